@@ -1,0 +1,130 @@
+"""The contract of every pretraining method and every transfer task.
+
+A task is a frozen dataclass that holds linen modules, each applied with its own parameter subtree.
+The trainer (`mimjax.train`) knows this file and nothing of any method; a method knows nothing of
+flags, files or devices. `prepare` does all that needs no gradient; `loss` never receives `ema` or
+`frozen`, so that no gradient can reach them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+PyTree = Any
+Batch = dict[str, Any]
+Key = jax.Array
+
+
+class ConfigError(ValueError):
+    """A wrong setting. The message names the config key or file, what was found, what is allowed.
+
+    Programs print it as one line without a traceback and exit with a code other than 0.
+    """
+
+
+class Clock(NamedTuple):
+    """All that a method knows about a run's length."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+    def epoch(self, step):
+        """The epoch (from 0) that `step` lies in; `step` may be traced."""
+        return step // self.steps_per_epoch
+
+    @property
+    def epochs(self) -> float:
+        return self.total_steps / self.steps_per_epoch
+
+
+class View(NamedTuple):
+    """One resized copy of the shared crop box, as the data pipeline delivers it (uint8 [b h w c]).
+
+    Attributes:
+      size: (height, width) in pixels.
+      resample: "bicubic" (antialiased, Pillow's), "bilinear" or "lanczos".
+    """
+
+    size: tuple[int, int]
+    resample: str = "bicubic"
+
+
+class LossOutput(NamedTuple):
+    """What `Task.loss` returns.
+
+    Attributes:
+      total: float32 scalar, the value that is minimised.
+      metrics: float32 scalars, logged under these very names ("loss/pixel", "lambda").
+      model_state: the new non-gradient state (BatchNorm statistics); {} for most methods.
+      preds: arrays that evaluators and pictures read; dead code inside the compiled train step.
+    """
+
+    total: jax.Array
+    metrics: dict[str, jax.Array]
+    model_state: PyTree = {}
+    preds: dict[str, jax.Array] = {}
+
+
+MaskFn = Callable[[random.Random], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Base class with defaults: most tasks have no EMA, nothing frozen and no second view."""
+
+    clock: Clock = Clock(1, 1)
+
+    @property
+    def views(self) -> dict[str, View]:
+        """What the data pipeline must put into the batch: "image", "target_image" for tokenizers."""
+        raise NotImplementedError(type(self).__name__)  # the base class is no task
+
+    @property
+    def mask_fn(self) -> MaskFn | None:
+        """Host-made masks (the official block samplers need Python's `random`).
+
+        Returns a function (random.Random) -> bool[n], True = masked; None when `prepare` makes
+        the mask on the device or the task needs none.
+        """
+        return None
+
+    def init(self, key: Key) -> tuple[PyTree, PyTree]:
+        """Parameters and model_state. Pretraining methods have `params["encoder"]`."""
+        raise NotImplementedError(type(self).__name__)
+
+    def init_frozen(self, key: Key) -> PyTree:
+        """Random frozen trees of the right shapes; `build.py` fills them from files."""
+        return {}
+
+    def fit_frozen(self, frozen: PyTree, sample: Callable[[int], np.ndarray]) -> PyTree:
+        """Frozen arrays estimated from data before step 0 (a PCA basis).
+
+        `sample(n)` gives uint8 [n h w c] crops of the training set, the same at every start.
+        """
+        return frozen
+
+    def init_ema(self, params: PyTree) -> PyTree:
+        """float32 copies (never aliases: the train step donates its state)."""
+        return {}
+
+    def update_ema(self, ema: PyTree, old: PyTree, new: PyTree, step) -> PyTree:
+        """Called after each optimizer update with the parameters before and after it."""
+        return ema
+
+    def prepare(
+        self, ema: PyTree, frozen: PyTree, batch: Batch, key: Key, step, train: bool
+    ) -> Batch:
+        """Everything that needs no gradient: normalised images, ids, targets, teachers' outputs."""
+        raise NotImplementedError(type(self).__name__)
+
+    def loss(
+        self, params: PyTree, model_state: PyTree, batch: Batch, key: Key, step, train: bool
+    ) -> LossOutput:
+        """The differentiated part, on a prepared (micro-)batch."""
+        raise NotImplementedError(type(self).__name__)
