@@ -1,0 +1,216 @@
+"""One random crop box, flip and color jitter per example, shared by all its views.
+
+torchvision's `RandomResizedCrop`, `RandomHorizontalFlip` and `ColorJitter` with Pillow's
+antialiased resize, as in the published pretraining code of MAE, BEiT, CAE and BootMAE. A tokenizer
+that needs a second size gets a second view of the same box (BEiT's "two pic" transform). No
+mixup, no normalization: those run on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from mimjax.task import ConfigError, View
+
+CROPS = ("random_resized", "fixed", "none")
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_JITTERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+
+class Params(NamedTuple):
+    """What was drawn for one example.
+
+    Attributes:
+      box: (left, top, right, bottom) in pixels of the source image; None = center crop.
+      flip: mirror left-right.
+      jitter: (number of the operation, factor) in the order of application: 0 = brightness,
+        1 = contrast, 2 = saturation.
+    """
+
+    box: tuple[int, int, int, int] | None
+    flip: bool
+    jitter: tuple[tuple[int, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """The training augmentation, and the center crop of evaluation.
+
+    Attributes:
+      crop: "random_resized"; "fixed" = the largest box of the view's shape at a random place
+        (short side resized to fit, then a random crop: MAE's ablation "fixed size"); "none" =
+        the center crop of evaluation.
+      scale: range of the box area relative to the image; MAE and BootMAE use (0.2, 1).
+      ratio: range of the box's width / height.
+      flip: probability of a left-right flip.
+      color_jitter: strength of brightness, contrast and saturation; BEiT and CAE use 0.4. Applied
+        to the whole image before the crop, as in the official transform.
+      eval_crop: side of the center crop relative to the resized image: 1 = the short side just
+        fits, 0.875 = the usual 224 out of 256.
+    """
+
+    crop: str = "random_resized"
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    color_jitter: float = 0.0
+    eval_crop: float = 1.0
+
+    def __post_init__(self):
+        # Configs hold lists; tuples keep the dataclass hashable and its repr stable.
+        object.__setattr__(self, "scale", tuple(self.scale))
+        object.__setattr__(self, "ratio", tuple(self.ratio))
+        _check("crop", self.crop, self.crop in CROPS, ", ".join(CROPS))
+        ok = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1
+        _check("scale", self.scale, ok, "two numbers with 0 < low <= high <= 1")
+        ok = len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1]
+        _check("ratio", self.ratio, ok, "two numbers with 0 < low <= high")
+        _check("flip", self.flip, 0 <= self.flip <= 1, "0 to 1")
+        _check("color_jitter", self.color_jitter, self.color_jitter >= 0, "0 or more")
+        _check("eval_crop", self.eval_crop, 0 < self.eval_crop <= 1, "0 < eval_crop <= 1")
+
+    def params(
+        self, size: tuple[int, int], views: dict[str, View], rng: np.random.Generator
+    ) -> Params:
+        """Draws one example's augmentation.
+
+        Args:
+          size: (height, width) of the source image.
+          views: the first one's shape is that of the box for crop "fixed".
+          rng: the example's own generator; always used in the same order.
+        """
+        box = None
+        if self.crop == "random_resized":
+            box = random_resized_box(size, self.scale, self.ratio, rng)
+        elif self.crop == "fixed":
+            box = fixed_box(size, next(iter(views.values())).size, rng)
+        flip = bool(rng.random() < self.flip)
+        jitter = ()
+        if self.color_jitter:
+            low, high = max(0.0, 1 - self.color_jitter), 1 + self.color_jitter
+            jitter = tuple((int(n), float(rng.uniform(low, high))) for n in rng.permutation(3))
+        return Params(box, flip, jitter)
+
+    def __call__(
+        self,
+        image: Image.Image,
+        views: dict[str, View],
+        rng: np.random.Generator,
+        train: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """All views of one image.
+
+        Args:
+          image: RGB.
+          views: name -> size and filter.
+          rng: unused where `train` is False.
+          train: False gives the center crop alone.
+
+        Returns:
+          name -> uint8 [h w 3].
+        """
+        params = Params(None, False, ())
+        if train:
+            params = self.params((image.height, image.width), views, rng)
+        for number, factor in params.jitter:
+            image = _JITTERS[number](image).enhance(factor)
+        if params.box is not None:
+            image = image.crop(params.box)
+        return {name: self._view(image, view, params) for name, view in views.items()}
+
+    def _view(self, image: Image.Image, view: View, params: Params) -> np.ndarray:
+        if view.resample not in FILTERS:
+            allowed = ", ".join(FILTERS)
+            raise ConfigError(f"view.resample: found {view.resample!r}; allowed: {allowed}")
+        height, width = view.size
+        if params.box is None:
+            image = center_crop(image, view, self.eval_crop)
+        else:
+            image = image.resize((width, height), FILTERS[view.resample])
+        if params.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.array(image)  # a copy: Pillow's own buffer is read-only
+
+
+def _check(name: str, value: object, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"data.augment.{name}: found {value!r}; allowed: {allowed}")
+
+
+def random_resized_box(
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """The box of torchvision's `RandomResizedCrop`: ten tries, then the center, ratio clamped.
+
+    Args:
+      size: (height, width) of the image.
+      scale: range of the area relative to the image, uniform.
+      ratio: range of width / height, log-uniform.
+      rng: source of randomness.
+
+    Returns:
+      (left, top, right, bottom), never empty.
+    """
+    height, width = size
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(height - h + 1))
+            left = int(rng.integers(width - w + 1))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = max(1, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        w = max(1, round(height * ratio[1]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def fixed_box(
+    size: tuple[int, int], shape: tuple[int, int], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """The largest box with the proportions of `shape`, at a random place.
+
+    `size` and `shape` are (height, width); the result is (left, top, right, bottom).
+    """
+    height, width = size
+    zoom = min(height / shape[0], width / shape[1])
+    h = min(height, max(1, round(shape[0] * zoom)))
+    w = min(width, max(1, round(shape[1] * zoom)))
+    top = int(rng.integers(height - h + 1))
+    left = int(rng.integers(width - w + 1))
+    return left, top, left + w, top + h
+
+
+def center_crop(image: Image.Image, view: View, eval_crop: float) -> Image.Image:
+    """Resize to side / eval_crop, then crop the center, as torchvision does, for any view shape.
+
+    The side that decides is the one that would else not cover the view; the other is truncated to
+    an integer, and the crop offset rounded half to even.
+    """
+    height, width = view.size
+    if height * image.width >= width * image.height:
+        h = int(height / eval_crop)
+        w = max(width, int(h * image.width / image.height))
+    else:
+        w = int(width / eval_crop)
+        h = max(height, int(w * image.height / image.width))
+    top, left = round((h - height) / 2), round((w - width) / 2)
+    if (w, h) != image.size:
+        image = image.resize((w, h), FILTERS[view.resample])
+    return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,228 @@
+"""The batch of a step as a pure function of (seed, step, data).
+
+No iterator state exists, so a restart needs the step number alone, and any number of hosts or
+workers gives the same global batch: row r of step s is one fixed example with one fixed
+augmentation and mask. Prefetching is in `prefetch.py`. Batches are numpy on the host; putting them
+on devices is the trainer's work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mimjax.data.augment import Augment
+from mimjax.data.images import fingerprint
+from mimjax.data.prefetch import NumpyBatch, Prefetched, prefetched
+from mimjax.data.sources import Source
+from mimjax.rng import example_seed
+from mimjax.task import ConfigError, MaskFn, View
+
+
+@dataclasses.dataclass
+class Pipeline:
+    """Shuffled, augmented batches of a source.
+
+    Attributes:
+      source: the images.
+      views: name in the batch -> size and filter.
+      augment: crop, flip, color.
+      mask_fn: makes the mask of one example on the host, or None.
+      batch_size: rows of the global batch, over all hosts.
+      seed: the run's seed.
+      train: False = order of the source and center crops.
+    """
+
+    source: Source
+    views: dict[str, View]
+    augment: Augment
+    mask_fn: MaskFn | None
+    batch_size: int
+    seed: int
+    train: bool = True
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size: found {self.batch_size}; allowed: 1 or more")
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_orders": {}}  # workers make their own permutations
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches per epoch; the remainder is dropped, and differs from epoch to epoch.
+
+        Raises:
+          ConfigError: the source has less than one batch.
+        """
+        if len(self.source) < self.batch_size:
+            raise ConfigError(
+                f"batch_size: found {self.batch_size}, but source {self.source.name!r} has "
+                f"{len(self.source)} images; allowed: 1 to {len(self.source)}"
+            )
+        return len(self.source) // self.batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change when a step would mean other data (the seed left out)."""
+        views = sorted((name, tuple(v.size), v.resample) for name, v in self.views.items())
+        parts = [self.source.fingerprint, views, self.augment, self.batch_size, self.train]
+        return fingerprint(parts)
+
+    def batch(self, step: int, rows: slice | None = None) -> NumpyBatch:
+        """Rows of the global batch of `step`, made here and now.
+
+        Args:
+          step: from 0, without end.
+          rows: which rows (a host's share); None = all.
+
+        Returns:
+          Every view uint8 [b h w 3]; `label` int32 [b], -1 = none; `index` int32 [b], the place
+          in the source; `mask` bool [b n] where there is a `mask_fn`.
+        """
+        epoch, within = divmod(step, self.steps_per_epoch)
+        start, stop = self._bounds(rows)
+        order = self._order(epoch)
+        first = within * self.batch_size
+        indices = order[first + start : first + stop]
+        return _stack([self._example(epoch, int(index)) for index in indices])
+
+    def iterate(
+        self,
+        start_step: int,
+        stop_step: int,
+        *,
+        rows: slice | None = None,
+        workers: int = 0,
+        threads: int | None = None,
+        prefetch: int = 2,
+    ) -> Prefetched:
+        """`batch(step, rows)` for start_step <= step < stop_step, made ahead of time.
+
+        The batches are the same for all values of the other arguments, which are those of
+        `prefetch.prefetched`. Close the result.
+        """
+        self.steps_per_epoch  # noqa: B018  fail here and not in a worker
+        return prefetched(
+            self.batch,
+            range(start_step, stop_step),
+            slice(*self._bounds(rows)),
+            workers=workers,
+            threads=threads,
+            prefetch=prefetch,
+        )
+
+    def _bounds(self, rows: slice | None) -> tuple[int, int]:
+        start, stop, stride = (rows or slice(None)).indices(self.batch_size)
+        if stride != 1 or stop <= start:
+            raise ValueError(f"rows {rows}: a non-empty slice of {self.batch_size} rows, stride 1")
+        return start, stop
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if not self.train:
+            return np.arange(len(self.source))
+        order = self._orders.get(epoch)
+        if order is None:
+            bits = np.random.Philox(np.random.SeedSequence([self.seed, epoch]))
+            order = np.random.Generator(bits).permutation(len(self.source))
+            # Two epochs are kept: around an epoch's end, threads need both. A new dict and not
+            # an update, since other threads may be reading the old one.
+            kept = {e: o for e, o in self._orders.items() if abs(e - epoch) == 1}
+            self._orders = {**kept, epoch: order}
+        return order
+
+    def _example(self, epoch: int, index: int) -> NumpyBatch:
+        rng = np.random.default_rng(example_seed(self.seed, epoch, index, "augment"))
+        mask_seed = example_seed(self.seed, epoch, index, "mask")
+        example = self.augment(self.source.image(index), self.views, rng, self.train)
+        return _finish(example, self.source, index, self.mask_fn, mask_seed)
+
+
+def eval_batches(
+    source: Source,
+    views: dict[str, View],
+    batch_size: int,
+    mask_fn: MaskFn | None,
+    seed: int,
+    *,
+    augment: Augment | None = None,
+    rows: slice | None = None,
+    workers: int = 0,
+    threads: int | None = None,
+    prefetch: int = 2,
+) -> Prefetched:
+    """Every image of a source once, center-cropped, the same at every call.
+
+    Args:
+      source: the images.
+      views: name in the batch -> size and filter.
+      batch_size: rows of the global batch; the last batch repeats the last image to fill it.
+      mask_fn: makes one fixed mask per example, or None.
+      seed: the run's seed, for the masks only.
+      augment: its `eval_crop` is used; None = 1.
+      rows: which rows of each global batch (a host's share); None = all.
+      workers: see `prefetch.prefetched`, as for `threads` and `prefetch`.
+
+    Returns:
+      Iterator of batches as `Pipeline.batch` makes them, plus `weight` float32 [b], 0 for the
+      rows that only fill the last batch. Close it if it is not read to the end.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"eval batch_size: found {batch_size}; allowed: 1 or more")
+    start, stop, _ = (rows or slice(None)).indices(batch_size)
+    maker = _EvalMaker(source, views, batch_size, mask_fn, seed, augment or Augment())
+    num_steps = -(-len(source) // batch_size)
+    return prefetched(
+        maker,
+        range(num_steps),
+        slice(start, stop),
+        workers=workers,
+        threads=threads,
+        prefetch=prefetch,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalMaker:
+    """(step, rows) -> batch; a class and no closure, so that it pickles by reference."""
+
+    source: Source
+    views: dict[str, View]
+    batch_size: int
+    mask_fn: MaskFn | None
+    seed: int
+    augment: Augment
+
+    def __call__(self, step: int, rows: slice) -> NumpyBatch:
+        return _stack(list(self._examples(step, rows)))
+
+    def _examples(self, step: int, rows: slice) -> Iterator[NumpyBatch]:
+        unused = np.random.default_rng(0)
+        last = len(self.source) - 1
+        for row in range(rows.start, rows.stop):
+            number = step * self.batch_size + row
+            index = min(number, last)
+            example = self.augment(self.source.image(index), self.views, unused, train=False)
+            mask_seed = example_seed(self.seed, 0, index, "eval_mask")
+            example = _finish(example, self.source, index, self.mask_fn, mask_seed)
+            yield {**example, "weight": np.float32(number <= last)}
+
+
+def _finish(
+    example: NumpyBatch, source: Source, index: int, mask_fn: MaskFn | None, mask_seed: int
+) -> NumpyBatch:
+    """Adds to the views what all batches have."""
+    example["label"] = np.int32(source.label(index))
+    example["index"] = np.int32(index)
+    if mask_fn is not None:
+        example["mask"] = np.asarray(mask_fn(random.Random(mask_seed)), dtype=bool)
+    return example
+
+
+def _stack(examples: list[NumpyBatch]) -> NumpyBatch:
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}

@@ -1,0 +1,131 @@
+"""Batches made ahead of time, in threads or worker processes: the only user of Grain.
+
+Grain counts pieces of steps and calls a pure function for each; no randomness and no state of the
+data lie in it, so the stream does not depend on workers, threads or buffers. A batch is made in
+pieces so that all workers share the work of the first batch too, and put together by one thread
+in the background.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+NumpyBatch = dict[str, np.ndarray]
+PIECE_ROWS = 32  # small enough to share a batch among many workers, large enough to hide overheads
+
+
+class Prefetched(Iterator[NumpyBatch]):
+    """Iterator over finished batches; `close` it, or use it in a `with` block."""
+
+    def __init__(self, iterator: grain.DatasetIterator):
+        self._iterator = iterator
+        self._closed = False
+
+    def __iter__(self) -> Prefetched:
+        return self
+
+    def __next__(self) -> NumpyBatch:
+        if self._closed:
+            raise StopIteration
+        try:
+            return next(self._iterator)
+        except BaseException:
+            # Also at the end and after Ctrl-C: no worker may outlive the iteration.
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends threads and worker processes; may be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._iterator.close()
+
+    def __enter__(self) -> Prefetched:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class _Pieces:
+    """Piece number -> its part of a step's batch. A class, so that it pickles by reference."""
+
+    def __init__(self, make: Callable[[int, slice], NumpyBatch], rows: slice, pieces: int):
+        self.make, self.rows, self.pieces = make, rows, pieces
+
+    def __call__(self, number: int) -> NumpyBatch:
+        step, piece = divmod(int(number), self.pieces)
+        size = self.rows.stop - self.rows.start
+        start = self.rows.start + piece * size // self.pieces
+        stop = self.rows.start + (piece + 1) * size // self.pieces
+        return self.make(step, slice(start, stop))
+
+
+def _concatenate(parts: Sequence[NumpyBatch]) -> NumpyBatch:
+    # `asarray` turns Grain's shared memory arrays, which live as long as the block, into copies.
+    return {key: np.concatenate([np.asarray(part[key]) for part in parts]) for key in parts[0]}
+
+
+def _start_worker(worker: int, num_workers: int) -> None:
+    """Runs once in each worker process."""
+    del worker, num_workers
+    # A worker that grabbed the accelerator by accident would take it away from the trainer.
+    jax.config.update("jax_platforms", "cpu")
+    # A parent killed with -9 ends nobody; without this its workers would wait forever.
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    import multiprocessing
+    from multiprocessing import connection
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def prefetched(
+    make: Callable[[int, slice], NumpyBatch],
+    steps: range,
+    rows: slice,
+    *,
+    workers: int = 0,
+    threads: int | None = None,
+    prefetch: int = 2,
+) -> Prefetched:
+    """The batches `make(step, rows)` for all `steps`, in order, made ahead of time.
+
+    Args:
+      make: pure function (step, rows) -> arrays with one entry per row; pickled for workers.
+      steps: consecutive steps.
+      rows: which rows of a batch are made here.
+      workers: number of worker processes; 0 = threads of this process. Worker processes import
+        the main module again, which therefore must have an `if __name__ == "__main__"` guard.
+      threads: threads where `workers` is 0; None = one per core, at most 16.
+      prefetch: how many batches are made ahead.
+    """
+    threads = threads or min(16, os.cpu_count() or 1)
+    prefetch = max(1, prefetch)
+    pieces = max(1, -(-(rows.stop - rows.start) // PIECE_ROWS))
+    ahead = prefetch * pieces
+    data = grain.MapDataset.range(steps.start * pieces, steps.stop * pieces)
+    data = data.map(_Pieces(make, rows, pieces))
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads its own flags, and defaults will do
+        data = data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        options = grain.MultiprocessingOptions(workers, max(1, -(-ahead // workers)))
+        data = data.mp_prefetch(options, worker_init_fn=_start_worker)
+    else:
+        data = data.to_iter_dataset(grain.ReadOptions(threads, max(threads, ahead)))
+    data = data.batch(pieces, drop_remainder=True, batch_fn=_concatenate)
+    data = grain.experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=1)
+    return Prefetched(iter(data))
