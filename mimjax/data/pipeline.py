@@ -210,19 +210,20 @@ class _EvalMaker:
             example = self.augment(self.source.image(index), self.views, unused, train=False)
             mask_seed = example_seed(self.seed, 0, index, "eval_mask")
             example = _finish(example, self.source, index, self.mask_fn, mask_seed)
-            yield {**example, "weight": np.float32(number <= last)}
+            yield {**example, "weight": np.asarray(number <= last, np.float32)}
 
 
 def _finish(
     example: NumpyBatch, source: Source, index: int, mask_fn: MaskFn | None, mask_seed: int
 ) -> NumpyBatch:
     """Adds to the views what all batches have."""
-    example["label"] = np.int32(source.label(index))
-    example["index"] = np.int32(index)
+    example["label"] = np.asarray(source.label(index), np.int32)
+    example["index"] = np.asarray(index, np.int32)
     if mask_fn is not None:
         example["mask"] = np.asarray(mask_fn(random.Random(mask_seed)), dtype=bool)
     return example
 
 
 def _stack(examples: list[NumpyBatch]) -> NumpyBatch:
-    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+    # Sorted, as the keys come back from worker processes.
+    return {key: np.stack([example[key] for example in examples]) for key in sorted(examples[0])}

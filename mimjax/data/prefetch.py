@@ -8,9 +8,13 @@ in the background.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection
 
 import grain
 import jax
@@ -25,17 +29,19 @@ class Prefetched(Iterator[NumpyBatch]):
     """Iterator over finished batches; `close` it, or use it in a `with` block."""
 
     def __init__(self, iterator: grain.DatasetIterator):
-        self._iterator = iterator
-        self._closed = False
+        # The list is the only holder of Grain's iterator. So it can be closed and dropped when this
+        # object goes or the interpreter ends, before the modules that its `__del__` needs are gone.
+        self._holder = [iterator]
+        self._finalizer = weakref.finalize(self, _close_held, self._holder)
 
     def __iter__(self) -> Prefetched:
         return self
 
     def __next__(self) -> NumpyBatch:
-        if self._closed:
+        if not self._holder:
             raise StopIteration
         try:
-            return next(self._iterator)
+            return next(self._holder[0])
         except BaseException:
             # Also at the end and after Ctrl-C: no worker may outlive the iteration.
             self.close()
@@ -43,15 +49,18 @@ class Prefetched(Iterator[NumpyBatch]):
 
     def close(self) -> None:
         """Ends threads and worker processes; may be called twice."""
-        if not self._closed:
-            self._closed = True
-            self._iterator.close()
+        self._finalizer()
 
     def __enter__(self) -> Prefetched:
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _close_held(holder: list[grain.DatasetIterator]) -> None:
+    while holder:
+        holder.pop().close()
 
 
 class _Pieces:
@@ -70,7 +79,8 @@ class _Pieces:
 
 def _concatenate(parts: Sequence[NumpyBatch]) -> NumpyBatch:
     # `asarray` turns Grain's shared memory arrays, which live as long as the block, into copies.
-    return {key: np.concatenate([np.asarray(part[key]) for part in parts]) for key in parts[0]}
+    keys = sorted(parts[0])
+    return {key: np.concatenate([np.asarray(part[key]) for part in parts]) for key in keys}
 
 
 def _start_worker(worker: int, num_workers: int) -> None:
@@ -78,14 +88,15 @@ def _start_worker(worker: int, num_workers: int) -> None:
     del worker, num_workers
     # A worker that grabbed the accelerator by accident would take it away from the trainer.
     jax.config.update("jax_platforms", "cpu")
+    # Ctrl-C and preemption reach the whole process group, but the parent decides when to stop: it
+    # may need more batches while it saves.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # A parent killed with -9 ends nobody; without this its workers would wait forever.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    import multiprocessing
-    from multiprocessing import connection
-
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
