@@ -9,23 +9,20 @@ flags, files or devices. `prepare` does all that needs no gradient; `loss` never
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from mimjax.errors import ConfigError
+from mimjax.masking import MaskFn
+
+__all__ = ["Batch", "Clock", "ConfigError", "Key", "LossOutput", "MaskFn", "PyTree", "Task", "View"]
+
 PyTree = Any
 Batch = dict[str, Any]
 Key = jax.Array
-
-
-class ConfigError(ValueError):
-    """A wrong setting. The message names the config key or file, what was found, what is allowed.
-
-    Programs print it as one line without a traceback and exit with a code other than 0.
-    """
 
 
 class Clock(NamedTuple):
@@ -69,9 +66,6 @@ class LossOutput(NamedTuple):
     metrics: dict[str, jax.Array]
     model_state: PyTree = {}
     preds: dict[str, jax.Array] = {}
-
-
-MaskFn = Callable[[random.Random], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,11 @@ import pickle
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from mimjax.data import make_source
-from mimjax.data.folder import hash_split
+from mimjax.data.folder import _list_remote, hash_split, list_images
 from mimjax.data.images import decode
 from mimjax.data.photos import PICTURES, TRAIN_WIDTH
 from mimjax.task import ConfigError
@@ -329,3 +330,11 @@ def test_empty_folder(tmp_path):
     assert len(make_source("folder", "train", path=str(tmp_path))) == 1
     with pytest.raises(ConfigError, match=r"^data.path: found no image for split 'test'.*1 in all"):
         make_source("folder", "test", path=str(tmp_path))
+
+
+def test_remote_listing_equals_the_local_one(tree):
+    """The gs:// branch, on a local path: the same files, sizes and order."""
+    found = []
+    _list_remote(epath.Path(tree), "", found)
+    assert sorted(found) == list_images(str(tree))
+    assert len(found) == 27

@@ -1,0 +1,1 @@
+"""Configurations: one file per method; `get_config(arg)` returns a locked ConfigDict."""

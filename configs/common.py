@@ -1,0 +1,114 @@
+"""What all configurations share: the run's sections, argument parsing, the two demos.
+
+A config holds every setting of every dataclass it configures, so that each can be overridden on
+the command line and a mistyped key is an error.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mimjax.build import section
+from mimjax.data.augment import Augment
+from mimjax.errors import ConfigError
+from mimjax.models.vit import SIZES
+from mimjax.train.optim import OptimizerConfig
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+    """`size=l,demo` with typed defaults; a bare name means True.
+
+    Raises:
+      ConfigError: an unknown name or a value of another type.
+    """
+    values = dict(defaults)
+    for part in filter(None, (arg or "").split(",")):
+        name, _, text = part.partition("=")
+        if name not in defaults:
+            raise ConfigError(
+                f"config argument {name!r}: unknown; allowed: {', '.join(sorted(defaults))}"
+            )
+        old = defaults[name]
+        try:
+            value = old if isinstance(old, str) else ast.literal_eval(text or "True")
+        except (ValueError, SyntaxError):
+            value = text
+        value = text if isinstance(old, str) else value
+        if type(value) is not type(old):
+            raise ConfigError(f"config argument {name}={text!r}: no {type(old).__name__}")
+        values[name] = value
+    return ConfigDict(values)
+
+
+def encoder_size(size: str, res: int) -> dict[str, Any]:
+    """Width, depth, heads, patch and image size of a published size."""
+    if size not in SIZES:
+        raise ConfigError(f"config argument size={size!r}; allowed: {', '.join(SIZES)}")
+    width, depth, heads, patch = SIZES[size]
+    return {
+        "width": width,
+        "depth": depth,
+        "heads": heads,
+        "patch": patch,
+        "image_size": (res, res),
+    }
+
+
+def base() -> ConfigDict:
+    """Everything but the task: data, optimizer, mesh, logging, evaluation."""
+    c = ConfigDict()
+    c.task = ""
+    c.seed = 0
+    c.dtype = "auto"  # bfloat16 compute on accelerators, float32 on CPU
+    c.batch_size = 4096  # effective: over all devices and accumulation steps
+    c.accum = 1  # micro-batches per update
+    c.epochs = 800.0
+    c.steps = 0  # above 0 it replaces epochs
+    c.init_from = ""  # weights only: a workdir, .safetensors or .pth
+    c.resume = ""  # a whole state: another workdir
+    c.method = ConfigDict()
+    c.teacher = ConfigDict({"path": ""})  # frozen weights that a method reads
+    c.optimizer = section(OptimizerConfig())
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    c.sharding = ((".*", "fsdp"),)  # what it means is decided by mesh.fsdp; 1 = replicated
+    c.data = ConfigDict()
+    c.data.source = "folder"
+    c.data.path = ""
+    c.data.options = ConfigDict()  # of the source, see mimjax/data/sources.py
+    c.data.augment = section(Augment())
+    c.data.workers = 0  # processes; 0 = threads in this one
+    c.data.threads = 8
+    c.log_every = 50
+    c.checkpoint_every = 2000
+    c.keep_checkpoints = 2
+    c.eval = ConfigDict()
+    c.eval.every = 0  # steps; 0 = at the end only
+    c.eval.probes = False  # k-NN and linear probe, for a labeled source
+    c.eval.error = True  # held-out masked error beside naive predictors
+    c.eval.pictures = 8  # images in a reconstruction picture; 0 = none
+    c.eval.batch_size = 0  # 0 = batch_size
+    c.eval.max_images = 2000  # per split, for each evaluator
+    return c
+
+
+def demo(c: ConfigDict, data: str) -> None:
+    """A run that a laptop CPU finishes in minutes; no published recipe stands behind it."""
+    c.batch_size = 128
+    c.optimizer.warmup_epochs = 0.0
+    c.log_every = 20
+    c.keep_checkpoints = 2
+    c.eval.batch_size = 256
+    c.data.source = data
+    if data == "digits":
+        c.eval.probes = True
+        c.data.augment.flip = 0.0  # a mirrored digit is another shape
+
+
+DEMO_ENCODER = {
+    "digits": {"width": 96, "depth": 4, "heads": 4, "patch": 2, "image_size": (8, 8)},
+    "photos": {"width": 192, "depth": 6, "heads": 6, "patch": 8, "image_size": (64, 64)},
+}
+DEMO_STEPS = {"digits": 1500, "photos": 1500}

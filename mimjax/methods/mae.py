@@ -1,0 +1,169 @@
+"""MAE: masked autoencoders (He et al. 2022) - an encoder on visible patches, pixels as targets.
+
+Defaults follow the official code at ViT-B/16. Options: pixel normalization, PCA coefficients or
+the features of a frozen encoder as targets (slides' ablation d; BootMAE Tables 3 and 9), mask
+tokens inside the encoder (ablation c), every mask sampler (ablation f). The official code embeds
+all patches and gathers afterwards; here the visible patches are gathered first: the same function.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from mimjax import checks
+from mimjax.losses import masked_mse, patch_mse, standardize
+from mimjax.masking import Masking, MaskFn, gather, split
+from mimjax.models.decoders import MAEDecoder
+from mimjax.models.vit import ViT, patchify
+from mimjax.rng import named
+from mimjax.targets import pixels
+from mimjax.task import Batch, Key, LossOutput, PyTree, Task, View
+
+TARGETS = ("pixels", "pca", "features")
+
+
+@dataclasses.dataclass(frozen=True)
+class MAE(Task):
+    """Masked autoencoder.
+
+    Attributes:
+      encoder, decoder: networks; the decoder's output width and grid are derived.
+      masking: random 75 % (paper section 3).
+      target: "pixels"; "pca" = leading coefficients of a patch PCA; "features" = last block of a
+        frozen encoder (`config.teacher.path`) on the full image, as BootMAE's Tables 3 and 9.
+      pixel_norm: "mae" (the published recipe), "channel" (BootMAE's) or "none" (the code's flag
+        default).
+      pca_components: 96 in the MAE paper.
+      mean, std: ImageNet's, as MAE's code.
+    """
+
+    encoder: ViT = ViT()
+    decoder: MAEDecoder = MAEDecoder()
+    masking: Masking = Masking()
+    target: str = "pixels"
+    pixel_norm: str = "mae"
+    pca_components: int = 96
+    mean: tuple[float, ...] = pixels.IMAGENET_MEAN
+    std: tuple[float, ...] = pixels.IMAGENET_STD
+
+    def __post_init__(self):
+        checks.encoder("method.encoder", self.encoder)
+        checks.heads("method.decoder", self.decoder)
+        checks.choice("method.target", self.target, TARGETS)
+        checks.choice("method.pixel_norm", self.pixel_norm, pixels.PATCH_NORMS)
+        if self.target == "pca" and not 0 < self.pca_components <= self.patch_dim:
+            raise checks.ConfigError(
+                f"method.pca_components: {self.pca_components}; allowed: 1 to {self.patch_dim}"
+            )
+        decoder = self.decoder.clone(
+            out={
+                "pixels": self.patch_dim,
+                "pca": self.pca_components,
+                "features": self.encoder.width,
+            }[self.target],
+            grid=self.encoder.grid,
+            mask_tokens=not self.encoder.use_mask_token,
+        )
+        object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass
+        _ = self.num_masked  # raises for a ratio that leaves nothing
+
+    @property
+    def patch_dim(self) -> int:
+        return self.encoder.patch**2 * len(self.mean)
+
+    @property
+    def num_masked(self) -> int:
+        return self.masking.num_masked(self.encoder.grid)
+
+    @property
+    def views(self) -> dict[str, View]:
+        return {"image": View(self.encoder.image_size)}
+
+    @property
+    def mask_fn(self) -> MaskFn:
+        return self.masking.sampler(self.encoder.grid)
+
+    def init(self, key: Key) -> tuple[PyTree, PyTree]:
+        images = jnp.zeros((1, *self.encoder.image_size, len(self.mean)))
+        order = jnp.arange(self.encoder.num_patches)[None]
+        ids_v, ids_m = order[:, : -self.num_masked], order[:, -self.num_masked :]
+        ids = None if self.encoder.use_mask_token else ids_v
+        f, encoder = self.encoder.init_with_output(named(key, "encoder"), images, ids)
+        decoder = self.decoder.init(named(key, "decoder"), f.tokens, ids_v, ids_m)
+        return {"encoder": encoder["params"], "decoder": decoder["params"]}, {}
+
+    def init_frozen(self, key: Key) -> PyTree:
+        if self.target == "pca":
+            shape = self.patch_dim, self.pca_components
+            return {"pca": {"mean": jnp.zeros(shape[:1]), "basis": jnp.zeros(shape)}}
+        if self.target == "features":
+            images = jnp.zeros((1, *self.encoder.image_size, len(self.mean)))
+            return {"teacher": self.encoder.init(key, images)["params"]}
+        return {}
+
+    def fit_frozen(self, frozen: PyTree, sample: Callable[[int], np.ndarray]) -> PyTree:
+        if self.target != "pca":
+            return frozen
+        images = pixels.normalize(jnp.asarray(sample(512)), self.mean, self.std)
+        patches = np.asarray(patchify(images, self.encoder.patch)).reshape(-1, self.patch_dim)
+        return {"pca": pixels.pca_basis(patches, self.pca_components)}
+
+    def prepare(
+        self, ema: PyTree, frozen: PyTree, batch: Batch, key: Key, step, train: bool
+    ) -> Batch:
+        images = pixels.normalize(batch["image"], self.mean, self.std)
+        ids_v, ids_m = split(batch["mask"], self.num_masked)
+        target = self.targets(frozen, images)
+        return {
+            "image": images,
+            "mask": batch["mask"],
+            "ids_v": ids_v,
+            "ids_m": ids_m,
+            "target": gather(target, ids_m),
+            # what naive predictors may read; dead code in the train step
+            "visible_target": gather(target, ids_v),
+        }
+
+    def targets(self, frozen: PyTree, images):
+        """Target of every patch, float32 [b n d]."""
+        patches = patchify(images, self.encoder.patch)
+        if self.target == "pca":
+            return (patches - frozen["pca"]["mean"]) @ frozen["pca"]["basis"]
+        if self.target == "features":
+            f = self.encoder.apply({"params": frozen["teacher"]}, images)
+            return standardize(f.read("all", layer=-1)[:, f.num_prefix :])
+        return pixels.normalize_patches(patches, self.pixel_norm, len(self.mean))
+
+    def predict(self, params: PyTree, batch: Batch, key: Key, train: bool, all_patches=False):
+        """Predictions float32 [b m d] for ids_m (with all_patches [b n d] for [ids_v, ids_m])."""
+        ids_v, ids_m, mask = batch["ids_v"], batch["ids_m"], self.encoder.use_mask_token
+        f = self.encoder.apply(
+            {"params": params["encoder"]},
+            batch["image"],
+            None if mask else ids_v,
+            batch["mask"] if mask else None,
+            train,
+            rngs={"drop_path": key},
+        )
+        tokens = f.tokens
+        if mask:  # all tokens come out of the encoder: bring them into the decoder's order
+            order = jnp.concatenate([ids_v, ids_m], axis=1)
+            tokens = jnp.concatenate([tokens[:, :1], gather(tokens[:, 1:], order)], axis=1)
+        pred = self.decoder.apply({"params": params["decoder"]}, tokens, ids_v, ids_m, all_patches)
+        return pred.astype(jnp.float32)
+
+    def loss(
+        self, params: PyTree, model_state: PyTree, batch: Batch, key: Key, step, train: bool
+    ) -> LossOutput:
+        pred = self.predict(params, batch, key, train)
+        loss = masked_mse(pred, batch["target"])
+        error = patch_mse(pred, batch["target"]).mean(-1)
+        return LossOutput(
+            loss,
+            {f"loss/{self.target}": loss},
+            preds={"pred": pred, "target": batch["target"], "error": error},
+        )

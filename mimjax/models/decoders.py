@@ -1,0 +1,157 @@
+"""Decoders of MAE and BootMAE: from visible latents to predictions for the masked patches.
+
+Tokens stand in the order [CLS, visible, masked] and carry their positions explicitly; attention
+does not depend on order, so nothing is ever scattered back into raster order.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mimjax.models.layers import (
+    Block,
+    Dtype,
+    clipped_normal,
+    dense,
+    layer_norm,
+    torch_uniform,
+)
+from mimjax.models.vit import sincos_table
+
+
+def positions(grid: tuple[int, int], width: int, order: str, ids) -> Float[Array, "b k d"]:
+    """Rows `ids` of the fixed position table."""
+    return jnp.asarray(sincos_table(grid, width, order))[ids]
+
+
+class PixelHead(nn.Module):
+    """Linear map to a patch whose bias is shared per color channel.
+
+    Equals BootMAE's transposed convolution with kernel = stride = patch; kept at PyTorch's default
+    init, U(+-1/sqrt(channels * patch^2)).
+    """
+
+    features: int
+    channels: int = 3
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        init = torch_uniform(self.features)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias = self.param("bias", init, (self.channels,))
+        bias = jnp.tile(bias, self.features // self.channels)  # (row, column, channel) order
+        return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+
+
+class MAEDecoder(nn.Module):
+    """MAE's decoder (section 3): mask tokens, positions on every token, plain blocks, linear head.
+
+    Attributes:
+      width, depth, heads: 512, 8, 16 for all encoder sizes.
+      out, grid, mask_tokens: derived by the method. Without `mask_tokens` the encoder has already
+        put tokens at the masked places (ablation c).
+    """
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+    out: int = 0
+    grid: tuple[int, int] = (0, 0)
+    mask_tokens: bool = True
+    pos_embed: str = "sincos_xy"
+    bias: str = "full"
+    init_scheme: str = "mae"
+    dtype: Dtype = jnp.float32
+
+    DERIVED = ("out", "grid", "mask_tokens")
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Float[Array, "b t d"],
+        ids_v: Int[Array, "b v"],
+        ids_m: Int[Array, "b m"],
+        all_patches: bool = False,
+    ) -> Float[Array, "b k o"]:
+        """Predictions for `ids_m` (or, with all_patches, for [ids_v, ids_m] in that order).
+
+        Args:
+          tokens: encoder output, CLS first: 1 + v tokens, or 1 + v + m without `mask_tokens`.
+        """
+        x = dense(self.width, "embed", self.dtype)(tokens)
+        if self.mask_tokens:
+            token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
+            token = jnp.broadcast_to(token.astype(x.dtype), (*ids_m.shape, self.width))
+            x = jnp.concatenate([x, token], axis=1)
+        ids = jnp.concatenate([ids_v, ids_m], axis=1)
+        pos = positions(self.grid, self.width, self.pos_embed.removeprefix("sincos_"), ids)
+        x = x + jnp.pad(pos, ((0, 0), (1, 0), (0, 0))).astype(x.dtype)  # zeros for CLS
+        for i in range(self.depth):
+            block = Block(
+                self.heads, self.bias, self.init_scheme, dtype=self.dtype, name=f"block_{i:02d}"
+            )
+            x = block(x)
+        x = x[:, 1:] if all_patches else x[:, 1 + ids_v.shape[1] :]
+        x = layer_norm("norm", self.dtype)(x)
+        return dense(self.out, "head", self.dtype)(x)
+
+
+class InjectedDecoder(nn.Module):
+    """BootMAE's regressor and predictor (sections 3.3, 3.4; appendix A).
+
+    Own mask token; positions on mask tokens only; each block cross-attends to an encoder layer.
+
+    Attributes:
+      width: 512 for pixels, the encoder's width for features (0 = the encoder's width).
+      depth: 2 in both branches.
+      heads: 0 = the encoder's heads, as in the code (floor division of the width).
+      inject: whether the blocks have a cross-attention (paper Table 2).
+      out, grid, pixel_head: derived by the method; a pixel head shares its bias per channel.
+    """
+
+    width: int = 0
+    depth: int = 2
+    heads: int = 0
+    inject: bool = True
+    out: int = 0
+    grid: tuple[int, int] = (0, 0)
+    pixel_head: bool = False
+    pos_embed: str = "sincos_yx"
+    bias: str = "qv"
+    init_scheme: str = "bootmae"
+    dtype: Dtype = jnp.float32
+
+    DERIVED = ("out", "grid", "pixel_head")
+
+    @nn.compact
+    def __call__(
+        self,
+        latents: Float[Array, "b t d"],
+        context: Float[Array, "b t d"],
+        ids_v: Int[Array, "b v"],
+        ids_m: Int[Array, "b m"],
+        all_patches: bool = False,
+    ) -> Float[Array, "b k o"]:
+        """Predictions for `ids_m` (or, with all_patches, for [ids_v, ids_m] in that order).
+
+        Args:
+          latents: encoder output after the final norm, CLS first, 1 + v tokens.
+          context: output of the injected encoder block, same shape.
+        """
+        x = dense(self.width, "down", self.dtype)(latents)
+        token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width))
+        pos = positions(self.grid, self.width, self.pos_embed.removeprefix("sincos_"), ids_m)
+        x = jnp.concatenate([x, (token + pos).astype(x.dtype)], axis=1)
+        for i in range(self.depth):
+            block = Block(
+                self.heads, self.bias, self.init_scheme, dtype=self.dtype, name=f"block_{i:02d}"
+            )
+            x = block(x, context if self.inject else None)
+        x = x[:, 1:] if all_patches else x[:, 1 + ids_v.shape[1] :]
+        x = layer_norm("norm", self.dtype)(x)
+        if self.pixel_head:
+            return PixelHead(self.out, dtype=self.dtype, name="head")(x)
+        return dense(self.out, "head", self.dtype)(x)

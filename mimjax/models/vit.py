@@ -1,0 +1,176 @@
+"""The plain vision transformer encoder and its published sizes.
+
+Reads either all patches or the visible ones; keeps every block's output, because methods, probes
+and pictures read inner layers (unread ones are dead code to the compiler).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+from mimjax.masking import gather
+from mimjax.models.layers import (
+    Block,
+    Dtype,
+    layer_norm,
+    torch_uniform,
+    xavier_uniform,
+)
+
+# width, depth, heads, patch. B and L: both papers. H: MAE (patch 14). Ti and S: DeiT's sizes, for
+# which neither MAE nor BootMAE published a configuration.
+SIZES = {
+    "ti": (192, 12, 3, 16),
+    "s": (384, 12, 6, 16),
+    "b": (768, 12, 12, 16),
+    "l": (1024, 24, 16, 16),
+    "h": (1280, 32, 16, 14),
+}
+
+
+def sincos_table(grid: tuple[int, int], width: int, order: str) -> np.ndarray:
+    """Fixed 2-D sine-cosine positions, float32 [n width], computed in float64.
+
+    Channel quarters are [sin, cos] of the first coordinate, then of the second. `order` names the
+    first: "xy" = column first (MAE), "yx" = row first (BootMAE); the tables are transposes.
+    """
+    rate = 10000.0 ** -(np.arange(width // 4, dtype=np.float64) / (width // 4))
+    y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    first, second = (x, y) if order == "xy" else (y, x)
+    parts = [f(c[:, None] * rate) for c in (first, second) for f in (np.sin, np.cos)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def patchify(images: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n d"]:
+    """Images to flat patches in raster order; inside a patch (row, column, channel)."""
+    return rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)
+
+
+class Features(NamedTuple):
+    """What an encoder returns.
+
+    Attributes:
+      tokens: [b p+n d] after the final norm, prefix (CLS) first.
+      blocks: each block's raw output, [b p+n d].
+      num_prefix: number of prefix tokens; 1 = CLS, 0 = none.
+    """
+
+    tokens: jax.Array
+    blocks: tuple[jax.Array, ...]
+    num_prefix: int
+
+    def read(self, pool: str = "mean", layer: int | None = None) -> jax.Array:
+        """The one reader of probes, pictures and export.
+
+        Args:
+          pool: "cls" or "mean" ([b d]), or "all" ([b p+n d]).
+          layer: block index (negative counts from the end); None = after the final norm.
+        """
+        x = self.tokens if layer is None else self.blocks[layer]
+        if pool == "cls":
+            if not self.num_prefix:
+                raise ValueError("pool=cls: this encoder has no CLS token; allowed: mean, all")
+            return x[:, 0]
+        return {"mean": x[:, self.num_prefix :].mean(1), "all": x}[pool]
+
+
+class ViT(nn.Module):
+    """Vision transformer of MAE (section 3) and BootMAE (section 3.2).
+
+    Attributes:
+      width, depth, heads, patch, mlp_ratio: sizes; see `SIZES`.
+      image_size: (height, width) that the data pipeline delivers; the grid follows from the images
+        that are passed in.
+      pos_embed: "sincos_xy" (MAE) or "sincos_yx" (BootMAE); fixed, hence no parameter.
+      bias, init_scheme: see `Attention`; "mae" also initializes the patch bias as PyTorch does and CLS
+        with std 0.02, "bootmae" with zero and std 1e-6.
+      drop_path: the last block's rate, rising linearly from 0.
+      use_mask_token: masked patches enter as a learned token (MAE ablation c) instead of being
+        left out.
+      remat: recompute each block in the backward pass instead of storing its inner activations.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    patch: int = 16
+    image_size: tuple[int, int] = (224, 224)
+    mlp_ratio: float = 4.0
+    pos_embed: str = "sincos_xy"
+    bias: str = "full"
+    init_scheme: str = "mae"
+    drop_path: float = 0.0
+    use_mask_token: bool = False
+    remat: bool = False
+    dtype: Dtype = jnp.float32
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "b h w c"],
+        ids: Int[Array, "b v"] | None = None,
+        mask: Bool[Array, "b n"] | None = None,
+        train: bool = False,
+    ) -> Features:
+        """Encodes the patches `ids` (all if None); `mask` marks those shown as the mask token."""
+        x = self.embed(images, ids, mask)
+        cls = self.param("cls_token", self.cls_init(), (1, 1, self.width))
+        cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, self.width))
+        x = jnp.concatenate([cls, x], axis=1)
+        blocks = []
+        make = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        for i in range(self.depth):
+            rate = self.drop_path * i / max(self.depth - 1, 1)
+            block = make(
+                self.heads,
+                self.bias,
+                self.init_scheme,
+                self.mlp_ratio,
+                rate,
+                self.dtype,
+                name=f"block_{i:02d}",
+            )
+            x = block(x, None, train)
+            blocks.append(x)
+        return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), 1)
+
+    def embed(self, images, ids, mask):
+        """Patches to tokens with positions; visible patches are gathered before the projection."""
+        grid = images.shape[1] // self.patch, images.shape[2] // self.patch
+        pos = jnp.asarray(sincos_table(grid, self.width, self.pos_embed.removeprefix("sincos_")))
+        patches = patchify(images, self.patch).astype(self.dtype)
+        if ids is not None:
+            patches, pos = gather(patches, ids), pos[ids]
+        mae = self.init_scheme == "mae"
+        x = nn.Dense(
+            self.width,
+            dtype=self.dtype,
+            # Both initialize the flattened kernel [p*p*c, width]; MAE's bias keeps PyTorch's
+            # default of a convolution.
+            kernel_init=xavier_uniform(),
+            bias_init=torch_uniform(patches.shape[-1]) if mae else nn.initializers.zeros,
+            name="patch_embed",
+        )(patches)
+        if self.use_mask_token:
+            token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
+            if mask is not None:
+                x = jnp.where(mask[..., None], token.astype(x.dtype), x)
+        return x + pos.astype(x.dtype)
+
+    def cls_init(self):
+        return nn.initializers.normal(0.02 if self.init_scheme == "mae" else 1e-6)

@@ -1,0 +1,70 @@
+"""Ordered rules over parameter paths: weight decay, learning-rate scale, sharding.
+
+A rule is (regex, value); the regex must match a whole path ("encoder/block_00/attn/qkv/kernel");
+the first match wins. A parameter that no rule matches and a rule that matches nothing are errors,
+so that a misspelt rule cannot pass silently.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from mimjax.errors import ConfigError
+
+PyTree = Any
+Rules = Sequence[tuple[str, Any]]
+
+
+def path_name(path) -> str:
+    """A jax key path as "a/b/c"."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def paths(tree: PyTree) -> list[str]:
+    """The path of every leaf, in jax's leaf order."""
+    return [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def match(rules: Rules, tree: PyTree, key: str = "rules") -> PyTree:
+    """A tree like `tree` that holds each leaf's value.
+
+    Raises:
+      ConfigError: no rule matches a leaf, or a rule (other than ".*") matches none.
+    """
+    names, used = paths(tree), set()
+
+    def value(name: str):
+        for i, (pattern, result) in enumerate(rules):
+            if re.fullmatch(pattern, name):
+                used.add(i)
+                return result
+        raise ConfigError(f"{key}: no rule matches the parameter {name!r}")
+
+    values = [value(n) for n in names]
+    idle = [r[0] for i, r in enumerate(rules) if i not in used and r[0] != ".*"]
+    if idle:
+        raise ConfigError(
+            f"{key}: these rules match no parameter (or stand after a rule that takes all of "
+            f"theirs): {', '.join(idle)}"
+        )
+    return jax.tree.unflatten(jax.tree.structure(tree), values)
+
+
+def extend(params: PyTree, values: PyTree, state: PyTree, default: Any) -> PyTree:
+    """A per-parameter table carried over to EMA and optimizer slots.
+
+    A leaf of `state` takes the value of the parameter whose path is the longest suffix of its own
+    (".../mu/encoder/norm/scale" takes that of "encoder/norm/scale"), else `default`.
+    """
+    table = dict(zip(paths(params), jax.tree.leaves(values), strict=True))
+
+    def find(name: str):
+        parts = name.split("/")
+        suffixes = ("/".join(parts[i:]) for i in range(len(parts)))
+        return next((table[s] for s in suffixes if s in table), default)
+
+    return jax.tree.unflatten(jax.tree.structure(state), [find(n) for n in paths(state)])

@@ -1,0 +1,133 @@
+"""Reading published PyTorch weights into parameter trees. Never unpickles.
+
+`.safetensors` needs nothing; `.pth` needs torch and is read with weights-only loading.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from mimjax.errors import ConfigError
+from mimjax.models.vit import sincos_table
+from mimjax.rules import paths
+from mimjax.torch_io import names
+
+PyTree = Any
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+def read_file(path: str) -> dict[str, np.ndarray]:
+    """A checkpoint file as {key: float32 array}; a {"model": ...} wrapper is unwrapped.
+
+    Raises:
+      ConfigError: no such file, an unknown suffix, torch missing, or pickled objects inside.
+    """
+    if not path.endswith(SUFFIXES):
+        raise ConfigError(f"{path}: not a checkpoint file; allowed: {', '.join(SUFFIXES)}")
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.numpy import load_file
+
+            return {k: v.astype(np.float32) for k, v in load_file(path).items()}
+        state = _torch_load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    for wrapper in ("model", "module", "state_dict"):
+        if isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+            break
+    return {k: v.float().numpy() for k, v in state.items() if hasattr(v, "numpy")}
+
+
+def _torch_load(path: str) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError:
+        raise ConfigError(f"{path}: reading .pth needs torch: pip install mimjax[torch]") from None
+    import pickle
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ConfigError(
+            f"{path}: holds pickled objects, which mimjax never loads; save its tensors alone "
+            "(torch.save(model.state_dict(), ...)) or as .safetensors"
+        ) from None
+
+
+def from_torch(
+    state: dict[str, np.ndarray], like: PyTree, layout: str = "auto", where: str = "checkpoint"
+) -> PyTree:
+    """Parameters of `like`'s structure and shapes, from a published state dict.
+
+    Subtrees of `like` decide what is read: {"encoder": ...} takes the encoder alone.
+
+    Args:
+      state: their key -> array.
+      like: our parameters, or their shapes.
+      layout: a name of `names.TABLES`, or "auto".
+      where: how errors name the source.
+
+    Raises:
+      ConfigError: keys missing, shapes that differ, or position tables that are not the fixed
+        sine-cosine ones of this model.
+    """
+    layout = names.detect(state) if layout == "auto" else layout
+    rows = names.rows_for(layout, paths(like))
+    missing = [r.theirs for r in rows if r.theirs not in state]
+    if missing:
+        raise ConfigError(
+            f"{where}: {len(missing)} keys of layout {layout!r} are missing: "
+            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
+        )
+    leaves = [
+        convert(state[row.theirs], leaf.shape, row, where)
+        for row, leaf in zip(rows, jax.tree.leaves(like), strict=True)
+    ]
+    check_positions(state, like, layout, where)
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def convert(x: np.ndarray, shape: tuple[int, ...], row: names.Row, where: str) -> np.ndarray:
+    """One tensor in our layout, float32."""
+    sizes = f"{where}: {row.theirs} has shape {list(x.shape)}, {row.ours} needs {list(shape)}"
+    if x.size != np.prod(shape, dtype=int):
+        raise ConfigError(sizes)
+    out = names.LAYOUTS[row.layout].to_ours(np.asarray(x, np.float32), tuple(shape))
+    if out.shape != tuple(shape):
+        raise ConfigError(sizes)
+    return np.ascontiguousarray(out)
+
+
+def check_positions(state: dict[str, np.ndarray], like: PyTree, layout: str, where: str) -> None:
+    """The file's position tables are the fixed ones that this model computes.
+
+    MAE's table is BootMAE's transposed, so a file of one read as the other would load without an
+    error and be wrong.
+    """
+    order = {"mae": "xy", "bootmae": "yx"}[layout]
+    for key, network in names.TABLES[layout][1].items():
+        if key not in state or network not in like:
+            continue
+        table = state[key][0, 1:]  # the first row is CLS's
+        side = round(len(table) ** 0.5)
+        if side * side != len(table):
+            continue  # not square: the grid cannot be told from the table
+        error = np.abs(table - sincos_table((side, side), table.shape[1], order)).max()
+        if error > 1e-4:
+            raise ConfigError(
+                f"{where}: {key} is not the fixed sine-cosine table of layout {layout!r} "
+                f"(differs by {error:.2g}); learned positions need another encoder"
+            )
+
+
+def to_torch(params: PyTree, layout: str, channels: int = 3) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`, without the fixed position tables."""
+    rows = names.rows_for(layout, paths(params))
+    return {
+        r.theirs: np.ascontiguousarray(names.LAYOUTS[r.layout].to_theirs(np.asarray(x), channels))
+        for r, x in zip(rows, jax.tree.leaves(params), strict=True)
+    }

@@ -1,0 +1,160 @@
+"""Schedules and the optimizer, from plain numbers to one optax chain.
+
+The chain's structure depends only on the optimizer's name and options, never on rates or lengths,
+so a checkpoint fits after those change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mimjax import rules
+from mimjax.checks import choice
+from mimjax.errors import ConfigError
+from mimjax.task import Clock
+
+PyTree = Any
+Schedule = Callable[[Any], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up and cosine decay.
+
+    Attributes:
+      name: "adamw" (all methods of this project).
+      base_lr: learning rate per 256 images; the rate is base_lr * batch / 256.
+      lr: absolute learning rate; above 0 it replaces base_lr.
+      min_lr: absolute rate at the end.
+      warmup_epochs, warmup_steps: linear warm-up from 0; steps above 0 win.
+      schedule: "mae" = from fractional epochs (MAE's code); "beit" = a table per step whose
+        warm-up includes both ends (BEiT's and BootMAE's code).
+      weight_decay, weight_decay_end: decoupled decay, on a cosine from the first to the second
+        (end below 0 = constant).
+      b1, b2, eps: Adam's.
+      clip_norm: global gradient norm above which gradients are scaled down; 0 = off.
+      decay: rules (regex, factor) for the weight decay of each parameter.
+      lr_scale: rules (regex, factor) for its learning rate.
+    """
+
+    name: str = "adamw"
+    base_lr: float = 1.5e-4
+    lr: float = 0.0
+    min_lr: float = 0.0
+    warmup_epochs: float = 40.0
+    warmup_steps: int = 0
+    schedule: str = "mae"
+    weight_decay: float = 0.05
+    weight_decay_end: float = -1.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    clip_norm: float = 0.0
+    decay: tuple = ((".*/(bias|scale|q_bias|v_bias)", 0.0), (".*", 1.0))
+    lr_scale: tuple = ((".*", 1.0),)
+
+    def __post_init__(self):
+        choice("optimizer.name", self.name, ("adamw",))
+        choice("optimizer.schedule", self.schedule, ("mae", "beit"))
+        for name in ("base_lr", "lr", "min_lr", "weight_decay", "eps", "clip_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"optimizer.{name}: {getattr(self, name)}; allowed: 0 or more")
+
+    def peak_lr(self, batch_size: int) -> float:
+        """The rate after warm-up, for an effective batch of `batch_size` images."""
+        return self.lr or self.base_lr * batch_size / 256
+
+
+def cosine(start: float, end: float, left: Any, of: float):
+    """Half a cosine from `start` to `end`; `left` steps of `of` remain.
+
+    sin^2 of what is left equals (1 + cos) / 2 of what is done, without its cancellation at the end.
+    """
+    share = jnp.clip(left / max(of, 1), 0, 1)
+    return end + (start - end) * jnp.square(jnp.sin(jnp.pi / 2 * share))
+
+
+def mae_lr(clock: Clock, peak: float, min_lr: float, warmup_steps: float) -> Schedule:
+    """MAE's rate: peak * e / w while warming up, then min + (peak - min) (1 + cos) / 2."""
+    rest = clock.total_steps - warmup_steps
+
+    def lr(step):
+        falling = cosine(peak, min_lr, clock.total_steps - step, rest)
+        return jnp.where(step < warmup_steps, peak * step / max(warmup_steps, 1), falling)
+
+    return lr
+
+
+def beit_lr(clock: Clock, peak: float, min_lr: float, warmup_steps: int) -> Schedule:
+    """BEiT's table: linspace(0, peak, w) with both ends, then a cosine over the n - w that remain.
+
+    Its last entry is one step short of `min_lr`.
+    """
+    rest = clock.total_steps - warmup_steps
+
+    def lr(step):
+        falling = cosine(peak, min_lr, clock.total_steps - step, rest)
+        return jnp.where(step < warmup_steps, peak * step / max(warmup_steps - 1, 1), falling)
+
+    return lr
+
+
+def learning_rate(cfg: OptimizerConfig, clock: Clock, batch_size: int) -> Schedule:
+    """The learning rate as a function of the step (from 0)."""
+    warmup = cfg.warmup_steps or cfg.warmup_epochs * clock.steps_per_epoch
+    if warmup > clock.total_steps:
+        raise ConfigError(
+            f"optimizer.warmup_epochs: {cfg.warmup_epochs} = {warmup:g} steps, but the run has "
+            f"{clock.total_steps}; allowed: at most epochs"
+        )
+    peak = cfg.peak_lr(batch_size)
+    if cfg.schedule == "mae":
+        return mae_lr(clock, peak, cfg.min_lr, warmup)
+    return beit_lr(clock, peak, cfg.min_lr, int(warmup))
+
+
+def weight_decay(cfg: OptimizerConfig, clock: Clock) -> Schedule:
+    """The weight decay as a function of the step."""
+    if cfg.weight_decay_end < 0:
+        return lambda step: jnp.asarray(cfg.weight_decay)
+    return beit_lr(clock, cfg.weight_decay, cfg.weight_decay_end, 0)
+
+
+def make_optimizer(
+    cfg: OptimizerConfig, params: PyTree, lr: Schedule, decay: Schedule
+) -> optax.GradientTransformation:
+    """Clip (outermost: inside a group it would clip per group), Adam, decay, per-parameter scale.
+
+    Args:
+      params: parameters or their shapes, for the rules.
+    """
+    factors = rules.match(cfg.decay, params, "optimizer.decay")
+    scales = rules.match(cfg.lr_scale, params, "optimizer.lr_scale")
+    chain = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm else []
+    chain += [
+        optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps),
+        decay_weights(decay, factors),
+        optax.stateless(lambda u, _: jax.tree.map(jnp.multiply, u, scales)),
+        optax.scale_by_learning_rate(lr),
+    ]
+    return optax.chain(*chain)
+
+
+def decay_weights(decay: Schedule, factors: PyTree) -> optax.GradientTransformation:
+    """Adds decay(step) * factor * parameter to each update (decoupled, as in AdamW)."""
+
+    def update(updates, state, params):
+        rate = decay(state.count)
+        updates = jax.tree.map(lambda u, p, f: u + rate * f * p, updates, params, factors)
+        return updates, optax.ScaleByScheduleState(count=state.count + 1)
+
+    return optax.GradientTransformation(
+        lambda params: optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32)), update
+    )

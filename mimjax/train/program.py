@@ -1,0 +1,107 @@
+"""The jitted functions of a run under their shardings: what the loop runs and `plan` compiles.
+
+Shapes come first: shardings are computed on abstract trees, and the state is created under them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from mimjax.rng import step_key
+from mimjax.rules import Rules
+from mimjax.task import Task
+from mimjax.train import sharding
+from mimjax.train.state import TrainState, init_state
+from mimjax.train.step import train_step
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A task made runnable on a mesh.
+
+    Attributes:
+      abstract_state: shapes, dtypes and shardings of the state; checkpoints restore into it.
+      abstract_frozen, abstract_batch: likewise for the other inputs of the step.
+      init: () -> state at step 0, created in place.
+      step: the jitted train step (state donated).
+    """
+
+    task: Task
+    mesh: Mesh
+    abstract_state: TrainState
+    abstract_frozen: PyTree
+    abstract_batch: dict[str, jax.ShapeDtypeStruct]
+    init: Callable[[], TrainState]
+    step: Any
+
+    def compile(self):
+        """The train step, lowered and compiled for this mesh; never compiled twice."""
+        with jax.set_mesh(self.mesh):
+            lowered = self.step.lower(
+                self.abstract_state, self.abstract_frozen, self.abstract_batch
+            )
+            return lowered.compile()
+
+
+def make_program(
+    task: Task,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: Rules,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    accum: int = 1,
+    small: int = sharding.SMALL,
+) -> Program:
+    """Shapes, shardings and jitted functions; nothing is computed yet.
+
+    Args:
+      rules: sharding rules (regex, "fsdp" | "replicate") over parameter paths.
+      small: tensors with fewer elements are replicated.
+    """
+    init = functools.partial(init_state, step_key(seed, "init", 0), task=task, tx=tx)
+    shapes = jax.eval_shape(init)
+    shardings = sharding.state_shardings(mesh, shapes, rules, small)
+    everywhere = sharding.replicated(mesh)
+    step = jax.jit(
+        functools.partial(train_step, task=task, tx=tx, seed=seed, accum=accum),
+        donate_argnums=0,
+        out_shardings=(shardings, everywhere),
+    )
+    frozen = jax.eval_shape(task.init_frozen, jax.random.key(0))
+    return Program(
+        task=task,
+        mesh=mesh,
+        abstract_state=jax.tree.map(_with_sharding, shapes, shardings),
+        abstract_frozen=jax.tree.map(lambda x: _with_sharding(x, everywhere), frozen),
+        abstract_batch=abstract_batch(task, batch_size, mesh),
+        init=jax.jit(init, out_shardings=shardings),
+        step=step,
+    )
+
+
+def _with_sharding(x, s) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+
+
+def abstract_batch(task: Task, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The global batch that the data pipeline delivers, as shapes under the batch sharding."""
+    rows = sharding.batch_sharding(mesh)
+    make = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
+    batch = {name: make((*view.size, 3), jnp.uint8) for name, view in task.views.items()}
+    batch |= {name: make((), jnp.int32) for name in ("label", "index")}
+    if task.mask_fn is not None:
+        batch["mask"] = make(task.mask_fn(random.Random(0)).shape, jnp.bool_)
+    return batch

@@ -1,0 +1,17 @@
+"""Eight CPU devices for every test, and run-time checks of the annotated array shapes."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+
+from jaxtyping import install_import_hook
+
+# Before anything of mimjax is imported: these rooms are annotated with shapes.
+_HOOK = install_import_hook(
+    ["mimjax.masking", "mimjax.losses", "mimjax.models", "mimjax.targets"], "beartype.beartype"
+)
+
+import jax
+
+jax.config.update("jax_default_matmul_precision", "highest")

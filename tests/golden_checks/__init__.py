@@ -1,0 +1,16 @@
+"""Checks of golden files (numbers of the official code), one function per kind."""
+
+from golden_checks import bootmae, mae
+
+CHECKS = {
+    "mae.pretrain": mae.pretrain,
+    "mae.steps": mae.steps,
+    "mae.masking": mae.masking,
+    "mae.schedules": mae.schedules,
+    "mae.init": mae.init,
+    "bootmae.pretrain": bootmae.pretrain,
+    "bootmae.steps": bootmae.steps,
+    "bootmae.masking": bootmae.masking,
+    "bootmae.schedules": bootmae.schedules,
+    "bootmae.init": bootmae.init,
+}

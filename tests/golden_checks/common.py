@@ -1,0 +1,171 @@
+"""What the golden checks of several methods share."""
+
+import functools
+import random
+
+import jax
+import numpy as np
+
+from mimjax import rules
+from mimjax.rng import step_key
+from mimjax.torch_io import load, names
+from mimjax.train import optim
+from mimjax.train.state import TrainState
+from mimjax.train.step import train_step
+
+
+def arrays(z, prefix):
+    """The file's arrays under `prefix/`, by the rest of their names."""
+    return {k.removeprefix(prefix + "/"): z[k] for k in z.files if k.startswith(prefix + "/")}
+
+
+def shapes(task):
+    return jax.eval_shape(task.init, jax.random.key(0))[0]
+
+
+def nhwc(images):
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+
+
+def ratio(masked, n):
+    """A mask ratio that gives exactly `masked` of `n` whatever the rounding of the division."""
+    return (masked - 0.5) / n
+
+
+def close(name, ours, theirs, atol):
+    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=atol, err_msg=name)
+
+
+def rel(name, ours, theirs, rtol):
+    np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, rtol=rtol, err_msg=name)
+
+
+def by_raster(tokens, ids):
+    """Patch tokens [b k d] given in the order `ids` [b k], sorted by patch."""
+    return np.take_along_axis(np.asarray(tokens), np.argsort(ids, axis=1)[..., None], axis=1)
+
+
+def intermediates(module, params, *args, **kw):
+    """Outputs of every submodule, as {"block_00/attn": array}."""
+    _, state = module.apply(
+        {"params": params}, *args, capture_intermediates=True, mutable=["intermediates"], **kw
+    )
+    flat = jax.tree_util.tree_leaves_with_path(state["intermediates"])
+    return {
+        rules.path_name(p).replace("/__call__", "").removesuffix("/0"): v for p, v in flat
+    }
+
+
+def check_gradients(z, grads, layout):
+    """Named gradients to 1e-4 of the tensor's maximum, and every stored norm."""
+    import json
+
+    theirs = load.to_torch(grads, layout)
+    for key, value in arrays(z, "grad").items():
+        close(f"grad/{key}", theirs[key], value, 1e-4 * np.abs(value).max())
+    norms = json.loads(str(z["meta_grad_norms"]))
+    top = max(norms.values())
+    for key, norm in norms.items():
+        # a norm is compared relative to itself, with a floor for gradients that are all rounding
+        assert key in theirs, key
+        rel(f"norm {key}", np.linalg.norm(theirs[key]) + 1e-7 * top, norm + 1e-7 * top, 1e-4)
+    assert set(norms) == set(theirs)
+
+
+def check_groups(meta, cfg, params, layout):
+    """Weight-decay groups as exact sets of parameter names."""
+    factors = rules.match(cfg.decay, params)
+    rows = names.rows_for(layout, rules.paths(params))
+    ours = {True: set(), False: set()}
+    for row, factor in zip(rows, jax.tree.leaves(factors), strict=True):
+        ours[factor > 0].add(row.theirs)
+    for group in meta["param_groups"]:
+        assert ours[group["weight_decay"] > 0] == set(group["params"])
+
+
+def run_steps(z, meta, task, cfg, clock, ema, layout):
+    """The file's optimizer steps through the real train step; returns the final state, losses."""
+    config = meta["config"]
+    first = config["epoch"] * clock.steps_per_epoch
+    start = load.from_torch(arrays(z, "sd"), shapes(task), layout)
+    lr = optim.learning_rate(cfg, clock, 256)
+    decay = optim.weight_decay(cfg, clock)
+    # the file begins in the middle of the schedule with fresh Adam moments
+    tx = optim.make_optimizer(
+        cfg, start, lambda count: lr(count + first), lambda count: decay(count + first)
+    )
+    steps = len(z["in/lr"])
+    rel("lr", [lr(first + i) for i in range(steps)], z["in/lr"], 1e-6)
+    if "in/wd" in z.files:
+        rel("wd", [decay(first + i) for i in range(steps)], z["in/wd"], 1e-6)
+    state = TrainState(np.int32(first), start, {}, ema(task, start), tx.init(start))
+    step = jax.jit(functools.partial(train_step, task=task, tx=tx, seed=0))
+    losses = []
+    for i in range(steps):
+        batch = {"image": nhwc(z["in/images"][i]), "mask": z["in/mask"][i]}
+        state, metrics = step(state, {}, batch)
+        losses.append(metrics)
+        rel("grad_norm", metrics["grad_norm"], z["out/grad_norm"][i], 1e-4)
+    rel("total", [m["loss/total"] for m in losses], z["loss/total"], 1e-5)
+    return start, state, losses
+
+
+def check_movement(name, ours, theirs, start, skip=None):
+    """After the steps: RMS error at most 0.2 % of the RMS movement, and 1e-4 absolute."""
+    for key, value in theirs.items():
+        a, b, s = (np.asarray(t, np.float64) for t in (ours[key], value, start[key]))
+        a, b, s = a.reshape(-1), b.reshape(-1), s.reshape(-1)
+        if skip is not None:
+            keep = skip(key, len(a))
+            a, b, s = a[keep], b[keep], s[keep]
+        rms = lambda x: float(np.sqrt(np.mean(x**2)))
+        assert np.abs(a - b).max() <= 1e-4, (name, key, np.abs(a - b).max())
+        assert rms(a - b) <= 2e-3 * rms(b - s) + 1e-9, (name, key, rms(a - b), rms(b - s))
+
+
+def z_scores(freq_a, n_a, freq_b, n_b):
+    """Two-sample z per position of two masking frequencies."""
+    p = (freq_a * n_a + freq_b * n_b) / (n_a + n_b)
+    var = np.maximum(p * (1 - p), 1e-12) * (1 / n_a + 1 / n_b)
+    return (freq_a - freq_b) / np.sqrt(var)
+
+
+def neighbour_fraction(masks):
+    """Among masked patches: the mean share of their 4-neighbours that are masked."""
+    m = np.pad(masks.astype(float), ((0, 0), (1, 1), (1, 1)))
+    inside = np.pad(np.ones_like(masks, float), ((0, 0), (1, 1), (1, 1)))
+    shifts = [(0, 1), (0, -1), (1, 1), (1, -1)]
+    total = sum(np.roll(m, s, axis=1 + a) for a, s in shifts)[:, 1:-1, 1:-1]
+    count = sum(np.roll(inside, s, axis=1 + a) for a, s in shifts)[:, 1:-1, 1:-1]
+    return total[masks].sum() / count[masks].sum()
+
+
+def sample(make, n, seed=0):
+    rng = random.Random(seed)
+    return np.stack([make(rng) for _ in range(n)])
+
+
+def check_init(z, meta, task, layout, tables):
+    """Initial statistics per parameter, at the file's sizes."""
+    params = jax.jit(task.init)(step_key(5, "init", 0))[0]
+    ours = load.to_torch(params, layout)
+    expected = {k: v for k, v in meta["params"].items() if v["grad"]}
+    assert set(ours) == set(expected)
+    for key, want in expected.items():
+        x = ours[key].astype(np.float64)
+        assert list(x.shape) == want["shape"], key
+        if want["std"] == 0.0:
+            assert x.std() == 0.0 and x.mean() == want["mean"], key
+            continue
+        big = x.size >= 10_000
+        # 4.5 standard errors of a sample standard deviation, for both samples
+        loose = 4.5 * np.sqrt(2) / np.sqrt(2 * max(x.size - 1, 1))
+        assert abs(x.std() / want["std"] - 1) <= (0.02 if big else loose), (key, x.std(), want)
+        assert abs(x.mean() - want["mean"]) <= 9 * want["std"] / np.sqrt(x.size), key
+        if big:  # tells a uniform distribution from a normal one
+            assert abs(np.abs(x).max() / want["absmax"] - 1) <= 0.05, (key, want)
+    for key, table in tables.items():  # a few rows of the table, CLS's zeros first
+        table = np.concatenate([np.zeros_like(table[:1]), table])
+        rows = [int(np.abs(table - row).max(1).argmin()) for row in z[key]]
+        assert rows == sorted(set(rows)), (key, rows)
+        close(key, table[rows], z[key], 1e-6)
