@@ -26,7 +26,7 @@ def get_config(arg=None):
     c = common.base()
     c.task = "mimjax.methods.bootmae:BootMAE"
     c.method = section(
-        BootMAE(),
+        BootMAE,
         encoder=common.encoder_size(a.size, a.res),
         # the dynamic momentum is a flag of the Base script alone
         ema_end=0.9999 if large else 0.99999,

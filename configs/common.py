@@ -71,14 +71,14 @@ def base() -> ConfigDict:
     c.resume = ""  # a whole state: another workdir
     c.method = ConfigDict()
     c.teacher = ConfigDict({"path": ""})  # frozen weights that a method reads
-    c.optimizer = section(OptimizerConfig())
+    c.optimizer = section(OptimizerConfig)
     c.mesh = ConfigDict({"data": -1, "fsdp": 1})
     c.sharding = ((".*", "fsdp"),)  # what it means is decided by mesh.fsdp; 1 = replicated
     c.data = ConfigDict()
     c.data.source = "folder"
     c.data.path = ""
     c.data.options = ConfigDict()  # of the source, see mimjax/data/sources.py
-    c.data.augment = section(Augment())
+    c.data.augment = section(Augment)
     c.data.workers = 0  # processes; 0 = threads in this one
     c.data.threads = 8
     c.log_every = 50

@@ -23,7 +23,7 @@ def get_config(arg=None):
     c = common.base()
     c.task = "mimjax.methods.mae:MAE"
     # Decoder 512 wide, 8 deep, 16 heads for every size; normalized pixels: the published recipe.
-    c.method = section(MAE(), encoder=common.encoder_size(a.size, a.res))
+    c.method = section(MAE, encoder=common.encoder_size(a.size, a.res))
     c.epochs = 800.0  # PRETRAIN.md; the paper's best runs have 1600
     c.batch_size = 4096  # 64 GPUs x 64
     c.optimizer.base_lr = 1.5e-4  # --blr

@@ -22,54 +22,59 @@ from mimjax.errors import ConfigError
 from mimjax.task import Clock, Task
 from mimjax.train import optim
 
-HIDDEN = {"parent", "name", "clock", "dtype"}  # not settings: set by flax, the run, `dtype`
+HIDDEN = {"parent", "clock", "dtype"}  # not settings: flax, the run and `dtype` set them
 
 
-def settings(default: Any) -> list[str]:
-    """The configurable fields of a dataclass instance or linen module."""
-    hidden = HIDDEN | set(getattr(default, "DERIVED", ()))
-    if isinstance(default, optim.OptimizerConfig):
-        hidden = set()
-    return [f.name for f in dataclasses.fields(default) if f.init and f.name not in hidden]
+def defaults(thing: Any) -> dict[str, Any]:
+    """The settings of a dataclass or linen module and their default values.
+
+    Args:
+      thing: a class (its declared defaults: a task derives some fields when it is made) or an
+        instance (its values).
+    """
+    hidden = HIDDEN | set(getattr(thing, "DERIVED", ()))
+    if issubclass(thing if isinstance(thing, type) else type(thing), nn.Module):
+        hidden |= {"parent", "name"}  # flax's own fields
+    fields = [f for f in dataclasses.fields(thing) if f.init and f.name not in hidden]
+    if isinstance(thing, type):
+        return {f.name: f.default for f in fields}
+    return {f.name: getattr(thing, f.name) for f in fields}
 
 
-def section(default: Any, **overrides: Any) -> ConfigDict:
-    """A config section that holds every setting of `default`, nested, with some replaced.
+def section(thing: Any, **overrides: Any) -> ConfigDict:
+    """A config section that holds every setting of `thing`, nested, with some replaced.
 
     Raises:
       ConfigError: an override that is no setting.
     """
-    names = settings(default)
+    known = defaults(thing)
     for key in overrides:
-        if key not in names:
-            raise ConfigError(f"{key}: unknown; allowed: {', '.join(sorted(names))}")
+        if key not in known:
+            raise ConfigError(f"{key}: unknown; allowed: {', '.join(sorted(known))}")
     out = ConfigDict(convert_dict=False)
-    for name in names:
-        value, new = getattr(default, name), overrides.get(name)
+    for name, value in known.items():
         if dataclasses.is_dataclass(value):
-            out[name] = section(value, **(new or {}))
+            out[name] = section(value, **overrides.get(name, {}))
         else:
-            out[name] = value if name not in overrides else new
+            out[name] = overrides.get(name, value)
     return out
 
 
-def build(default: Any, values: ConfigDict, where: str) -> Any:
-    """`default` with the settings of a config section.
+def build(thing: Any, values: ConfigDict, where: str) -> Any:
+    """An instance of `thing` (a class, or an instance to start from) with a section's settings.
 
     Raises:
       ConfigError: an unknown key, or a value of the wrong type.
     """
-    names, new = settings(default), {}
+    known, new = defaults(thing), {}
     for key, value in values.items():
-        if key not in names:
-            raise ConfigError(f"{where}.{key}: unknown; allowed: {', '.join(sorted(names))}")
-        old = getattr(default, key)
-        if dataclasses.is_dataclass(old):
-            value = build(old, value, f"{where}.{key}")
+        if key not in known:
+            raise ConfigError(f"{where}.{key}: unknown; allowed: {', '.join(sorted(known))}")
+        if dataclasses.is_dataclass(known[key]):
+            new[key] = build(known[key], value, f"{where}.{key}")
         else:
-            value = typed(old, value, f"{where}.{key}")
-        new[key] = value
-    return dataclasses.replace(default, **new)
+            new[key] = typed(known[key], value, f"{where}.{key}")
+    return thing(**new) if isinstance(thing, type) else dataclasses.replace(thing, **new)
 
 
 def typed(old: Any, value: Any, where: str) -> Any:
@@ -103,13 +108,9 @@ def compute_dtype(name: str) -> Any:
 
 def make_task(c: ConfigDict, clock: Clock) -> Task:
     """The configured task; every network computes in the run's dtype."""
-    task = build(task_class(c.task)(), c.method, "method")
-    dtype = compute_dtype(c.dtype)
-    networks = {
-        f.name: getattr(task, f.name).clone(dtype=dtype)
-        for f in dataclasses.fields(task)
-        if isinstance(getattr(task, f.name), nn.Module)
-    }
+    task, dtype = build(task_class(c.task), c.method, "method"), compute_dtype(c.dtype)
+    values = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
+    networks = {k: v.clone(dtype=dtype) for k, v in values.items() if isinstance(v, nn.Module)}
     return dataclasses.replace(task, clock=clock, **networks)
 
 
@@ -118,7 +119,7 @@ def make_data(c: ConfigDict, task: Task, split: str) -> Pipeline:
     return Pipeline(
         make_split(c, split),
         views=task.views,
-        augment=build(Augment(), c.data.augment, "data.augment"),
+        augment=build(Augment, c.data.augment, "data.augment"),
         mask_fn=task.mask_fn,
         batch_size=c.batch_size,
         seed=c.seed,
@@ -154,6 +155,6 @@ def check_batch(c: ConfigDict, devices: int) -> None:
 
 def make_tx(c: ConfigDict, params: Any, clock: Clock):
     """The optimizer and its learning-rate schedule."""
-    cfg = build(optim.OptimizerConfig(), c.optimizer, "optimizer")
+    cfg = build(optim.OptimizerConfig, c.optimizer, "optimizer")
     lr = optim.learning_rate(cfg, clock, c.batch_size)
     return optim.make_optimizer(cfg, params, lr, optim.weight_decay(cfg, clock)), lr
