@@ -10,7 +10,7 @@ difference is an option of `mimjax.methods.bootmae.BootMAE`.
 """
 
 from configs import common
-from mimjax.build import section
+from mimjax.schema import section
 from mimjax.methods.bootmae import BootMAE
 
 DECAY = (  # BootMAE's code spares cls_token, but decays both mask tokens

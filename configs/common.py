@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mimjax.build import section
+from mimjax.schema import section
 from mimjax.data.augment import Augment
 from mimjax.errors import ConfigError
 from mimjax.models.vit import SIZES

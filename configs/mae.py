@@ -9,7 +9,7 @@ step for B. Expected (published, not reproduced by this project): ViT-B fine-tun
 """
 
 from configs import common
-from mimjax.build import section
+from mimjax.schema import section
 from mimjax.methods.mae import MAE
 
 DECAY = (  # MAE's code decays cls_token and mask_token: only 1-D tensors and biases are spared

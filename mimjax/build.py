@@ -1,90 +1,36 @@
 """The one border where a configuration becomes objects.
 
-Reads ConfigDicts, files of frozen networks and workdirs; hands plain dataclasses to the rest. The
-dataclass is the schema: a key that it lacks is an error that names the allowed ones.
+Reads ConfigDicts, files of frozen networks and workdirs; hands plain dataclasses to the rest.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
+import json
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from mimjax import describe, start
 from mimjax.data.augment import Augment
 from mimjax.data.pipeline import Pipeline
 from mimjax.data.sources import Source, make_source
 from mimjax.errors import ConfigError
+from mimjax.files import Workdir
+from mimjax.schema import build
 from mimjax.task import Clock, Task
 from mimjax.train import optim
-
-HIDDEN = {"parent", "clock", "dtype"}  # not settings: flax, the run and `dtype` set them
-
-
-def defaults(thing: Any) -> dict[str, Any]:
-    """The settings of a dataclass or linen module and their default values.
-
-    Args:
-      thing: a class (its declared defaults: a task derives some fields when it is made) or an
-        instance (its values).
-    """
-    hidden = HIDDEN | set(getattr(thing, "DERIVED", ()))
-    if issubclass(thing if isinstance(thing, type) else type(thing), nn.Module):
-        hidden |= {"parent", "name"}  # flax's own fields
-    fields = [f for f in dataclasses.fields(thing) if f.init and f.name not in hidden]
-    if isinstance(thing, type):
-        return {f.name: f.default for f in fields}
-    return {f.name: getattr(thing, f.name) for f in fields}
-
-
-def section(thing: Any, **overrides: Any) -> ConfigDict:
-    """A config section that holds every setting of `thing`, nested, with some replaced.
-
-    Raises:
-      ConfigError: an override that is no setting.
-    """
-    known = defaults(thing)
-    for key in overrides:
-        if key not in known:
-            raise ConfigError(f"{key}: unknown; allowed: {', '.join(sorted(known))}")
-    out = ConfigDict(convert_dict=False)
-    for name, value in known.items():
-        if dataclasses.is_dataclass(value):
-            out[name] = section(value, **overrides.get(name, {}))
-        else:
-            out[name] = overrides.get(name, value)
-    return out
-
-
-def build(thing: Any, values: ConfigDict, where: str) -> Any:
-    """An instance of `thing` (a class, or an instance to start from) with a section's settings.
-
-    Raises:
-      ConfigError: an unknown key, or a value of the wrong type.
-    """
-    known, new = defaults(thing), {}
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(f"{where}.{key}: unknown; allowed: {', '.join(sorted(known))}")
-        if dataclasses.is_dataclass(known[key]):
-            new[key] = build(known[key], value, f"{where}.{key}")
-        else:
-            new[key] = typed(known[key], value, f"{where}.{key}")
-    return thing(**new) if isinstance(thing, type) else dataclasses.replace(thing, **new)
-
-
-def typed(old: Any, value: Any, where: str) -> Any:
-    """`value` if it can stand for `old`: the same type, an int for a float, tuples alike."""
-    value = tuple(value) if isinstance(old, tuple) and isinstance(value, list) else value
-    kinds = (int, float) if type(old) is float else (type(old),)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and type(old) is not bool):
-        raise ConfigError(f"{where}: {value!r} is no {type(old).__name__}")
-    return float(value) if type(old) is float else value
-
+from mimjax.train.checkpoints import Checkpoints, versions
+from mimjax.train.loop import Run
+from mimjax.train.metrics import Log
+from mimjax.train.program import make_program
+from mimjax.train.sharding import make_mesh
 
 def task_class(path: str) -> type[Task]:
     """The class that "mimjax.methods.mae:MAE" names."""
@@ -158,3 +104,55 @@ def make_tx(c: ConfigDict, params: Any, clock: Clock):
     cfg = build(optim.OptimizerConfig, c.optimizer, "optimizer")
     lr = optim.learning_rate(cfg, clock, c.batch_size)
     return optim.make_optimizer(cfg, params, lr, optim.weight_decay(cfg, clock)), lr
+
+
+def make_run(c: ConfigDict, workdir_path: str) -> Run:
+    """Everything a run needs, from a config and a workdir; prints the start block.
+
+    Raises:
+      ConfigError: any wrong setting, before anything is written but the folder itself.
+    """
+    check_batch(c, jax.device_count())
+    mesh = make_mesh(c.mesh.data, c.mesh.fsdp)
+    data = make_data(c, make_task(c, Clock(1, 1)), "train")
+    clock = make_clock(c, data.steps_per_epoch)
+    task = make_task(c, clock)
+    params = jax.eval_shape(task.init, jax.random.key(0))[0]
+    tx, lr = make_tx(c, params, clock)
+    program = make_program(
+        task, tx, mesh, c.sharding, batch_size=c.batch_size, seed=c.seed, accum=c.accum
+    )
+    workdir = Workdir(workdir_path, writer=jax.process_index() == 0)
+    log = Log(workdir)
+    start.check_workdir(c, workdir, log.say)
+    checkpoints = Checkpoints(workdir, keep=c.keep_checkpoints)
+    describe.start_block(c, program, data, clock, log.say)
+    workdir.write_text("parameters.txt", describe.parameter_table(c, program))
+    frozen = start.make_frozen(c, program, functools.partial(sample_images, c, data), log.say)
+    state = start.find_start(c, program, checkpoints, data.fingerprint, log.say)
+    log.truncate(int(state.step))
+    return Run(
+        program=program,
+        state=state,
+        frozen=frozen,
+        data=data,
+        clock=clock,
+        lr=lr,
+        log=log,
+        checkpoints=checkpoints,
+        workdir=workdir,
+        meta={"config": json.loads(start.to_json(c)), "versions": versions()},
+        accum=c.accum,
+        workers=c.data.workers,
+        threads=c.data.threads,
+        log_every=c.log_every,
+        checkpoint_every=c.checkpoint_every,
+        eval_every=c.eval.every,
+    )
+
+
+def sample_images(c: ConfigDict, data: Pipeline, count: int) -> np.ndarray:
+    """uint8 [count h w c] training crops, the same at every start and on every host."""
+    steps = -(-count // c.batch_size)
+    crops = [data.batch(s)["image"] for s in range(steps)]
+    return np.concatenate(crops)[:count]

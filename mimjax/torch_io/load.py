@@ -91,6 +91,11 @@ def from_torch(
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+def holds(state: dict[str, np.ndarray], like: PyTree, layout: str) -> bool:
+    """Whether the file has any parameter of `like`."""
+    return any(row.theirs in state for row in names.rows_for(layout, paths(like)))
+
+
 def convert(x: np.ndarray, shape: tuple[int, ...], row: names.Row, where: str) -> np.ndarray:
     """One tensor in our layout, float32."""
     sizes = f"{where}: {row.theirs} has shape {list(x.shape)}, {row.ours} needs {list(shape)}"

@@ -1,0 +1,126 @@
+"""What every program shares: flags, several processes, and errors as one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from mimjax.errors import ConfigError
+
+FLAGS = flags.FLAGS
+
+
+def define_run_flags() -> None:
+    """--config, --workdir, --debug and those of multi-process runs."""
+    config_flags.DEFINE_config_file("config", None, "configs/METHOD.py[:name=value,...]")
+    flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.")
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    flags.DEFINE_enum(
+        "distributed",
+        "off",
+        ["off", "auto"],
+        "auto: join the processes of a TPU pod or SLURM job, found from the environment.",
+    )
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, where nothing is found.")
+    flags.DEFINE_integer("num_processes", 1, "Number of processes, with --coordinator.")
+    flags.DEFINE_integer("process_id", 0, "This process's number, with --coordinator.")
+
+
+def run(main: Callable[[], None], required: tuple[str, ...] = ("config", "workdir")) -> None:
+    """Parses flags, joins processes, runs `main`; a wrong setting ends in one line and exit code 1.
+
+    Args:
+      required: flags that must be given.
+    """
+    # Overrides of a config are flags of their own, made while parsing: errors arise here too.
+    app.run(lambda _: _guard(lambda: _start(main, required)), flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    debug = any(a in ("--debug", "-debug", "--debug=true") for a in argv)
+    try:
+        check_config_flags(argv)
+        return FLAGS(argv)
+    except (flags.Error, ConfigError, AttributeError, KeyError, ValueError, TypeError) as error:
+        if debug:
+            raise
+        _fail(" ".join(str(error).split()))
+
+
+def check_config_flags(argv: list[str]) -> None:
+    """Loads the config and looks up every overridden key, before ml_collections does.
+
+    Its own errors arise inside flag parsing and carry tracebacks in their text.
+
+    Raises:
+      ConfigError: no such config file, a config that refuses its arguments, an unknown key.
+    """
+    given = [a.lstrip("-").partition("=") for a in argv[1:] if a.lstrip("-").startswith("config")]
+    paths = [value for name, _, value in given if name == "config"]
+    if not paths:
+        return
+    config = load_config(paths[-1])
+    for name, _, _ in given:
+        node, where = config, "config"
+        for key in name.split(".")[1:]:
+            key = key.partition("[")[0]
+            if not isinstance(node, ConfigDict) or key not in node:
+                allowed = ", ".join(sorted(node)) if isinstance(node, ConfigDict) else "no keys"
+                raise ConfigError(f"{where}.{key}: unknown; allowed: {allowed}")
+            node, where = node[key], f"{where}.{key}"
+
+
+def load_config(path: str) -> ConfigDict:
+    """The config that "configs/mae.py:size=l" names."""
+    file, _, arg = path.partition(":")
+    spec = importlib.util.spec_from_file_location("config_file", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config: {file!r} is no Python file; allowed: configs/METHOD.py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except FileNotFoundError:
+        raise ConfigError(f"--config: no file {file!r}; allowed: configs/METHOD.py") from None
+    return module.get_config(arg or None)
+
+
+def _start(main: Callable[[], None], required: tuple[str, ...]) -> None:
+    for name in required:
+        if FLAGS[name].value is None:
+            raise ConfigError(f"--{name}: missing; allowed: see --help")
+    join_processes()
+    main()
+
+
+def join_processes() -> None:
+    """jax.distributed, before anything touches a device."""
+    import jax
+
+    if FLAGS.coordinator:
+        if "cpu" in (jax.config.jax_platforms or ""):
+            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    elif FLAGS.distributed == "auto":
+        jax.distributed.initialize()
+
+
+def _guard(main: Callable[[], None]) -> None:
+    from mimjax.train.metrics import NonFiniteError
+
+    try:
+        main()
+    except (ConfigError, NonFiniteError) as error:
+        if FLAGS.debug:
+            raise
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command continues from the newest checkpoint", 130)
+
+
+def _fail(message: str, code: int = 1):
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)

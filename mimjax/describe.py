@@ -1,0 +1,69 @@
+"""What a run says of itself at the start: the block on the screen and the parameter table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from mimjax import __version__, rules
+from mimjax.data.pipeline import Pipeline
+from mimjax.task import Clock
+from mimjax.train.program import Program
+
+
+def start_block(
+    c: ConfigDict, program: Program, data: Pipeline, clock: Clock, say: Callable[[str], None]
+) -> None:
+    """Method, parameters, devices, effective batch, learning rates, length, data."""
+    params = program.abstract_state.params
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    parts = ", ".join(f"{k} {count(v) / 1e6:,.2f} M" for k, v in params.items())
+    ema = count(program.abstract_state.ema)
+    mesh, device = program.mesh, jax.devices()[0]
+    per_device = c.batch_size // mesh.size // c.accum
+    o = c.optimizer
+    peak = o.lr or o.base_lr * c.batch_size / 256
+    rate = "absolute" if o.lr else f"base {o.base_lr:g} x {c.batch_size} / 256"
+    masks = ""
+    if "mask" in program.abstract_batch:
+        n = program.abstract_batch["mask"].shape[1]
+        masks = f", {n} patches, {getattr(program.task, 'num_masked', 0)} masked"
+    for line in (
+        f"mimjax {__version__}  {c.task}  (jax {jax.__version__}, compute {c.dtype})",
+        f"  parameters  {count(params) / 1e6:,.2f} M ({parts})"
+        + (f"; EMA {ema / 1e6:,.2f} M" if ema else ""),
+        f"  devices     {mesh.size} x {device.device_kind}, {jax.process_count()} process(es), "
+        f"mesh data={mesh.shape['data']} fsdp={mesh.shape['fsdp']}",
+        f"  batch       {c.batch_size} = {mesh.size} devices x {per_device} x {c.accum} "
+        "accumulated",
+        f"  lr          {peak:.3g} ({rate}), warm-up {o.warmup_steps or o.warmup_epochs:g} "
+        f"{'steps' if o.warmup_steps else 'epochs'}, down to {o.min_lr:g}",
+        f"  length      {clock.total_steps} steps = {clock.epochs:,.1f} epochs of "
+        f"{clock.steps_per_epoch} steps",
+        f"  data        {c.data.source}: {len(data.source):,} images, "
+        + ", ".join(f"{k} {v.size[0]}x{v.size[1]}" for k, v in data.views.items())
+        + f"{masks}; fingerprint {data.fingerprint}",
+    ):
+        say(line)
+
+
+def parameter_table(c: ConfigDict, program: Program) -> str:
+    """Every parameter with its shape and what the rules decided for it, as text."""
+    params = program.abstract_state.params
+    decay = jax.tree.leaves(rules.match(c.optimizer.decay, params, "optimizer.decay"))
+    scale = jax.tree.leaves(rules.match(c.optimizer.lr_scale, params, "optimizer.lr_scale"))
+    rows: list[tuple[Any, ...]] = [("parameter", "shape", "weight decay", "lr scale", "sharding")]
+    for name, x, d, s in zip(
+        rules.paths(params), jax.tree.leaves(params), decay, scale, strict=True
+    ):
+        spec = ",".join(str(a) for a in x.sharding.spec) or "replicated"
+        shape = "x".join(map(str, x.shape))
+        rows.append((name, shape, f"{d * c.optimizer.weight_decay:g}", f"{s:g}", spec))
+    widths = [max(len(r[i]) for r in rows) for i in range(5)]
+    return "".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() + "\n"
+        for r in rows
+    )

@@ -1,0 +1,22 @@
+"""Trains: `python -m mimjax.main --config=configs/bootmae.py[:size=l] --workdir=DIR`.
+
+Running the same command again continues. Any setting is overridden by `--config.a.b=value`.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from mimjax import cli
+
+
+def main() -> None:
+    from mimjax.build import make_run  # after the processes are joined: it asks for devices
+    from mimjax.train.loop import train
+
+    train(make_run(flags.FLAGS.config, flags.FLAGS.workdir))
+
+
+if __name__ == "__main__":
+    cli.define_run_flags()
+    cli.run(main)

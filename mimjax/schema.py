@@ -1,0 +1,78 @@
+"""A dataclass is the schema of its config section.
+
+`section` writes a dataclass's settings out as a ConfigDict, so that each can be overridden by
+name; `build` reads such a section back, naming the key of anything that does not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from mimjax.errors import ConfigError
+
+HIDDEN = {"parent", "clock", "dtype"}  # not settings: flax, the run and `dtype` set them
+
+
+def defaults(thing: Any) -> dict[str, Any]:
+    """The settings of a dataclass or linen module and their default values.
+
+    Args:
+      thing: a class (its declared defaults: a task derives some fields when it is made) or an
+        instance (its values).
+    """
+    hidden = HIDDEN | set(getattr(thing, "DERIVED", ()))
+    if issubclass(thing if isinstance(thing, type) else type(thing), nn.Module):
+        hidden |= {"parent", "name"}  # flax's own fields
+    fields = [f for f in dataclasses.fields(thing) if f.init and f.name not in hidden]
+    if isinstance(thing, type):
+        return {f.name: f.default for f in fields}
+    return {f.name: getattr(thing, f.name) for f in fields}
+
+
+def section(thing: Any, **overrides: Any) -> ConfigDict:
+    """A config section that holds every setting of `thing`, nested, with some replaced.
+
+    Raises:
+      ConfigError: an override that is no setting.
+    """
+    known = defaults(thing)
+    for key in overrides:
+        if key not in known:
+            raise ConfigError(f"{key}: unknown; allowed: {', '.join(sorted(known))}")
+    out = ConfigDict(convert_dict=False)
+    for name, value in known.items():
+        if dataclasses.is_dataclass(value):
+            out[name] = section(value, **overrides.get(name, {}))
+        else:
+            out[name] = overrides.get(name, value)
+    return out
+
+
+def build(thing: Any, values: ConfigDict, where: str) -> Any:
+    """An instance of `thing` (a class, or an instance to start from) with a section's settings.
+
+    Raises:
+      ConfigError: an unknown key, or a value of the wrong type.
+    """
+    known, new = defaults(thing), {}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"{where}.{key}: unknown; allowed: {', '.join(sorted(known))}")
+        if dataclasses.is_dataclass(known[key]):
+            new[key] = build(known[key], value, f"{where}.{key}")
+        else:
+            new[key] = typed(known[key], value, f"{where}.{key}")
+    return thing(**new) if isinstance(thing, type) else dataclasses.replace(thing, **new)
+
+
+def typed(old: Any, value: Any, where: str) -> Any:
+    """`value` if it can stand for `old`: the same type, an int for a float, tuples alike."""
+    value = tuple(value) if isinstance(old, tuple) and isinstance(value, list) else value
+    kinds = (int, float) if type(old) is float else (type(old),)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and type(old) is not bool):
+        raise ConfigError(f"{where}: {value!r} is no {type(old).__name__}")
+    return float(value) if type(old) is float else value

@@ -1,0 +1,158 @@
+"""Checkpoints as named items, and the order in which a run finds its start. The one user of orbax.
+
+Items: `params` (alone, so that others can read weights without the rest), `rest` (step, model
+state, EMA, optimizer), `data` (step and fingerprint) and `meta` (config, versions).
+Restoring goes into an abstract tree with today's shardings, so the number of devices may change.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mimjax.errors import ConfigError
+from mimjax.files import Workdir
+from mimjax.train.state import TrainState
+
+PyTree = Any
+FOLDER = "checkpoints"
+ITEMS = ("params", "rest", "data", "meta")
+Say = Callable[[str], None]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(self, workdir: Workdir, keep: int = 2, read_only: bool = False):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file at INFO
+        self.workdir = workdir
+        if not read_only:
+            self._remove_partial()
+        self.manager = ocp.CheckpointManager(
+            workdir.file(FOLDER),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=not read_only, read_only=read_only
+            ),
+            item_names=ITEMS,
+        )
+
+    def _remove_partial(self) -> None:
+        """Folders that a kill left in the middle of a save."""
+        folder = self.workdir.file(FOLDER)
+        if self.workdir.writer and folder.exists():
+            for entry in folder.iterdir():
+                if "orbax-checkpoint-tmp" in entry.name:
+                    entry.rmtree()
+
+    def save(self, state: TrainState, data: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Starts saving in the background; a save of the same step is left as it is."""
+        step = int(state.step)
+        if step in self.manager.all_steps():
+            return
+        params, rest = _split(state)
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                rest=ocp.args.StandardSave(rest),
+                data=ocp.args.JsonSave(data),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+
+    def restore(self, like: TrainState, say: Say) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, and its `data` item; None if there is none.
+
+        A broken one is moved to `broken/` and the one before it is tried.
+
+        Args:
+          like: abstract state with today's shardings.
+          say: gets one line for each checkpoint that cannot be read.
+        """
+        params, rest = _split(like)
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                out = self.manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        params=ocp.args.StandardRestore(params),
+                        rest=ocp.args.StandardRestore(rest),
+                        data=ocp.args.JsonRestore(),
+                    ),
+                )
+                state = TrainState(params=out["params"], **out["rest"])
+                if int(state.step) != step:
+                    raise ValueError(f"holds step {int(state.step)}")
+                return state, out["data"]
+            except Exception as error:  # orbax and tensorstore raise many kinds for broken files
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                say(f"checkpoint {step} cannot be read ({reason}); trying the one before it")
+                self.set_aside(step)
+        return None
+
+    def set_aside(self, step: int) -> None:
+        """Moves a checkpoint out of the way, so that the step can be saved again."""
+        self.manager.wait_until_finished()
+        self.workdir.move_aside(f"{FOLDER}/{step}", f"broken/{step}")
+        self.manager.reload()
+
+    def params(self, like: PyTree) -> PyTree:
+        """The newest checkpoint's parameters, or those subtrees of them that `like` has.
+
+        Raises:
+          ConfigError: no checkpoint, or parameters of another structure.
+        """
+        step = self.manager.latest_step()
+        where = self.workdir.path
+        if step is None:
+            raise ConfigError(f"{where}: no checkpoint in this workdir")
+        item = self.workdir.file(f"{FOLDER}/{step}/params")
+        try:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                return reader.restore(
+                    item,
+                    ocp.args.PyTreeRestore(
+                        like,
+                        partial_restore=True,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+                    ),
+                )
+        except (ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0][:300]
+            raise ConfigError(f"{where}: its parameters do not fit this model: {reason}") from None
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the cluster asked all processes to stop (multi-process runs)."""
+        return self.manager.reached_preemption(step)
+
+    def close(self) -> None:
+        """Waits for a save in progress."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+def _split(state: TrainState) -> tuple[PyTree, PyTree]:
+    rest = {
+        "step": state.step,
+        "model_state": state.model_state,
+        "ema": state.ema,
+        "opt_state": state.opt_state,
+    }
+    return state.params, rest
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    import flax
+    import numpy
+    import optax
+
+    import mimjax
+
+    modules = {"jax": jax, "flax": flax, "optax": optax, "orbax": ocp, "numpy": numpy}
+    found = {name: getattr(m, "__version__", "?") for name, m in modules.items()}
+    return {"mimjax": mimjax.__version__, **found}
