@@ -1,0 +1,98 @@
+"""What runs beside training: held-out masked error, k-NN and linear probes, pictures.
+
+An evaluator trains nothing through the trainer and knows no method: it reads `preds`, the prepared
+batch and the encoder's `Features`. Each jits its functions once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from jax.sharding import Mesh
+
+from mimjax.data.augment import Augment
+from mimjax.data.sources import Source
+from mimjax.errors import ConfigError
+from mimjax.evaluators.common import Bench, Subset
+from mimjax.evaluators.error import MaskedError
+from mimjax.evaluators.features import FeatureBank
+from mimjax.evaluators.knn import KNN
+from mimjax.evaluators.pictures import Pictures
+from mimjax.evaluators.probe import LinearProbe
+from mimjax.evaluators.table import render
+from mimjax.task import Task
+from mimjax.train.state import TrainState
+
+__all__ = ["Evaluator", "make_evaluators", "render"]
+
+
+class Evaluator(Protocol):
+    """Run at the first step, every N steps and at the last.
+
+    Attributes:
+      name: values are logged as "eval/<name>/<metric>".
+    """
+
+    name: str
+
+    def __call__(self, state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
+        """Metric names and values; the state is read, not kept beyond the next update."""
+        ...
+
+
+def make_evaluators(
+    task: Task,
+    mesh: Mesh,
+    train: Source,
+    test: Source,
+    *,
+    write: Callable[[str, bytes], None],
+    seed: int = 0,
+    error: bool = True,
+    probes: bool = False,
+    pictures: int = 8,
+    batch_size: int = 256,
+    max_images: int = 2000,
+    augment: Augment | None = None,
+    threads: int = 8,
+) -> list[Evaluator]:
+    """The evaluators of a run.
+
+    Args:
+      train, test: splits; naive predictors and probes learn from the first, the second is scored.
+      write: (file name, PNG bytes) -> None, called by process 0 for every picture.
+      seed: the run's; it fixes the masks and the untrained encoder.
+      error, probes: whether the held-out masked error, k-NN and linear probe are wanted.
+      pictures: images in a reconstruction picture; 0 = none.
+      batch_size: rows of a global batch; rounded up to a multiple of the devices.
+      max_images: at most that many of each split, drawn once.
+      augment: its `eval_crop` is used.
+      threads: that make batches.
+
+    Raises:
+      ConfigError: probes without labels, or a limit that leaves nothing.
+    """
+    for key, value, least in (
+        ("max_images", max_images, 2),
+        ("batch_size", batch_size, 1),
+        ("pictures", pictures, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"eval.{key}: {value}; allowed: {least} or more")
+    if probes and not (train.num_classes and test.num_classes):
+        raise ConfigError(
+            f"eval.probes: True, but the source {train.name!r} has no labels; "
+            "allowed: False, or a labeled source"
+        )
+    limited = Subset(train, max_images), Subset(test, max_images)
+    bench = Bench(task, mesh, *limited, seed, batch_size, augment or Augment(), threads)
+    evaluators: list[Evaluator] = []
+    if error:
+        evaluators.append(MaskedError(bench))
+    if probes:
+        bank = FeatureBank(bench)
+        evaluators += [KNN(bank), LinearProbe(bank)]
+    if pictures:
+        evaluators.append(Pictures(bench, pictures, write))
+    return evaluators

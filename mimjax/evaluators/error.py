@@ -1,0 +1,115 @@
+"""Held-out masked error beside two predictors that see no more than the model or learn nothing.
+
+All three are mean squared errors over the masked patches of the test split, in the space of the
+target and with every patch weighing the same. A task without `preds["error"]` is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimjax.evaluators.common import Bench
+from mimjax.masking import gather
+from mimjax.rng import named, step_key
+from mimjax.train.state import TrainState
+from mimjax.train.step import eval_step
+
+NAIVE = ("mean_image_error", "visible_mean_error")
+
+
+class MaskedError:
+    """Yields masked_error, mean_image_error and visible_mean_error.
+
+    "mean image" predicts at each position the mean target of the training images there; "visible
+    mean" predicts for every masked patch the mean of the image's own visible targets. They depend
+    on no parameter, so they are computed once. A task whose prepared batch has no
+    `visible_target` yields the first value only.
+
+    Attributes:
+      values: of the last call, by name; {} before it or where the task has no such error.
+    """
+
+    name = "error"
+
+    def __init__(self, bench: Bench):
+        self.bench = bench
+        self.values: dict[str, float] = {}
+        self._naive: dict[str, float] | None = None
+        self._outputs: tuple[bool, bool] | None = None
+        self._model = bench.jit(self._model_errors)
+        self._targets = bench.jit(self._target_sum)
+        self._naives = bench.jit(self._naive_errors)
+
+    def __call__(self, state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
+        has_error, has_visible = self._has(state, frozen)
+        if not has_error:
+            return
+        rows = [self._model(state, frozen, batch) for batch in self._batches("test")]
+        self.values = {"masked_error": _mean(rows)[0]}
+        if has_visible:
+            if self._naive is None:
+                self._naive = self._measure_naive(state, frozen)
+            self.values |= self._naive
+        yield from self.values.items()
+
+    def _batches(self, split: str) -> Iterator[dict[str, jax.Array]]:
+        return self.bench.batches(getattr(self.bench, split), mask_fn=self.bench.task.mask_fn)
+
+    def _has(self, state: TrainState, frozen: Any) -> tuple[bool, bool]:
+        """Whether the task has an error and visible targets; found on shapes, once."""
+        if self._outputs is None:
+            batch = next(self._batches("test"))
+            task, seed = self.bench.task, self.bench.seed
+            prepared, out = jax.eval_shape(
+                lambda s, f, b: eval_step(s, f, b, task=task, seed=seed), state, frozen, batch
+            )
+            self._outputs = "error" in out.preds, "visible_target" in prepared
+        return self._outputs
+
+    def _measure_naive(self, state: TrainState, frozen: Any) -> dict[str, float]:
+        total, count = np.zeros(()), 0.0
+        for batch in self._batches("train"):
+            part, weight = jax.device_get(self._targets(state, frozen, batch))
+            # Batches are added in float64 on the host: nothing is lost over many of them.
+            total, count = total + part.astype(np.float64), count + float(weight)
+        mean_image = np.asarray(total / count, np.float32)
+        rows = [self._naives(state, frozen, b, mean_image) for b in self._batches("test")]
+        return dict(zip(NAIVE, _mean(rows)))
+
+    # ---------------------------------------------------------------- compiled
+    def _model_errors(self, state, frozen, batch):
+        """[1 b] errors of the images and their weights [b]."""
+        _, out = eval_step(state, frozen, batch, task=self.bench.task, seed=self.bench.seed)
+        return out.preds["error"][None], batch["weight"]
+
+    def _prepare(self, state, frozen, batch):
+        """As `eval_step` prepares it: the same ids, also where masks are made on the device."""
+        key = named(step_key(self.bench.seed, "eval", 0), "prepare")
+        return self.bench.task.prepare(state.ema, frozen, batch, key, state.step, False)
+
+    def _target_sum(self, state, frozen, batch):
+        """Targets of real rows summed at each position, [n d], and the number of rows."""
+        p = self._prepare(state, frozen, batch)
+        ids = jnp.concatenate([p["ids_v"], p["ids_m"]], axis=1)
+        target = jnp.concatenate([p["visible_target"], p["target"]], axis=1)
+        in_order = gather(target.astype(jnp.float32), jnp.argsort(ids, axis=1))
+        return jnp.einsum("bnd,b->nd", in_order, batch["weight"]), batch["weight"].sum()
+
+    def _naive_errors(self, state, frozen, batch, mean_image):
+        """[2 b] errors in the order of NAIVE and the weights [b]."""
+        p = self._prepare(state, frozen, batch)
+        guesses = mean_image[p["ids_m"]], p["visible_target"].mean(1, keepdims=True)
+        errors = [jnp.square(p["target"] - guess).mean((1, 2)) for guess in guesses]
+        return jnp.stack(errors), batch["weight"]
+
+
+def _mean(rows: list[tuple[jax.Array, jax.Array]]) -> list[float]:
+    """Means over the real rows of (values [k b], weights [b]), one for each of the k."""
+    values, weights = zip(*jax.device_get(rows))
+    means = np.average(np.concatenate(values, axis=1), axis=1, weights=np.concatenate(weights))
+    return [float(mean) for mean in means]

@@ -1,0 +1,112 @@
+"""The search shared by k-NN and the linear probe: chosen on training images, scored on test ones.
+
+Every (pool, layer), standardization and strength is tried on a validation split carved from the
+training split; the winner is refitted on the whole training split. Test labels enter in one line,
+after the choice. All three rows of the table are searched in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mimjax.evaluators.features import ROWS, FeatureBank, Splits
+from mimjax.train.state import TrainState
+
+VALIDATION = 0.2
+# (x [n d], y int [n] in 0..c-1, other x [m d]) -> for every setting its name and predictions [m]
+Classify = Callable[[np.ndarray, np.ndarray, np.ndarray], Iterator[tuple[str, np.ndarray]]]
+
+
+class Score(NamedTuple):
+    """What one row of the table says.
+
+    Attributes:
+      accuracy: on the test split, percent; validation: on the validation split, percent.
+      features: the chosen candidate, "mean of block_03".
+      setting: standardization and strength, "standardized, k=5".
+    """
+
+    accuracy: float
+    validation: float
+    features: str
+    setting: str
+
+
+def search(features: dict[str, Splits], labels: Splits, classify: Classify) -> Score:
+    """The best setting of all candidates, and its accuracy on the test split.
+
+    Args:
+      features: candidates by name.
+      labels: int [n] of both splits.
+      classify: fits on some rows and predicts others, for every setting of its own.
+    """
+    classes, y = np.unique(labels.train, return_inverse=True)
+    fit, held = carve(y)
+    best = (-1.0, "", False, "")
+    for name, x in features.items():
+        for scaled in (False, True):
+            a, b = standardize(x.train[fit], x.train[held], scaled)
+            for setting, guess in classify(a, y[fit], b):
+                accuracy = float((guess == y[held]).mean())
+                if accuracy > best[0]:  # the first of equals: no further information decides
+                    best = accuracy, name, scaled, setting
+    validation, name, scaled, setting = best
+    a, b = standardize(*features[name], scaled)
+    guess = dict(classify(a, y, b))[setting]
+    accuracy = float((classes[guess] == labels.test).mean())
+    words = f"{'standardized, ' if scaled else ''}{setting}"
+    return Score(100 * accuracy, 100 * validation, name, words)
+
+
+def carve(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to fit on and validation rows, stratified by class; the same for every seed of a run.
+
+    A class keeps at least one row to fit on.
+    """
+    rng = np.random.default_rng(0)
+    fit, held = [], []
+    for label in np.unique(y):
+        rows = rng.permutation(np.flatnonzero(y == label))
+        cut = min(round(VALIDATION * len(rows)), len(rows) - 1)
+        held.append(rows[:cut])
+        fit.append(rows[cut:])
+    return np.sort(np.concatenate(fit)), np.sort(np.concatenate(held))
+
+
+def standardize(
+    train: np.ndarray, other: np.ndarray, scaled: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Zero mean and unit variance by the statistics of `train`, or nothing; float32."""
+    if not scaled:
+        return train, other
+    mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
+    # A pixel that never changes in training must not blow up a test image in which it does.
+    std = np.where(std > 1e-5 * max(std.max(), 1e-30), std, np.inf)
+    return ((train - mean) / std).astype(np.float32), ((other - mean) / std).astype(np.float32)
+
+
+class Probe:
+    """A classifier on frozen features; yields raw_pixels, untrained and pretrained in percent.
+
+    Attributes:
+      name: the metric's prefix.
+      classify: see `search`.
+      scores: of each row, at the last call; those without training are computed once.
+    """
+
+    name: str
+    classify: Classify
+
+    def __init__(self, bank: FeatureBank):
+        self.bank = bank
+        self.scores: dict[str, Score] = {}
+
+    def __call__(self, state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
+        for row in ROWS:
+            if row == "pretrained" or row not in self.scores:
+                features = self.bank.read(row, state)
+                self.scores[row] = search(features, self.bank.labels, self.classify)
+            yield row, self.scores[row].accuracy

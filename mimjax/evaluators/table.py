@@ -1,0 +1,106 @@
+"""The honest table of a run as Markdown: what pretraining is worth beside what needs none.
+
+Every number stands beside its naive rival, and a model that is no better is said to be no better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mimjax.evaluators.error import MaskedError
+from mimjax.evaluators.features import ROWS
+from mimjax.evaluators.search import Probe, Score
+
+TITLES = dict(zip(ROWS, ("raw pixels", "untrained encoder", "pretrained encoder")))
+METHODS = {"knn": "k-NN", "linear": "linear"}
+PREDICTORS = {
+    "masked_error": "the model",
+    "mean_image_error": "mean training image",
+    "visible_mean_error": "mean of the image's visible patches",
+}
+
+
+def render(evaluators: Sequence[Any]) -> str:
+    """Markdown of what the evaluators found at their last call; "" if there is nothing to tell."""
+    probes = [e for e in evaluators if isinstance(e, Probe) and e.scores]
+    errors = [e for e in evaluators if isinstance(e, MaskedError) and e.values]
+    parts = [accuracies(probes)] if probes else []
+    parts += [masked_error(e.values, len(e.bench.test)) for e in errors]
+    return "\n".join(parts)
+
+
+def accuracies(probes: Sequence[Probe]) -> str:
+    """The table of k-NN and linear accuracies, how they were chosen, and a verdict on each."""
+    bench = probes[0].bank.bench
+    train, test = len(bench.train), len(bench.test)
+    header = ["features"]
+    for p in probes:
+        header += [f"{METHODS[p.name]}, %", "chosen"]
+    body = [
+        [TITLES[row]] + [cell for p in probes for cell in _cells(p.scores[row])] for row in ROWS
+    ]
+    lines = [
+        f"Accuracy on {test:,} test images, learned from {train:,} training images. "
+        f"Label: {bench.test.label_name}.",
+        "",
+        *markdown(header, body),
+        "",
+        "Features, standardization and k or alpha were chosen on 20 % of the training images, "
+        "in the same way in every row; test images chose nothing.",
+        "",
+        *[verdict(p, test) for p in probes],
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cells(score: Score) -> list[str]:
+    return [f"{score.accuracy:.2f}", f"{score.features}, {score.setting}"]
+
+
+def verdict(probe: Probe, test: int) -> str:
+    """One sentence; differences within two standard errors are called too small to tell."""
+    ours = probe.scores["pretrained"].accuracy
+    parts = []
+    for row in ("untrained", "raw_pixels"):
+        other = probe.scores[row].accuracy
+        spread = 200 * math.sqrt(sum(p * (1 - p) for p in (ours / 100, other / 100)) / test)
+        word = "better than" if ours > other else "no better than"
+        if abs(ours - other) < spread:
+            word += " (within chance of)" if ours > other else ""
+        parts.append(f"{word} {TITLES[row]} ({ours - other:+.2f} points)")
+    return f"- {METHODS[probe.name]}: the pretrained encoder is {' and '.join(parts)}."
+
+
+def masked_error(values: dict[str, float], test: int) -> str:
+    """The held-out error beside both naive predictors, with a verdict."""
+    body = [[PREDICTORS[name], f"{value:.4f}"] for name, value in values.items()]
+    lines = [
+        f"Held-out masked error: mean squared, in target space, {test:,} test images with fixed "
+        "masks.",
+        "",
+        *markdown(["predictor", "error"], body),
+        "",
+    ]
+    naive = {name: value for name, value in values.items() if name != "masked_error"}
+    if naive:
+        ours, best = values["masked_error"], min(naive, key=lambda name: naive[name])
+        if ours < naive[best]:  # False for NaN too
+            share = 1 - ours / naive[best]
+            lines += [f"- The model's error is {share:.0%} below that of the {PREDICTORS[best]}."]
+        else:
+            lines += [
+                f"- The model is no better than the {PREDICTORS[best]} "
+                f"({ours:.4f} against {naive[best]:.4f})."
+            ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def markdown(header: list[str], body: list[list[str]]) -> list[str]:
+    """Lines of a table whose columns are aligned, so that it reads as plain text too."""
+    widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
+    line = lambda row: "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |"
+    return [line(header), line(["-" * w for w in widths]), *map(line, body)]
