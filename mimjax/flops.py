@@ -1,0 +1,90 @@
+"""FLOPs of a task's train step, counted on the traced program: dots and convolutions only.
+
+One multiply-add is 2 FLOPs. It is a count of the code that runs, for every method, with no formula
+to keep in step; `benchmarks/flops.py` holds the published formulas, and a test compares the two.
+Elementwise work is left out, so XLA's own figure is a few percent higher; recomputation under
+`remat` is work that runs, so it is counted.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from mimjax.rng import named
+from mimjax.task import Task
+
+
+def step_flops(task: Task) -> float:
+    """FLOPs per image of one train step: `prepare`, loss and gradient; the optimizer has no dots.
+
+    Tracing takes a second or two; nothing is compiled or computed.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params, model_state = jax.eval_shape(task.init, key)
+    ema = jax.eval_shape(task.init_ema, params)
+    frozen = jax.eval_shape(task.init_frozen, key)
+    batch = {
+        name: jax.ShapeDtypeStruct((1, *view.size, 3), jnp.uint8)
+        for name, view in task.views.items()
+    }
+    batch |= {k: jax.ShapeDtypeStruct((1,), jnp.int32) for k in ("label", "index")}
+    if task.mask_fn is not None:
+        mask = task.mask_fn(random.Random(0))
+        batch["mask"] = jax.ShapeDtypeStruct((1, *mask.shape), jnp.bool_)
+
+    def step(params, model_state, ema, frozen, batch, key):
+        zero = jnp.zeros((), jnp.int32)
+        batch = task.prepare(ema, frozen, batch, named(key, "prepare"), zero, True)
+        loss = lambda p: task.loss(p, model_state, batch, named(key, "loss"), zero, True).total
+        return jax.grad(loss)(params)
+
+    return count(jax.make_jaxpr(step)(params, model_state, ema, frozen, batch, key))
+
+
+def count(jaxpr: ClosedJaxpr | Jaxpr) -> float:
+    """FLOPs of all dots and convolutions; a scan's body counts once per iteration.
+
+    Of a `cond`'s branches the dearest counts; a `while` body, whose length is unknown, once.
+    """
+    total = 0.0
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if eqn.primitive.name == "dot_general":
+            total += dot_flops(eqn)
+        elif eqn.primitive.name == "conv_general_dilated":
+            total += conv_flops(eqn)
+        else:
+            inner = [count(j) for j in sub_jaxprs(eqn)]
+            if inner:
+                best = max(inner) if eqn.primitive.name == "cond" else sum(inner)
+                total += best * eqn.params.get("length", 1)
+    return total
+
+
+def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr | Jaxpr]:
+    """The programs inside an equation (jit, scan, remat, custom derivatives, ...)."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, (ClosedJaxpr, Jaxpr)):
+                yield item
+
+
+def dot_flops(eqn: JaxprEqn) -> float:
+    """2 x output elements x contracted elements."""
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    left, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    return 2.0 * math.prod(out) * math.prod(left[i] for i in contracted)
+
+
+def conv_flops(eqn: JaxprEqn) -> float:
+    """2 x output elements x kernel elements that each of them reads."""
+    out: Any = eqn.outvars[0].aval.shape
+    kernel = eqn.invars[1].aval.shape
+    out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+    return 2.0 * math.prod(out) * math.prod(kernel) / out_features
