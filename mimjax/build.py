@@ -124,13 +124,15 @@ def make_run(c: ConfigDict, workdir_path: str) -> Run:
     )
     workdir = Workdir(workdir_path, writer=jax.process_index() == 0)
     log = Log(workdir)
-    start.check_workdir(c, workdir, log.say)
     checkpoints = Checkpoints(workdir, keep=c.keep_checkpoints)
+    start.check_workdir(c, workdir, checkpoints, log.say)
     describe.start_block(c, program, data, clock, log.say)
-    workdir.write_text("parameters.txt", describe.parameter_table(c, program))
     frozen = start.make_frozen(c, program, functools.partial(sample_images, c, data), log.say)
     state = start.find_start(c, program, checkpoints, data.fingerprint, log.say)
-    log.truncate(int(state.step))
+    log.truncate(int(state.step) or -1)  # a fresh start keeps nothing
+    # only now: until here a wrong setting leaves the workdir as it was
+    workdir.write_text("config.json", start.to_json(c))
+    workdir.write_text("parameters.txt", describe.parameter_table(c, program))
     return Run(
         program=program,
         state=state,

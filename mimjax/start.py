@@ -42,16 +42,17 @@ def to_json(c: ConfigDict) -> str:
     return json.dumps(c.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def check_workdir(c: ConfigDict, workdir: Workdir, say: Say) -> None:
-    """Compares the config with the one that made the workdir, then records the new one.
+def check_workdir(c: ConfigDict, workdir: Workdir, checkpoints: Checkpoints, say: Say) -> None:
+    """Compares the config with the one that made the workdir's checkpoints; says what changed.
 
     Raises:
       ConfigError: task, method, teacher or optimizer differ: the checkpoints do not fit.
     """
-    new = flatten(json.loads(to_json(c)))
     text = workdir.read_text("config.json")
-    old = flatten(json.loads(text)) if text else {}
-    changed = [k for k in sorted(old.keys() | new.keys()) if old and old.get(k) != new.get(k)]
+    if not text or checkpoints.manager.latest_step() is None:
+        return  # nothing to continue from
+    old, new = flatten(json.loads(text)), flatten(json.loads(to_json(c)))
+    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     for key in changed:
         if key.startswith(STRUCTURE):
             raise ConfigError(
@@ -60,7 +61,6 @@ def check_workdir(c: ConfigDict, workdir: Workdir, say: Say) -> None:
             )
     for key in changed:
         say(f"changed since the last start: {key}: {old.get(key)!r} -> {new.get(key)!r}")
-    workdir.write_text("config.json", to_json(c))
 
 
 def find_start(

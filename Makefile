@@ -1,0 +1,45 @@
+# Two commands from nothing: `make demo` and `make test`. Each creates .venv and installs what it needs.
+PYTHON ?= python3
+METHOD ?= bootmae
+DATA ?= digits
+SEED ?= 0
+WORKDIR ?= runs/$(METHOD)_$(DATA)_$(SEED)
+ARGS ?=
+BIN := .venv/bin
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: demo test test-all lint types golden clean
+
+.venv/demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
+	touch $@
+
+# torch first and by its exact version: other builds bring gigabytes of CUDA libraries
+.venv/dev: .venv/demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev,torch]"
+	touch $@
+
+demo: .venv/demo
+	$(BIN)/python -m mimjax.main --config=configs/$(METHOD).py:demo,data=$(DATA) \
+	  --workdir=$(WORKDIR) --config.seed=$(SEED) $(ARGS)
+
+test: .venv/dev
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: .venv/dev
+	$(BIN)/python -m pytest -n 2
+
+golden: .venv/dev
+	$(BIN)/python -m pytest tests/test_golden.py -rA
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,131 @@
+"""What tests share: small configs, a run as a real subprocess, its results."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from configs import bootmae, mae
+from mimjax import build
+from mimjax.files import Workdir
+from mimjax.task import Clock
+from mimjax.train import sharding
+from mimjax.train.checkpoints import Checkpoints
+from mimjax.train.program import make_program
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = {"mae": mae, "bootmae": bootmae}
+
+
+def small(name, **overrides):
+    """A method's demo config with two narrow blocks, unlocked; overrides by dotted name."""
+    c = CONFIGS[name].get_config("demo").unlock()
+    c.method.encoder.width, c.method.encoder.depth = 32, 2
+    c.batch_size, c.steps = 16, 8
+    c.eval.probes, c.eval.error, c.eval.pictures = False, False, 0
+    for key, value in overrides.items():
+        node = c
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node[parent]
+        assert last in node, key
+        node[last] = value
+    return c
+
+
+def make(c, mesh=None, small_tensors=sharding.SMALL):
+    """Task and program of a config, without data or files."""
+    clock = Clock(4, max(c.steps, 1))
+    task = build.make_task(c, clock)
+    params = jax.eval_shape(task.init, jax.random.key(0))[0]
+    tx, _ = build.make_tx(c, params, clock)
+    mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
+    program = make_program(
+        task,
+        tx,
+        mesh,
+        c.sharding,
+        batch_size=c.batch_size,
+        seed=c.seed,
+        accum=c.accum,
+        small=small_tensors,
+    )
+    return task, program
+
+
+def batches(c, task, steps):
+    """The first batches of the config's training data."""
+    data = build.make_data(c, task, "train")
+    return [data.batch(s) for s in range(steps)]
+
+
+def command(*args):
+    return [sys.executable, "-m", *args]
+
+
+def environment(devices=1):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return env | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+
+
+def run(*args, devices=1, check=True, timeout=300):
+    """A program of mimjax as a real process."""
+    out = subprocess.run(
+        command(*args),
+        cwd=ROOT,
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if check:
+        assert out.returncode == 0, out.stdout + out.stderr
+    return out
+
+
+def start(*args, devices=1):
+    """The same in the background."""
+    return subprocess.Popen(
+        command(*args),
+        cwd=ROOT,
+        env=environment(devices),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def losses(workdir):
+    """{step: {loss terms, norms}} of metrics.jsonl; each step stands there once."""
+    out = {}
+    for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if "loss/total" in row:
+            assert row["step"] not in out, row["step"]
+            keep = ("loss", "lr", "lambda", "ema", "grad", "param")
+            out[row["step"]] = {k: v for k, v in row.items() if k.startswith(keep)}
+    return out
+
+
+def final_params(workdir, c):
+    """The newest checkpoint's parameters as numpy arrays by path."""
+    _, program = make(c)
+    params = Checkpoints(Workdir(str(workdir), writer=False), read_only=True).params(
+        program.abstract_state.params
+    )
+    return jax.tree.map(np.asarray, params)
+
+
+def flags(c):
+    """A config's difference from its demo as command-line overrides."""
+    from mimjax.start import flatten
+
+    name = c.task.rsplit(":", 1)[0].rsplit(".", 1)[1]
+    base = flatten(CONFIGS[name].get_config("demo").to_dict())
+    new = flatten(c.to_dict())
+    changed = [f"--config.{k}={v}" for k, v in new.items() if base[k] != v]
+    return [f"--config=configs/{name}.py:demo", *changed]

@@ -1,0 +1,141 @@
+"""The contract of a method, checked for every `configs/*.py`: a new method needs no new test."""
+
+import functools
+import inspect
+import os
+import pathlib
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mimjax import build, describe, start
+from mimjax.masking import split
+from mimjax.rules import paths
+from mimjax.task import Clock
+from mimjax.train.state import init_state
+from mimjax.train.step import train_step
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
+METHODS = sorted(helpers.CONFIGS)
+# parameters whose gradient is zero, with the reason
+NO_GRADIENT: dict[str, set[str]] = {}
+
+
+def test_every_config_is_covered():
+    found = {p.stem for p in (helpers.ROOT / "configs").glob("*.py")} - {"__init__", "common"}
+    assert found == set(METHODS)
+
+
+@functools.cache
+def prepared(name):
+    """Task, parameters, EMA and a prepared batch of eight digits."""
+    c = helpers.small(name, batch_size=8)
+    task = build.make_task(c, Clock(4, 8))
+    params, model_state = jax.jit(task.init)(jax.random.key(0))
+    ema, batch = task.init_ema(params), helpers.batches(c, task, 1)[0]
+    batch = jax.tree.map(jnp.asarray, batch)
+    prepare = jax.jit(task.prepare, static_argnums=5)
+    return task, params, model_state, ema, prepare(ema, {}, batch, jax.random.key(1), 0, True)
+
+
+@functools.cache
+def gradients(name):
+    task, params, model_state, _, batch = prepared(name)
+    loss = lambda p: task.loss(p, model_state, batch, jax.random.key(2), 0, True).total
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_is_finite_and_every_parameter_learns(name):
+    loss, grads = gradients(name)
+    assert np.isfinite(loss)
+    still = {p for p, g in zip(paths(grads), jax.tree.leaves(grads)) if not np.any(g)}
+    assert still == NO_GRADIENT.get(name, set())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_but_update_ema_writes_the_average(name):
+    c = helpers.small(name, batch_size=8)
+    task, program = helpers.make(c)
+    assert list(inspect.signature(task.loss).parameters)[:3] == ["params", "model_state", "batch"]
+    with jax.set_mesh(program.mesh):
+        state = program.init()
+        ema, params = jax.tree.map(jnp.copy, (state.ema, state.params))
+        step = program.compile()
+        new, _ = step(state, {}, jax.tree.map(jnp.asarray, helpers.batches(c, task, 1)[0]))
+    expected = task.update_ema(ema, params, new.params, 0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), new.ema, expected)
+    for leaf in jax.tree.leaves(new.ema):
+        assert leaf.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_falls_on_eight_images(name):
+    c = helpers.small(name, **{"batch_size": 8, "optimizer.lr": 2e-3, "steps": 60})
+    task, program = helpers.make(c)
+    batch = jax.tree.map(jnp.asarray, helpers.batches(c, task, 1)[0])
+    totals = []
+    with jax.set_mesh(program.mesh):
+        state, step = program.init(), program.compile()
+        for _ in range(60):
+            state, metrics = step(state, {}, batch)
+            totals.append({k: float(v) for k, v in metrics.items() if k.startswith("loss/")})
+    terms = [k for k in totals[0] if k != "loss/total"]
+    # A moving target may make its own term rise; what is predicted from pixels must fall.
+    assert any(totals[-1][k] < 0.7 * totals[0][k] for k in terms), (totals[0], totals[-1])
+    assert totals[-1]["loss/total"] < totals[1]["loss/total"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_masked_pixels_cannot_influence_visible_latents(name):
+    task, params, _, _, batch = prepared(name)
+    mask = np.zeros((8, task.encoder.num_patches), bool)
+    mask[:, : task.num_masked] = True
+    ids_v, _ = split(jnp.asarray(mask), task.num_masked)
+    grid, p = task.encoder.grid, task.encoder.patch
+    hidden = np.kron(mask.reshape(8, *grid), np.ones((1, p, p))).astype(bool)[..., None]
+    other = jnp.where(hidden, 7.0, batch["image"])
+    encode = jax.jit(lambda x: task.encoder.apply({"params": params["encoder"]}, x, ids_v).tokens)
+    np.testing.assert_array_equal(encode(batch["image"]), encode(other))
+    assert np.any(encode(batch["image"]) != encode(batch["image"] + 1.0))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_published_configuration_is_as_committed(name):
+    """Config, shapes, decay, learning-rate scale and sharding of every parameter, as text."""
+    c = helpers.CONFIGS[name].get_config()
+    program = helpers.make(c)[1]
+    sizes = f"parameters: {sum(x.size for x in jax.tree.leaves(program.abstract_state.params))}\n"
+    text = start.to_json(c) + "\n" + sizes + describe.parameter_table(c, program)
+    file = GOLDEN / f"{name}.txt"
+    if os.environ.get("MIMJAX_UPDATE"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_step_traces_the_loss_once(name):
+    """`train_step` is pure and traced once, with and without accumulation."""
+    c = helpers.small(name)
+    for accum in (1, 2):
+        c.accum = accum
+        task, _ = helpers.make(c)
+        calls = []
+
+        class Counting(type(task)):
+            def loss(self, *args):
+                calls.append(1)
+                return super().loss(*args)
+
+        counting = Counting(**vars(task))
+        params = jax.eval_shape(counting.init, jax.random.key(0))[0]
+        tx, _ = build.make_tx(c, params, Clock(4, 8))
+        state = init_state(jax.random.key(0), task=counting, tx=tx)
+        step = jax.jit(functools.partial(train_step, task=counting, tx=tx, accum=accum))
+        for batch in helpers.batches(c, task, 2):
+            state, _ = step(state, {}, batch)
+        assert len(calls) == 1

@@ -1,0 +1,93 @@
+"""The same numbers however the work is laid out: devices, sharding, processes, accumulation."""
+
+import socket
+
+import helpers
+import jax
+import numpy as np
+import pytest
+
+from mimjax.train import sharding
+
+
+def steps(c, mesh, small_tensors=sharding.SMALL, count=3):
+    """Metrics of some steps and the final state."""
+    task, program = helpers.make(c, mesh, small_tensors)
+    with jax.set_mesh(mesh):
+        compiled, state = program.compile(), program.init()
+        metrics = []
+        for batch in helpers.batches(c, task, count):
+            state, m = compiled(state, {}, sharding.to_global(mesh, batch))
+            metrics.append(jax.device_get(m))
+    return metrics, jax.device_get(state), program
+
+
+@pytest.mark.parametrize("name", ["mae", "bootmae"])
+def test_replicated_fsdp_and_one_device_agree(name):
+    c = helpers.small(name, **{"method.encoder.drop_path": 0.1, "optimizer.lr": 1e-3})
+    one, state_one, _ = steps(c, sharding.make_mesh(devices=jax.devices()[:1]))
+    layouts = [(8, 1), (1, 8), (2, 4)]
+    for data, fsdp in layouts:
+        ours, state, program = steps(c, sharding.make_mesh(data, fsdp), small_tensors=64)
+        specs = [x.sharding.spec for x in jax.tree.leaves(program.abstract_state.params)]
+        assert any("fsdp" in s for s in specs) == (fsdp > 1)
+        for a, b in zip(ours, one, strict=True):
+            assert a.keys() == b.keys()
+            for k in a:
+                assert a[k] == pytest.approx(b[k], rel=1e-5, abs=1e-6), (data, fsdp, k)
+        close = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5)
+        jax.tree.map(close, state.params, state_one.params)
+        jax.tree.map(close, state.ema, state_one.ema)
+
+
+def test_ema_and_optimizer_slots_are_laid_out_like_their_parameters():
+    _, program = helpers.make(helpers.small("bootmae"), sharding.make_mesh(1, 8), 64)
+    s = program.abstract_state
+    path = lambda t: t["encoder"]["block_00"]["attn"]["qkv"]["kernel"].sharding.spec
+    adam = next(x for x in jax.tree.leaves(s.opt_state, is_leaf=lambda x: hasattr(x, "mu"))
+                if hasattr(x, "mu"))
+    assert path(s.params) == path(s.ema) == path(adam.mu) == path(adam.nu)
+    assert "fsdp" in path(s.params)
+
+
+def test_accumulation_averages_gradients():
+    """Without drop path a batch of 16 in four pieces is the batch of 16."""
+    c = helpers.small("bootmae", **{"optimizer.lr": 1e-3})
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    whole, state_whole, _ = steps(c, mesh)
+    c.accum = 4
+    pieces, state_pieces, _ = steps(c, mesh)
+    for a, b in zip(pieces, whole, strict=True):
+        for k in a:
+            assert a[k] == pytest.approx(b[k], rel=1e-5), k
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),
+        state_pieces.params,
+        state_whole.params,
+    )
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Two real processes, each with its half of every batch, write the run of one."""
+    c = helpers.small("bootmae", **{"log_every": 1, "steps": 6, "checkpoint_every": 3})
+    c.data.threads = 2
+    helpers.run("mimjax.main", *helpers.flags(c), f"--workdir={tmp_path / 'one'}", devices=2)
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    joined = [f"--coordinator=localhost:{port}", "--num_processes=2"]
+    workdir = tmp_path / "two"
+    processes = [
+        helpers.start(
+            "mimjax.main", *helpers.flags(c), f"--workdir={workdir}", *joined, f"--process_id={i}"
+        )
+        for i in range(2)
+    ]
+    assert [p.wait(timeout=240) for p in processes] == [0, 0]
+    one, two = helpers.losses(tmp_path / "one"), helpers.losses(workdir)
+    assert one.keys() == two.keys()
+    for step, row in one.items():
+        for name, value in row.items():
+            assert two[step][name] == pytest.approx(value, rel=1e-5, abs=1e-7), (step, name)
+    a, b = (helpers.final_params(w, c) for w in (tmp_path / "one", workdir))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
