@@ -91,9 +91,9 @@ def draw(columns: dict[str, np.ndarray], caption: str = "") -> Image.Image:
     lines = wrap(caption, font, width - 2 * MARGIN)
     top = MARGIN + line
     bottom = top + rows * (h + GAP) - GAP
-    sheet = Image.new("RGB", (width, bottom + bool(lines) * GAP + len(lines) * line + MARGIN))
+    height = bottom + (len(lines) * line + 2 * GAP if lines else 0) + MARGIN
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
     pen = ImageDraw.Draw(sheet)
-    pen.rectangle((0, 0, *sheet.size), fill=BACKGROUND)
     for i in range(blocks):
         for j, (name, images) in enumerate(columns.items()):
             x = MARGIN + i * (block_width + 2 * MARGIN) + j * (w + GAP)
@@ -102,7 +102,7 @@ def draw(columns: dict[str, np.ndarray], caption: str = "") -> Image.Image:
                 tile = Image.fromarray(image).resize((w, h), Image.Resampling.NEAREST)
                 sheet.paste(tile, (x, top + row * (h + GAP)))
     for row, text in enumerate(lines):
-        pen.text((MARGIN, bottom + GAP + row * line), text, fill=FAINT, font=font)
+        pen.text((MARGIN, bottom + 2 * GAP + row * line), text, fill=FAINT, font=font)
     return sheet
 
 

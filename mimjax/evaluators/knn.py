@@ -22,9 +22,11 @@ def classify(x: np.ndarray, y: np.ndarray, other: np.ndarray) -> Iterator[tuple[
     ks = [k for k in KS if k <= len(x)]
     similarity, ids = neighbors(unit(x), unit(other), ks[-1])
     weight = 1 / np.maximum(np.sqrt(np.maximum(2 - 2 * similarity, 0)), TINY)
-    votes = np.eye(y.max() + 1)[y[ids]] * weight[..., None]  # [m k c]
-    for k in ks:
-        yield f"k={k}", votes[:, :k].sum(1).argmax(1)
+    votes = np.zeros((len(other), y.max() + 1))
+    for j in range(ks[-1]):
+        votes[np.arange(len(other)), y[ids[:, j]]] += weight[:, j]
+        if j + 1 in ks:
+            yield f"k={j + 1}", votes.argmax(1)
 
 
 def unit(x: np.ndarray) -> np.ndarray:

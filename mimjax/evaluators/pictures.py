@@ -72,6 +72,8 @@ class Pictures:
             norm=norm,
         )
         masked = found["ids_m"].shape[1] / task.encoder.num_patches
-        caption = f"{type(task).__name__}, step {step:,}: {masked:.0%} of the patches masked. "
+        caption = (
+            f"{type(task).__name__}, step {step:,}: {100 * masked:.0f} % of the patches masked. "
+        )
         caption += pictures.explain(norm)
         self.write(f"reconstruction_{step:07d}.png", pictures.png(pictures.draw(tiles, caption)))

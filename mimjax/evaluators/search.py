@@ -62,18 +62,16 @@ def search(features: dict[str, Splits], labels: Splits, classify: Classify) -> S
 
 
 def carve(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to fit on and validation rows, stratified by class; the same for every seed of a run.
-
-    A class keeps at least one row to fit on.
-    """
+    """Rows to fit on and validation rows, stratified by class; the same for every run seed."""
     rng = np.random.default_rng(0)
-    fit, held = [], []
+    place = np.empty(len(y))
     for label in np.unique(y):
-        rows = rng.permutation(np.flatnonzero(y == label))
-        cut = min(round(VALIDATION * len(rows)), len(rows) - 1)
-        held.append(rows[:cut])
-        fit.append(rows[cut:])
-    return np.sort(np.concatenate(fit)), np.sort(np.concatenate(held))
+        rows = np.flatnonzero(y == label)
+        # Evenly spaced from a random start: classes too small to be cut are cut now and then.
+        place[rows] = (rng.permutation(len(rows)) + rng.random()) / len(rows)
+    order = np.argsort(place, kind="stable")
+    cut = max(1, round(VALIDATION * len(y)))
+    return np.sort(order[cut:]), np.sort(order[:cut])
 
 
 def standardize(

@@ -61,16 +61,21 @@ def _cells(score: Score) -> list[str]:
 
 
 def verdict(probe: Probe, test: int) -> str:
-    """One sentence; differences within two standard errors are called too small to tell."""
-    ours = probe.scores["pretrained"].accuracy
-    parts = []
-    for row in ("untrained", "raw_pixels"):
+    """One sentence: the pretrained encoder against both rows that needed no training."""
+    ours, parts = probe.scores["pretrained"].accuracy, []
+    for row, name in (("untrained", "the untrained encoder"), ("raw_pixels", "raw pixels")):
         other = probe.scores[row].accuracy
-        spread = 200 * math.sqrt(sum(p * (1 - p) for p in (ours / 100, other / 100)) / test)
-        word = "better than" if ours > other else "no better than"
-        if abs(ours - other) < spread:
-            word += " (within chance of)" if ours > other else ""
-        parts.append(f"{word} {TITLES[row]} ({ours - other:+.2f} points)")
+        # Two standard errors of the difference, as if the two were scored on different images.
+        chance = 200 * math.sqrt(sum(p * (1 - p) for p in (ours / 100, other / 100)) / test)
+        gain = ours - other
+        if not gain > 0:  # NaN too
+            parts.append(f"no better than {name} ({gain:+.2f} points)")
+        elif gain < chance:
+            parts.append(
+                f"not clearly better than {name} ({gain:+.2f} points, chance {chance:.1f})"
+            )
+        else:
+            parts.append(f"better than {name} ({gain:+.2f} points)")
     return f"- {METHODS[probe.name]}: the pretrained encoder is {' and '.join(parts)}."
 
 
@@ -88,8 +93,8 @@ def masked_error(values: dict[str, float], test: int) -> str:
     if naive:
         ours, best = values["masked_error"], min(naive, key=lambda name: naive[name])
         if ours < naive[best]:  # False for NaN too
-            share = 1 - ours / naive[best]
-            lines += [f"- The model's error is {share:.0%} below that of the {PREDICTORS[best]}."]
+            share = 100 * (1 - ours / naive[best])
+            lines += [f"- The model's error is {share:.0f} % below that of the {PREDICTORS[best]}."]
         else:
             lines += [
                 f"- The model is no better than the {PREDICTORS[best]} "

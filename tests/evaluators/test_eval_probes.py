@@ -1,0 +1,148 @@
+"""k-NN, ridge and their search: equal to scikit-learn, blind to test labels, fair to all rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from evaluators.evaluator_runs import SEED, evaluators, started, step_later
+from sklearn.linear_model import RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
+
+from mimjax.evaluators import knn, probe
+from mimjax.evaluators.search import Splits, carve, search, standardize
+
+
+def blobs(rows=240, width=12, classes=5, spread=1.5):
+    """Overlapping clusters: train and test features, train and test labels."""
+    rng = np.random.default_rng(0)
+    centers, y = rng.normal(size=(classes, width)), rng.integers(classes, size=rows)
+    x = (centers[y] + spread * rng.normal(size=(rows, width))).astype(np.float32)
+    cut = rows * 2 // 3
+    return Splits(x[:cut], x[cut:]), Splits(y[:cut], y[cut:])
+
+
+def test_knn_equals_scikit_learn():
+    x, y = blobs()
+    found = dict(knn.classify(x.train, y.train, x.test))
+    assert list(found) == [f"k={k}" for k in knn.KS]
+    for k in knn.KS:
+        reference = KNeighborsClassifier(k, weights="distance", algorithm="brute")
+        reference.fit(knn.unit(x.train), y.train)
+        np.testing.assert_array_equal(found[f"k={k}"], reference.predict(knn.unit(x.test)))
+
+
+@pytest.mark.parametrize("width", [12, 400])  # the second has more features than rows
+def test_ridge_equals_scikit_learn(width):
+    x, y = blobs(width=width, spread=4.0)
+    found = dict(probe.classify(x.train, y.train, x.test))
+    assert len(found) == len(probe.ALPHAS) == 8
+    for alpha in probe.ALPHAS:
+        reference = RidgeClassifier(alpha).fit(x.train.astype(np.float64), y.train)
+        np.testing.assert_array_equal(found[f"alpha={alpha:g}"], reference.predict(x.test))
+
+
+def test_validation_rows_are_stratified_and_disjoint():
+    y = np.repeat(np.arange(4), [100, 50, 10, 40])
+    fit, held = carve(y)
+    assert sorted([*fit, *held]) == list(range(200))
+    np.testing.assert_allclose(np.bincount(y[held]), [20, 10, 2, 8], atol=1)
+    np.testing.assert_array_equal(held, carve(y)[1])
+    assert len(carve(np.arange(100))[1]) == 20  # one row per class still leaves something
+
+
+def test_standardize_ignores_constant_features():
+    train = np.asarray([[0.0, 1.0, 7.0], [0.0, 3.0, 7.0]], np.float32)
+    a, b = standardize(train, np.asarray([[9.0, 5.0, 7.0]], np.float32), True)
+    np.testing.assert_allclose(a, [[0, -1, 0], [0, 1, 0]])
+    np.testing.assert_allclose(b, [[0, 3, 0]])
+
+
+@pytest.mark.parametrize("classify", [knn.classify, probe.classify])
+def test_search_never_sees_test_labels(classify):
+    x, y = blobs()
+    noise = np.random.default_rng(1).normal(size=x.train.shape).astype(np.float32)
+    # Flawless on the test split and worthless in training: only a cheat would choose it.
+    cheat = Splits(noise, np.eye(12, dtype=np.float32)[y.test])
+    features = {"honest": x, "cheat": cheat}
+    score = search(features, y, classify)
+    permuted = Splits(y.train, np.random.default_rng(2).permutation(y.test))
+    other = search(features, permuted, classify)
+    assert score.features == "honest"
+    assert score[1:] == other[1:]
+    assert score.accuracy > other.accuracy + 10
+
+
+def test_search_finds_the_better_features_and_refits_on_all_rows():
+    x, y = blobs()
+    rng = np.random.default_rng(3)
+    noise = Splits(*(rng.normal(size=part.shape).astype(np.float32) for part in x))
+    score = search({"noise": noise, "signal": x}, y, probe.classify)
+    assert score.features == "signal"
+    scaled = "standardized" in score.setting
+    alpha = float(score.setting.split("alpha=")[1])
+    a, b = standardize(*x, scaled)
+    reference = RidgeClassifier(alpha).fit(a, y.train)
+    assert score.accuracy == pytest.approx(100 * (reference.predict(b) == y.test).mean())
+
+
+def test_labels_need_not_start_at_zero():
+    x, y = blobs()
+    shifted = Splits(y.train * 7 + 3, y.test * 7 + 3)
+    assert search({"x": x}, shifted, knn.classify) == search({"x": x}, y, knn.classify)
+
+
+def run(devices, calls=1):
+    task, mesh, state = started(devices)
+    made = evaluators(task, mesh, probes=True, max_images=200)
+    values = []
+    for i in range(calls):
+        now = step_later(state) if i else state
+        values.append({name: dict(made[name](now, {})) for name in ("knn", "linear")})
+    return made, values
+
+
+def test_three_rows_on_one_and_eight_devices_without_retracing():
+    _, (alone,) = run(1)
+    made, (first, second) = run(8, calls=2)
+    for name in ("knn", "linear"):
+        assert list(first[name]) == ["raw_pixels", "untrained", "pretrained"]
+        # At step 0 the "pretrained" encoder is the untrained one: same numbers, same search.
+        assert first[name]["untrained"] == first[name]["pretrained"]
+        assert second[name]["untrained"] == first[name]["untrained"]
+        assert first[name]["raw_pixels"] > 60
+        for row, value in alone[name].items():
+            assert value == pytest.approx(first[name][row], abs=1.01)  # two images may flip
+    bank = made["knn"].bank
+    assert bank._encode._cache_size() == bank._flatten._cache_size() == 1
+    assert not bank._kept  # features are freed after the last probe has read them
+
+
+def test_candidates_are_the_encoder_s_features():
+    task, mesh, state = started()
+    bank = evaluators(task, mesh, probes=True)["knn"].bank
+    features = bank.read("pretrained", state)
+    layers = ("block_00", "norm")
+    assert set(features) == {f"{pool} of {layer}" for pool in ("cls", "mean") for layer in layers}
+    split = bank.bench.test
+    images = np.stack([np.asarray(split.image(i)) for i in range(len(split))])
+    normal = jnp.asarray((images / 255.0 - task.mean) / task.std, jnp.float32)
+    params = jax.device_get(state.params["encoder"])
+    expected = task.encoder.apply({"params": params}, normal)
+    for name, layer in (("mean of block_00", 0), ("mean of norm", None)):
+        np.testing.assert_allclose(features[name].test, expected.read("mean", layer), atol=1e-4)
+    assert features["cls of norm"].train.shape == (60, 16)
+    assert features["cls of norm"].train.dtype == np.float32
+    np.testing.assert_array_equal(bank.labels.test, split.labels())
+
+
+def test_untrained_row_does_not_depend_on_where_the_run_starts():
+    task, mesh, state = started()
+    bank = evaluators(task, mesh, probes=True)["knn"].bank
+    bank.readers = 1
+    fresh, later = (bank.read("untrained", s)["mean of norm"] for s in (state, step_later(state)))
+    np.testing.assert_array_equal(fresh.test, later.test)
+    like = state.params["encoder"]
+    jax.tree.map(np.testing.assert_array_equal, bank._untrained(like), like)
+    bank.bench.seed = SEED + 1
+    other = bank._untrained(like)["patch_embed"]["kernel"]
+    assert np.abs(other - like["patch_embed"]["kernel"]).max() > 1e-3

@@ -1,0 +1,78 @@
+"""Reconstructions: what is gray, what is untouched, what is predicted."""
+
+import io
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from mimjax import pictures
+from mimjax.targets import pixels
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def case(norm="none"):
+    """Two 8x12 images with patch 4, the masked ids and the flawless prediction."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
+    ids = np.asarray([[0, 4], [2, 3]])
+    normal = np.asarray(pixels.normalize(images, MEAN, STD))
+    patches = normal.reshape(2, 2, 4, 3, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 6, 48)
+    target = np.asarray(pixels.normalize_patches(jnp.asarray(patches), norm))
+    return images, ids, np.take_along_axis(target, ids[..., None], 1)
+
+
+@pytest.mark.parametrize("norm", pixels.PATCH_NORMS)
+def test_flawless_prediction_gives_the_original(norm):
+    images, ids, target = case(norm)
+    out = pictures.reconstruct(images, target, ids, patch=4, mean=MEAN, std=STD, norm=norm)
+    difference = out["reconstruction"].astype(int) - images
+    assert np.abs(difference).max() <= 1
+    np.testing.assert_array_equal(out["original"], images)
+
+
+def test_masked_tiles_are_gray_and_visible_ones_untouched():
+    images, ids, target = case()
+    black = np.full_like(target, -100.0)
+    out = pictures.reconstruct(images, black, ids, patch=4, mean=MEAN, std=STD)
+    masked = np.zeros((2, 6), bool)
+    np.put_along_axis(masked, ids, True, 1)
+    mask = masked.reshape(2, 2, 3).repeat(4, 1).repeat(4, 2)
+    assert (out["masked"][mask] == pictures.GRAY).all()
+    assert (out["reconstruction"][mask] == 0).all()
+    for name in ("masked", "reconstruction"):
+        np.testing.assert_array_equal(out[name][~mask], images[~mask])
+
+
+@pytest.mark.parametrize(("count", "rows", "blocks"), [(1, 1, 1), (3, 3, 1), (5, 3, 2)])
+def test_sheet_holds_every_image_enlarged(count, rows, blocks):
+    images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    sheet = np.asarray(pictures.draw({"a": images, "b": images}, "a caption " * 30))
+    size, gap, margin = 128, pictures.GAP, pictures.MARGIN
+    block = 2 * size + gap
+    assert sheet.shape[1] == 2 * margin + blocks * block + (blocks - 1) * 2 * margin
+    top = margin + pictures.FONT_SIZE + 5
+    for i, image in enumerate(images):
+        y, x = top + i // blocks * (size + gap), margin + i % blocks * (block + 2 * margin)
+        tile = sheet[y : y + size, x + size + gap : x + block]
+        np.testing.assert_array_equal(tile, image.repeat(16, 0).repeat(16, 1))
+    below = sheet[top + rows * (size + gap) :]
+    assert (below < 200).any()  # the caption
+    assert (sheet[:, :margin] == 255).all()
+    assert (sheet[:, -margin:] == 255).all()
+
+
+def test_large_images_keep_their_size_and_names_are_drawn():
+    images = np.zeros((1, 224, 200, 3), np.uint8)
+    sheet = pictures.draw({"original": images})
+    assert sheet.size == (200 + 2 * 16, 224 + 2 * 16 + 19)
+    assert (np.asarray(sheet)[16:34] < 200).any()
+    data = pictures.png(sheet)
+    assert Image.open(io.BytesIO(data)).size == sheet.size
+
+
+def test_borrowed_statistics_are_admitted():
+    assert "un-normalized with the true patch statistics" in pictures.explain("mae")
+    assert "un-normalized" not in pictures.explain("none")
