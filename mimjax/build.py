@@ -22,6 +22,7 @@ from mimjax.data.augment import Augment
 from mimjax.data.pipeline import Pipeline
 from mimjax.data.sources import Source, make_source
 from mimjax.errors import ConfigError
+from mimjax.evaluators import Evaluator, make_evaluators
 from mimjax.files import Workdir
 from mimjax.schema import build
 from mimjax.task import Clock, Task
@@ -29,7 +30,7 @@ from mimjax.train import optim
 from mimjax.train.checkpoints import Checkpoints, versions
 from mimjax.train.loop import Run
 from mimjax.train.metrics import Log
-from mimjax.train.program import make_program
+from mimjax.train.program import Program, make_program
 from mimjax.train.sharding import make_mesh
 
 def task_class(path: str) -> type[Task]:
@@ -143,6 +144,7 @@ def make_run(c: ConfigDict, workdir_path: str) -> Run:
         log=log,
         checkpoints=checkpoints,
         workdir=workdir,
+        evaluators=make_evals(c, program, data.source, workdir),
         meta={"config": json.loads(start.to_json(c)), "versions": versions()},
         accum=c.accum,
         workers=c.data.workers,
@@ -150,6 +152,30 @@ def make_run(c: ConfigDict, workdir_path: str) -> Run:
         log_every=c.log_every,
         checkpoint_every=c.checkpoint_every,
         eval_every=c.eval.every,
+    )
+
+
+def make_evals(
+    c: ConfigDict, program: Program, source: Source, workdir: Workdir
+) -> list[Evaluator]:
+    """The configured evaluators; the test split is opened only if one of them is wanted."""
+    e = c.eval
+    if not (e.error or e.probes or e.pictures):
+        return []
+    return make_evaluators(
+        program.task,
+        program.mesh,
+        source,
+        make_split(c, "test"),
+        write=lambda name, data: workdir.write_bytes(f"pictures/{name}", data),
+        seed=c.seed,
+        error=e.error,
+        probes=e.probes,
+        pictures=e.pictures,
+        batch_size=e.batch_size or c.batch_size,
+        max_images=e.max_images,
+        augment=build(Augment, c.data.augment, "data.augment"),
+        threads=c.data.threads,
     )
 
 

@@ -12,9 +12,16 @@ from mimjax import cli
 
 def main() -> None:
     from mimjax.build import make_run  # after the processes are joined: it asks for devices
+    from mimjax.evaluators import render
     from mimjax.train.loop import train
 
-    train(make_run(flags.FLAGS.config, flags.FLAGS.workdir))
+    run = make_run(flags.FLAGS.config, flags.FLAGS.workdir)
+    train(run)
+    if table := render(run.evaluators):
+        run.workdir.write_text("table.md", table)
+    run.log.say("\n" + run.workdir.read_text("table.md"))
+    run.log.say(f"done: {run.workdir.path} holds config, metrics, pictures and checkpoints")
+    run.log.close()
 
 
 if __name__ == "__main__":
