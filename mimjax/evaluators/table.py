@@ -72,7 +72,7 @@ def verdict(probe: Probe, test: int) -> str:
             parts.append(f"no better than {name} ({gain:+.2f} points)")
         elif gain < chance:
             parts.append(
-                f"not clearly better than {name} ({gain:+.2f} points, chance {chance:.1f})"
+                f"not clearly better than {name} ({gain:+.2f} points; two standard errors: {chance:.1f})"
             )
         else:
             parts.append(f"better than {name} ({gain:+.2f} points)")
