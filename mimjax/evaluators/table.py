@@ -68,14 +68,15 @@ def verdict(probe: Probe, test: int) -> str:
         # Two standard errors of the difference, as if the two were scored on different images.
         chance = 200 * math.sqrt(sum(p * (1 - p) for p in (ours / 100, other / 100)) / test)
         gain = ours - other
+        points = f"{gain:+.2f} points"
         if not gain > 0:  # NaN too
-            parts.append(f"no better than {name} ({gain:+.2f} points)")
+            parts.append(f"no better than {name} ({points})")
         elif gain < chance:
             parts.append(
-                f"not clearly better than {name} ({gain:+.2f} points; two standard errors: {chance:.1f})"
+                f"not clearly better than {name} ({points}; two standard errors: {chance:.1f})"
             )
         else:
-            parts.append(f"better than {name} ({gain:+.2f} points)")
+            parts.append(f"better than {name} ({points})")
     return f"- {METHODS[probe.name]}: the pretrained encoder is {' and '.join(parts)}."
 
 
