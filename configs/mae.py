@@ -40,8 +40,8 @@ def get_config(arg=None):
 
 
 def demo(c, data):
-    """Digits (8x8, patch 2) or photographs (64x64, patch 8), minutes on two CPU cores."""
+    """Digits or photographs, minutes on two CPU cores."""
     common.demo(c, data)
     c.method.decoder.width, c.method.decoder.depth, c.method.decoder.heads = 48, 2, 4
-    c.method.encoder.update(common.DEMO_ENCODER[data])
-    c.steps = common.DEMO_STEPS[data]
+    if data == "photos":
+        c.method.decoder.width = 96

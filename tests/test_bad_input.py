@@ -9,6 +9,7 @@ import pytest
 MAE, BOOT = "--config=configs/mae.py:demo", "--config=configs/bootmae.py:demo"
 SHORT = ["--config.steps=2", "--config.eval.probes=False", "--config.eval.error=False"]
 SHORT += ["--config.eval.pictures=0", "--config.batch_size=16"]
+SHORT += ["--config.optimizer.warmup_steps=0"]
 
 # what is typed -> what the line must name
 MISTAKES = {
@@ -27,7 +28,7 @@ MISTAKES = {
     "missing folder": ([MAE, "--config.data.source=folder", "--config.data.path=/no"], "data.path"),
     "no path": ([MAE, "--config.data.source=folder"], "data.path"),
     "unknown source": ([MAE, "--config.data.source=digit"], "data.source"),
-    "warm-up longer than the run": ([MAE, "--config.optimizer.warmup_epochs=99"], "warmup_epochs"),
+    "warm-up longer than the run": ([MAE, "--config.optimizer.warmup_steps=99"], "optimizer.warmup"),
     "no teacher": ([MAE, "--config.method.target=features"], "teacher.path"),
     "no such weights": ([MAE, "--config.init_from=/no/file.safetensors"], "/no/file.safetensors"),
     "no such workdir": ([MAE, "--config.resume=/no/workdir"], "resume"),
@@ -127,7 +128,7 @@ def test_other_changes_are_applied_and_shown(finished):
         f"--workdir={finished}",
     )
     assert "changed since the last start: steps: 2 -> 4" in out.stdout
-    assert "changed since the last start: log_every: 20 -> 1" in out.stdout
+    assert "changed since the last start: log_every: 100 -> 1" in out.stdout
     assert "continued from step 2" in out.stdout
     assert json.loads((finished / "config.json").read_text())["steps"] == 4
     assert max(helpers.losses(finished)) == 4

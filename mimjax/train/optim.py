@@ -110,9 +110,10 @@ def learning_rate(cfg: OptimizerConfig, clock: Clock, batch_size: int) -> Schedu
     """The learning rate as a function of the step (from 0)."""
     warmup = cfg.warmup_steps or cfg.warmup_epochs * clock.steps_per_epoch
     if warmup > clock.total_steps:
+        key = "warmup_steps" if cfg.warmup_steps else "warmup_epochs"
         raise ConfigError(
-            f"optimizer.warmup_epochs: {cfg.warmup_epochs} = {warmup:g} steps, but the run has "
-            f"{clock.total_steps}; allowed: at most epochs"
+            f"optimizer.{key}: {getattr(cfg, key):g} is a warm-up of {warmup:g} steps, but the run "
+            f"has {clock.total_steps}; allowed: at most that many"
         )
     peak = cfg.peak_lr(batch_size)
     if cfg.schedule == "mae":
