@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -81,12 +82,13 @@ class Contender:
         self.process.stdin.close()
         self.process.wait(30)
 
-    def summary(self) -> dict[str, float]:
-        """Medians and minima in seconds, and the last loss."""
-        out: dict[str, float] = {"loss": self.loss}
+    def summary(self) -> dict[str, Any]:
+        """Medians, minima and all times in seconds, and the last loss."""
+        out: dict[str, Any] = {"loss": self.loss}
         for name in ("wall", "cpu"):
             times = getattr(self, name)
             out |= {f"{name}_median": float(np.median(times)), f"{name}_min": min(times)}
+            out[name] = [round(t, 4) for t in times]
         return out
 
 

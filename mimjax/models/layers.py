@@ -65,9 +65,70 @@ def shard_batch(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
     return x
 
 
-def layer_norm(name: str, dtype: Dtype) -> nn.LayerNorm:
-    """float32 statistics in the two-pass form: the one-pass variance loses digits."""
-    return nn.LayerNorm(epsilon=LN_EPS, dtype=dtype, use_fast_variance=False, name=name)
+# Both functions below have a gradient of their own. The derived one computes terms that cancel and
+# keeps float32 intermediates; on CPU the two together took a third of a small model's step.
+@jax.custom_vjp
+def normalize(x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
+    """(x - mean) / sqrt(var + LN_EPS) over the last axis in float32.
+
+    Two passes over x: the one-pass variance E[x^2] - E[x]^2 loses digits.
+    """
+    return _normalize_forward(x)[0]
+
+
+def _normalize_forward(x):
+    x32 = x.astype(jnp.float32)
+    mean = x32.mean(-1, keepdims=True)
+    rate = jax.lax.rsqrt(jnp.square(x32 - mean).mean(-1, keepdims=True) + LN_EPS)
+    return (x32 - mean) * rate, (x, mean, rate)
+
+
+def _normalize_backward(saved, g):
+    x, mean, rate = saved
+    y = (x.astype(jnp.float32) - mean) * rate
+    dx = rate * (g - g.mean(-1, keepdims=True) - y * (g * y).mean(-1, keepdims=True))
+    return (dx.astype(x.dtype),)
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+@jax.custom_vjp
+def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """The erf form x * P(N(0, 1) <= x), PyTorch's form; computed in float32, only x is kept."""
+    return _gelu_forward(x)[0]
+
+
+def _gelu_forward(x):
+    x32 = x.astype(jnp.float32)
+    return (0.5 * x32 * (1 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype), x
+
+
+def _gelu_backward(x, g):
+    x32 = x.astype(jnp.float32)
+    share = 0.5 * (1 + jax.lax.erf(x32 * 0.5**0.5))
+    density = jnp.exp(-0.5 * jnp.square(x32)) * (2 * jnp.pi) ** -0.5
+    return ((g.astype(jnp.float32) * (share + x32 * density)).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with float32 statistics; parameters as in flax's."""
+
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return (normalize(x) * scale + bias).astype(self.dtype)
+
+
+def layer_norm(name: str, dtype: Dtype) -> LayerNorm:
+    """The LayerNorm of every block."""
+    return LayerNorm(dtype, name=name)
 
 
 def dense(features: int, name: str, dtype: Dtype, parts: int = 1, bias: bool = True) -> nn.Dense:
@@ -80,16 +141,22 @@ def dense(features: int, name: str, dtype: Dtype, parts: int = 1, bias: bool = T
 def attend(q, k, v):
     """softmax(q k^T / sqrt(d)) v with a float32 softmax.
 
+    Heads come before tokens, and the division by the sum comes after the product with v, where
+    there are d numbers per query and not nk: on CPU 10 % of a small model's step.
+
     Args:
       q: [b nq h d]; k, v: [b nk h d].
 
     Returns:
       [b nq h d] in v's dtype.
     """
-    q = q * q.shape[-1] ** -0.5
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+    q, k, v = (rearrange(t, "b n h d -> b h n d") for t in (q * q.shape[-1] ** -0.5, k, v))
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    logits = product("bhqd,bhkd->bhqk", q, k)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    out = product("bhqk,bhkd->bhqd", weights.astype(v.dtype), v)
+    out = out / weights.sum(-1, keepdims=True)
+    return rearrange(out, "b h n d -> b n h d").astype(v.dtype)
 
 
 class Attention(nn.Module):
@@ -136,7 +203,7 @@ class Mlp(nn.Module):
     def __call__(self, x):
         width = x.shape[-1]
         h = dense(int(width * self.ratio), "fc1", self.dtype)(x)
-        return dense(width, "fc2", self.dtype)(nn.gelu(h, approximate=False))
+        return dense(width, "fc2", self.dtype)(gelu(h))
 
 
 class Block(nn.Module):
@@ -157,7 +224,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x, context=None, train: bool = False):
-        attention = functools.partial(Attention, self.heads, self.bias, self.init_scheme, self.dtype)
+        attention = functools.partial(
+            Attention, self.heads, self.bias, self.init_scheme, self.dtype
+        )
         x = shard_batch(x)
         x = x + self.drop(attention(name="attn")(layer_norm("norm1", self.dtype)(x)), train)
         if context is not None:
