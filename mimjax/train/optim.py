@@ -138,14 +138,14 @@ def make_optimizer(
     """
     factors = rules.match(cfg.decay, params, "optimizer.decay")
     scales = rules.match(cfg.lr_scale, params, "optimizer.lr_scale")
-    chain = [optax.clip_by_global_norm(cfg.clip_norm)] if cfg.clip_norm else []
-    chain += [
+    clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
+    return optax.chain(
+        clip,
         optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps),
         decay_weights(decay, factors),
         optax.stateless(lambda u, _: jax.tree.map(jnp.multiply, u, scales)),
         optax.scale_by_learning_rate(lr),
-    ]
-    return optax.chain(*chain)
+    )
 
 
 def decay_weights(decay: Schedule, factors: PyTree) -> optax.GradientTransformation:
