@@ -77,6 +77,7 @@ def mimjax_step(shape: Shape, **_):
     images = rng.integers(0, 256, (shape.batch, shape.image, shape.image, 3), np.uint8)
     rows = np.zeros(shape.batch, np.int32)
     sample, source = task.mask_fn, random.Random(0)
+    assert sample is not None, "MAE makes its masks on the host"
 
     def step() -> float:
         nonlocal state

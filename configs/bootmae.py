@@ -11,8 +11,8 @@ difference is an option of `mimjax.methods.bootmae.BootMAE`.
 """
 
 from configs import common
-from mimjax.schema import section
 from mimjax.methods.bootmae import BootMAE
+from mimjax.schema import section
 
 DECAY = (  # BootMAE's code spares cls_token, but decays both mask tokens
     (".*/(bias|scale|q_bias|v_bias)", 0.0),

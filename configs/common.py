@@ -11,14 +11,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mimjax.schema import section
 from mimjax.data.augment import Augment
 from mimjax.errors import ConfigError
 from mimjax.models.vit import SIZES
+from mimjax.schema import Config, section
 from mimjax.train.optim import OptimizerConfig
 
 
-def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+def parse_arg(arg: str | None, **defaults: Any) -> Config:
     """`size=l,demo` with typed defaults; a bare name means True.
 
     Raises:
@@ -57,9 +57,9 @@ def encoder_size(size: str, res: int) -> dict[str, Any]:
     }
 
 
-def base() -> ConfigDict:
+def base() -> Config:
     """Everything but the task: data, optimizer, mesh, logging, evaluation."""
-    c = ConfigDict()
+    c: Config = ConfigDict()
     c.task = ""
     c.seed = 0
     c.dtype = "auto"  # bfloat16 compute on accelerators, float32 on CPU
@@ -100,7 +100,7 @@ DEMO_ENCODER = {
 }
 
 
-def demo(c: ConfigDict, data: str) -> None:
+def demo(c: Config, data: str) -> None:
     """A run that a laptop CPU finishes in minutes; no published recipe stands behind its numbers.
 
     Args:

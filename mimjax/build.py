@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from mimjax import describe, start
 from mimjax.data.augment import Augment
@@ -24,7 +23,7 @@ from mimjax.data.sources import Source, make_source
 from mimjax.errors import ConfigError
 from mimjax.evaluators import Evaluator, make_evaluators
 from mimjax.files import Workdir
-from mimjax.schema import build
+from mimjax.schema import Config, build
 from mimjax.task import Clock, Task
 from mimjax.train import optim
 from mimjax.train.checkpoints import Checkpoints, versions
@@ -32,6 +31,7 @@ from mimjax.train.loop import Run
 from mimjax.train.metrics import Log
 from mimjax.train.program import Program, make_program
 from mimjax.train.sharding import make_mesh
+
 
 def task_class(path: str) -> type[Task]:
     """The class that "mimjax.methods.mae:MAE" names."""
@@ -45,7 +45,7 @@ def task_class(path: str) -> type[Task]:
 
 
 def compute_dtype(name: str) -> Any:
-    """ "auto" = bfloat16 on accelerators, float32 on CPU."""
+    """The type that "auto" (bfloat16 on accelerators, float32 on CPU) or a name means."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if name not in ("float32", "bfloat16"):
@@ -53,7 +53,7 @@ def compute_dtype(name: str) -> Any:
     return jnp.dtype(name)
 
 
-def make_task(c: ConfigDict, clock: Clock) -> Task:
+def make_task(c: Config, clock: Clock) -> Task:
     """The configured task; every network computes in the run's dtype."""
     task, dtype = build(task_class(c.task), c.method, "method"), compute_dtype(c.dtype)
     values = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
@@ -61,7 +61,7 @@ def make_task(c: ConfigDict, clock: Clock) -> Task:
     return dataclasses.replace(task, clock=clock, **networks)
 
 
-def make_data(c: ConfigDict, task: Task, split: str) -> Pipeline:
+def make_data(c: Config, task: Task, split: str) -> Pipeline:
     """The data pipeline of one split, with the views and masks that the task asks for."""
     return Pipeline(
         make_split(c, split),
@@ -73,7 +73,7 @@ def make_data(c: ConfigDict, task: Task, split: str) -> Pipeline:
     )
 
 
-def make_split(c: ConfigDict, split: str) -> Source:
+def make_split(c: Config, split: str) -> Source:
     """The configured source; `data.path` is an option of those that read files."""
     options = dict(c.data.options)
     if c.data.path:
@@ -81,7 +81,7 @@ def make_split(c: ConfigDict, split: str) -> Source:
     return make_source(c.data.source, split, **options)
 
 
-def make_clock(c: ConfigDict, steps_per_epoch: int) -> Clock:
+def make_clock(c: Config, steps_per_epoch: int) -> Clock:
     """The run's length from `steps`, or else from `epochs`."""
     total = c.steps or round(c.epochs * steps_per_epoch)
     if total < 1:
@@ -89,7 +89,7 @@ def make_clock(c: ConfigDict, steps_per_epoch: int) -> Clock:
     return Clock(steps_per_epoch, total)
 
 
-def check_batch(c: ConfigDict, devices: int) -> None:
+def check_batch(c: Config, devices: int) -> None:
     """The batch divides over devices and accumulation steps."""
     if c.accum < 1:
         raise ConfigError(f"accum: {c.accum}; allowed: 1 or more")
@@ -100,14 +100,14 @@ def check_batch(c: ConfigDict, devices: int) -> None:
         )
 
 
-def make_tx(c: ConfigDict, params: Any, clock: Clock):
+def make_tx(c: Config, params: Any, clock: Clock):
     """The optimizer and its learning-rate schedule."""
     cfg = build(optim.OptimizerConfig, c.optimizer, "optimizer")
     lr = optim.learning_rate(cfg, clock, c.batch_size)
     return optim.make_optimizer(cfg, params, lr, optim.weight_decay(cfg, clock)), lr
 
 
-def make_run(c: ConfigDict, workdir_path: str) -> Run:
+def make_run(c: Config, workdir_path: str) -> Run:
     """Everything a run needs, from a config and a workdir; prints the start block.
 
     Raises:
@@ -155,9 +155,7 @@ def make_run(c: ConfigDict, workdir_path: str) -> Run:
     )
 
 
-def make_evals(
-    c: ConfigDict, program: Program, source: Source, workdir: Workdir
-) -> list[Evaluator]:
+def make_evals(c: Config, program: Program, source: Source, workdir: Workdir) -> list[Evaluator]:
     """The configured evaluators; the test split is opened only if one of them is wanted."""
     e = c.eval
     if not (e.error or e.probes or e.pictures):
@@ -179,7 +177,7 @@ def make_evals(
     )
 
 
-def sample_images(c: ConfigDict, data: Pipeline, count: int) -> np.ndarray:
+def sample_images(c: Config, data: Pipeline, count: int) -> np.ndarray:
     """uint8 [count h w c] training crops, the same at every start and on every host."""
     steps = -(-count // c.batch_size)
     crops = [data.batch(s)["image"] for s in range(steps)]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from mimjax.errors import ConfigError
+from mimjax.schema import Config
 
 FLAGS = flags.FLAGS
 
@@ -74,7 +76,7 @@ def check_config_flags(argv: list[str]) -> None:
             node, where = node[key], f"{where}.{key}"
 
 
-def load_config(path: str) -> ConfigDict:
+def load_config(path: str) -> Config:
     """The config that "configs/mae.py:size=l" names."""
     file, _, arg = path.partition(":")
     spec = importlib.util.spec_from_file_location("config_file", file)
@@ -121,6 +123,6 @@ def _guard(main: Callable[[], None]) -> None:
         _fail("interrupted; the same command continues from the newest checkpoint", 130)
 
 
-def _fail(message: str, code: int = 1):
+def _fail(message: str, code: int = 1) -> NoReturn:
     print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from mimjax import __version__, rules
 from mimjax.data.pipeline import Pipeline
+from mimjax.schema import Config
 from mimjax.task import Clock
 from mimjax.train.program import Program
 
 
 def start_block(
-    c: ConfigDict, program: Program, data: Pipeline, clock: Clock, say: Callable[[str], None]
+    c: Config, program: Program, data: Pipeline, clock: Clock, say: Callable[[str], None]
 ) -> None:
     """Method, parameters, devices, effective batch, learning rates, length, data."""
     params = program.abstract_state.params
@@ -50,7 +50,7 @@ def start_block(
         say(line)
 
 
-def parameter_table(c: ConfigDict, program: Program) -> str:
+def parameter_table(c: Config, program: Program) -> str:
     """Every parameter with its shape and what the rules decided for it, as text."""
     params = program.abstract_state.params
     decay = jax.tree.leaves(rules.match(c.optimizer.decay, params, "optimizer.decay"))

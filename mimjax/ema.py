@@ -16,6 +16,6 @@ def copy_f32(tree):
 
 
 def lerp(ema, new, decay):
-    """decay * ema + (1 - decay) * new, leaf by leaf."""
+    """Decay * ema + (1 - decay) * new, leaf by leaf."""
     decay = jnp.asarray(decay, jnp.float32)
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(jnp.float32), ema, new)

@@ -28,9 +28,7 @@ KINDS = ("random", "block", "block_random", "grid")
 
 
 # ------------------------------------------------------------------ on the device
-def split(
-    mask: Bool[Array, "b n"], num_masked: int
-) -> tuple[Int[Array, "b v"], Int[Array, "b m"]]:
+def split(mask: Bool[Array, "b n"], num_masked: int) -> tuple[Int[Array, "b v"], Int[Array, "b m"]]:
     """Visible ids and masked ids, both in raster order (one stable argsort, no communication)."""
     order = jnp.argsort(mask, axis=1, stable=True)
     num_visible = mask.shape[1] - num_masked
@@ -173,9 +171,7 @@ class Masking:
         if self.kind not in KINDS:
             raise ConfigError(f"method.masking.kind: {self.kind!r}; allowed: {', '.join(KINDS)}")
         if not 0 < self.ratio < 1:
-            raise ConfigError(
-                f"method.masking.ratio: {self.ratio}; allowed: above 0 and below 1"
-            )
+            raise ConfigError(f"method.masking.ratio: {self.ratio}; allowed: above 0 and below 1")
         if self.kind == "grid" and self.ratio != 0.75:
             raise ConfigError(
                 f"method.masking.ratio: {self.ratio}; kind=grid keeps one patch in four: 0.75"

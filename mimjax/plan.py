@@ -21,10 +21,10 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict
 
 from mimjax import cli, hlo
 from mimjax.errors import ConfigError
+from mimjax.schema import Config
 
 IMAGENET = 1_281_167  # training images
 GIB = 2**30
@@ -85,7 +85,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def make(c: ConfigDict, devices: list[Any], small: int | None = None):
+def make(c: Config, devices: list[Any], small: int | None = None):
     """The program of `mimjax.main` on these devices, and its clock.
 
     Args:
@@ -217,7 +217,7 @@ def activations(program, batch_size: int, accum: int, found: list[hlo.Collective
     ]
 
 
-def judge(program, c: ConfigDict, found: list[hlo.Collective], mem: dict) -> list[Verdict]:
+def judge(program, c: Config, found: list[hlo.Collective], mem: dict) -> list[Verdict]:
     """What the program must satisfy to scale."""
     of = lambda *kinds: [x for x in found if x.kind in kinds]
     moved = lambda *kinds: sum(x.bytes for x in of(*kinds))
@@ -264,7 +264,7 @@ def judge(program, c: ConfigDict, found: list[hlo.Collective], mem: dict) -> lis
     return verdicts
 
 
-def analyze(c: ConfigDict, topology: str) -> tuple[dict[str, Any], str]:
+def analyze(c: Config, topology: str) -> tuple[dict[str, Any], str]:
     """The whole plan as plain data, and the optimized program's text."""
     from mimjax.flops import step_flops
 

@@ -14,6 +14,9 @@ from ml_collections import ConfigDict
 
 from mimjax.errors import ConfigError
 
+# A ConfigDict; its attributes are typed as a union of everything, which helps no checker.
+Config = Any
+
 HIDDEN = {"parent", "clock", "dtype"}  # not settings: flax, the run and `dtype` set them
 
 
@@ -33,7 +36,7 @@ def defaults(thing: Any) -> dict[str, Any]:
     return {f.name: getattr(thing, f.name) for f in fields}
 
 
-def section(thing: Any, **overrides: Any) -> ConfigDict:
+def section(thing: Any, **overrides: Any) -> Config:
     """A config section that holds every setting of `thing`, nested, with some replaced.
 
     Raises:
@@ -52,7 +55,7 @@ def section(thing: Any, **overrides: Any) -> ConfigDict:
     return out
 
 
-def build(thing: Any, values: ConfigDict, where: str) -> Any:
+def build(thing: Any, values: Config, where: str) -> Any:
     """An instance of `thing` (a class, or an instance to start from) with a section's settings.
 
     Raises:

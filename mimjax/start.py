@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from mimjax.errors import ConfigError
 from mimjax.files import Workdir
 from mimjax.rng import step_key
+from mimjax.schema import Config
 from mimjax.torch_io import load, names
 from mimjax.train.checkpoints import Checkpoints
 from mimjax.train.program import Program
@@ -37,12 +37,12 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def to_json(c: ConfigDict) -> str:
+def to_json(c: Config) -> str:
     """The resolved config as indented JSON."""
     return json.dumps(c.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def check_workdir(c: ConfigDict, workdir: Workdir, checkpoints: Checkpoints, say: Say) -> None:
+def check_workdir(c: Config, workdir: Workdir, checkpoints: Checkpoints, say: Say) -> None:
     """Compares the config with the one that made the workdir's checkpoints; says what changed.
 
     Raises:
@@ -52,7 +52,8 @@ def check_workdir(c: ConfigDict, workdir: Workdir, checkpoints: Checkpoints, say
     if not text or checkpoints.manager.latest_step() is None:
         return  # nothing to continue from
     old, new = flatten(json.loads(text)), flatten(json.loads(to_json(c)))
-    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    keys = sorted(old.keys() | new.keys(), key=lambda k: (k != "task", k))  # the cause first
+    changed = [k for k in keys if old.get(k) != new.get(k)]
     for key in changed:
         if key.startswith(STRUCTURE):
             raise ConfigError(
@@ -64,7 +65,7 @@ def check_workdir(c: ConfigDict, workdir: Workdir, checkpoints: Checkpoints, say
 
 
 def find_start(
-    c: ConfigDict, program: Program, checkpoints: Checkpoints, fingerprint: str, say: Say
+    c: Config, program: Program, checkpoints: Checkpoints, fingerprint: str, say: Say
 ) -> TrainState:
     """The state to begin with; one line says where it came from."""
     found = checkpoints.restore(program.abstract_state, say)
@@ -137,7 +138,7 @@ def read_params(path: str, like: PyTree, key: str, say: Say) -> PyTree:
     return out
 
 
-def make_frozen(c: ConfigDict, program: Program, sample, say: Say) -> PyTree:
+def make_frozen(c: Config, program: Program, sample, say: Say) -> PyTree:
     """Frozen parameters: read from `teacher.path`, or estimated from the data.
 
     Raises:

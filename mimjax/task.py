@@ -76,7 +76,7 @@ class Task:
 
     @property
     def views(self) -> dict[str, View]:
-        """What the data pipeline must put into the batch: "image", "target_image" for tokenizers."""
+        """What the data pipeline delivers: "image"; "target_image" for tokenizers."""
         raise NotImplementedError(type(self).__name__)  # the base class is no task
 
     @property

@@ -15,6 +15,6 @@ _HOOK = install_import_hook(
     ["mimjax.masking", "mimjax.losses", "mimjax.models", "mimjax.targets"], "beartype.beartype"
 )
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")

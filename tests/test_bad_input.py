@@ -28,7 +28,10 @@ MISTAKES = {
     "missing folder": ([MAE, "--config.data.source=folder", "--config.data.path=/no"], "data.path"),
     "no path": ([MAE, "--config.data.source=folder"], "data.path"),
     "unknown source": ([MAE, "--config.data.source=digit"], "data.source"),
-    "warm-up longer than the run": ([MAE, "--config.optimizer.warmup_steps=99"], "optimizer.warmup"),
+    "warm-up longer than the run": (
+        [MAE, "--config.optimizer.warmup_steps=99"],
+        "optimizer.warmup",
+    ),
     "no teacher": ([MAE, "--config.method.target=features"], "teacher.path"),
     "no such weights": ([MAE, "--config.init_from=/no/file.safetensors"], "/no/file.safetensors"),
     "no such workdir": ([MAE, "--config.resume=/no/workdir"], "resume"),
@@ -111,7 +114,9 @@ def finished(tmp_path_factory):
     ],
 )
 def test_workdir_of_another_model(finished, args, key):
-    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and "train.log" != p.name}
+    before = {
+        p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and p.name != "train.log"
+    }
     out = helpers.run(
         "mimjax.main", args[0], *SHORT, *args[1:], f"--workdir={finished}", check=False
     )
@@ -124,7 +129,11 @@ def test_workdir_of_another_model(finished, args, key):
 
 def test_other_changes_are_applied_and_shown(finished):
     out = helpers.run(
-        "mimjax.main", MAE, *SHORT, "--config.steps=4", "--config.log_every=1",
+        "mimjax.main",
+        MAE,
+        *SHORT,
+        "--config.steps=4",
+        "--config.log_every=1",
         f"--workdir={finished}",
     )
     assert "changed since the last start: steps: 2 -> 4" in out.stdout

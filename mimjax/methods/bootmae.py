@@ -17,7 +17,7 @@ from jax import lax
 from mimjax import checks
 from mimjax.ema import copy_f32, lerp
 from mimjax.losses import masked_mse, patch_mse, standardize
-from mimjax.masking import Masking, MaskFn, gather, neighbor_weight, split
+from mimjax.masking import MaskFn, Masking, gather, neighbor_weight, split
 from mimjax.models.decoders import InjectedDecoder
 from mimjax.models.vit import ViT, patchify
 from mimjax.rng import named
@@ -33,8 +33,8 @@ class BootMAE(Task):
       encoder, pixel_decoder, feature_decoder: networks. Decoder heads 0 = the encoder's, feature
         width 0 = the encoder's, as in the code; output widths and grids are derived.
       pixel_layer, feature_layer: encoder blocks injected into the two decoders: first and last
-        (paper section 3.3, Table 8). `*_decoder.inject=False` removes the cross-attention (Table 2).
-      masking: 120 block patches topped up to 147 (code); kind=block is the paper's "block-wise 75 %".
+        (section 3.3, Table 8). `*_decoder.inject=False` removes the cross-attention (Table 2).
+      masking: 120 block patches topped up to 147 (code); kind=block: the paper's block-wise 75 %.
       pixel_norm: "channel" (code); "mae" is what the paper says.
       feature_norm: "both" = LayerNorm of target and prediction (code), "target", or "none" (eq. 5).
       pixel_weight, feature_weight: 1 and lambda = 1 (eq. 6); 0 leaves the branch out.

@@ -16,7 +16,7 @@ import numpy as np
 
 from mimjax import checks
 from mimjax.losses import masked_mse, patch_mse, standardize
-from mimjax.masking import Masking, MaskFn, gather, split
+from mimjax.masking import MaskFn, Masking, gather, split
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT, patchify
 from mimjax.rng import named

@@ -89,8 +89,8 @@ class ViT(nn.Module):
       image_size: (height, width) that the data pipeline delivers; the grid follows from the images
         that are passed in.
       pos_embed: "sincos_xy" (MAE) or "sincos_yx" (BootMAE); fixed, hence no parameter.
-      bias, init_scheme: see `Attention`; "mae" also initializes the patch bias as PyTorch does and CLS
-        with std 0.02, "bootmae" with zero and std 1e-6.
+      bias, init_scheme: see `Attention`; "mae" also initializes the patch bias as PyTorch does and
+        CLS with std 0.02, "bootmae" with zero and std 1e-6.
       drop_path: the last block's rate, rising linearly from 0.
       use_mask_token: masked patches enter as a learned token (MAE ablation c) instead of being
         left out.

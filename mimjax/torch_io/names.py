@@ -128,9 +128,7 @@ def rows_for(layout: str, paths: Iterable[str]) -> list[Row]:
       ConfigError: the layout has no home for a path.
     """
     rows, _ = TABLES[layout]
-    patterns = [
-        (re.compile(re.escape(r.ours).replace(r"\{i\}", r"(\d+)")), r) for r in rows
-    ]
+    patterns = [(re.compile(re.escape(r.ours).replace(r"\{i\}", r"(\d+)")), r) for r in rows]
     found = []
     for path in paths:
         for pattern, row in patterns:
@@ -150,7 +148,7 @@ def detect(keys: Iterable[str]) -> str:
       ConfigError: no known layout fits.
     """
     keys = set(keys)
-    if "blocks.0.attn.q_bias" in keys and "pos_embed" in keys:
+    if "blocks.0.attn.q_bias" in keys and keys & {"pos_embed", "mask_token_1"}:
         return "bootmae"
     if "blocks.0.attn.qkv.bias" in keys and "cls_token" in keys:
         return "mae"

@@ -6,6 +6,7 @@ one device_get with a finite check, a checkpoint, the evaluators.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import time
@@ -172,10 +173,8 @@ class StopSignal:
 
     def __init__(self):
         self.received = False
-        try:
+        with contextlib.suppress(ValueError):  # not in the main thread: somebody else's program
             signal.signal(signal.SIGTERM, self._receive)
-        except ValueError:  # not in the main thread: a test, or somebody else's program
-            pass
 
     def _receive(self, *_) -> None:
         self.received = True

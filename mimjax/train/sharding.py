@@ -97,6 +97,6 @@ def local_rows(mesh: Mesh, batch_size: int) -> slice:
 
 
 def to_global(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows as one global array per key, split over the batch axis."""
+    """A global array per key, split over the batch axis, from the rows of each process."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -39,7 +39,7 @@ def train_step(
       The new state and float32 scalar metrics.
     """
     step, key = state.step, step_key(seed, "train", state.step)
-    # Once on the whole batch: teachers run outside the gradient, and targets do not depend on accum.
+    # Once on the whole batch: teachers run outside the gradient, targets do not depend on accum.
     batch = task.prepare(state.ema, frozen, batch, named(key, "prepare"), step, True)
 
     def loss_fn(params, model_state, micro, key):

@@ -5,9 +5,9 @@ import random
 import jax
 import jax.numpy as jnp
 import numpy as np
-from golden_checks import common
 
 from configs import bootmae as config
+from golden_checks import common
 from mimjax.masking import Masking, block_mask, block_random_mask, neighbor_weight
 from mimjax.methods.bootmae import BootMAE
 from mimjax.models.decoders import InjectedDecoder
@@ -23,9 +23,7 @@ STYLE = {"pos_embed": "sincos_yx", "bias": "qv", "init_scheme": "bootmae"}
 
 def build(c, clock, masked):
     grid = c["img"] // c["patch"]
-    encoder = ViT(
-        c["dim"], c["depth"], c["heads"], c["patch"], (c["img"], c["img"]), **STYLE
-    )
+    encoder = ViT(c["dim"], c["depth"], c["heads"], c["patch"], (c["img"], c["img"]), **STYLE)
     return BootMAE(
         clock,
         encoder,

@@ -51,9 +51,7 @@ def intermediates(module, params, *args, **kw):
         {"params": params}, *args, capture_intermediates=True, mutable=["intermediates"], **kw
     )
     flat = jax.tree_util.tree_leaves_with_path(state["intermediates"])
-    return {
-        rules.path_name(p).replace("/__call__", "").removesuffix("/0"): v for p, v in flat
-    }
+    return {rules.path_name(p).replace("/__call__", "").removesuffix("/0"): v for p, v in flat}
 
 
 def check_gradients(z, grads, layout):
@@ -155,7 +153,7 @@ def check_init(z, meta, task, layout, tables):
         x = ours[key].astype(np.float64)
         assert list(x.shape) == want["shape"], key
         if want["std"] == 0.0:
-            assert x.std() == 0.0 and x.mean() == want["mean"], key
+            assert (x.std(), x.mean()) == (0.0, want["mean"]), key
             continue
         big = x.size >= 10_000
         # 4.5 standard errors of a sample standard deviation, for both samples

@@ -2,9 +2,9 @@
 
 import jax
 import numpy as np
-from golden_checks import common
 
 from configs import mae as config
+from golden_checks import common
 from mimjax.masking import Masking, mask_from_noise
 from mimjax.methods.mae import MAE
 from mimjax.models.decoders import MAEDecoder

@@ -99,8 +99,8 @@ def test_files(tmp_path):
 
 @pytest.mark.parametrize("name", ["mae", "bootmae"])
 def test_init_from_a_published_file_and_from_a_workdir(name, tmp_path):
-    """Through the real command line; an encoder-only file leaves the decoder random, and says so."""
-    task, params = random_params(name)
+    """By the real command line; an encoder-only file leaves the decoder random, and says so."""
+    _, params = random_params(name)
     save_file(load.to_torch(params, name), tmp_path / "full.safetensors")
     encoder = load.to_torch({"encoder": params["encoder"]}, name)
     table = sincos_table((4, 4), 32, "xy" if name == "mae" else "yx")

@@ -56,8 +56,11 @@ def test_ema_and_optimizer_slots_are_laid_out_like_their_parameters():
     _, program = helpers.make(helpers.small("bootmae"), sharding.make_mesh(1, 8), 64)
     s = program.abstract_state
     path = lambda t: t["encoder"]["block_00"]["attn"]["qkv"]["kernel"].sharding.spec
-    adam = next(x for x in jax.tree.leaves(s.opt_state, is_leaf=lambda x: hasattr(x, "mu"))
-                if hasattr(x, "mu"))
+    adam = next(
+        x
+        for x in jax.tree.leaves(s.opt_state, is_leaf=lambda x: hasattr(x, "mu"))
+        if hasattr(x, "mu")
+    )
     assert path(s.params) == path(s.ema) == path(adam.mu) == path(adam.nu)
     assert "fsdp" in path(s.params)
 
@@ -77,7 +80,7 @@ def test_accumulation_averages_gradients():
 
 def test_two_processes_equal_one(tmp_path):
     """Two real processes, each with its half of every batch, write the run of one."""
-    c = helpers.small("bootmae", **{"log_every": 1, "steps": 6, "checkpoint_every": 3})
+    c = helpers.small("bootmae", log_every=1, steps=6, checkpoint_every=3)
     c.data.threads = 2
     helpers.run("mimjax.main", *helpers.flags(c), f"--workdir={tmp_path / 'one'}", devices=2)
     with socket.socket() as s:
