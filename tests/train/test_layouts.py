@@ -1,6 +1,8 @@
 """The same numbers however the work is laid out: devices, sharding, processes, accumulation."""
 
 import socket
+import subprocess
+import sys
 
 import helpers
 import jax
@@ -79,22 +81,25 @@ def test_accumulation_averages_gradients():
 
 
 def test_two_processes_equal_one(tmp_path):
-    """Two real processes, each with its half of every batch, write the run of one."""
+    """launch/local.sh: two real processes, each with half of every batch, write the run of one."""
     c = helpers.small("bootmae", log_every=1, steps=6, checkpoint_every=3)
     c.data.threads = 2
     helpers.run("mimjax.main", *helpers.flags(c), f"--workdir={tmp_path / 'one'}", devices=2)
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    joined = [f"--coordinator=localhost:{port}", "--num_processes=2"]
     workdir = tmp_path / "two"
-    processes = [
-        helpers.start(
-            "mimjax.main", *helpers.flags(c), f"--workdir={workdir}", *joined, f"--process_id={i}"
-        )
-        for i in range(2)
-    ]
-    assert [p.wait(timeout=240) for p in processes] == [0, 0]
+    out = subprocess.run(
+        ["bash", "launch/local.sh", *helpers.flags(c), f"--workdir={workdir}"],
+        cwd=helpers.ROOT,
+        env=helpers.environment() | {"NUM": "2", "PORT": str(port), "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert out.returncode == 0, out.stdout + out.stderr
+    assert "2 process(es), mesh data=2" in out.stdout
     one, two = helpers.losses(tmp_path / "one"), helpers.losses(workdir)
     assert one.keys() == two.keys()
     for step, row in one.items():
