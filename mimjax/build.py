@@ -146,7 +146,6 @@ def make_run(c: Config, workdir_path: str) -> Run:
         workdir=workdir,
         evaluators=make_evals(c, program, data.source, workdir),
         meta={"config": json.loads(start.to_json(c)), "versions": versions()},
-        accum=c.accum,
         workers=c.data.workers,
         threads=c.data.threads,
         log_every=c.log_every,

@@ -17,6 +17,7 @@ import jax
 
 from mimjax.data.pipeline import Pipeline
 from mimjax.files import Workdir
+from mimjax.flops import step_flops
 from mimjax.task import Clock
 from mimjax.train import metrics as m
 from mimjax.train import sharding
@@ -56,7 +57,6 @@ class Run:
     workdir: Workdir
     evaluators: Sequence[Evaluator] = ()
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
-    accum: int = 1
     workers: int = 0
     threads: int = 8
     log_every: int = 50
@@ -117,14 +117,13 @@ def compile_step(run: Run):
     """Compiles the train step once, ahead of time, and says what it costs."""
     begin = time.perf_counter()
     compiled = run.program.compile()
-    # XLA counts the body of the accumulation loop once; the count is of one device.
-    flops = (compiled.cost_analysis() or {}).get("flops", 0.0) * run.accum
-    per_image = flops * run.program.mesh.size / run.data.batch_size
+    per_image = step_flops(run.program.task)
     run.log.say(
         f"train step compiled in {time.perf_counter() - begin:.1f} s; "
-        f"{per_image / 1e9:,.3g} GFLOP per image (XLA's count, elementwise work included)"
+        f"{per_image / 1e9:,.3g} GFLOP per image in matrix products"
     )
-    return compiled, m.Meter(run.data.batch_size, run.clock.total_steps, flops or None)
+    per_device = per_image * run.data.batch_size / run.program.mesh.size
+    return compiled, m.Meter(run.data.batch_size, run.clock.total_steps, per_device)
 
 
 def timed_next(batches: Iterator, meter: m.Meter):
