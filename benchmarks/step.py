@@ -2,10 +2,11 @@
 
   python -m benchmarks.step --shape=ti --rounds=15 [--peer=transformers] [--json]
 
-Needs `pip install mimjax[bench]`. Forward, backward, AdamW with a decay mask, random masks included, loss read back; float32, erf
-GELU, SDPA attention. The peers are the MAE of the public package `transformers`, eager and
-compiled, with the plain and the fused AdamW; the verdict is against the fastest. Peers get their
-images as normalized floats, mimjax as uint8. `benchmarks/duel.py` is the protocol.
+Needs `pip install mimjax[bench]`. Forward, backward, AdamW with a decay mask, random masks
+included, loss read back; float32, erf GELU, SDPA attention. The peers are the MAE of the public
+package `transformers`, eager and compiled, with the plain and the fused AdamW; the verdict is
+against the fastest. Peers get their images as normalized floats, mimjax as uint8.
+`benchmarks/duel.py` is the protocol.
 """
 
 from __future__ import annotations
