@@ -96,7 +96,7 @@ def base() -> Config:
 
 DEMO_ENCODER = {
     "digits": {"width": 96, "depth": 4, "heads": 4, "patch": 2, "image_size": (8, 8)},
-    "photos": {"width": 192, "depth": 6, "heads": 6, "patch": 8, "image_size": (64, 64)},
+    "photos": {"width": 128, "depth": 4, "heads": 4, "patch": 8, "image_size": (64, 64)},
 }
 
 
