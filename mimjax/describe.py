@@ -48,6 +48,11 @@ def start_block(
         + f"{masks}; fingerprint {data.fingerprint}",
     ):
         say(line)
+    if o.min_lr > peak:
+        say(
+            f"  WARNING     optimizer.min_lr {o.min_lr:g} is above the peak rate {peak:.3g}: the rate "
+            "will rise; it is absolute and does not follow a smaller batch"
+        )
 
 
 def parameter_table(c: Config, program: Program) -> str:
