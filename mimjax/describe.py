@@ -50,8 +50,8 @@ def start_block(
         say(line)
     if o.min_lr > peak:
         say(
-            f"  WARNING     optimizer.min_lr {o.min_lr:g} is above the peak rate {peak:.3g}: the rate "
-            "will rise; it is absolute and does not follow a smaller batch"
+            f"  WARNING     optimizer.min_lr {o.min_lr:g} is above the peak rate {peak:.3g}: "
+            "the rate will rise; it is absolute and does not follow a smaller batch"
         )
 
 

@@ -1,0 +1,40 @@
+import helpers
+
+from mimjax import build, describe
+from mimjax.task import Clock
+
+
+def block(c):
+    lines = []
+    task, program = helpers.make(c)
+    data = build.make_data(c, task, "train")
+    describe.start_block(c, program, data, Clock(4, 8), lines.append)
+    return "\n".join(lines)
+
+
+def test_the_start_block_says_what_people_debug_from():
+    c = helpers.small("bootmae", **{"optimizer.base_lr": 1.5e-4, "accum": 2})
+    text = block(c)
+    for part in (
+        "16 = 1 devices x 8 x 2 accumulated",
+        "9.37e-06 (base 0.00015 x 16 / 256)",
+        "8 steps = 2.0 epochs of 4 steps",
+        "digits: 1,438 images, image 8x8, 16 patches, 8 masked",
+        "EMA",
+    ):
+        assert part in text, text
+    # BootMAE's absolute min_lr of 1e-4 is above this peak
+    assert "WARNING     optimizer.min_lr 0.0001 is above the peak rate" in text
+    c.optimizer.lr = 1e-3
+    assert "WARNING" not in block(c)
+
+
+def test_the_parameter_table_names_every_parameter():
+    c = helpers.small("bootmae")
+    _, program = helpers.make(c)
+    lines = describe.parameter_table(c, program).splitlines()
+    assert lines[0].split()[:2] == ["parameter", "shape"]
+    table = {line.split()[0]: line.split() for line in lines[1:]}
+    assert table["encoder/cls_token"][2] == "0"  # BootMAE spares it
+    assert table["pixel_decoder/mask_token"][2] == "0.05"
+    assert table["encoder/patch_embed/kernel"][1] == "12x32"
