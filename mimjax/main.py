@@ -16,11 +16,12 @@ def main() -> None:
     from mimjax.train.loop import train
 
     run = make_run(flags.FLAGS.config, flags.FLAGS.workdir)
-    train(run)
-    if table := render(run.evaluators):
-        run.workdir.write_text("table.md", table)
-    run.log.say("\n" + run.workdir.read_text("table.md"))
-    run.log.say(f"done: {run.workdir.path} holds config, metrics, pictures and checkpoints")
+    state = train(run)
+    if int(state.step) == run.clock.total_steps:
+        if table := render(run.evaluators):  # "" where a finished run was started again
+            run.workdir.write_text("table.md", table)
+        run.log.say("\n" + run.workdir.read_text("table.md"))
+        run.log.say(f"done: {run.workdir.path} holds config, metrics, pictures and checkpoints")
     run.log.close()
 
 
