@@ -113,9 +113,9 @@ def demo(c: Config, data: str) -> None:
     c.optimizer.lr = 2e-3 if data == "digits" else 1e-3
     c.optimizer.warmup_epochs, c.optimizer.warmup_steps = 0.0, 100
     c.batch_size = 128 if data == "digits" else 64
-    c.steps = 1500 if data == "digits" else 1000
+    c.steps = 1500 if data == "digits" else 800
     c.log_every, c.checkpoint_every = 100, 500
-    c.eval.every = 500
+    c.eval.every = 500 if data == "digits" else 400
     c.eval.batch_size = 256
     if data == "digits":
         c.eval.probes = True

@@ -21,7 +21,8 @@ class Workdir:
     """
 
     def __init__(self, path: str, writer: bool = True):
-        self.path = epath.Path(path)
+        # orbax takes absolute paths only
+        self.path = epath.Path(path if "://" in path else os.path.abspath(path))
         self.writer = writer
         if writer:
             self.path.mkdir(parents=True, exist_ok=True)
