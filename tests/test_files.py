@@ -7,7 +7,7 @@ from mimjax.files import Workdir
 
 
 def test_a_relative_path_is_made_absolute(tmp_path, monkeypatch):
-    """orbax refuses relative paths: `--workdir=runs/mine` must work."""
+    """What orbax needs: `--workdir=runs/mine` must work."""
     monkeypatch.chdir(tmp_path)
     workdir = Workdir("runs/mine")
     assert os.fspath(workdir.path) == str(tmp_path / "runs" / "mine")
