@@ -1,0 +1,105 @@
+"""Layers with gradients of their own against the derived ones, and half precision."""
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mimjax.models import layers
+from mimjax.models.vit import ViT, patchify
+from mimjax.targets.pixels import unpatchify
+
+
+def both(ours, theirs, *args):
+    """Values and gradients of a random projection of two functions."""
+    shape = jax.eval_shape(theirs, *args).shape
+    weight = jax.random.normal(jax.random.key(9), shape)
+    total = lambda f: lambda *a: (f(*a).astype(jnp.float32) * weight).sum()
+    argnums = tuple(range(len(args)))
+    for f, g in (
+        (ours(*args), theirs(*args)),
+        (jax.grad(total(ours), argnums)(*args), jax.grad(total(theirs), argnums)(*args)),
+    ):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), f, g)
+
+
+def random(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_normalize_is_a_layer_norm():
+    def plain(x):
+        mean = x.mean(-1, keepdims=True)
+        return (x - mean) / jnp.sqrt(x.var(-1, keepdims=True) + layers.LN_EPS)
+
+    both(layers.normalize, plain, 3 * random(0, 4, 7, 16) + 5)
+
+
+def test_gelu_is_the_erf_form():
+    plain = lambda x: jax.nn.gelu(x, approximate=False)
+    both(layers.gelu, plain, jnp.linspace(-6.0, 6.0, 301))
+
+
+def test_attend_is_softmax_attention():
+    def plain(q, k, v):
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
+
+    q, k, v = random(1, 2, 5, 3, 8), random(2, 2, 9, 3, 8), random(3, 2, 9, 3, 8)
+    both(layers.attend, plain, q, k, v)
+    both(layers.attend, plain, 30 * q, k, v)  # large logits do not overflow
+
+
+def test_drop_path_keeps_the_expectation_and_is_off_in_evaluation():
+    block = layers.Block(2, drop_path=0.5)
+    x = random(4, 512, 3, 8)
+    params = block.init(jax.random.key(0), x)
+    still = block.apply(params, x)
+    np.testing.assert_array_equal(still, block.apply(params, x, None, False))
+    y = block.apply(params, x, None, True, rngs={"drop_path": jax.random.key(1)})
+    untouched = np.all(np.asarray(y == x), axis=(1, 2)).mean()
+    assert 0.15 < untouched < 0.35  # both branches dropped: one in four
+    branch = layers.Block.drop
+    kept = block.apply(
+        params, jnp.ones((4000, 1, 1)), True, method=branch, rngs={"drop_path": jax.random.key(2)}
+    )
+    assert set(np.unique(kept)) == {0.0, 2.0}
+    assert abs(float(kept.mean()) - 1) < 0.1
+
+
+def test_patchify_and_back_on_a_grid_that_is_not_square():
+    images = random(5, 2, 12, 8, 3)
+    patches = patchify(images, 4)
+    assert patches.shape == (2, 6, 48)
+    np.testing.assert_array_equal(unpatchify(np.asarray(patches), (3, 2), 4), images)
+
+
+def test_visible_tokens_do_not_depend_on_the_order_of_ids():
+    vit = ViT(16, 2, 2, 4, (8, 12))
+    images = random(6, 1, 8, 12, 3)
+    params = vit.init(jax.random.key(0), images)
+    a = vit.apply(params, images, jnp.asarray([[0, 3, 5]])).tokens
+    b = vit.apply(params, images, jnp.asarray([[5, 0, 3]])).tokens
+    np.testing.assert_allclose(a[:, [0, 3, 1, 2]], b, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mae", "bootmae"])
+def test_half_precision_computes_in_bfloat16_and_keeps_float32(name):
+    """Losses near the float32 ones; parameters, gradients, EMA and moments stay float32."""
+    batch, results = None, {}
+    for dtype in ("float32", "bfloat16"):
+        c = helpers.small(name, dtype=dtype, **{"optimizer.lr": 1e-3})
+        task, program = helpers.make(c)
+        batch = batch or helpers.batches(c, task, 1)[0]
+        with jax.set_mesh(program.mesh):
+            state, metrics = program.compile()(program.init(), {}, jax.tree.map(jnp.asarray, batch))
+        results[dtype] = jax.device_get(metrics)
+        floats = [x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+        assert set(floats) == {jnp.dtype("float32")}
+        block = layers.Block(2, dtype=jnp.dtype(dtype))
+        x = jnp.ones((1, 3, 8), dtype)
+        assert block.apply(block.init(jax.random.key(0), x), x).dtype == dtype
+    for key, value in results["float32"].items():
+        assert results["bfloat16"][key] == pytest.approx(value, rel=0.05), key
+    assert results["bfloat16"]["loss/total"] != results["float32"]["loss/total"]
