@@ -53,9 +53,9 @@ def demo(c, data):
     # 100 and 300 epochs of the EMA schedule are far longer than the demo: 0.99 all the way
     c.method.ema_start = c.method.ema_mid = c.method.ema_end = 0.99
     c.method.pixel_decoder.width = 96
+    # Few patches leave little to predict from, and hundreds of steps are no 801 epochs.
+    c.method.masking.ratio, c.method.feature_weight = 0.5, 0.3
     if data == "digits":
-        # Sixteen patches leave little to predict from; small decoders make the encoder work.
+        # small decoders make the encoder work
         c.method.pixel_decoder.width = 32
         c.method.pixel_decoder.depth = c.method.feature_decoder.depth = 1
-        c.method.masking.ratio = 0.5
-        c.method.feature_weight = 0.3
