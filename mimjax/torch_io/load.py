@@ -77,14 +77,14 @@ def from_torch(
     """
     layout = names.detect(state) if layout == "auto" else layout
     rows = names.rows_for(layout, paths(like))
-    missing = [r.theirs for r in rows if r.theirs not in state]
+    missing = [k for r in rows for k in r.keys if k not in state]
     if missing:
         raise ConfigError(
             f"{where}: {len(missing)} keys of layout {layout!r} are missing: "
             f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
         )
     leaves = [
-        convert(state[row.theirs], leaf.shape, row, where)
+        convert([state[k] for k in row.keys], leaf.shape, row, where)
         for row, leaf in zip(rows, jax.tree.leaves(like), strict=True)
     ]
     check_positions(state, like, layout, where)
@@ -93,12 +93,17 @@ def from_torch(
 
 def holds(state: dict[str, np.ndarray], like: PyTree, layout: str) -> bool:
     """Whether the file has any parameter of `like`."""
-    return any(row.theirs in state for row in names.rows_for(layout, paths(like)))
+    return any(k in state for row in names.rows_for(layout, paths(like)) for k in row.keys)
 
 
-def convert(x: np.ndarray, shape: tuple[int, ...], row: names.Row, where: str) -> np.ndarray:
-    """One tensor in our layout, float32."""
-    sizes = f"{where}: {row.theirs} has shape {list(x.shape)}, {row.ours} needs {list(shape)}"
+def convert(
+    parts: list[np.ndarray], shape: tuple[int, ...], row: names.Row, where: str
+) -> np.ndarray:
+    """One tensor in our layout, float32; several of theirs are stacked along their first axis."""
+    x = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    sizes = (
+        f"{where}: {'+'.join(row.keys)} has shape {list(x.shape)}, {row.ours} needs {list(shape)}"
+    )
     if x.size != np.prod(shape, dtype=int):
         raise ConfigError(sizes)
     out = names.LAYOUTS[row.layout].to_ours(np.asarray(x, np.float32), tuple(shape))
@@ -132,7 +137,9 @@ def check_positions(state: dict[str, np.ndarray], like: PyTree, layout: str, whe
 def to_torch(params: PyTree, layout: str, channels: int = 3) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`, without the fixed position tables."""
     rows = names.rows_for(layout, paths(params))
-    return {
-        r.theirs: np.ascontiguousarray(names.LAYOUTS[r.layout].to_theirs(np.asarray(x), channels))
-        for r, x in zip(rows, jax.tree.leaves(params), strict=True)
-    }
+    out = {}
+    for row, x in zip(rows, jax.tree.leaves(params), strict=True):
+        theirs = names.LAYOUTS[row.layout].to_theirs(np.asarray(x), channels)
+        for key, part in zip(row.keys, np.split(theirs, len(row.keys)), strict=True):
+            out[key] = np.ascontiguousarray(part)
+    return out

@@ -76,7 +76,7 @@ def check_groups(meta, cfg, params, layout):
     rows = names.rows_for(layout, rules.paths(params))
     ours = {True: set(), False: set()}
     for row, factor in zip(rows, jax.tree.leaves(factors), strict=True):
-        ours[factor > 0].add(row.theirs)
+        ours[factor > 0] |= set(row.keys)
     for group in meta["param_groups"]:
         assert ours[group["weight_decay"] > 0] == set(group["params"])
 

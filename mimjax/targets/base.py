@@ -1,0 +1,95 @@
+"""The contract of a frozen target: what patches are to be predicted as.
+
+A target is a frozen dataclass, plugged into a method's `target` field; `method.target.type` in the
+config names its class. It owns a network that nothing updates (or none, for pixels) and reads the
+student's image or a view of its own. All of it runs in `prepare`, outside the gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+
+from mimjax.errors import ConfigError
+from mimjax.models.vit import ViT
+from mimjax.task import Batch, Key, PyTree, View
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Base class. Every method gets the student's `encoder`: its grid and image size decide.
+
+    Attributes:
+      discrete: True = codes (int32 [b k]), learned with cross-entropy; False = vectors
+        (float32 [b k d]).
+      num_prefix: tokens before the patches in what `encode` returns (CLIP's CLS token).
+      decodes: whether `decode` can turn values into pictures.
+    """
+
+    PLUGGABLE: ClassVar[bool] = True  # the config section names the class
+    discrete: ClassVar[bool] = False
+    num_prefix: ClassVar[int] = 0
+    decodes: ClassVar[bool] = False
+
+    def out_dim(self, encoder: ViT) -> int:
+        """Width of the head that predicts it: the vocabulary or the length of a vector."""
+        raise NotImplementedError(type(self).__name__)
+
+    def views(self, encoder: ViT) -> dict[str, View]:
+        """{} = reads the student's image; else {"target_image": View}, same crop box and flip."""
+        return {}
+
+    def init_frozen(self, key: Key, encoder: ViT) -> PyTree:
+        """{name: tree} with random weights. Each name is read from `teacher.path`."""
+        return {}
+
+    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+        """Hidden vectors of all tokens, [b p+n d], before the last projection.
+
+        Args:
+          batch: as the data pipeline delivers it (uint8 images; floats pass as normalized).
+        """
+        raise NotImplementedError(type(self).__name__)
+
+    def read(self, frozen: PyTree, hidden: jax.Array) -> jax.Array:
+        """Targets of the tokens that a loss reads, [b k] or [b k d], from their hidden vectors."""
+        raise NotImplementedError(type(self).__name__)
+
+    def decode(self, frozen: PyTree, values: jax.Array, encoder: ViT) -> jax.Array:
+        """Values of all n patches in raster order back to images, float32 [b h w c] in [0, 1]."""
+        raise NotImplementedError(type(self).__name__)
+
+
+def target_view(
+    key: str, size: tuple[int, int], step: int, encoder: ViT, resample: str
+) -> dict[str, View]:
+    """The view that gives one token per patch of the student: `step` pixels for each.
+
+    Args:
+      key: of the target in the config, for errors.
+      size: (height, width) asked for; (0, 0) = derived from the student's grid.
+      step: pixels of the view per token.
+
+    Returns:
+      {} where the student's own view is just that.
+
+    Raises:
+      ConfigError: a size whose token grid is not the student's.
+    """
+    grid = encoder.grid
+    needed = grid[0] * step, grid[1] * step
+    if tuple(size) not in ((0, 0), needed):
+        raise ConfigError(
+            f"{key}.size: {size[0]}x{size[1]} gives a grid of {size[0] / step:g}x{size[1] / step:g}"
+            f" tokens, but the student has {grid[0]}x{grid[1]} patches; allowed: "
+            f"{needed[0]}x{needed[1]}, or (0, 0) = derived"
+        )
+    view = View(needed, resample)
+    return {} if view == View(tuple(encoder.image_size)) else {"target_image": view}
+
+
+def target_image(batch: Batch) -> jax.Array:
+    """The image that a target reads: its own view if there is one, else the student's."""
+    return batch.get("target_image", batch["image"])
