@@ -1,0 +1,63 @@
+"""Codes of DALL-E's tokenizer (Ramesh et al. 2021), the target of BEiT and CAE.
+
+The tokenizer reads a view of its own, 8 pixels per token: 112 pixels for a student of 224 with
+patches of 16. Weights: facebook/flava-image-codebook, the same network as OpenAI's pickled
+`encoder.pkl`, as tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from mimjax.models.dalle import STEP, DallEEncoder
+from mimjax.models.vit import ViT
+from mimjax.targets import pixels
+from mimjax.targets.base import Target, target_image, target_view
+from mimjax.task import Batch, Key, PyTree, View
+
+
+@dataclasses.dataclass(frozen=True)
+class DallE(Target):
+    """The code with the largest logit at each token, without Gumbel noise (as BEiT and CAE).
+
+    Attributes:
+      network: its sizes are those of OpenAI's file.
+      size: (height, width) of the view; (0, 0) = 8 pixels per patch of the student.
+      resample: "lanczos" (`--second_interpolation` of BEiT and CAE).
+      mean, std: DALL-E's map_pixels, 0.8 x + 0.1 for x in [0, 1], in the form (x - mean) / std.
+    """
+
+    discrete: ClassVar[bool] = True
+
+    network: DallEEncoder = DallEEncoder()
+    size: tuple[int, int] = (0, 0)
+    resample: str = "lanczos"
+    mean: tuple[float, ...] = (-0.125,) * 3
+    std: tuple[float, ...] = (1.25,) * 3
+
+    def out_dim(self, encoder: ViT) -> int:
+        return self.network.vocab
+
+    def views(self, encoder: ViT) -> dict[str, View]:
+        return target_view("method.target", self.size, STEP, encoder, self.resample)
+
+    def init_frozen(self, key: Key, encoder: ViT) -> PyTree:
+        """{"dalle": {"body", "output"}}."""
+        images = jnp.zeros((1, STEP, STEP, len(self.mean)))
+        return {"dalle": self.network.init(key, images)["params"]}
+
+    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+        """[b n d] in raster order, before the last ReLU and convolution."""
+        images = pixels.normalize(target_image(batch), self.mean, self.std)
+        x: Any = self.network.apply({"params": frozen["dalle"]}, images, method="features")
+        return rearrange(x, "b h w d -> b (h w) d")
+
+    def read(self, frozen: PyTree, hidden: jax.Array, key: Key | None = None) -> jax.Array:
+        """int32 [b k]; `key` is not used, nothing is drawn."""
+        logits: Any = self.network.apply({"params": frozen["dalle"]}, hidden, method="logits")
+        return logits.argmax(-1).astype(jnp.int32)

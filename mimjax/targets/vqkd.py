@@ -1,0 +1,108 @@
+"""Codes of VQ-KD, the tokenizer of BEiT v2 (Peng et al. 2022).
+
+A ViT with learned positions, a small head (linear, tanh, linear) and 8192 codes on the unit sphere;
+a token's code is the one nearest to its normalized output. It reads the student's image size. Its
+own decoder predicts a teacher's features, not pixels, and is not built: nothing here decodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mimjax.models.layers import Dtype
+from mimjax.models.vit import ViT
+from mimjax.rng import named
+from mimjax.targets import pixels
+from mimjax.targets.base import Target, target_image, target_view
+from mimjax.task import Batch, Key, PyTree, View
+
+
+class CodeHead(nn.Module):
+    """Linear, tanh, linear: [... d] to float32 [... code_dim] (`encode_task_layer`)."""
+
+    code_dim: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*s d"]) -> Float[Array, "*s c"]:
+        x = jnp.tanh(nn.Dense(x.shape[-1], dtype=self.dtype, name="fc1")(x))
+        return nn.Dense(self.code_dim, dtype=self.dtype, name="fc2")(x).astype(jnp.float32)
+
+
+def unit(x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
+    """Vectors of length 1, PyTorch's F.normalize (eps 1e-12)."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
+class VQKD(Target):
+    """The nearest code of each patch token.
+
+    Attributes:
+      network: ViT-B/16 with q and v biases, learned positions and no layer scale
+        (`vqkd_encoder_base_decoder_3x768x12_clip` of BEiT v2's modeling_vqkd.py). Its image size
+        follows from `size`; positions are not interpolated.
+      code_dim, vocab: 32 and 8192 in BEiT v2.
+      size: (height, width) of the view; (0, 0) = the network's patch for each of the student's.
+      resample: "bicubic", as the student's image in BEiT v2's datasets.py.
+      mean, std: 0.5 (`pre_process` of the official class: x / 127.5 - 1 for x up to 255).
+    """
+
+    discrete: ClassVar[bool] = True
+
+    network: ViT = ViT(pos_embed="learned", bias="qv", init_scheme="beit")
+    code_dim: int = 32
+    vocab: int = 8192
+    size: tuple[int, int] = (0, 0)
+    resample: str = "bicubic"
+    mean: tuple[float, ...] = pixels.HALF
+    std: tuple[float, ...] = pixels.HALF
+
+    def out_dim(self, encoder: ViT) -> int:
+        return self.vocab
+
+    def views(self, encoder: ViT) -> dict[str, View]:
+        step = self.network.patch
+        return target_view("method.target", self.size, step, encoder, self.resample)
+
+    def vit(self, encoder: ViT) -> ViT:
+        """The network at the size that gives the student's grid: positions have its shape."""
+        height, width = encoder.grid
+        patch = self.network.patch
+        return self.network.clone(image_size=(height * patch, width * patch))
+
+    def head(self) -> CodeHead:
+        return CodeHead(self.code_dim, self.network.dtype)
+
+    def init_frozen(self, key: Key, encoder: ViT) -> PyTree:
+        """{"vqkd": {"encoder", "head", "codebook"}}."""
+        vit, width = self.vit(encoder), self.network.width
+        images = jnp.zeros((1, *vit.image_size, len(self.mean)))
+        codes = jax.random.normal(named(key, "codebook"), (self.vocab, self.code_dim))
+        return {
+            "vqkd": {
+                "encoder": vit.init(named(key, "encoder"), images)["params"],
+                "head": self.head().init(named(key, "head"), jnp.zeros((1, width)))["params"],
+                "codebook": unit(codes),
+            }
+        }
+
+    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+        """[b n d] patch tokens after the final norm (their `fc_norm`)."""
+        images = pixels.normalize(target_image(batch), self.mean, self.std)
+        f = self.vit(encoder).apply({"params": frozen["vqkd"]["encoder"]}, images)
+        return f.tokens[:, f.num_prefix :]
+
+    def read(self, frozen: PyTree, hidden: jax.Array, key: Key | None = None) -> jax.Array:
+        """int32 [b k]; `key` is not used, nothing is drawn."""
+        x = self.head().apply({"params": frozen["vqkd"]["head"]}, hidden)
+        codes = frozen["vqkd"]["codebook"].astype(jnp.float32)
+        # Nearest by distance, |c|^2 - 2 x c: for codes of length 1, the largest cosine.
+        score = 2.0 * jnp.matmul(unit(x), codes.T) - jnp.square(codes).sum(-1)
+        return score.argmax(-1).astype(jnp.int32)
