@@ -16,12 +16,12 @@ PENDING = {
     *("beit.interp", "beit.masking", "beit.pretrain"),
     *("cae.attentive_probe", "cae.finetune", "cae.fpn", "cae.init", "cae.linear_probe"),
     *("cae.masking", "cae.pretrain", "cae.steps", "cae.steps_ema"),
-    *("caev2.pretrain", "caev2.pretrain_paper", "clip.hf", "clip.openai"),
+    *("caev2.pretrain", "caev2.pretrain_paper"),
     *("mcmae.cblock", "mcmae.det_backbone", "mcmae.fast", "mcmae.finetune", "mcmae.posinterp"),
     *("mcmae.pretrain", "mcmae.seg_backbone", "mcmae.steps"),
     *("mrmae.pretrain", "mrmae.pretrain_clip", "mrmae.steps"),
     *("teacher.clip_hf", "teacher.clip_openai", "teacher.dino", "teacher.dino_interp"),
-    *("tokenizer.dalle", "tokenizer.dvae", "tokenizer.flava", "tokenizer.vqgan"),
+    *("tokenizer.dalle", "tokenizer.dvae", "tokenizer.flava"),
     "tokenizer.vqkd",
 }
 

@@ -53,8 +53,12 @@ class Target:
         """
         raise NotImplementedError(type(self).__name__)
 
-    def read(self, frozen: PyTree, hidden: jax.Array) -> jax.Array:
-        """Targets of the tokens that a loss reads, [b k] or [b k d], from their hidden vectors."""
+    def read(self, frozen: PyTree, hidden: jax.Array, key: Key | None = None) -> jax.Array:
+        """Targets of the tokens that a loss reads, [b k] or [b k d], from their hidden vectors.
+
+        Args:
+          key: for targets that are drawn at random (VQGAN with `sample`); others ignore it.
+        """
         raise NotImplementedError(type(self).__name__)
 
     def decode(self, frozen: PyTree, values: jax.Array, encoder: ViT) -> jax.Array:

@@ -6,7 +6,7 @@ one direction, export in the other, so that a round trip is exact. No torch is n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +48,8 @@ LAYOUTS: dict[str, Layout] = {
 class Row(NamedTuple):
     """One parameter: our path, their key (or keys, stacked in this order), the layout's name.
 
-    "{i}" in both stands for a block index: block_00 in our paths, 0 in theirs.
+    "{i}" in both stands for a block index: block_00 in our paths, 0 in theirs. "{j}" is a second
+    one; in our path it stands after the first.
     """
 
     ours: str
@@ -60,10 +61,12 @@ class Row(NamedTuple):
         """Their keys; several where we fuse what they keep apart (q, k and v)."""
         return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
 
-    def numbered(self, path: str, index: str) -> Row:
-        """The row of one block: `path` is ours, "{i}" in their keys becomes `index`."""
-        keys = tuple(k.replace("{i}", index) for k in self.keys)
-        return Row(path, keys if len(keys) > 1 else keys[0], self.layout)
+    def numbered(self, path: str, indices: Sequence[str]) -> Row:
+        """The row of one block: `path` is ours, "{i}" and "{j}" in their keys become `indices`."""
+        keys = self.keys
+        for mark, index in zip(("{i}", "{j}"), indices):
+            keys = tuple(k.replace(mark, index) for k in keys)
+        return Row(path, keys, self.layout)
 
 
 # name -> (rows, fixed tables: their key -> the network whose positions it holds)

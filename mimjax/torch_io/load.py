@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from mimjax.errors import ConfigError
 from mimjax.models.vit import sincos_table
 from mimjax.rules import paths
-from mimjax.torch_io import names
+from mimjax.torch_io import names, teachers
 
 PyTree = Any
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -48,9 +49,19 @@ def _torch_load(path: str) -> dict[str, Any]:
     except ImportError:
         raise ConfigError(f"{path}: reading .pth needs torch: pip install mimjax[torch]") from None
     import pickle
+    import warnings
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except RuntimeError as e:
+        if "TorchScript" not in str(e):
+            raise
+        raise ConfigError(
+            f"{path}: a TorchScript archive (as OpenAI publishes CLIP), which holds code; load it "
+            "where you trust it and torch.save(model.state_dict(), ...), or take transformers' "
+            ".safetensors of the same weights"
+        ) from None
     except pickle.UnpicklingError:
         raise ConfigError(
             f"{path}: holds pickled objects, which mimjax never loads; save its tensors alone "
@@ -77,18 +88,36 @@ def from_torch(
     """
     layout = names.detect(state) if layout == "auto" else layout
     rows = names.rows_for(layout, paths(like))
-    missing = [k for r in rows for k in r.keys if k not in state]
-    if missing:
-        raise ConfigError(
-            f"{where}: {len(missing)} keys of layout {layout!r} are missing: "
-            f"{', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}"
-        )
+    check_keys(state, [k for r in rows for k in r.keys], layout, where)
     leaves = [
         convert([state[k] for k in row.keys], leaf.shape, row, where)
         for row, leaf in zip(rows, jax.tree.leaves(like), strict=True)
     ]
     check_positions(state, like, layout, where)
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def check_keys(state: dict[str, np.ndarray], needed: list[str], layout: str, where: str) -> None:
+    """Every needed key is there; frozen networks leave none of their own unread.
+
+    A tokenizer built with too few levels would otherwise load without an error and be wrong.
+    """
+    some = lambda keys: f"{', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}"
+    missing = [k for k in needed if k not in state]
+    unread = sorted(state.keys() - set(needed))
+    if missing:
+        more = f"; {len(unread)} keys of the file fit nothing: {some(unread)}" if unread else ""
+        raise ConfigError(
+            f"{where}: {len(missing)} keys of layout {layout!r} are missing: {some(missing)}{more}"
+        )
+    if layout in teachers.OWN:
+        own, optional = teachers.OWN[layout]
+        unread = [k for k in unread if re.match(own, k) and not re.fullmatch(optional, k)]
+        if unread:
+            raise ConfigError(
+                f"{where}: {len(unread)} keys of layout {layout!r} have no place in the configured "
+                f"network: {some(unread)}"
+            )
 
 
 def holds(state: dict[str, np.ndarray], like: PyTree, layout: str) -> bool:
@@ -106,7 +135,10 @@ def convert(
     )
     if x.size != np.prod(shape, dtype=int):
         raise ConfigError(sizes)
-    out = names.LAYOUTS[row.layout].to_ours(np.asarray(x, np.float32), tuple(shape))
+    try:
+        out = names.LAYOUTS[row.layout].to_ours(np.asarray(x, np.float32), tuple(shape))
+    except (ValueError, IndexError):  # not even the right number of axes
+        raise ConfigError(sizes) from None
     if out.shape != tuple(shape):
         raise ConfigError(sizes)
     return np.ascontiguousarray(out)
@@ -118,7 +150,9 @@ def check_positions(state: dict[str, np.ndarray], like: PyTree, layout: str, whe
     MAE's table is BootMAE's transposed, so a file of one read as the other would load without an
     error and be wrong.
     """
-    order = {"mae": "xy", "bootmae": "yx"}[layout]
+    order = {"mae": "xy", "bootmae": "yx"}.get(layout)
+    if order is None:
+        return  # no fixed tables
     for key, network in names.TABLES[layout][1].items():
         if key not in state or network not in like:
             continue

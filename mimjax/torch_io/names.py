@@ -24,13 +24,12 @@ def rows_for(layout: str, paths: Iterable[str]) -> list[Row]:
       ConfigError: the layout has no home for a path.
     """
     rows, _ = TABLES[layout]
-    patterns = [(re.compile(re.escape(r.ours).replace(r"\{i\}", r"(\d+)")), r) for r in rows]
+    patterns = [(re.compile(re.sub(r"\\{[ij]\\}", r"(\\d+)", re.escape(r.ours))), r) for r in rows]
     found = []
     for path in paths:
         for pattern, row in patterns:
             if m := pattern.fullmatch(path):
-                index = str(int(m[1])) if m.groups() else ""
-                found.append(row.numbered(path, index))
+                found.append(row.numbered(path, [str(int(g)) for g in m.groups()]))
                 break
         else:
             raise ConfigError(f"layout {layout!r} has no key for the parameter {path!r}")

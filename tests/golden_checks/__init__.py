@@ -1,6 +1,6 @@
 """Checks of golden files (numbers of the official code), one function per kind."""
 
-from golden_checks import bootmae, mae
+from golden_checks import bootmae, clip, mae, vqgan
 
 CHECKS = {
     "mae.pretrain": mae.pretrain,
@@ -13,4 +13,7 @@ CHECKS = {
     "bootmae.masking": bootmae.masking,
     "bootmae.schedules": bootmae.schedules,
     "bootmae.init": bootmae.init,
+    "clip.hf": clip.hf,
+    "clip.openai": clip.openai,
+    "tokenizer.vqgan": vqgan.tokenizer,
 }

@@ -1,0 +1,162 @@
+"""CLIP's visual tower as a frozen teacher (openai/CLIP, `clip/model.py`, VisionTransformer).
+
+Not the project's own encoder: LayerNorm eps is 1e-5, the activation x * sigmoid(1.702 x), a norm
+stands before the blocks, and positions are learned. Every token can be read, not only CLS. No text
+tower, no dropout, no masking.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from mimjax.models.layers import Dtype, attend, shard_batch
+from mimjax.models.vit import patchify
+
+# openai/CLIP's models at 224 px; the position table is stored for that grid.
+CLIP_SIZES = {
+    "b16": {
+        "width": 768,
+        "depth": 12,
+        "heads": 12,
+        "patch": 16,
+        "pos_grid": (14, 14),
+        "proj_dim": 512,
+    },
+    "l14": {
+        "width": 1024,
+        "depth": 24,
+        "heads": 16,
+        "patch": 14,
+        "pos_grid": (16, 16),
+        "proj_dim": 768,
+    },
+}
+
+
+def norm(name: str | None, dtype: Dtype) -> nn.LayerNorm:
+    """LayerNorm with float32 statistics in two passes; eps 1e-5 (torch's default)."""
+    return nn.LayerNorm(1e-5, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def quick_gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """OpenAI's approximation of GELU, x * sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def resize_positions(
+    table: Float[Array, "m d"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Array, "n d"]:
+    """The patches' positions resized to another grid; CLS's (the first row) is kept.
+
+    Bilinear with half-pixel centers and without antialiasing, also downwards: torch's
+    `interpolate(mode="bilinear", align_corners=False)`, as in CAE v2's code.
+    """
+    if old == new:
+        return table
+    grid = table[1:].reshape(*old, -1)
+    grid = jax.image.resize(grid, (*new, grid.shape[-1]), "bilinear", antialias=False)
+    return jnp.concatenate([table[:1], grid.reshape(-1, grid.shape[-1])])
+
+
+class CLIPAttention(nn.Module):
+    """Multi-head self-attention with a fused input projection (rows q, k, v) and biases."""
+
+    heads: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        qkv = nn.Dense(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x)
+        q, k, v = rearrange(qkv, "b n (p h d) -> p b n h d", p=3, h=self.heads)
+        out = rearrange(attend(q, k, v), "b n h d -> b n (h d)")
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="proj")(out)
+
+
+class CLIPMlp(nn.Module):
+    """Linear to four times the width, QuickGELU, linear."""
+
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        h = quick_gelu(nn.Dense(4 * x.shape[-1], dtype=self.dtype, name="fc1")(x))
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
+
+
+class CLIPBlock(nn.Module):
+    """Pre-norm transformer block."""
+
+    heads: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        x = shard_batch(x)
+        attention = CLIPAttention(self.heads, self.dtype, name="attn")
+        x = x + attention(norm("norm1", self.dtype)(x))
+        return x + CLIPMlp(self.dtype, name="mlp")(norm("norm2", self.dtype)(x))
+
+
+class CLIPVision(nn.Module):
+    """The visual tower; see `CLIP_SIZES`.
+
+    Attributes:
+      heads: 0 = width // 64, as OpenAI's loader derives it.
+      pos_grid: (rows, columns) of the stored position table. Images may have any grid: the table
+        is resized to theirs.
+      proj_dim: width of the joint space; 0 = no projection.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    patch: int = 16
+    pos_grid: tuple[int, int] = (14, 14)
+    proj_dim: int = 512
+    dtype: Dtype = jnp.float32
+
+    @property
+    def out_dim(self) -> int:
+        """Width of what `read` returns."""
+        return self.proj_dim or self.width
+
+    def setup(self):
+        scale = nn.initializers.normal(self.width**-0.5)
+        self.cls_token = self.param("cls_token", scale, (self.width,))
+        positions = self.pos_grid[0] * self.pos_grid[1]
+        self.pos_embed = self.param("pos_embed", scale, (1 + positions, self.width))
+        # A patch convolution without bias is a product with flattened patches.
+        self.patch_embed = nn.Dense(self.width, use_bias=False, dtype=self.dtype)
+        self.norm_pre = norm(None, self.dtype)
+        heads = self.heads or self.width // 64
+        for i in range(self.depth):
+            setattr(self, f"block_{i:02d}", CLIPBlock(heads, self.dtype))
+        # The outputs are regression targets: float32 whatever the rest computes in.
+        self.norm_post = norm(None, jnp.float32)
+        if self.proj_dim:
+            self.proj = nn.Dense(self.proj_dim, use_bias=False)
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b t p"]:
+        """`read` of all tokens (also what makes all parameters)."""
+        return self.read(self.encode(images))
+
+    def encode(self, images: Float[Array, "b h w c"]) -> Float[Array, "b t d"]:
+        """The last block's output before the final norm, CLS first, from normalized images."""
+        grid = images.shape[1] // self.patch, images.shape[2] // self.patch
+        x = self.patch_embed(patchify(images, self.patch).astype(self.dtype))
+        cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (len(x), 1, self.width))
+        positions = resize_positions(jnp.asarray(self.pos_embed), self.pos_grid, grid)
+        x = jnp.concatenate([cls, x], axis=1) + positions.astype(x.dtype)
+        x = self.norm_pre(x)
+        for i in range(self.depth):
+            x = getattr(self, f"block_{i:02d}")(x)
+        return x
+
+    def read(self, tokens: Float[Array, "b k d"]) -> Float[Array, "b k p"]:
+        """The final norm and the projection (if any) of some tokens, in float32."""
+        x = self.norm_post(tokens)
+        return self.proj(x) if self.proj_dim else x

@@ -1,0 +1,73 @@
+"""CLIP features as targets (CAE v2's `CLIP target`; MR-MAE's and MILAN's teacher).
+
+The teacher reads a view of its own, normalized by CLIP's statistics, with one token per patch of
+the student. Losses normalize the features; nothing is normalized here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from mimjax.models.clip import CLIPVision
+from mimjax.models.vit import ViT
+from mimjax.targets.base import Target, target_image, target_view
+from mimjax.targets.pixels import normalize
+from mimjax.task import Batch, Key, PyTree, View
+
+# openai/CLIP, `clip/clip.py`, _transform
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIP(Target):
+    """Tokens of CLIP's visual tower after its last norm, CLS first.
+
+    Attributes:
+      network: ViT-B/16 by default; `models.clip.CLIP_SIZES` has the published sizes.
+      project: into the joint space with text (CAE v2: 512 numbers for B/16); False = the normed
+        features of the tower's own width (768), and the file needs no projection.
+      size: (height, width) of the teacher's view; (0, 0) = the student's grid times the patch.
+      mean, std: of the teacher's input, per channel.
+    """
+
+    num_prefix: ClassVar[int] = 1
+
+    network: CLIPVision = CLIPVision()
+    project: bool = True
+    size: tuple[int, int] = (0, 0)
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    @property
+    def tower(self) -> CLIPVision:
+        """The network that is computed: without its projection if that is not wanted."""
+        return self.network if self.project else self.network.clone(proj_dim=0)
+
+    def out_dim(self, encoder: ViT) -> int:
+        return self.tower.out_dim
+
+    def views(self, encoder: ViT) -> dict[str, View]:
+        return target_view("method.target", self.size, self.network.patch, encoder, "bicubic")
+
+    def init_frozen(self, key: Key, encoder: ViT) -> PyTree:
+        side = self.network.patch
+        images = jnp.zeros((1, side, side, 3))
+        return {"clip": self.tower.init(key, images)["params"]}
+
+    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+        """The last block's output before the final norm, [b 1+n d], CLS first."""
+        images = normalize(target_image(batch), self.mean, self.std)
+        return self.apply(frozen, "encode", images)
+
+    def read(self, frozen: PyTree, hidden: jax.Array, key: Key | None = None) -> jax.Array:
+        """Features [b k p] in float32: the final norm and, if asked for, the projection."""
+        return self.apply(frozen, "read", hidden)
+
+    def apply(self, frozen: PyTree, method: str, x: jax.Array) -> Any:
+        """One method of the tower with its frozen parameters."""
+        return self.tower.apply({"params": frozen["clip"]}, x, method=method)

@@ -1,0 +1,92 @@
+"""Codes of a frozen VQGAN as targets, and the way from codes back to pictures.
+
+The tokenizer reads a view of its own, scaled to [-1, 1], with one code per patch of the student:
+112 px for the f8 one and a 14x14 grid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from mimjax.errors import ConfigError
+from mimjax.models.vit import ViT
+from mimjax.models.vqgan import GROUPS, VQGANModel
+from mimjax.targets.base import Target, target_image, target_view
+from mimjax.targets.pixels import HALF, normalize
+from mimjax.task import Batch, Key, PyTree, View
+
+
+@dataclasses.dataclass(frozen=True)
+class VQGAN(Target):
+    """Gumbel f8 with 8192 codes by default; `models.vqgan.VQGAN_SIZES` has the published sizes.
+
+    Attributes:
+      network: encoder, quantizer and decoder.
+      size: (height, width) of the tokenizer's view; (0, 0) = the student's grid times 8 (f8).
+      sample: draw codes from softmax(logits), as the official GumbelVQ does even in evaluation;
+        False = the most probable code.
+    """
+
+    discrete: ClassVar[bool] = True
+    decodes: ClassVar[bool] = True
+
+    network: VQGANModel = VQGANModel()
+    size: tuple[int, int] = (0, 0)
+    sample: bool = False
+
+    def __post_init__(self):
+        net, where = self.network, "method.target.network"
+        if net.kind not in ("gumbel", "vq"):
+            raise ConfigError(f"{where}.kind: {net.kind!r}; allowed: gumbel, vq")
+        if net.kind == "gumbel" and net.embed_dim != net.z_channels:
+            raise ConfigError(
+                f"{where}.embed_dim: {net.embed_dim}, but kind 'gumbel' reads z_channels = "
+                f"{net.z_channels} numbers; allowed: the same"
+            )
+        if bad := [net.ch * m for m in net.ch_mult if net.ch * m % GROUPS]:
+            raise ConfigError(f"{where}.ch: gives width {bad[0]}; allowed: multiples of {GROUPS}")
+        if self.sample and net.kind != "gumbel":
+            raise ConfigError("method.target.sample: True needs kind 'gumbel'; 'vq' has no logits")
+
+    def out_dim(self, encoder: ViT) -> int:
+        return self.network.n_embed
+
+    def views(self, encoder: ViT) -> dict[str, View]:
+        return target_view("method.target", self.size, self.network.step, encoder, "bicubic")
+
+    def init_frozen(self, key: Key, encoder: ViT) -> PyTree:
+        images = jnp.zeros((1, self.network.step, self.network.step, 3))
+        return {"vqgan": self.network.init(key, images)["params"]}
+
+    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+        """Vectors before quantization, [b n d] in raster order."""
+        images = normalize(target_image(batch), HALF, HALF)
+        return self.apply(frozen, "encode", images)
+
+    def read(self, frozen: PyTree, hidden: jax.Array, key: Key | None = None) -> jax.Array:
+        """Codes, int32 [b k].
+
+        Args:
+          key: needed for `sample`.
+        """
+        scores = self.apply(frozen, "scores", hidden)
+        if not self.sample:
+            return scores.argmax(-1).astype(jnp.int32)
+        if key is None:
+            raise ValueError("VQGAN.read: sample=True draws the codes and needs a key")
+        return jax.random.categorical(key, scores).astype(jnp.int32)
+
+    def decode(
+        self, frozen: PyTree, values: jax.Array, encoder: ViT, image: jax.Array | None = None
+    ) -> jax.Array:
+        """Codes of all patches [b n] to pictures, float32 [b h w c] in [0, 1]."""
+        images = self.apply(frozen, "decode", values, encoder.grid)
+        return jnp.clip((images + 1) / 2, 0, 1)
+
+    def apply(self, frozen: PyTree, method: str, *args: Any) -> Any:
+        """One method of the network with its frozen parameters."""
+        return self.network.apply({"params": frozen["vqgan"]}, *args, method=method)
