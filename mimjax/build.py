@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import json
 from typing import Any
 
@@ -23,7 +22,7 @@ from mimjax.data.sources import Source, make_source
 from mimjax.errors import ConfigError
 from mimjax.evaluators import Evaluator, make_evaluators
 from mimjax.files import Workdir
-from mimjax.schema import Config, build
+from mimjax.schema import Config, build, find_class
 from mimjax.task import Clock, Task
 from mimjax.train import optim
 from mimjax.train.checkpoints import Checkpoints, versions
@@ -31,17 +30,6 @@ from mimjax.train.loop import Run
 from mimjax.train.metrics import Log
 from mimjax.train.program import Program, make_program
 from mimjax.train.sharding import make_mesh
-
-
-def task_class(path: str) -> type[Task]:
-    """The class that "mimjax.methods.mae:MAE" names."""
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise ConfigError(
-            f"task: {path!r} not found; allowed: 'module:Class', like 'mimjax.methods.mae:MAE'"
-        ) from None
 
 
 def compute_dtype(name: str) -> Any:
@@ -55,10 +43,20 @@ def compute_dtype(name: str) -> Any:
 
 def make_task(c: Config, clock: Clock) -> Task:
     """The configured task; every network computes in the run's dtype."""
-    task, dtype = build(task_class(c.task), c.method, "method"), compute_dtype(c.dtype)
-    values = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
-    networks = {k: v.clone(dtype=dtype) for k, v in values.items() if isinstance(v, nn.Module)}
-    return dataclasses.replace(task, clock=clock, **networks)
+    task = build(find_class(c.task, "task"), c.method, "method")
+    return dataclasses.replace(with_dtype(task, compute_dtype(c.dtype)), clock=clock)
+
+
+def with_dtype(thing: Any, dtype: Any) -> Any:
+    """`thing` with `dtype` for every network that it, or a dataclass in it, holds."""
+    new = {}
+    for field in dataclasses.fields(thing):
+        value = getattr(thing, field.name)
+        if isinstance(value, nn.Module):
+            new[field.name] = value.clone(dtype=dtype)
+        elif dataclasses.is_dataclass(value):
+            new[field.name] = with_dtype(value, dtype)
+    return dataclasses.replace(thing, **new)
 
 
 def make_data(c: Config, task: Task, split: str) -> Pipeline:
@@ -128,12 +126,15 @@ def make_run(c: Config, workdir_path: str) -> Run:
     checkpoints = Checkpoints(workdir, keep=c.keep_checkpoints)
     start.check_workdir(c, workdir, checkpoints, log.say)
     describe.start_block(c, program, data, clock, log.say)
-    frozen = start.make_frozen(c, program, functools.partial(sample_images, c, data), log.say)
+    sample = functools.partial(sample_images, c, data)
+    frozen, source = start.make_frozen(c, program, workdir, sample, log.say)
     state = start.find_start(c, program, checkpoints, data.fingerprint, log.say)
     log.truncate(int(state.step) or -1)  # a fresh start keeps nothing
     # only now: until here a wrong setting leaves the workdir as it was
     workdir.write_text("config.json", start.to_json(c))
     workdir.write_text("parameters.txt", describe.parameter_table(c, program))
+    if source:
+        workdir.write_text(start.TEACHER_FILE, json.dumps(source, indent=2) + "\n")
     return Run(
         program=program,
         state=state,
@@ -145,7 +146,11 @@ def make_run(c: Config, workdir_path: str) -> Run:
         checkpoints=checkpoints,
         workdir=workdir,
         evaluators=make_evals(c, program, data.source, workdir),
-        meta={"config": json.loads(start.to_json(c)), "versions": versions()},
+        meta={
+            "config": json.loads(start.to_json(c)),
+            "versions": versions(),
+            "teacher": source,
+        },
         workers=c.data.workers,
         threads=c.data.threads,
         log_every=c.log_every,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Float
+from jax import lax, nn
+from jaxtyping import Array, Float, Int
 
 from mimjax.models.layers import LN_EPS
 
@@ -41,3 +41,49 @@ def masked_mse(
 def patch_mse(pred: Float[Array, "b m d"], target: Float[Array, "b m d"]) -> Float[Array, "b m"]:
     """Mean squared error of each patch."""
     return jnp.square(pred.astype(jnp.float32) - target.astype(jnp.float32)).mean(-1)
+
+
+def cross_entropy(
+    logits: Float[Array, "b m k"],
+    codes: Int[Array, "b m"],
+    weight: Float[Array, "b m"] | None = None,
+) -> Float[Array, ""]:
+    """Mean over masked patches of -log softmax(logits)[code], in float32.
+
+    Args:
+      weight: per patch, with mean 1 over the global batch; None = 1.
+    """
+    loss = patch_cross_entropy(logits, codes)
+    return (loss if weight is None else loss * weight).mean()
+
+
+def patch_cross_entropy(
+    logits: Float[Array, "b m k"], codes: Int[Array, "b m"]
+) -> Float[Array, "b m"]:
+    """Cross-entropy of each patch in nats."""
+    logs = nn.log_softmax(logits.astype(jnp.float32))
+    return -jnp.take_along_axis(logs, codes[..., None], axis=-1)[..., 0]
+
+
+def distance(
+    kind: str, pred: Float[Array, "b m d"], target: Float[Array, "b m d"]
+) -> Float[Array, "b m"]:
+    """Distance of each prediction to its target, float32.
+
+    Args:
+      kind: "cosine" = 1 - cos (CAE v2, eq. 2), "mse" or "smooth_l1" (beta 1), the last two averaged
+        over channels (CAE v2, Table 3).
+    """
+    pred, target = pred.astype(jnp.float32), target.astype(jnp.float32)
+    if kind == "cosine":
+        return 1 - (unit(pred) * unit(target)).sum(-1)
+    gap = jnp.abs(pred - target)
+    if kind == "smooth_l1":
+        return jnp.where(gap < 1, 0.5 * jnp.square(gap), gap - 0.5).mean(-1)
+    return jnp.square(gap).mean(-1)
+
+
+def unit(x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
+    """Unit vectors x / |x| over the last axis, |x| at least 1e-12 (PyTorch's `normalize`)."""
+    # The inner maximum keeps the root's gradient finite at zero.
+    return x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))

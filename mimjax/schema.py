@@ -1,12 +1,14 @@
 """A dataclass is the schema of its config section.
 
 `section` writes a dataclass's settings out as a ConfigDict, so that each can be overridden by
-name; `build` reads such a section back, naming the key of anything that does not fit.
+name; `build` reads such a section back, naming the key of anything that does not fit. A field
+whose class is PLUGGABLE (a method's target) may hold any subclass; its section names it in `type`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +20,26 @@ from mimjax.errors import ConfigError
 Config = Any
 
 HIDDEN = {"parent", "clock", "dtype"}  # not settings: flax, the run and `dtype` set them
+
+
+def find_class(path: Any, key: str) -> type:
+    """The class that "mimjax.methods.mae:MAE" names.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    module, _, name = str(path).partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise ConfigError(
+            f"{key}: {path!r} not found; allowed: 'module:Class', like 'mimjax.methods.mae:MAE'"
+        ) from None
+
+
+def pluggable(thing: Any) -> bool:
+    """Whether a section of `thing` names its class."""
+    return getattr(thing, "PLUGGABLE", False)
 
 
 def defaults(thing: Any) -> dict[str, Any]:
@@ -39,6 +61,8 @@ def defaults(thing: Any) -> dict[str, Any]:
 def section(thing: Any, **overrides: Any) -> Config:
     """A config section that holds every setting of `thing`, nested, with some replaced.
 
+    An override of a nested section is a dict of settings, or an instance to be written out.
+
     Raises:
       ConfigError: an override that is no setting.
     """
@@ -47,9 +71,15 @@ def section(thing: Any, **overrides: Any) -> Config:
         if key not in known:
             raise ConfigError(f"{key}: unknown; allowed: {', '.join(sorted(known))}")
     out = ConfigDict(convert_dict=False)
+    if pluggable(thing):
+        cls = thing if isinstance(thing, type) else type(thing)
+        out.type = f"{cls.__module__}:{cls.__qualname__}"
     for name, value in known.items():
-        if dataclasses.is_dataclass(value):
-            out[name] = section(value, **overrides.get(name, {}))
+        given = overrides.get(name, {})
+        if dataclasses.is_dataclass(given):
+            out[name] = section(given)
+        elif dataclasses.is_dataclass(value):
+            out[name] = section(value, **given)
         else:
             out[name] = overrides.get(name, value)
     return out
@@ -61,6 +91,12 @@ def build(thing: Any, values: Config, where: str) -> Any:
     Raises:
       ConfigError: an unknown key, or a value of the wrong type.
     """
+    if pluggable(thing):
+        base = (thing if isinstance(thing, type) else type(thing)).__mro__[-2]
+        thing = find_class(values.type, f"{where}.type")
+        if not (isinstance(thing, type) and issubclass(thing, base)):
+            raise ConfigError(f"{where}.type: {values.type!r}; allowed: a {base.__name__}")
+        values = {k: v for k, v in values.items() if k != "type"}
     known, new = defaults(thing), {}
     for key, value in values.items():
         if key not in known:

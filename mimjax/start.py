@@ -5,12 +5,15 @@ Order: the own workdir -> config.resume (a whole state) -> config.init_from (wei
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
+from mimjax import rules
 from mimjax.errors import ConfigError
 from mimjax.files import Workdir
 from mimjax.rng import step_key
@@ -22,6 +25,7 @@ from mimjax.train.state import TrainState
 
 PyTree = Any
 Say = Callable[[str], None]
+TEACHER_FILE = "teacher.json"  # where frozen weights came from, and their checksum
 # A checkpoint fits only while these stay the same; all other settings may change between starts.
 STRUCTURE = ("task", "method.", "teacher.", "optimizer.name")
 
@@ -131,32 +135,76 @@ def read_params(path: str, like: PyTree, key: str, say: Say) -> PyTree:
         else:
             absent.append(name)
             out[name] = jax.tree.map(lambda _: None, subtree)
-    if "encoder" in absent:
-        raise ConfigError(f"{key}: {path} holds no encoder of layout {layout!r}")
+    if len(absent) == len(like) or "encoder" in absent:
+        raise ConfigError(
+            f"{key}: {path} has layout {layout!r} and holds no {', '.join(absent)}; its keys: "
+            f"{', '.join(sorted(state)[:3])}, ..."
+        )
     fresh = f"; {', '.join(absent)} not in the file: random" if absent else ""
     say(f"weights: {', '.join(k for k in like if k not in absent)} from {path} ({layout}){fresh}")
     return out
 
 
-def make_frozen(c: Config, program: Program, sample, say: Say) -> PyTree:
-    """Frozen parameters: read from `teacher.path`, or estimated from the data.
+def make_frozen(
+    c: Config, program: Program, workdir: Workdir, sample, say: Say
+) -> tuple[PyTree, dict[str, str]]:
+    """Frozen parameters, read from `teacher.path` or estimated from the data, and their source.
+
+    Returns:
+      The tree, and {"path", "sha256"} of what was read ({} if nothing was).
 
     Raises:
-      ConfigError: the task has a teacher and no path is given.
+      ConfigError: the task has a frozen network and no path is given, the file does not fit, or
+        it is not the one that the workdir was made with.
     """
     task, sharding = program.task, jax.tree.map(lambda x: x.sharding, program.abstract_frozen)
     frozen = jax.jit(task.init_frozen, out_shardings=sharding)(step_key(c.seed, "init", 1))
     frozen = task.fit_frozen(frozen, sample)
-    if "teacher" in frozen:
-        path = c.teacher.path
-        if not path:
-            raise ConfigError(
-                "teacher.path: empty, but the method learns from a frozen encoder; allowed: a "
-                "workdir, .safetensors, .pth, or 'random' (tests and benchmarks only)"
-            )
-        if path == "random":
-            say("WARNING: teacher.path=random: the targets are noise; for tests and benchmarks")
-        else:
-            like = {"encoder": program.abstract_frozen["teacher"]}
-            frozen["teacher"] = read_params(path, like, "teacher.path", say)["encoder"]
-    return jax.tree.map(lambda x, s: jax.device_put(x, s), frozen, sharding)
+    like = {k: v for k, v in program.abstract_frozen.items() if k not in task.FITTED}
+    if not like:
+        return frozen, {}
+    path = c.teacher.path
+    if not path:
+        raise ConfigError(
+            f"teacher.path: empty, but {c.task} learns from a frozen network ({', '.join(like)}); "
+            "allowed: a workdir, .safetensors, .pth (README: where each is published), or "
+            "'random' (tests and benchmarks only)"
+        )
+    if path == "random":
+        say("WARNING: teacher.path=random: the targets are noise; for tests and benchmarks only")
+        return frozen, {"path": path, "sha256": "random weights"}
+    trees = read_params(path, like, "teacher.path", say)
+    absent = [k for k, v in trees.items() if not jax.tree.leaves(v)]
+    if absent:
+        raise ConfigError(f"teacher.path: {path} does not hold {', '.join(absent)}")
+    source = {"path": path, "sha256": checksum(path, trees)}
+    say(f"teacher: {path}, sha256 {source['sha256']}")
+    check_teacher(source, workdir)
+    frozen |= trees
+    return jax.tree.map(lambda x, s: jax.device_put(x, s), frozen, sharding), source
+
+
+def check_teacher(source: dict[str, str], workdir: Workdir) -> None:
+    """The frozen weights are those that the workdir's run began with.
+
+    Raises:
+      ConfigError: they are not.
+    """
+    before = json.loads(workdir.read_text(TEACHER_FILE) or "{}")
+    if before and before["sha256"] != source["sha256"]:
+        raise ConfigError(
+            f"teacher.path: {source['path']} has sha256 {source['sha256'][:12]}..., but the "
+            f"workdir was made with {before['sha256'][:12]}...; use the same weights or another "
+            "--workdir"
+        )
+
+
+def checksum(path: str, trees: PyTree) -> str:
+    """sha256 of a file; of the arrays (names and float32 bytes) of a workdir's checkpoint."""
+    if path.endswith(load.SUFFIXES):
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for name, x in zip(rules.paths(trees), jax.tree.leaves(trees), strict=True):
+        digest.update(name.encode() + np.asarray(x, np.float32).tobytes())
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -70,7 +70,13 @@ class LossOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Base class with defaults: most tasks have no EMA, nothing frozen and no second view."""
+    """Base class with defaults: most tasks have no EMA, nothing frozen and no second view.
+
+    Attributes:
+      FITTED: names in `frozen` that `fit_frozen` estimates; all others are read from files.
+    """
+
+    FITTED: ClassVar[tuple[str, ...]] = ()
 
     clock: Clock = Clock(1, 1)
 
@@ -93,7 +99,10 @@ class Task:
         raise NotImplementedError(type(self).__name__)
 
     def init_frozen(self, key: Key) -> PyTree:
-        """Random frozen trees of the right shapes; `build.py` fills them from files."""
+        """{name: tree} of random weights in the right shapes, filled from `teacher.path`.
+
+        A name is that of the tree in a workdir's parameters and in the tables of `torch_io`.
+        """
         return {}
 
     def fit_frozen(self, frozen: PyTree, sample: Callable[[int], np.ndarray]) -> PyTree:
@@ -122,3 +131,13 @@ class Task:
     ) -> LossOutput:
         """The differentiated part, on a prepared (micro-)batch."""
         raise NotImplementedError(type(self).__name__)
+
+    def pictures(
+        self, params: PyTree, frozen: PyTree, batch: Batch, preds: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """Columns of a picture by name, images float32 [b h w c] in [0, 1]; {} = none.
+
+        Args:
+          batch: as `prepare` returned it, with train=False; preds: of `loss` on it.
+        """
+        return {}

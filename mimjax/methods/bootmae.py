@@ -17,16 +17,17 @@ from jax import lax
 from mimjax import checks
 from mimjax.ema import copy_f32, lerp
 from mimjax.losses import masked_mse, patch_mse, standardize
-from mimjax.masking import MaskFn, Masking, gather, neighbor_weight, split
+from mimjax.masking import Masking, gather, neighbor_weight
+from mimjax.methods.masked import MaskedTask
 from mimjax.models.decoders import InjectedDecoder
 from mimjax.models.vit import ViT, patchify
 from mimjax.rng import named
 from mimjax.targets import pixels
-from mimjax.task import Batch, Key, LossOutput, PyTree, Task, View
+from mimjax.task import Batch, Key, LossOutput, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class BootMAE(Task):
+class BootMAE(MaskedTask):
     """Bootstrapped masked autoencoder.
 
     Attributes:
@@ -71,13 +72,13 @@ class BootMAE(Task):
     std: tuple[float, ...] = pixels.HALF
 
     def __post_init__(self):
-        enc, patch_dim = self.encoder, self.encoder.patch**2 * len(self.mean)
-        checks.encoder("method.encoder", enc)
+        super().__post_init__()
+        enc = self.encoder
         checks.choice("method.pixel_norm", self.pixel_norm, pixels.PATCH_NORMS)
         checks.choice("method.feature_norm", self.feature_norm, ("both", "target", "none"))
         checks.block_index("method.pixel_layer", self.pixel_layer, enc.depth)
         checks.block_index("method.feature_layer", self.feature_layer, enc.depth)
-        for name, out, width in (("pixel", patch_dim, 512), ("feature", enc.width, enc.width)):
+        for name, out, width in (("pixel", self.patch_dim, 512), ("feature", enc.width, enc.width)):
             old = getattr(self, f"{name}_decoder")
             new = old.clone(
                 out=out,
@@ -95,10 +96,6 @@ class BootMAE(Task):
             )
 
     @property
-    def num_masked(self) -> int:
-        return self.masking.num_masked(self.encoder.grid)
-
-    @property
     def num_teacher(self) -> int:
         """Patches whose features are predicted; 0 if the fraction cannot be had."""
         if self.teacher_fraction == 1.0:
@@ -106,18 +103,8 @@ class BootMAE(Task):
         count = round(self.teacher_fraction * self.encoder.num_patches)
         return count if count <= self.num_masked else 0
 
-    @property
-    def views(self) -> dict[str, View]:
-        return {"image": View(self.encoder.image_size)}
-
-    @property
-    def mask_fn(self) -> MaskFn:
-        return self.masking.sampler(self.encoder.grid)
-
     def init(self, key: Key) -> tuple[PyTree, PyTree]:
-        images = jnp.zeros((1, *self.encoder.image_size, len(self.mean)))
-        order = jnp.arange(self.encoder.num_patches)[None]
-        ids = order[:, : -self.num_masked], order[:, -self.num_masked :]
+        images, *ids = self.example()
         f, encoder = self.encoder.init_with_output(named(key, "encoder"), images, ids[0])
         params = {"encoder": encoder["params"]}
         for name, weight in (("pixel", self.pixel_weight), ("feature", self.feature_weight)):
@@ -152,16 +139,12 @@ class BootMAE(Task):
     def prepare(
         self, ema: PyTree, frozen: PyTree, batch: Batch, key: Key, step, train: bool
     ) -> Batch:
-        images = pixels.normalize(batch["image"], self.mean, self.std)
-        ids_v, ids_m = split(batch["mask"], self.num_masked)
+        out = self.masked_batch(batch)
+        images, mask, ids_v, ids_m = (out[k] for k in ("image", "mask", "ids_v", "ids_m"))
         patches = patchify(images, self.encoder.patch)
         target = pixels.normalize_patches(patches, self.pixel_norm, len(self.mean))
-        mask = batch["mask"]
         weight = neighbor_weight(mask, self.encoder.grid) if self.weighted_mask else mask
-        out = {
-            "image": images,
-            "ids_v": ids_v,
-            "ids_m": ids_m,
+        out |= {
             "target": gather(target, ids_m),
             # what naive predictors may read; dead code in the train step
             "visible_target": gather(target, ids_v),

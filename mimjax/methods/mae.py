@@ -16,18 +16,19 @@ import numpy as np
 
 from mimjax import checks
 from mimjax.losses import masked_mse, patch_mse, standardize
-from mimjax.masking import MaskFn, Masking, gather, split
+from mimjax.masking import gather
+from mimjax.methods.masked import MaskedTask
 from mimjax.models.decoders import MAEDecoder
-from mimjax.models.vit import ViT, patchify
+from mimjax.models.vit import patchify
 from mimjax.rng import named
 from mimjax.targets import pixels
-from mimjax.task import Batch, Key, LossOutput, PyTree, Task, View
+from mimjax.task import Batch, Key, LossOutput, PyTree
 
 TARGETS = ("pixels", "pca", "features")
 
 
 @dataclasses.dataclass(frozen=True)
-class MAE(Task):
+class MAE(MaskedTask):
     """Masked autoencoder.
 
     Attributes:
@@ -41,17 +42,15 @@ class MAE(Task):
       mean, std: ImageNet's, as MAE's code.
     """
 
-    encoder: ViT = ViT()
+    FITTED = ("pca",)
+
     decoder: MAEDecoder = MAEDecoder()
-    masking: Masking = Masking()
     target: str = "pixels"
     pixel_norm: str = "mae"
     pca_components: int = 96
-    mean: tuple[float, ...] = pixels.IMAGENET_MEAN
-    std: tuple[float, ...] = pixels.IMAGENET_STD
 
     def __post_init__(self):
-        checks.encoder("method.encoder", self.encoder)
+        super().__post_init__()
         checks.heads("method.decoder", self.decoder)
         checks.choice("method.target", self.target, TARGETS)
         checks.choice("method.pixel_norm", self.pixel_norm, pixels.PATCH_NORMS)
@@ -69,28 +68,9 @@ class MAE(Task):
             mask_tokens=not self.encoder.use_mask_token,
         )
         object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass
-        _ = self.num_masked  # raises for a ratio that leaves nothing
-
-    @property
-    def patch_dim(self) -> int:
-        return self.encoder.patch**2 * len(self.mean)
-
-    @property
-    def num_masked(self) -> int:
-        return self.masking.num_masked(self.encoder.grid)
-
-    @property
-    def views(self) -> dict[str, View]:
-        return {"image": View(self.encoder.image_size)}
-
-    @property
-    def mask_fn(self) -> MaskFn:
-        return self.masking.sampler(self.encoder.grid)
 
     def init(self, key: Key) -> tuple[PyTree, PyTree]:
-        images = jnp.zeros((1, *self.encoder.image_size, len(self.mean)))
-        order = jnp.arange(self.encoder.num_patches)[None]
-        ids_v, ids_m = order[:, : -self.num_masked], order[:, -self.num_masked :]
+        images, ids_v, ids_m = self.example()
         ids = None if self.encoder.use_mask_token else ids_v
         f, encoder = self.encoder.init_with_output(named(key, "encoder"), images, ids)
         decoder = self.decoder.init(named(key, "decoder"), f.tokens, ids_v, ids_m)
@@ -101,8 +81,7 @@ class MAE(Task):
             shape = self.patch_dim, self.pca_components
             return {"pca": {"mean": jnp.zeros(shape[:1]), "basis": jnp.zeros(shape)}}
         if self.target == "features":
-            images = jnp.zeros((1, *self.encoder.image_size, len(self.mean)))
-            return {"teacher": self.encoder.init(key, images)["params"]}
+            return {"encoder": self.encoder.init(key, self.example()[0])["params"]}
         return {}
 
     def fit_frozen(self, frozen: PyTree, sample: Callable[[int], np.ndarray]) -> PyTree:
@@ -115,17 +94,12 @@ class MAE(Task):
     def prepare(
         self, ema: PyTree, frozen: PyTree, batch: Batch, key: Key, step, train: bool
     ) -> Batch:
-        images = pixels.normalize(batch["image"], self.mean, self.std)
-        ids_v, ids_m = split(batch["mask"], self.num_masked)
-        target = self.targets(frozen, images)
-        return {
-            "image": images,
-            "mask": batch["mask"],
-            "ids_v": ids_v,
-            "ids_m": ids_m,
-            "target": gather(target, ids_m),
+        out = self.masked_batch(batch)
+        target = self.targets(frozen, out["image"])
+        return out | {
+            "target": gather(target, out["ids_m"]),
             # what naive predictors may read; dead code in the train step
-            "visible_target": gather(target, ids_v),
+            "visible_target": gather(target, out["ids_v"]),
         }
 
     def targets(self, frozen: PyTree, images):
@@ -134,7 +108,7 @@ class MAE(Task):
         if self.target == "pca":
             return (patches - frozen["pca"]["mean"]) @ frozen["pca"]["basis"]
         if self.target == "features":
-            f = self.encoder.apply({"params": frozen["teacher"]}, images)
+            f = self.encoder.apply({"params": frozen["encoder"]}, images)
             return standardize(f.read("all", layer=-1)[:, f.num_prefix :])
         return pixels.normalize_patches(patches, self.pixel_norm, len(self.mean))
 

@@ -91,7 +91,11 @@ class MAEDecoder(nn.Module):
         x = x + jnp.pad(pos, ((0, 0), (1, 0), (0, 0))).astype(x.dtype)  # zeros for CLS
         for i in range(self.depth):
             block = Block(
-                self.heads, self.bias, self.init_scheme, dtype=self.dtype, name=f"block_{i:02d}"
+                heads=self.heads,
+                bias=self.bias,
+                init_scheme=self.init_scheme,
+                dtype=self.dtype,
+                name=f"block_{i:02d}",
             )
             x = block(x)
         x = x[:, 1:] if all_patches else x[:, 1 + ids_v.shape[1] :]
@@ -147,7 +151,11 @@ class InjectedDecoder(nn.Module):
         x = jnp.concatenate([x, (token + pos).astype(x.dtype)], axis=1)
         for i in range(self.depth):
             block = Block(
-                self.heads, self.bias, self.init_scheme, dtype=self.dtype, name=f"block_{i:02d}"
+                heads=self.heads,
+                bias=self.bias,
+                init_scheme=self.init_scheme,
+                dtype=self.dtype,
+                name=f"block_{i:02d}",
             )
             x = block(x, context if self.inject else None)
         x = x[:, 1:] if all_patches else x[:, 1 + ids_v.shape[1] :]

@@ -19,6 +19,9 @@ from mimjax.masking import gather
 from mimjax.models.layers import (
     Block,
     Dtype,
+    RelativeBias,
+    clipped_normal,
+    drop_rate,
     layer_norm,
     torch_uniform,
     xavier_uniform,
@@ -82,15 +85,19 @@ class Features(NamedTuple):
 
 
 class ViT(nn.Module):
-    """Vision transformer of MAE (section 3) and BootMAE (section 3.2).
+    """Vision transformer of MAE (section 3), BootMAE (section 3.2), BEiT and CAE.
 
     Attributes:
       width, depth, heads, patch, mlp_ratio: sizes; see `SIZES`.
       image_size: (height, width) that the data pipeline delivers; the grid follows from the images
         that are passed in.
-      pos_embed: "sincos_xy" (MAE) or "sincos_yx" (BootMAE); fixed, hence no parameter.
+      pos_embed: "sincos_xy" (MAE) or "sincos_yx" (BootMAE, CAE), fixed, hence no parameter;
+        "learned" (BEiT's absolute positions, a row for CLS first) or "none".
+      rel_pos: BEiT's relative position bias: "none", "shared" by all blocks or "per_block".
+      layer_scale: see `Branch`.
       bias, init_scheme: see `Attention`; "mae" also initializes the patch bias as PyTorch does and
-        CLS with std 0.02, "bootmae" with zero and std 1e-6.
+        CLS with std 0.02, "bootmae" with zero and std 1e-6; "cae" and "beit" draw patch kernel and
+        CLS from a normal of std 0.02 truncated at one std.
       drop_path: the last block's rate, rising linearly from 0.
       use_mask_token: masked patches enter as a learned token (MAE ablation c) instead of being
         left out.
@@ -104,6 +111,8 @@ class ViT(nn.Module):
     image_size: tuple[int, int] = (224, 224)
     mlp_ratio: float = 4.0
     pos_embed: str = "sincos_xy"
+    rel_pos: str = "none"
+    layer_scale: float = 0.0
     bias: str = "full"
     init_scheme: str = "mae"
     drop_path: float = 0.0
@@ -129,48 +138,67 @@ class ViT(nn.Module):
     ) -> Features:
         """Encodes the patches `ids` (all if None); `mask` marks those shown as the mask token."""
         x = self.embed(images, ids, mask)
-        cls = self.param("cls_token", self.cls_init(), (1, 1, self.width))
+        cls = self.param("cls_token", self.token_init(), (1, 1, self.width))
         cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, self.width))
         x = jnp.concatenate([cls, x], axis=1)
+        if self.pos_embed == "learned":
+            shape = (1, 1 + self.num_patches, self.width)
+            pos = self.param("pos_embed", self.token_init(), shape)
+            rows = pos if ids is None else pos[0][jnp.pad(ids + 1, ((0, 0), (1, 0)))]
+            x = x + rows.astype(x.dtype)
         blocks = []
-        make = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        rel_bias = None
+        if self.rel_pos == "shared":
+            rel_bias = RelativeBias(self.heads, self.grid, name="rel_pos")(ids)
         for i in range(self.depth):
-            rate = self.drop_path * i / max(self.depth - 1, 1)
-            block = make(
-                self.heads,
-                self.bias,
-                self.init_scheme,
-                self.mlp_ratio,
-                rate,
-                self.dtype,
-                name=f"block_{i:02d}",
-            )
-            x = block(x, None, train)
+            if self.rel_pos == "per_block":
+                rel_bias = RelativeBias(self.heads, self.grid, name=f"rel_pos_{i:02d}")(ids)
+            x = self.block(i)(x, None, train, rel_bias)
             blocks.append(x)
         return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), 1)
 
+    def block(self, i: int) -> nn.Module:
+        """Block `i`, recomputed in the backward pass if `remat`."""
+        make = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        return make(
+            heads=self.heads,
+            bias=self.bias,
+            init_scheme=self.init_scheme,
+            mlp_ratio=self.mlp_ratio,
+            drop_path=drop_rate(self.drop_path, i, self.depth),
+            layer_scale=self.layer_scale,
+            dtype=self.dtype,
+            depth=i + 1,
+            name=f"block_{i:02d}",
+        )
+
     def embed(self, images, ids, mask):
         """Patches to tokens with positions; visible patches are gathered before the projection."""
-        grid = images.shape[1] // self.patch, images.shape[2] // self.patch
-        pos = jnp.asarray(sincos_table(grid, self.width, self.pos_embed.removeprefix("sincos_")))
         patches = patchify(images, self.patch).astype(self.dtype)
         if ids is not None:
-            patches, pos = gather(patches, ids), pos[ids]
-        mae = self.init_scheme == "mae"
+            patches = gather(patches, ids)
+        mae, normal = self.init_scheme == "mae", self.init_scheme in ("cae", "beit")
         x = nn.Dense(
             self.width,
             dtype=self.dtype,
-            # Both initialize the flattened kernel [p*p*c, width]; MAE's bias keeps PyTorch's
+            # All initialize the flattened kernel [p*p*c, width]; MAE's bias keeps PyTorch's
             # default of a convolution.
-            kernel_init=xavier_uniform(),
+            kernel_init=clipped_normal(0.02) if normal else xavier_uniform(),
             bias_init=torch_uniform(patches.shape[-1]) if mae else nn.initializers.zeros,
             name="patch_embed",
         )(patches)
         if self.use_mask_token:
-            token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
+            token = self.param("mask_token", self.token_init(), (1, 1, self.width))
             if mask is not None:
                 x = jnp.where(mask[..., None], token.astype(x.dtype), x)
-        return x + pos.astype(x.dtype)
+        if not self.pos_embed.startswith("sincos"):
+            return x
+        grid = images.shape[1] // self.patch, images.shape[2] // self.patch
+        pos = jnp.asarray(sincos_table(grid, self.width, self.pos_embed.removeprefix("sincos_")))
+        return x + (pos if ids is None else pos[ids]).astype(x.dtype)
 
-    def cls_init(self):
+    def token_init(self):
+        """CLS, mask token and learned positions."""
+        if self.init_scheme in ("cae", "beit"):
+            return clipped_normal(0.02)
         return nn.initializers.normal(0.02 if self.init_scheme == "mae" else 1e-6)

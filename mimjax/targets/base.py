@@ -61,8 +61,14 @@ class Target:
         """
         raise NotImplementedError(type(self).__name__)
 
-    def decode(self, frozen: PyTree, values: jax.Array, encoder: ViT) -> jax.Array:
-        """Values of all n patches in raster order back to images, float32 [b h w c] in [0, 1]."""
+    def decode(
+        self, frozen: PyTree, values: jax.Array, encoder: ViT, image: jax.Array | None = None
+    ) -> jax.Array:
+        """Values of all n patches in raster order back to images, float32 [b h w c] in [0, 1].
+
+        Args:
+          image: the student's normalized images, for targets that need true statistics.
+        """
         raise NotImplementedError(type(self).__name__)
 
 

@@ -6,6 +6,8 @@ own statistics in one of the published ways, or projected on a PCA basis.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -53,22 +55,20 @@ def normalize_patches(
     return patches.astype(jnp.float32)
 
 
-def restore_patches(
-    pred: np.ndarray, patches: np.ndarray, norm: str, channels: int = 3
-) -> np.ndarray:
+def restore_patches(pred: Any, patches: Any, norm: str, channels: int = 3) -> Any:
     """Predictions in target space back to pixels, with the TRUE statistics of each patch.
 
     Those statistics are not available to the model: a picture made with them must say so.
 
     Args:
-      pred: [b n d] in the space of `normalize_patches`; patches: the true ones, [b n d].
+      pred: [b n d] in the space of `normalize_patches`, numpy or jax; patches: the true ones.
     """
     if norm == "none":
         return pred
     c = channels if norm == "channel" else 1
     true = rearrange(patches, "b n (p c) -> b n c p", c=c)
     ddof, eps = (1, 1e-6) if norm == "mae" else (0, 1e-5)
-    std = np.sqrt(true.var(-1, keepdims=True, ddof=ddof) + eps)
+    std = (true.var(-1, keepdims=True, ddof=ddof) + eps) ** 0.5
     out = rearrange(pred, "b n (p c) -> b n c p", c=c) * std + true.mean(-1, keepdims=True)
     return rearrange(out, "b n c p -> b n (p c)")
 

@@ -4,18 +4,91 @@ from __future__ import annotations
 
 from mimjax.torch_io.layouts import Row, Table, block, linear, norm
 
-_ENCODER = [
-    Row("encoder/cls_token", "cls_token", "same"),
-    Row("encoder/patch_embed/kernel", "patch_embed.proj.weight", "patch_conv"),
-    Row("encoder/patch_embed/bias", "patch_embed.proj.bias", "same"),
-    *block("encoder/block_{i}", "blocks.{i}"),
-    *norm("encoder/norm", "norm"),
-]
+
+def encoder(theirs: str = "") -> list[Row]:
+    """The ViT under their prefix; which rows exist depends on the encoder's options."""
+    table = "relative_position_bias_table"
+    return [
+        Row("encoder/cls_token", f"{theirs}cls_token", "same"),
+        Row("encoder/patch_embed/kernel", f"{theirs}patch_embed.proj.weight", "patch_conv"),
+        Row("encoder/patch_embed/bias", f"{theirs}patch_embed.proj.bias", "same"),
+        Row("encoder/rel_pos/table", f"{theirs}rel_pos_bias.{table}", "same"),
+        Row("encoder/rel_pos_{i}/table", f"{theirs}blocks.{{i}}.attn.{table}", "same"),
+        *block("encoder/block_{i}", f"{theirs}blocks.{{i}}"),
+        *norm("encoder/norm", f"{theirs}norm"),
+    ]
+
+
+def regressor(ours: str, theirs: str) -> list[Row]:
+    """One block of CAE's regressor."""
+    rows = []
+    for name in ("norm1_q", "norm1_k", "norm1_v", "norm2_cross"):
+        rows += norm(f"{ours}/{name}", f"{theirs}.{name}")
+    for name in ("q", "k", "v", "proj"):
+        rows += linear(f"{ours}/cross_attn/{name}", f"{theirs}.cross_attn.{name}")
+    for name in ("q_bias", "v_bias"):
+        rows.append(Row(f"{ours}/cross_attn/{name}", f"{theirs}.cross_attn.{name}", "same"))
+    for name in ("fc1", "fc2"):
+        rows += linear(f"{ours}/mlp_cross/{name}", f"{theirs}.mlp_cross.{name}")
+    for name in ("gamma_1_cross", "gamma_2_cross"):
+        rows.append(Row(f"{ours}/{name}", f"{theirs}.{name}", "same"))
+    return rows
+
+
+def cae(
+    regress: str, regress_norm: str, decode: str, decode_norm: str, head: str, project: str
+) -> list[Row]:
+    """CAE and CAE v2, whose shared head stands where CAE's decoder has norm and head."""
+    return [
+        *encoder("encoder."),
+        Row("regressor/mask_token", "mask_token", "same"),
+        *regressor("regressor/block_{i}", regress + ".regressor_blocks.{i}"),
+        *norm("regressor/norm", regress_norm),
+        *block("decoder/block_{i}", decode + ".decoder_blocks.{i}"),
+        *norm("decoder/norm", decode_norm),
+        *linear("decoder/head", head),
+        *norm("head/norm", decode_norm),
+        *linear("head/head", head),
+        *linear("projection/linear", project),
+        *norm("projection/norm", f"{project}_norm"),
+    ]
+
+
+def beit_transformers() -> list[Row]:
+    """The files of BeitForMaskedImageModeling; q, k and v are apart."""
+    a, b = "encoder/block_{i}", "beit.encoder.layer.{i}"
+    attention = f"{b}.attention.attention"
+    table = "relative_position_bias.relative_position_bias_table"
+    fused = tuple(f"{attention}.{x}.weight" for x in ("query", "key", "value"))
+    embed = "beit.embeddings"
+    patch = f"{embed}.patch_embeddings.projection"
+    return [
+        Row("encoder/cls_token", f"{embed}.cls_token", "same"),
+        Row("encoder/mask_token", f"{embed}.mask_token", "same"),
+        Row("encoder/pos_embed", f"{embed}.position_embeddings", "same"),
+        Row("encoder/patch_embed/kernel", f"{patch}.weight", "patch_conv"),
+        Row("encoder/patch_embed/bias", f"{patch}.bias", "same"),
+        Row("encoder/rel_pos/table", f"beit.encoder.{table}", "same"),
+        Row("encoder/rel_pos_{i}/table", f"{attention}.{table}", "same"),
+        Row(f"{a}/attn/qkv/kernel", fused, "linear"),
+        Row(f"{a}/attn/q_bias", f"{attention}.query.bias", "same"),
+        Row(f"{a}/attn/v_bias", f"{attention}.value.bias", "same"),
+        *linear(f"{a}/attn/proj", f"{b}.attention.output.dense"),
+        *norm(f"{a}/norm1", f"{b}.layernorm_before"),
+        *norm(f"{a}/norm2", f"{b}.layernorm_after"),
+        *linear(f"{a}/mlp/fc1", f"{b}.intermediate.dense"),
+        *linear(f"{a}/mlp/fc2", f"{b}.output.dense"),
+        Row(f"{a}/gamma_1", f"{b}.lambda_1", "same"),
+        Row(f"{a}/gamma_2", f"{b}.lambda_2", "same"),
+        *norm("encoder/norm", "layernorm"),
+        *linear("head/linear", "lm_head"),
+    ]
+
 
 TABLES: dict[str, Table] = {
     "mae": (
         [
-            *_ENCODER,
+            *encoder(),
             Row("decoder/mask_token", "mask_token", "same"),
             *linear("decoder/embed", "decoder_embed"),
             *block("decoder/block_{i}", "decoder_blocks.{i}"),
@@ -26,7 +99,7 @@ TABLES: dict[str, Table] = {
     ),
     "bootmae": (
         [
-            *_ENCODER,
+            *encoder(),
             Row("pixel_decoder/mask_token", "mask_token", "same"),
             *linear("pixel_decoder/down", "down"),
             *block("pixel_decoder/block_{i}", "decode_blocks.{i}"),
@@ -41,4 +114,60 @@ TABLES: dict[str, Table] = {
         ],
         {"pos_embed": "encoder", "de_pos_embed": "pixel_decoder"},
     ),
+    "beit": (
+        [
+            *encoder(),
+            Row("encoder/mask_token", "mask_token", "same"),
+            Row("encoder/pos_embed", "pos_embed", "same"),
+            *linear("head/linear", "lm_head"),
+        ],
+        {},
+    ),
+    "beit_transformers": (beit_transformers(), {}),
+    # Atten4Vis/CAE: CAE and CAE v2; files with the encoder alone as well
+    "cae": (
+        cae(
+            "regresser",
+            "regresser.norm",
+            "decoder",
+            "decoder.norm",
+            "decoder.head",
+            "encoder_to_regresser",
+        ),
+        {"encoder.pos_embed": "encoder", "rd_pos_embed": "regressor"},
+    ),
+    # lxtGH/CAE, the older official repository
+    "cae_older": (
+        cae(
+            "pretext_neck",
+            "pretext_neck.norm",
+            "pretext_neck",
+            "pretext_neck.norm2",
+            "pretext_neck.head",
+            "encoder_to_decoder",
+        ),
+        {"encoder.pos_embed": "encoder"},
+    ),
 }
+# which coordinate comes first in the fixed tables; see `models.vit.sincos_table`
+POSITIONS = {"mae": "xy", "bootmae": "yx", "cae": "yx", "cae_older": "yx"}
+
+
+def detect(keys: set[str]) -> str | None:
+    """The layout of a method's checkpoint; None if it is none of these."""
+    if any(k.startswith("beit.embeddings.") for k in keys):
+        return "beit_transformers"
+    if any(k.startswith("pretext_neck.") for k in keys):
+        return "cae_older"
+    if "encoder.blocks.0.attn.q_bias" in keys:
+        return "cae"
+    if "blocks.0.attn.q_bias" in keys:
+        # Only BEiT scales layers or has relative positions; its head is no transposed convolution.
+        relative = any(k.endswith("relative_position_bias_table") for k in keys)
+        if relative or keys & {"lm_head.weight", "blocks.0.gamma_1"}:
+            return "beit"
+        if keys & {"pos_embed", "mask_token_1"}:
+            return "bootmae"
+    if "blocks.0.attn.qkv.bias" in keys and "cls_token" in keys:
+        return "mae"
+    return None

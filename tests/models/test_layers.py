@@ -52,7 +52,7 @@ def test_attend_is_softmax_attention():
 
 
 def test_drop_path_keeps_the_expectation_and_is_off_in_evaluation():
-    block = layers.Block(2, drop_path=0.5)
+    block = layers.Block(heads=2, drop_path=0.5)
     x = random(4, 512, 3, 8)
     params = block.init(jax.random.key(0), x)
     still = block.apply(params, x)
@@ -60,12 +60,38 @@ def test_drop_path_keeps_the_expectation_and_is_off_in_evaluation():
     y = block.apply(params, x, None, True, rngs={"drop_path": jax.random.key(1)})
     untouched = np.all(np.asarray(y == x), axis=(1, 2)).mean()
     assert 0.15 < untouched < 0.35  # both branches dropped: one in four
-    branch = layers.Block.drop
     kept = block.apply(
-        params, jnp.ones((4000, 1, 1)), True, method=branch, rngs={"drop_path": jax.random.key(2)}
+        params,
+        jnp.ones((4000, 1, 1)),
+        "gamma",
+        True,
+        method=layers.Block.residual,
+        rngs={"drop_path": jax.random.key(2)},
     )
     assert set(np.unique(kept)) == {0.0, 2.0}
     assert abs(float(kept.mean()) - 1) < 0.1
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_attend_adds_a_bias_of_the_batch_or_of_each_image(rows):
+    def plain(q, k, v, bias):
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5 + bias
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
+
+    q, k, v = random(1, 2, 5, 3, 8), random(2, 2, 9, 3, 8), random(3, 2, 9, 3, 8)
+    both(layers.attend, plain, q, k, v, random(4, rows, 3, 5, 9))
+
+
+def test_relative_bias_of_some_patches_is_that_of_all_gathered():
+    module = layers.RelativeBias(2, (2, 3))
+    table = {"params": {"table": random(5, layers.table_rows((2, 3)), 2)}}
+    full, ids = module.apply(table), jnp.asarray([[0, 4], [5, 1]])
+    some = module.apply(table, ids)
+    for row, picked in zip(some, ids):
+        index = np.concatenate([[0], np.asarray(picked) + 1])
+        np.testing.assert_array_equal(row, full[0][:, index][:, :, index])
+    # one number per displacement: neighbors to the right share theirs in every row of the grid
+    assert full[0, 0, 1, 2] == full[0, 0, 2, 3] == full[0, 0, 4, 5] != full[0, 0, 2, 1]
 
 
 def test_patchify_and_back_on_a_grid_that_is_not_square():
@@ -97,7 +123,7 @@ def test_half_precision_computes_in_bfloat16_and_keeps_float32(name):
         results[dtype] = jax.device_get(metrics)
         floats = [x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
         assert set(floats) == {jnp.dtype("float32")}
-        block = layers.Block(2, dtype=jnp.dtype(dtype))
+        block = layers.Block(heads=2, dtype=jnp.dtype(dtype))
         x = jnp.ones((1, 3, 8), dtype)
         assert block.apply(block.init(jax.random.key(0), x), x).dtype == dtype
     for key, value in results["float32"].items():

@@ -1,0 +1,171 @@
+"""CAE v2: context autoencoder with CLIP latent alignment (Zhang et al. 2023), arXiv:2211.09799.
+
+CAE's encoder and regressor; one head, shared by visible and predicted masked latents, is aligned
+with a frozen teacher's tokens. Defaults follow the official code, in which one mean over all
+tokens, CLS among them, is the loss and the head normalizes first; the paper's are options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mimjax import checks
+from mimjax.losses import distance
+from mimjax.masking import Masking, gather
+from mimjax.methods.cae import ENCODER
+from mimjax.methods.masked import TargetTask
+from mimjax.models.regressor import Projection, Regressor, SharedHead
+from mimjax.models.vit import ViT
+from mimjax.rng import named
+from mimjax.targets.base import Target
+from mimjax.targets.clip import CLIP
+from mimjax.task import Batch, Key, LossOutput, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class CAEv2(TargetTask):
+    """CAE v2.
+
+    Attributes:
+      encoder, regressor, head: networks. regressor.depth 0 leaves it out: only visible latents are
+        aligned (Table 4).
+      masking: block-wise; 49 or 30 of 196 for small sizes, 98 for Base (section 3.1).
+      target: a teacher with one CLS token before its patches.
+      distance: "cosine" (eq. 2), "mse" or "smooth_l1" (Table 3), between vectors of length one in
+        the code's form; the last two compare vectors as they are.
+      head_order: "ln_fc" (code) or "fc_ln" (appendix B.1).
+      loss_form: "code" = one mean over CLS, visible and masked tokens; "paper" = the mean over
+        visible plus the mean over masked patches (eq. 2), about twice as large.
+      visible_weight, masked_weight: 1 and 1; 0 leaves a loss out (Table 2). The CLS token counts
+        as visible in the code's form.
+    """
+
+    encoder: ViT = ENCODER
+    masking: Masking = Masking(kind="block", ratio=0.5, max_block=0)
+    target: Target = CLIP()
+    distance: str = "cosine"
+    regressor: Regressor = Regressor()
+    head: SharedHead = SharedHead()
+    head_order: str = "ln_fc"
+    loss_form: str = "code"
+    visible_weight: float = 1.0
+    masked_weight: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.choice("method.head_order", self.head_order, ("ln_fc", "fc_ln"))
+        checks.choice("method.loss_form", self.loss_form, ("code", "paper"))
+        if self.target.discrete or self.target.num_prefix != 1:
+            raise checks.ConfigError(
+                f"method.target.type: {type(self.target).__name__} is no teacher with a CLS token; "
+                "allowed: mimjax.targets.clip:CLIP, mimjax.targets.encoder:EncoderFeatures"
+            )
+        if not self.visible_weight and not (self.masked_weight and self.regressor.depth):
+            raise checks.ConfigError(
+                "method.visible_weight, method.masked_weight: no loss is left; allowed: one of "
+                "them above 0 (and regressor.depth above 0 for the masked one)"
+            )
+        regressor = self.regressor.clone(
+            grid=self.encoder.grid,
+            width=self.regressor.width or self.encoder.width,
+            final_norm=False,
+        )
+        if regressor.depth:
+            checks.heads("method.regressor", regressor, floor=True)
+        object.__setattr__(self, "regressor", regressor)  # derived fields of a frozen dataclass
+        head = self.head.clone(order=self.head_order, out=self.pred_dim)
+        object.__setattr__(self, "head", head)
+
+    @property
+    def projection(self) -> Projection | None:
+        """Between encoder and regressor, where their widths differ."""
+        if self.regressor.width == self.encoder.width:
+            return None
+        return Projection(self.regressor.width, self.encoder.dtype)
+
+    @property
+    def regresses(self) -> bool:
+        """Whether masked latents are predicted and learned."""
+        return bool(self.regressor.depth and self.masked_weight)
+
+    def init(self, key: Key) -> tuple[PyTree, PyTree]:
+        images, ids_v, ids_m = self.example()
+        f, encoder = self.encoder.init_with_output(named(key, "encoder"), images, ids_v)
+        params, tokens = {"encoder": encoder["params"]}, f.tokens
+        if self.projection:
+            tokens, out = self.projection.init_with_output(named(key, "projection"), tokens)
+            params["projection"] = out["params"]
+        if self.regresses:
+            variables = self.regressor.init(named(key, "regressor"), tokens[:, 1:], ids_v, ids_m)
+            params["regressor"] = variables["params"]
+        params["head"] = self.head.init(named(key, "head"), tokens)["params"]
+        return params, {}
+
+    def prepare(
+        self, ema: PyTree, frozen: PyTree, batch: Batch, key: Key, step, train: bool
+    ) -> Batch:
+        out = self.masked_batch(batch)
+        hidden = self.target.encode(frozen, batch, self.encoder)
+        order = [out["ids_v"] + 1, out["ids_m"] + 1]
+        if self.loss_form == "code":
+            order.insert(0, jnp.zeros_like(order[0][:, :1]))  # CLS
+        ids = jnp.concatenate(order if self.regresses else order[:-1], axis=1)
+        return out | {"target": self.target.read(frozen, gather(hidden, ids))}
+
+    def outputs(self, params: PyTree, batch: Batch, key: Key, train: bool):
+        """The head's output for CLS, visible and, with a regressor, masked tokens: [b t o]."""
+        tokens = self.encoder.apply(
+            {"params": params["encoder"]},
+            batch["image"],
+            batch["ids_v"],
+            None,
+            train,
+            rngs={"drop_path": named(key, "encoder")},
+        ).tokens
+        if self.projection:
+            tokens = self.projection.apply({"params": params["projection"]}, tokens)
+        if self.regresses:
+            masked = self.regressor.apply(
+                {"params": params["regressor"]},
+                tokens[:, 1:],
+                batch["ids_v"],
+                batch["ids_m"],
+                train,
+                rngs={"drop_path": named(key, "regressor")},
+            )
+            tokens = jnp.concatenate([tokens, masked], axis=1)
+        return self.head.apply({"params": params["head"]}, tokens)
+
+    def loss(
+        self, params: PyTree, model_state: PyTree, batch: Batch, key: Key, step, train: bool
+    ) -> LossOutput:
+        pred, seen = self.outputs(params, batch, key, train), batch["ids_v"].shape[1]
+        if self.loss_form == "code":
+            seen += 1  # CLS counts as visible
+        else:
+            pred = pred[:, 1:]
+        apart = distance(self.distance, pred, batch["target"])
+        visible, masked = apart[:, :seen], apart[:, seen:]
+        total, metrics = jnp.zeros(()), {}
+        # one joint mean over the tokens that count, or a mean of each set
+        parts = {"visible": (visible, self.visible_weight), "masked": (masked, self.masked_weight)}
+        parts = {k: v for k, v in parts.items() if v[1] and v[0].shape[1]}
+        joint = sum(x.shape[1] for x, _ in parts.values())
+        for name, (x, weight) in parts.items():
+            metrics[f"loss/{name}"] = x.mean()
+            share = x.shape[1] / joint if self.loss_form == "code" else 1.0
+            total += weight * share * x.mean()
+        preds = {"pred": pred, "target": batch["target"]}
+        if masked.shape[1]:
+            preds["error"] = masked.mean(-1)
+        return LossOutput(total, metrics, preds=lax.stop_gradient(preds))
+
+    def pictures(
+        self, params: PyTree, frozen: PyTree, batch: Batch, preds: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """None: a teacher's latents are no picture."""
+        return {}

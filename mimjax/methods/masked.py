@@ -1,0 +1,158 @@
+"""What masked pretraining methods share: an encoder, a masking, the ids of patches, a target.
+
+No network of its own; a method inherits and adds those that predict. `MaskedTask` serves methods
+that make their targets themselves, `TargetTask` those with a pluggable frozen target.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mimjax import checks
+from mimjax.losses import cross_entropy, distance, patch_cross_entropy
+from mimjax.masking import MaskFn, Masking, gather, split
+from mimjax.models.vit import ViT
+from mimjax.rng import named
+from mimjax.targets import pixels
+from mimjax.targets.base import Target
+from mimjax.targets.patches import Pixels
+from mimjax.task import Batch, Key, PyTree, Task, View
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedTask(Task):
+    """Base class of masked image modeling.
+
+    Attributes:
+      encoder: the network that is pretrained.
+      masking: which patches are masked.
+      mean, std: of the student's images; ImageNet's in most official codes.
+    """
+
+    encoder: ViT = ViT()
+    masking: Masking = Masking()
+    mean: tuple[float, ...] = pixels.IMAGENET_MEAN
+    std: tuple[float, ...] = pixels.IMAGENET_STD
+
+    def __post_init__(self):
+        checks.encoder("method.encoder", self.encoder)
+        _ = self.num_masked  # raises for a ratio that leaves nothing
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in a patch of pixels."""
+        return self.encoder.patch**2 * len(self.mean)
+
+    @property
+    def num_masked(self) -> int:
+        return self.masking.num_masked(self.encoder.grid)
+
+    @property
+    def views(self) -> dict[str, View]:
+        return {"image": View(self.encoder.image_size)}
+
+    @property
+    def mask_fn(self) -> MaskFn:
+        return self.masking.sampler(self.encoder.grid)
+
+    def example(self):
+        """Zero images [1 h w c], ids_v [1 v] and ids_m [1 m], to initialize networks with."""
+        images = jnp.zeros((1, *self.encoder.image_size, len(self.mean)))
+        order = jnp.arange(self.encoder.num_patches)[None]
+        return images, order[:, : -self.num_masked], order[:, -self.num_masked :]
+
+    def masked_batch(self, batch: Batch) -> Batch:
+        """Normalized images, the mask and the ids, as every `prepare` begins."""
+        ids_v, ids_m = split(batch["mask"], self.num_masked)
+        images = pixels.normalize(batch["image"], self.mean, self.std)
+        return {"image": images, "mask": batch["mask"], "ids_v": ids_v, "ids_m": ids_m}
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetTask(MaskedTask):
+    """A masked task whose targets come from a pluggable `Target`.
+
+    Attributes:
+      target: codes of a tokenizer, features of a teacher, or pixels.
+      distance: loss of a target that is no code: "mse", "cosine" or "smooth_l1".
+    """
+
+    target: Target = Pixels()
+    distance: str = "mse"
+
+    def __post_init__(self):
+        super().__post_init__()
+        checks.choice("method.distance", self.distance, ("mse", "cosine", "smooth_l1"))
+        _ = self.views  # raises where the target's grid is not the student's
+
+    @property
+    def views(self) -> dict[str, View]:
+        return super().views | self.target.views(self.encoder)
+
+    @property
+    def pred_dim(self) -> int:
+        """Width of the head."""
+        return self.target.out_dim(self.encoder)
+
+    def init_frozen(self, key: Key) -> PyTree:
+        return self.target.init_frozen(named(key, "target"), self.encoder)
+
+    def target_batch(self, frozen: PyTree, batch: Batch, key: Key, train: bool) -> Batch:
+        """`masked_batch` with "target", [b m] codes or [b m d], at the masked patches.
+
+        With train=False also "visible_codes" or "visible_target", for pictures and naive
+        predictors: the train step projects only what its loss reads.
+        """
+        out = self.masked_batch(batch)
+        hidden = self.target.encode(frozen, batch, self.encoder)[:, self.target.num_prefix :]
+        read = lambda ids: self.target.read(frozen, gather(hidden, ids), named(key, "target"))
+        out["target"] = read(out["ids_m"])
+        if not train:
+            name = "visible_codes" if self.target.discrete else "visible_target"
+            out[name] = read(out["ids_v"])
+        return out
+
+    def target_loss(self, pred: jax.Array, batch: Batch) -> tuple[jax.Array, dict, dict]:
+        """Loss, metrics and preds of predictions [b m k] of the masked patches' targets."""
+        pred, target, weight = pred.astype(jnp.float32), batch["target"], batch.get("weight_m")
+        scale = 1.0 if weight is None else weight
+        if self.target.discrete:
+            loss = cross_entropy(pred, target, weight)
+            right = ((pred.argmax(-1) == target) * scale).mean()
+            metrics = {"loss/codes": loss, "accuracy": right}
+            error = patch_cross_entropy(pred, target)
+        else:
+            error = distance(self.distance, pred, target)
+            loss = (error * scale).mean()
+            metrics = {"loss/target": loss}
+        preds = {"pred": pred, "target": target, "error": (error * scale).mean(-1)}
+        return loss, metrics, preds
+
+    def pictures(
+        self, params: PyTree, frozen: PyTree, batch: Batch, preds: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """Original, masked image, what the target keeps of the image, and the prediction."""
+        if not self.target.decodes:
+            return {}
+        image, mask = batch["image"], batch["mask"]
+        original = jnp.clip(image * jnp.asarray(self.std) + jnp.asarray(self.mean), 0, 1)
+        hidden = mask.reshape(-1, *self.encoder.grid, 1)
+        hidden = jnp.repeat(jnp.repeat(hidden, self.encoder.patch, 1), self.encoder.patch, 2)
+        columns = {"original": original, "masked": jnp.where(hidden, 0.5, original)}
+        if self.target.discrete:
+            known = self.in_order(batch, batch["visible_codes"], batch["target"])
+            pred = self.in_order(batch, batch["visible_codes"], preds["pred"].argmax(-1))
+            columns["target codes"] = self.target.decode(frozen, known, self.encoder, image)
+        else:
+            pred = self.in_order(batch, batch["visible_target"], preds["pred"])
+        columns["prediction"] = self.target.decode(frozen, pred, self.encoder, image)
+        return columns
+
+    def in_order(self, batch: Batch, visible: jax.Array, masked: jax.Array) -> jax.Array:
+        """Values of visible and of masked patches, [b v ...] and [b m ...], by raster."""
+        order = jnp.argsort(jnp.concatenate([batch["ids_v"], batch["ids_m"]], axis=1), axis=1)
+        both = jnp.concatenate([visible, masked], axis=1)
+        return jnp.take_along_axis(both, order[..., None] if both.ndim == 3 else order, axis=1)

@@ -1,0 +1,196 @@
+"""CAE's latent contextual regressor and latent decoder (Chen et al. 2022, section 3).
+
+The regressor predicts the latents of masked patches from those of visible ones by cross-attention;
+the decoder maps predicted latents to targets and sees masked patches only. Positions are fixed and
+explicit, so tokens never return to raster order.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, Int
+
+from mimjax.models.decoders import positions
+from mimjax.models.layers import (
+    Block,
+    Branch,
+    Dtype,
+    Mlp,
+    attend,
+    clipped_normal,
+    dense,
+    drop_rate,
+    layer_norm,
+    shard_batch,
+)
+
+
+class Projection(nn.Module):
+    """From the encoder's width to the regressor's: a linear layer and a LayerNorm.
+
+    The official model has it only where the two widths differ.
+    """
+
+    width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t w"]:
+        return layer_norm("norm", self.dtype)(dense(self.width, "linear", self.dtype)(x))
+
+
+class CrossAttention(nn.Module):
+    """Attention with inputs of its own for queries, keys and values; biases on q and v alone."""
+
+    heads: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, q, k, v):
+        width = q.shape[-1]
+        inner = self.heads * (width // self.heads)
+        layer = functools.partial(dense, inner, dtype=self.dtype, bias=False)
+        q, k, v = layer(name="q")(q), layer(name="k")(k), layer(name="v")(v)
+        q = q + self.param("q_bias", nn.initializers.zeros, (inner,)).astype(q.dtype)
+        v = v + self.param("v_bias", nn.initializers.zeros, (inner,)).astype(v.dtype)
+        q, k, v = (rearrange(t, "b n (h d) -> b n h d", h=self.heads) for t in (q, k, v))
+        return dense(width, "proj", self.dtype)(rearrange(attend(q, k, v), "b n h d -> b n (h d)"))
+
+
+class RegressorBlock(Branch):
+    """One block of the regressor: masked queries attend to visible latents and to themselves.
+
+    Keys carry positions, values do not; the norm before the MLP replaces the stream (official
+    code), where a pre-norm block would normalize the branch alone.
+    """
+
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, latents, pos_m, pos_v, train: bool = False):
+        x = shard_batch(x)
+        context = jnp.concatenate([latents, x], axis=1)
+        query = layer_norm("norm1_q", self.dtype)(x + pos_m)
+        key = layer_norm("norm1_k", self.dtype)(context + jnp.concatenate([pos_v, pos_m], axis=1))
+        value = layer_norm("norm1_v", self.dtype)(context)
+        y = CrossAttention(self.heads, self.dtype, name="cross_attn")(query, key, value)
+        x = layer_norm("norm2_cross", self.dtype)(x + self.residual(y, "gamma_1_cross", train))
+        y = Mlp(self.mlp_ratio, self.dtype, name="mlp_cross")(x)
+        return x + self.residual(y, "gamma_2_cross", train)
+
+
+class Regressor(nn.Module):
+    """The latent contextual regressor (section 3.2).
+
+    Attributes:
+      width: 0 = the encoder's; another width brings a `Projection`.
+      depth, heads: 4 and 12 in the official code, for every size.
+      layer_scale, drop_path: see `Branch`; the rate rises linearly over these blocks alone.
+      grid, final_norm: derived by the method; CAE v2 leaves the last norm out.
+    """
+
+    width: int = 0
+    depth: int = 4
+    heads: int = 12
+    layer_scale: float = 0.1
+    drop_path: float = 0.1
+    grid: tuple[int, int] = (0, 0)
+    final_norm: bool = True
+    dtype: Dtype = jnp.float32
+
+    DERIVED = ("grid", "final_norm")
+
+    @nn.compact
+    def __call__(
+        self,
+        latents: Float[Array, "b v w"],
+        ids_v: Int[Array, "b v"],
+        ids_m: Int[Array, "b m"],
+        train: bool = False,
+    ) -> Float[Array, "b m w"]:
+        """Predicted latents of the patches `ids_m`, from those of `ids_v` (CLS left out)."""
+        latents = latents.astype(self.dtype)
+        pos_v, pos_m = (
+            positions(self.grid, self.width, "yx", i).astype(self.dtype) for i in (ids_v, ids_m)
+        )
+        token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width))
+        x = jnp.broadcast_to(token.astype(self.dtype), (*ids_m.shape, self.width))
+        for i in range(self.depth):
+            block = RegressorBlock(
+                heads=self.heads,
+                layer_scale=self.layer_scale,
+                drop_path=drop_rate(self.drop_path, i, self.depth),
+                dtype=self.dtype,
+                name=f"block_{i:02d}",
+            )
+            x = block(x, latents, pos_m, pos_v, train)
+        return layer_norm("norm", self.dtype)(x) if self.final_norm else x
+
+
+class LatentDecoder(nn.Module):
+    """CAE's decoder (section 3.2): blocks over masked patches alone, then a linear head.
+
+    Attributes:
+      depth: 4; 0 = a linear head on the regressor's output (Table 2, no decoder).
+      heads: 12 in the official code, whatever the width.
+      layer_scale, drop_path: as in `Regressor`.
+      out, grid: derived by the method.
+    """
+
+    depth: int = 4
+    heads: int = 12
+    layer_scale: float = 0.1
+    drop_path: float = 0.1
+    out: int = 0
+    grid: tuple[int, int] = (0, 0)
+    dtype: Dtype = jnp.float32
+
+    DERIVED = ("out", "grid")
+
+    @nn.compact
+    def __call__(
+        self, latents: Float[Array, "b m w"], ids: Int[Array, "b m"], train: bool = False
+    ) -> Float[Array, "b m o"]:
+        """Predictions for the patches `ids`, whose latents are given."""
+        x = latents.astype(self.dtype)
+        if self.depth:
+            x = x + positions(self.grid, x.shape[-1], "yx", ids).astype(self.dtype)
+        for i in range(self.depth):
+            block = Block(
+                heads=self.heads,
+                bias="qv",
+                layer_scale=self.layer_scale,
+                drop_path=drop_rate(self.drop_path, i, self.depth),
+                dtype=self.dtype,
+                name=f"block_{i:02d}",
+            )
+            x = block(x, None, train)
+        if self.depth:
+            x = layer_norm("norm", self.dtype)(x)
+        return dense(self.out, "head", self.dtype)(x)
+
+
+class SharedHead(nn.Module):
+    """CAE v2's head, shared by visible and masked latents (appendix B.1).
+
+    Attributes:
+      order: "ln_fc" (code) or "fc_ln" (paper).
+      out: derived by the method, the teacher's width.
+    """
+
+    order: str = "ln_fc"
+    out: int = 0
+    dtype: Dtype = jnp.float32
+
+    DERIVED = ("order", "out")
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t w"]) -> Float[Array, "b t o"]:
+        head, norm = dense(self.out, "head", self.dtype), layer_norm("norm", self.dtype)
+        return norm(head(x)) if self.order == "fc_ln" else head(norm(x))

@@ -1,0 +1,56 @@
+"""Features of a frozen encoder of this project as a target: any earlier run can be a teacher.
+
+It is no CLIP and is not called one; it stands where a method needs a teacher and none can be had.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from mimjax import checks
+from mimjax.models.vit import ViT
+from mimjax.targets import pixels
+from mimjax.targets.base import Target, target_image, target_view
+from mimjax.task import Batch, Key, PyTree, View
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderFeatures(Target):
+    """Tokens after the final norm of a pretrained encoder, on the full image.
+
+    Attributes:
+      network: the teacher's settings; they must be those of its run.
+      size: (height, width) of its view; (0, 0) = derived from the student's grid.
+      mean, std: of its images.
+    """
+
+    num_prefix: ClassVar[int] = 1
+
+    network: ViT = ViT()
+    size: tuple[int, int] = (0, 0)
+    mean: tuple[float, ...] = pixels.IMAGENET_MEAN
+    std: tuple[float, ...] = pixels.IMAGENET_STD
+
+    def __post_init__(self):
+        checks.encoder("method.target.network", self.network)
+
+    def out_dim(self, encoder: ViT) -> int:
+        return self.network.width
+
+    def views(self, encoder: ViT) -> dict[str, View]:
+        return target_view("method.target", self.size, self.network.patch, encoder, "bicubic")
+
+    def init_frozen(self, key: Key, encoder: ViT) -> PyTree:
+        images = jnp.zeros((1, *self.network.image_size, len(self.mean)))
+        return {"encoder": self.network.init(key, images)["params"]}
+
+    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+        images = pixels.normalize(target_image(batch), self.mean, self.std)
+        return self.network.apply({"params": frozen["encoder"]}, images).tokens
+
+    def read(self, frozen: PyTree, hidden: jax.Array, key=None) -> jax.Array:
+        return hidden.astype(jnp.float32)

@@ -1,0 +1,57 @@
+"""Pixels of patches as a pluggable target: nothing frozen, nothing learned."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from mimjax import checks
+from mimjax.models.vit import ViT, patchify
+from mimjax.targets import pixels
+from mimjax.targets.base import Target
+from mimjax.task import Batch, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels(Target):
+    """Normalized pixels of each patch.
+
+    Attributes:
+      norm: patch normalization, see `pixels.normalize_patches`.
+      mean, std: of the image; they should be the student's.
+    """
+
+    decodes: ClassVar[bool] = True
+
+    norm: str = "none"
+    mean: tuple[float, ...] = pixels.IMAGENET_MEAN
+    std: tuple[float, ...] = pixels.IMAGENET_STD
+
+    def __post_init__(self):
+        checks.choice("method.target.norm", self.norm, pixels.PATCH_NORMS)
+
+    def out_dim(self, encoder: ViT) -> int:
+        return encoder.patch**2 * len(self.mean)
+
+    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+        patches = patchify(pixels.normalize(batch["image"], self.mean, self.std), encoder.patch)
+        return pixels.normalize_patches(patches, self.norm, len(self.mean))
+
+    def read(self, frozen: PyTree, hidden: jax.Array, key=None) -> jax.Array:
+        return hidden
+
+    def decode(self, frozen: PyTree, values: jax.Array, encoder: ViT, image=None) -> jax.Array:
+        """With a normalization, the TRUE statistics of each patch of `image` are put back."""
+        if self.norm != "none":
+            assert image is not None
+            values = pixels.restore_patches(
+                values, patchify(image, encoder.patch), self.norm, len(self.mean)
+            )
+        h, w = encoder.grid
+        p = encoder.patch
+        out = rearrange(values, "b (h w) (p q c) -> b (h p) (w q) c", h=h, w=w, p=p, q=p)
+        return jnp.clip(out * jnp.asarray(self.std) + jnp.asarray(self.mean), 0, 1)
