@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 
-from configs import bootmae, mae
+from configs import bootmae, dvae, mae
 from mimjax import build
 from mimjax.files import Workdir
 from mimjax.task import Clock
@@ -18,17 +18,26 @@ from mimjax.train.checkpoints import Checkpoints
 from mimjax.train.program import make_program
 
 ROOT = pathlib.Path(__file__).parent.parent
-CONFIGS = {"mae": mae, "bootmae": bootmae}
+CONFIGS = {"mae": mae, "bootmae": bootmae, "dvae": dvae}
+# what makes an encoder small; methods whose encoder is no ViT have settings of their own
+NARROW = {"method.encoder.width": 32, "method.encoder.depth": 2}
+SMALL = {
+    "dvae": {
+        "method.encoder.vocab": 16,
+        "method.encoder.hidden": 16,
+        "method.decoder.codebook_dim": 8,
+        "method.temperature_end": 0.5,
+    },
+}
 
 
 def small(name, **overrides):
-    """A method's demo config with two narrow blocks, unlocked; overrides by dotted name."""
+    """A method's demo config with a small encoder, unlocked; overrides by dotted name."""
     c = CONFIGS[name].get_config("demo").unlock()
-    c.method.encoder.width, c.method.encoder.depth = 32, 2
     c.batch_size, c.steps, c.optimizer.warmup_steps = 16, 8, 0
     c.eval.every, c.log_every, c.optimizer.lr = 0, 1, 0.0
     c.eval.probes, c.eval.error, c.eval.pictures = False, False, 0
-    for key, value in overrides.items():
+    for key, value in (SMALL.get(name, NARROW) | overrides).items():
         node = c
         *parents, last = key.split(".")
         for parent in parents:
