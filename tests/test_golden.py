@@ -21,8 +21,6 @@ PENDING = {
     *("mcmae.pretrain", "mcmae.seg_backbone", "mcmae.steps"),
     *("mrmae.pretrain", "mrmae.pretrain_clip", "mrmae.steps"),
     *("teacher.clip_hf", "teacher.clip_openai", "teacher.dino", "teacher.dino_interp"),
-    *("tokenizer.dalle", "tokenizer.dvae", "tokenizer.flava"),
-    "tokenizer.vqkd",
 }
 
 

@@ -17,7 +17,7 @@ from mimjax.rules import paths
 from mimjax.torch_io import names, teachers
 
 PyTree = Any
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")  # .pkl only to say why it is refused
 
 
 def read_file(path: str) -> dict[str, np.ndarray]:
@@ -26,8 +26,14 @@ def read_file(path: str) -> dict[str, np.ndarray]:
     Raises:
       ConfigError: no such file, an unknown suffix, torch missing, or pickled objects inside.
     """
+    if path.endswith(".pkl"):
+        raise ConfigError(
+            f"{path}: a pickled module (as OpenAI's encoder.pkl of DALL-E), which mimjax never "
+            "loads; take facebook/flava-image-codebook (the same network, as tensors), or load it "
+            "where you trust it and save its state dict as .safetensors"
+        )
     if not path.endswith(SUFFIXES):
-        raise ConfigError(f"{path}: not a checkpoint file; allowed: {', '.join(SUFFIXES)}")
+        raise ConfigError(f"{path}: not a checkpoint file; allowed: {', '.join(SUFFIXES[:-1])}")
     try:
         if path.endswith(".safetensors"):
             from safetensors.numpy import load_file

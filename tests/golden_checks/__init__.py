@@ -1,6 +1,6 @@
 """Checks of golden files (numbers of the official code), one function per kind."""
 
-from golden_checks import bootmae, clip, mae, vqgan
+from golden_checks import bootmae, clip, mae, tokenizers, vqgan
 
 CHECKS = {
     "mae.pretrain": mae.pretrain,
@@ -16,4 +16,8 @@ CHECKS = {
     "clip.hf": clip.hf,
     "clip.openai": clip.openai,
     "tokenizer.vqgan": vqgan.tokenizer,
+    "tokenizer.dalle": tokenizers.dalle,
+    "tokenizer.flava": tokenizers.dalle,
+    "tokenizer.dvae": tokenizers.dvae,
+    "tokenizer.vqkd": tokenizers.vqkd,
 }
