@@ -6,6 +6,7 @@ SEED ?= 0
 WORKDIR ?= runs/$(METHOD)_$(DATA)_$(SEED)
 ARGS ?=
 BIN := .venv/bin
+COMMA := ,
 export JAX_PLATFORMS ?= cpu
 
 .PHONY: demo test test-all lint types golden clean
@@ -21,8 +22,23 @@ export JAX_PLATFORMS ?= cpu
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev,torch]"
 	touch $@
 
+# BEiT and CAE predict the codes of a tokenizer, CAE v2 the features of a teacher. Their demos train
+# one first, unless TEACHER names another workdir or file.
+FIRST_beit := dvae
+FIRST_cae := dvae
+FIRST_caev2 := mae
+FIRST := $(FIRST_$(METHOD))
+TEACHER ?= $(if $(FIRST),runs/$(FIRST)_$(DATA)_$(SEED))
+
 demo: .venv/demo
-	$(BIN)/python -m mimjax.main --config=configs/$(METHOD).py:demo,data=$(DATA) \
+ifneq ($(FIRST),)
+ifeq ($(origin TEACHER),file)
+	$(BIN)/python -m mimjax.main --config=configs/$(FIRST).py:demo,data=$(DATA) \
+	  --workdir=$(TEACHER) --config.seed=$(SEED)
+endif
+endif
+	$(BIN)/python -m mimjax.main \
+	  --config=configs/$(METHOD).py:demo,data=$(DATA)$(if $(TEACHER),$(COMMA)path=$(TEACHER)) \
 	  --workdir=$(WORKDIR) --config.seed=$(SEED) $(ARGS)
 
 test: .venv/dev

@@ -13,8 +13,19 @@ from ml_collections import ConfigDict
 
 from mimjax.data.augment import Augment
 from mimjax.errors import ConfigError
-from mimjax.models.vit import SIZES
+from mimjax.models.clip import CLIP_SIZES, CLIPVision
+from mimjax.models.discrete_vae import DVAEDecoder, DVAEEncoder
+from mimjax.models.vit import SIZES, ViT
+from mimjax.models.vqgan import VQGAN_SIZES, VQGANModel
 from mimjax.schema import Config, section
+from mimjax.targets.base import Target
+from mimjax.targets.clip import CLIP
+from mimjax.targets.dalle import DallE
+from mimjax.targets.dvae import DVAE
+from mimjax.targets.encoder import EncoderFeatures
+from mimjax.targets.patches import Pixels
+from mimjax.targets.vqgan import VQGAN
+from mimjax.targets.vqkd import VQKD
 from mimjax.train.optim import OptimizerConfig
 
 
@@ -94,6 +105,27 @@ def base() -> Config:
     return c
 
 
+TARGETS: dict[str, Target] = {
+    "dalle": DallE(),
+    "dvae": DVAE(),  # trained by configs/dvae.py, or CAE's "customized" file
+    "vqkd": VQKD(),
+    "vqgan": VQGAN(),  # Gumbel f8, 8192 codes (CAE, Table 7)
+    "vqgan_f16_1024": VQGAN(network=VQGANModel(**VQGAN_SIZES["vq_f16_1024"])),
+    "vqgan_f16_16384": VQGAN(network=VQGANModel(**VQGAN_SIZES["vq_f16_16384"])),
+    "pixels": Pixels(norm="mae"),
+    "clip": CLIP(),  # ViT-B/16
+    "clip_l14": CLIP(network=CLIPVision(**CLIP_SIZES["l14"])),  # reads 196 px for a 14x14 grid
+    "encoder": EncoderFeatures(),  # an encoder of this project, ViT-B/16 as configs/mae.py's
+}
+
+
+def find_target(name: str) -> Target:
+    """The target of this name, with its published settings."""
+    if name not in TARGETS:
+        raise ConfigError(f"config argument tokenizer={name!r}; allowed: {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
 DEMO_ENCODER = {
     "digits": {"width": 96, "depth": 4, "heads": 4, "patch": 2, "image_size": (8, 8)},
     "photos": {"width": 128, "depth": 4, "heads": 4, "patch": 8, "image_size": (64, 64)},
@@ -119,8 +151,39 @@ def demo(c: Config, data: str) -> None:
     c.eval.batch_size = 256
     # A 2x2 patch of a digit is mostly flat, its own statistics say almost all there is to say; and
     # a picture convinces only if it needs no true statistics. The published recipes normalize.
-    c.method.pixel_norm = "none"
+    if "pixel_norm" in c.method:
+        c.method.pixel_norm = "none"
     if data == "digits":
         c.eval.probes = True
         c.data.augment.flip = 0.0  # a mirrored digit is another shape,
         c.data.augment.scale = (0.8, 1.0)  # and a fifth of one is none
+
+
+# the other demos' tokenizer and teacher, with the sizes of their own demos
+DEMO_DVAE = {  # vocabulary, width, layers, width of a code
+    "digits": (64, 32, 1, 32),
+    "photos": (128, 32, 3, 32),
+}
+
+
+def demo_target(c: Config, data: str, name: str) -> None:
+    """Replaces the target by one that a demo of this project can train; no file is needed.
+
+    Args:
+      name: "dvae" (a workdir of configs/dvae.py:demo), "encoder" (of configs/mae.py:demo) or
+        "pixels".
+    """
+    if name == "dvae":
+        vocab, hidden, layers, codebook = DEMO_DVAE[data]
+        encoder = DVAEEncoder(vocab=vocab, hidden=hidden, num_layers=layers)
+        # bicubic: the student's own view serves both
+        target = DVAE(encoder, DVAEDecoder(codebook_dim=codebook), resample="bicubic")
+    elif name == "encoder":
+        target = EncoderFeatures(network=ViT(**DEMO_ENCODER[data]))
+    elif name == "pixels":
+        target = Pixels()
+    else:
+        raise ConfigError(
+            f"config argument tokenizer={name!r} with demo; allowed: dvae, encoder, pixels"
+        )
+    c.method.target = section(target)

@@ -91,7 +91,8 @@ def find_start(
         return state
     state = program.init()
     if c.init_from:
-        params = read_params(c.init_from, program.abstract_state.params, "init_from", say)
+        grid = getattr(getattr(program.task, "encoder", None), "grid", None)
+        params = read_params(c.init_from, program.abstract_state.params, "init_from", say, grid)
         params = jax.tree.map(
             lambda new, old: old if new is None else jax.device_put(new, old.sharding),
             params,
@@ -115,12 +116,15 @@ def existing(path: str, key: str) -> Workdir:
     return workdir
 
 
-def read_params(path: str, like: PyTree, key: str, say: Say) -> PyTree:
+def read_params(
+    path: str, like: PyTree, key: str, say: Say, grid: tuple[int, int] | None = None
+) -> PyTree:
     """Parameters from a workdir or a published file; None for subtrees that it does not hold.
 
     Args:
       like: abstract parameters, {"encoder": ..., ...}.
       key: the config key, for errors.
+      grid: of the encoder's patches, to which a file's learned positions are resized.
     """
     if not path.endswith(load.SUFFIXES):
         params = Checkpoints(existing(path, key), read_only=True).params(like)
@@ -131,7 +135,9 @@ def read_params(path: str, like: PyTree, key: str, say: Say) -> PyTree:
     out, absent = {}, []
     for name, subtree in like.items():
         if load.holds(state, {name: subtree}, layout):
-            out[name] = load.from_torch(state, {name: subtree}, layout, f"{key}: {path}")[name]
+            out[name] = load.from_torch(state, {name: subtree}, layout, f"{key}: {path}", grid)[
+                name
+            ]
         else:
             absent.append(name)
             out[name] = jax.tree.map(lambda _: None, subtree)

@@ -141,3 +141,8 @@ class Task:
           batch: as `prepare` returned it, with train=False; preds: of `loss` on it.
         """
         return {}
+
+    @property
+    def picture_note(self) -> str:
+        """What a reader must know about the columns of `pictures`."""
+        return ""

@@ -1,4 +1,8 @@
-"""Reconstructions of fixed test images as PNG files; a task that predicts no pixels makes none."""
+"""Pictures of fixed test images as PNG files.
+
+A task that makes columns of its own (`Task.pictures`) gets these; one that predicts pixels at its
+masked patches gets reconstructions; any other makes no picture.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from mimjax import pictures
 from mimjax.evaluators.common import Bench, Subset
@@ -29,6 +35,7 @@ class Pictures:
         self.count = len(self.images)
         self._predict = bench.jit(self._predictions)
         self._possible: bool | None = None
+        self._order: list[str] = []
 
     def __call__(self, state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
         if self._possible is not False:
@@ -38,13 +45,18 @@ class Pictures:
             (batch,) = batches
             if self._possible is None:
                 shapes = jax.eval_shape(self._predictions, state, frozen, batch)
-                self._possible = self._has_pixels(shapes)
+                self._possible = "columns" in shapes or self._has_pixels(shapes)
             if self._possible:
                 self._draw(int(state.step), jax.device_get(self._predict(state, frozen, batch)))
         yield from ()
 
     def _predictions(self, state, frozen, batch):
-        prepared, out = eval_step(state, frozen, batch, task=self.bench.task, seed=self.bench.seed)
+        task = self.bench.task
+        prepared, out = eval_step(state, frozen, batch, task=task, seed=self.bench.seed)
+        columns = task.pictures(state.params, frozen, prepared, out.preds)
+        if columns:
+            self._order = list(columns)  # a dict comes back from jit sorted by name
+            return {"columns": columns, "mask": prepared.get("mask", jnp.zeros((1, 1)))}
         found = {"image": batch["image"]}
         if "pred" in out.preds and "ids_m" in prepared:
             found |= {"pred": out.preds["pred"], "ids_m": prepared["ids_m"]}
@@ -60,20 +72,26 @@ class Pictures:
         if jax.process_index() != 0:
             return
         task: Any = self.bench.task
-        norm = getattr(task, "pixel_norm", "none")
-        found = {k: v[: self.count] for k, v in found.items()}
-        tiles = pictures.reconstruct(
-            found["image"],
-            found["pred"],
-            found["ids_m"],
-            patch=task.encoder.patch,
-            mean=task.mean,
-            std=task.std,
-            norm=norm,
-        )
-        masked = found["ids_m"].shape[1] / task.encoder.num_patches
-        caption = (
-            f"{type(task).__name__}, step {step:,}: {100 * masked:.0f} % of the patches masked. "
-        )
-        caption += pictures.explain(norm)
+        if "columns" in found:
+            tiles = {k: self._bytes(found["columns"][k]) for k in self._order}
+            masked, note = found["mask"].mean(), task.picture_note
+        else:
+            norm = getattr(task, "pixel_norm", "none")
+            found = {k: v[: self.count] for k, v in found.items()}
+            tiles = pictures.reconstruct(
+                found["image"],
+                found["pred"],
+                found["ids_m"],
+                patch=task.encoder.patch,
+                mean=task.mean,
+                std=task.std,
+                norm=norm,
+            )
+            masked = found["ids_m"].shape[1] / task.encoder.num_patches
+            note = pictures.explain(norm)
+        share = f": {100 * masked:.0f} % of the patches masked" if masked else ""
+        caption = f"{type(task).__name__}, step {step:,}{share}. {note}"
         self.write(f"reconstruction_{step:07d}.png", pictures.png(pictures.draw(tiles, caption)))
+
+    def _bytes(self, images: np.ndarray) -> np.ndarray:
+        return (np.clip(images[: self.count], 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -182,6 +182,14 @@ class CAE(TargetTask):
             ids = jnp.broadcast_to(ids, latents.shape[:2])
             values = self.decode(params, latents, ids, key, False).astype(jnp.float32)
             values = values.argmax(-1) if self.target.discrete else values
-            image = batch["image"]
-            columns["no regressor"] = self.target.decode(frozen, values, self.encoder, image)
+            decoded = self.target.decode(frozen, values, self.encoder, batch["image"])
+            shape = columns["original"].shape
+            columns["no regressor"] = jax.image.resize(decoded, shape, "nearest")
         return columns
+
+    @property
+    def picture_note(self) -> str:
+        return (
+            super().picture_note + " No regressor: the full image encoded and decoded without it "
+            "(paper, Figure 4)."
+        )

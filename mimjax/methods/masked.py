@@ -149,7 +149,17 @@ class TargetTask(MaskedTask):
         else:
             pred = self.in_order(batch, batch["visible_target"], preds["pred"])
         columns["prediction"] = self.target.decode(frozen, pred, self.encoder, image)
-        return columns
+        # a tokenizer's view may be smaller than the student's
+        return {k: jax.image.resize(v, original.shape, "nearest") for k, v in columns.items()}
+
+    @property
+    def picture_note(self) -> str:
+        if self.target.discrete:
+            return (
+                "Target codes: the full image's, decoded. Prediction: the true codes of visible "
+                "and the predicted ones of masked patches, decoded."
+            )
+        return self.target.picture_note
 
     def in_order(self, batch: Batch, visible: jax.Array, masked: jax.Array) -> jax.Array:
         """Values of visible and of masked patches, [b v ...] and [b m ...], by raster."""

@@ -71,6 +71,11 @@ class Target:
         """
         raise NotImplementedError(type(self).__name__)
 
+    @property
+    def picture_note(self) -> str:
+        """What a reader must know about what `decode` shows."""
+        return ""
+
 
 def target_view(
     key: str, size: tuple[int, int], step: int, encoder: ViT, resample: str

@@ -76,7 +76,9 @@ class DVAE(Target):
         logits: Any = self.encoder.apply({"params": frozen["encoder"]}, hidden, method="logits")
         return logits.argmax(-1).astype(jnp.int32)
 
-    def decode(self, frozen: PyTree, values: jax.Array, encoder: ViT) -> jax.Array:
+    def decode(
+        self, frozen: PyTree, values: jax.Array, encoder: ViT, image: jax.Array | None = None
+    ) -> jax.Array:
         """Codes [b n] to images [b h w c] in [0, 1], 2^num_layers pixels per code."""
         if frozen.get("decoder") is None:
             raise ConfigError("method.target.with_decoder: False; allowed for pictures: True")

@@ -55,3 +55,8 @@ class Pixels(Target):
         p = encoder.patch
         out = rearrange(values, "b (h w) (p q c) -> b (h p) (w q) c", h=h, w=w, p=p, q=p)
         return jnp.clip(out * jnp.asarray(self.std) + jnp.asarray(self.mean), 0, 1)
+
+    @property
+    def picture_note(self) -> str:
+        true = "" if self.norm == "none" else ", un-normalized with the true patch statistics"
+        return f"Masked patches: predicted{true}. Visible patches: pasted from the original."

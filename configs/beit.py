@@ -1,0 +1,56 @@
+"""BEiT pretraining of ViT-B/16 on ImageNet-1k (Bao et al. 2022), as in the official code.
+
+  python -m mimjax.main --config=configs/beit.py:path=DALLE --workdir=DIR --config.data.path=DATA
+  (DATA holds train/ and val/; DALLE: facebook/flava-image-codebook, .safetensors or .bin; see
+  the README, "Weights of tokenizers and teachers")
+  arguments: configs/beit.py:size=l  size=ti|s|b|l|h, res=224, demo, data=digits|photos,
+  tokenizer=dalle|dvae|vqkd|vqgan|..., path=FILE or WORKDIR ('random' = noise, for tests)
+
+Hardware: the authors used 16 V100 (about five days for 800 epochs of ViT-B). Expected (published,
+not reproduced by this project): ViT-B fine-tuned 83.2 %, ViT-L 85.2 % after 800 epochs.
+`--config.method.masking.kind=block_at_most` is the official sampler, which masks at most 75.
+"""
+
+from configs import common
+from mimjax.methods.beit import BEiT
+from mimjax.schema import section
+
+DECAY = (  # BEiT's code: 1-D tensors, biases, positions and CLS; mask token and table are decayed
+    (".*/(bias|scale|q_bias|v_bias|gamma_1|gamma_2)", 0.0),
+    ("encoder/cls_token", 0.0),
+    (".*", 1.0),
+)
+
+
+def get_config(arg=None):
+    a = common.parse_arg(arg, size="b", res=224, demo=False, data="digits", tokenizer="", path="")
+    large = a.size in ("l", "h")
+    c = common.base()
+    c.task = "mimjax.methods.beit:BEiT"
+    encoder = common.encoder_size(a.size, a.res)
+    encoder["layer_scale"] = 1e-5 if large else 0.1  # --layer_scale_init_value
+    target = common.find_target(a.tokenizer or "dalle") if not a.demo else {}
+    c.method = section(BEiT, encoder=encoder, target=target)
+    c.teacher.path = a.path
+    c.epochs = 800.0
+    c.batch_size = 2048  # 16 GPUs x 128
+    c.optimizer.lr = 1.5e-3  # absolute; for 2048 images
+    c.optimizer.min_lr = 1e-5
+    c.optimizer.warmup_epochs = 10.0
+    c.optimizer.weight_decay = 0.05
+    c.optimizer.b1, c.optimizer.b2 = 0.9, 0.999  # the paper's and the code's default
+    c.optimizer.clip_norm = 3.0
+    c.optimizer.schedule = "beit"
+    c.optimizer.decay = DECAY
+    c.data.augment.scale = (0.08, 1.0)  # torchvision's default, as datasets.py
+    c.data.augment.color_jitter = 0.4
+    if a.demo:
+        demo(c, a.data, a.tokenizer or "dvae")
+    return c.lock()
+
+
+def demo(c, data, tokenizer):
+    """Digits or photographs, minutes on two CPU cores, with a tokenizer trained before."""
+    common.demo(c, data)
+    common.demo_target(c, data, tokenizer)
+    c.data.augment.color_jitter = 0.0
