@@ -135,9 +135,8 @@ def read_params(
     out, absent = {}, []
     for name, subtree in like.items():
         if load.holds(state, {name: subtree}, layout):
-            out[name] = load.from_torch(state, {name: subtree}, layout, f"{key}: {path}", grid)[
-                name
-            ]
+            part = load.from_torch(state, {name: subtree}, layout, f"{key}: {path}", grid)
+            out[name] = part[name]
         else:
             absent.append(name)
             out[name] = jax.tree.map(lambda _: None, subtree)

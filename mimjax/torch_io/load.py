@@ -14,7 +14,7 @@ import numpy as np
 from mimjax.errors import ConfigError
 from mimjax.models.vit import sincos_table
 from mimjax.rules import paths
-from mimjax.torch_io import names, teachers
+from mimjax.torch_io import methods, names, positions, teachers
 
 PyTree = Any
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")  # .pkl only to say why it is refused
@@ -76,17 +76,23 @@ def _torch_load(path: str) -> dict[str, Any]:
 
 
 def from_torch(
-    state: dict[str, np.ndarray], like: PyTree, layout: str = "auto", where: str = "checkpoint"
+    state: dict[str, np.ndarray],
+    like: PyTree,
+    layout: str = "auto",
+    where: str = "checkpoint",
+    grid: tuple[int, int] | None = None,
 ) -> PyTree:
     """Parameters of `like`'s structure and shapes, from a published state dict.
 
-    Subtrees of `like` decide what is read: {"encoder": ...} takes the encoder alone.
+    Subtrees of `like` decide what is read: {"encoder": ...} takes the encoder alone. An encoder's
+    learned positions, absolute or relative, are resized where the file has another grid.
 
     Args:
       state: their key -> array.
       like: our parameters, or their shapes.
       layout: a name of `names.TABLES`, or "auto".
       where: how errors name the source.
+      grid: of the model's patches, to resize learned positions; None = square.
 
     Raises:
       ConfigError: keys missing, shapes that differ, or position tables that are not the fixed
@@ -96,7 +102,7 @@ def from_torch(
     rows = names.rows_for(layout, paths(like))
     check_keys(state, [k for r in rows for k in r.keys], layout, where)
     leaves = [
-        convert([state[k] for k in row.keys], leaf.shape, row, where)
+        convert([state[k] for k in row.keys], leaf.shape, row, where, grid)
         for row, leaf in zip(rows, jax.tree.leaves(like), strict=True)
     ]
     check_positions(state, like, layout, where)
@@ -132,13 +138,18 @@ def holds(state: dict[str, np.ndarray], like: PyTree, layout: str) -> bool:
 
 
 def convert(
-    parts: list[np.ndarray], shape: tuple[int, ...], row: names.Row, where: str
+    parts: list[np.ndarray],
+    shape: tuple[int, ...],
+    row: names.Row,
+    where: str,
+    grid: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """One tensor in our layout, float32; several of theirs are stacked along their first axis."""
     x = np.concatenate(parts) if len(parts) > 1 else parts[0]
     sizes = (
         f"{where}: {'+'.join(row.keys)} has shape {list(x.shape)}, {row.ours} needs {list(shape)}"
     )
+    x = positions.resized(x, tuple(shape), row.ours, grid)
     if x.size != np.prod(shape, dtype=int):
         raise ConfigError(sizes)
     try:
@@ -156,7 +167,7 @@ def check_positions(state: dict[str, np.ndarray], like: PyTree, layout: str, whe
     MAE's table is BootMAE's transposed, so a file of one read as the other would load without an
     error and be wrong.
     """
-    order = {"mae": "xy", "bootmae": "yx"}.get(layout)
+    order = methods.POSITIONS.get(layout)
     if order is None:
         return  # no fixed tables
     for key, network in names.TABLES[layout][1].items():

@@ -1,6 +1,6 @@
 """Checks of golden files (numbers of the official code), one function per kind."""
 
-from golden_checks import bootmae, clip, mae, tokenizers, vqgan
+from golden_checks import bootmae, cae, clip, interp, mae, tokenizers, vqgan
 
 CHECKS = {
     "mae.pretrain": mae.pretrain,
@@ -13,6 +13,16 @@ CHECKS = {
     "bootmae.masking": bootmae.masking,
     "bootmae.schedules": bootmae.schedules,
     "bootmae.init": bootmae.init,
+    "beit.pretrain": cae.beit,
+    "beit.masking": cae.masking,
+    "beit.interp": interp.beit,
+    "cae.pretrain": cae.pretrain,
+    "cae.steps": cae.steps,
+    "cae.steps_ema": cae.steps_ema,
+    "cae.masking": cae.masking,
+    "cae.init": cae.init,
+    "caev2.pretrain": cae.caev2,
+    "caev2.pretrain_paper": cae.caev2,
     "clip.hf": clip.hf,
     "clip.openai": clip.openai,
     "tokenizer.vqgan": vqgan.tokenizer,
