@@ -73,7 +73,8 @@ class BEiT(TargetTask):
             # `split` puts visible patches first: where too few are masked, the first of the
             # static number of "masked" ids are visible ones. Weights have mean 1 over the batch.
             real = jnp.take_along_axis(batch["mask"], out["ids_m"], axis=1).astype(jnp.float32)
-            out["weight_m"] = real / real.mean()
+            # Should a batch have no masked patch at all, its loss is 0 and not the mean of nothing.
+            out["weight_m"] = real / jnp.maximum(real.mean(), 1 / real.size)
         return out
 
     def loss(

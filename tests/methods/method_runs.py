@@ -1,0 +1,123 @@
+"""Tiny methods, fake targets and batches that the tests of methods share."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimjax.masking import Masking
+from mimjax.models.vit import ViT, patchify
+from mimjax.targets import pixels
+from mimjax.targets.base import Target
+from mimjax.train.state import TrainState
+from mimjax.train.step import train_step
+
+KEY = jax.random.key(7)
+HALF = Masking("block", 0.5, max_block=0)  # 8 of 16 patches
+
+
+def encoder(**options):
+    """Sixteen patches, two blocks."""
+    base = {"width": 16, "depth": 2, "heads": 2, "patch": 4, "image_size": (16, 16)}
+    return ViT(**base | {"bias": "qv", "layer_scale": 0.1} | options)
+
+
+def flat(batch, vit):
+    images = pixels.normalize(batch["image"], pixels.IMAGENET_MEAN, pixels.IMAGENET_STD)
+    return patchify(images, vit.patch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes(Target):
+    """A tokenizer that is no network: a code per patch from its mean; remembers what it reads."""
+
+    discrete: ClassVar[bool] = True
+    decodes: ClassVar[bool] = True
+
+    vocab: int = 7
+    seen: list = dataclasses.field(default_factory=list, compare=False)
+
+    def out_dim(self, encoder):
+        return self.vocab
+
+    def encode(self, frozen, batch, encoder):
+        return flat(batch, encoder)
+
+    def read(self, frozen, hidden, key=None):
+        self.seen.append(hidden.shape)
+        return jnp.floor(50 * hidden.mean(-1)).astype(jnp.int32) % self.vocab
+
+    def decode(self, frozen, values, encoder, image=None):
+        grid = values.reshape(-1, *encoder.grid, 1) / (self.vocab - 1)
+        grid = jnp.repeat(jnp.repeat(grid, encoder.patch, 1), encoder.patch, 2)
+        return jnp.repeat(grid, 3, axis=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher(Target):
+    """A teacher with a CLS token that is no network; remembers what it reads."""
+
+    num_prefix: ClassVar[int] = 1
+
+    width: int = 6
+    seen: list = dataclasses.field(default_factory=list, compare=False)
+
+    def out_dim(self, encoder):
+        return self.width
+
+    def encode(self, frozen, batch, encoder):
+        x = flat(batch, encoder)
+        x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
+        return x @ jax.random.normal(jax.random.key(3), (x.shape[-1], self.width))
+
+    def read(self, frozen, hidden, key=None):
+        self.seen.append(hidden.shape)
+        return hidden
+
+
+def raw_batch(size=4, masked=8, shape=(16, 16), counts=None, patch=4):
+    """uint8 images and masks of `masked` patches each, or of `counts`."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, size=(size, *shape, 3), dtype=np.uint8)
+    n = shape[0] * shape[1] // patch**2
+    mask = np.zeros((size, n), bool)
+    for row, count in zip(mask, counts or [masked] * size):
+        row[rng.permutation(n)[:count]] = True
+    return {"image": jnp.asarray(images), "mask": jnp.asarray(mask)}
+
+
+def randomized(params, spread=0.2):
+    """Parameters with noise: zero biases and small factors would hide mistakes."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(5), len(leaves))
+    noisy = [x + spread * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def start(task):
+    """Parameters, randomized."""
+    return randomized(jax.jit(task.init)(jax.random.key(0))[0])
+
+
+def prepare(task, raw, train=True, ema=None):
+    """Compiled: eager calls of so many small operations take seconds."""
+    return jax.jit(lambda e, b: task.prepare(e, {}, b, KEY, 0, train))(ema or {}, raw)
+
+
+def loss(task, params, batch, train=True):
+    return jax.jit(lambda p, b: task.loss(p, {}, b, KEY, 0, train))(params, batch)
+
+
+def step(task, tx, state, raw, accum=1):
+    run = jax.jit(lambda s, b: train_step(s, {}, b, task=task, tx=tx, accum=accum))
+    return run(state, raw)
+
+
+def state_of(task, tx, params):
+    return TrainState(jnp.int32(0), params, {}, task.init_ema(params), tx.init(params))
+
+
+def close(ours, theirs, atol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=atol), ours, theirs)
