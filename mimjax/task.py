@@ -146,3 +146,8 @@ class Task:
     def picture_note(self) -> str:
         """What a reader must know about the columns of `pictures`."""
         return ""
+
+    @property
+    def error_name(self) -> str:
+        """What `preds["error"]` is, for tables."""
+        return "mean squared, in target space, at fixed masks"

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 
-from configs import bootmae, dvae, mae
+from configs import beit, bootmae, cae, caev2, dvae, mae
 from mimjax import build
 from mimjax.files import Workdir
 from mimjax.task import Clock
@@ -18,7 +18,14 @@ from mimjax.train.checkpoints import Checkpoints
 from mimjax.train.program import make_program
 
 ROOT = pathlib.Path(__file__).parent.parent
-CONFIGS = {"mae": mae, "bootmae": bootmae, "dvae": dvae}
+CONFIGS = {
+    "mae": mae,
+    "bootmae": bootmae,
+    "beit": beit,
+    "cae": cae,
+    "caev2": caev2,
+    "dvae": dvae,
+}
 # what makes an encoder small; methods whose encoder is no ViT have settings of their own
 NARROW = {"method.encoder.width": 32, "method.encoder.depth": 2}
 SMALL = {
@@ -37,6 +44,7 @@ def small(name, **overrides):
     c.batch_size, c.steps, c.optimizer.warmup_steps = 16, 8, 0
     c.eval.every, c.log_every, c.optimizer.lr = 0, 1, 0.0
     c.eval.probes, c.eval.error, c.eval.pictures = False, False, 0
+    c.teacher.path = "random"  # for those that read one
     for key, value in (SMALL.get(name, NARROW) | overrides).items():
         node = c
         *parents, last = key.split(".")
@@ -65,6 +73,11 @@ def make(c, mesh=None, small_tensors=sharding.SMALL):
         small=small_tensors,
     )
     return task, program
+
+
+def frozen(task):
+    """Frozen networks with random weights."""
+    return jax.jit(task.init_frozen)(jax.random.key(7))
 
 
 def batches(c, task, steps):

@@ -1,7 +1,8 @@
 """Held-out masked error beside two predictors that see no more than the model or learn nothing.
 
-All three are mean squared errors over the masked patches of the test split, in the space of the
-target and with every patch weighing the same. A task without `preds["error"]` is left out.
+All three are means over the masked patches of the test split, every patch weighing the same:
+squared errors in the space of the target, or the cross-entropy of codes. A task without
+`preds["error"]` is left out.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ class MaskedError:
     """Yields masked_error, mean_image_error and visible_mean_error.
 
     "mean image" predicts at each position the mean target of the training images there; "visible
-    mean" predicts for every masked patch the mean of the image's own visible targets. They depend
-    on no parameter, so they are computed once. A task whose prepared batch has no
-    `visible_target` yields the first value only.
+    mean" predicts for every masked patch the mean of the image's own visible targets. For codes the
+    means are of frequencies. They depend on no parameter, so they are computed once. A task whose
+    prepared batch has neither `visible_target` nor `visible_codes` yields the first value only.
 
     Attributes:
+      codes: size of the vocabulary, 0 where targets are no codes; known after the first call.
       values: of the last call, by name; {} before it or where the task has no such error.
     """
 
@@ -39,6 +41,7 @@ class MaskedError:
     def __init__(self, bench: Bench):
         self.bench = bench
         self.values: dict[str, float] = {}
+        self.codes = 0
         self._naive: dict[str, float] | None = None
         self._outputs: tuple[bool, bool] | None = None
         self._model = bench.jit(self._model_errors)
@@ -68,7 +71,9 @@ class MaskedError:
             prepared, out = jax.eval_shape(
                 lambda s, f, b: eval_step(s, f, b, task=task, seed=seed), state, frozen, batch
             )
-            self._outputs = "error" in out.preds, "visible_target" in prepared
+            self.codes = out.preds["pred"].shape[-1] if "visible_codes" in prepared else 0
+            known = "visible_target" in prepared or "visible_codes" in prepared
+            self._outputs = "error" in out.preds, known
         return self._outputs
 
     def _measure_naive(self, state: TrainState, frozen: Any) -> dict[str, float]:
@@ -77,7 +82,10 @@ class MaskedError:
             part, weight = jax.device_get(self._targets(state, frozen, batch))
             # Batches are added in float64 on the host: nothing is lost over many of them.
             total, count = total + part.astype(np.float64), count + float(weight)
-        mean_image = np.asarray(total / count, np.float32)
+        mean_image = total / count
+        if self.codes:  # as if one more image had all codes alike: none is impossible
+            mean_image = (total + 1 / self.codes) / (count + 1)
+        mean_image = np.asarray(mean_image, np.float32)
         rows = [self._naives(state, frozen, b, mean_image) for b in self._batches("test")]
         return dict(zip(NAIVE, _mean(rows)))
 
@@ -93,9 +101,17 @@ class MaskedError:
         return self.bench.task.prepare(state.ema, frozen, batch, key, state.step, False)
 
     def _target_sum(self, state, frozen, batch):
-        """Targets of real rows summed at each position, [n d], and the number of rows."""
+        """Targets of real rows summed at each position, [n d], and the number of rows.
+
+        For codes: how often each occurs at each position.
+        """
         p = self._prepare(state, frozen, batch)
         ids = jnp.concatenate([p["ids_v"], p["ids_m"]], axis=1)
+        if self.codes:
+            target = jnp.concatenate([p["visible_codes"], p["target"]], axis=1)
+            counts = jnp.zeros((ids.shape[1], self.codes))
+            weight = jnp.broadcast_to(batch["weight"][:, None], ids.shape)
+            return counts.at[ids, target].add(weight), batch["weight"].sum()
         target = jnp.concatenate([p["visible_target"], p["target"]], axis=1)
         in_order = gather(target.astype(jnp.float32), jnp.argsort(ids, axis=1))
         return jnp.einsum("bnd,b->nd", in_order, batch["weight"]), batch["weight"].sum()
@@ -103,6 +119,13 @@ class MaskedError:
     def _naive_errors(self, state, frozen, batch, mean_image):
         """[2 b] errors in the order of NAIVE and the weights [b]."""
         p = self._prepare(state, frozen, batch)
+        if self.codes:
+            seen, hits = p["visible_codes"], p["target"]
+            # the image's own frequencies, begun with one draw from those of all images
+            start = jnp.broadcast_to(mean_image.mean(0), (len(seen), self.codes))
+            own = start.at[jnp.arange(len(seen))[:, None], seen].add(1.0) / (seen.shape[1] + 1)
+            chance = mean_image[p["ids_m"], hits], jnp.take_along_axis(own, hits, axis=1)
+            return jnp.stack([-jnp.log(x).mean(1) for x in chance]), batch["weight"]
         guesses = mean_image[p["ids_m"]], p["visible_target"].mean(1, keepdims=True)
         errors = [jnp.square(p["target"] - guess).mean((1, 2)) for guess in guesses]
         return jnp.stack(errors), batch["weight"]

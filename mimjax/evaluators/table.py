@@ -20,6 +20,11 @@ PREDICTORS = {
     "mean_image_error": "mean training image",
     "visible_mean_error": "mean of the image's visible patches",
 }
+CODE_PREDICTORS = {
+    "masked_error": "the model",
+    "mean_image_error": "frequencies at the place in training images",
+    "visible_mean_error": "frequencies in the image's visible patches",
+}
 
 
 def render(evaluators: Sequence[Any]) -> str:
@@ -27,7 +32,7 @@ def render(evaluators: Sequence[Any]) -> str:
     probes = [e for e in evaluators if isinstance(e, Probe) and e.scores]
     errors = [e for e in evaluators if isinstance(e, MaskedError) and e.values]
     parts = [accuracies(probes)] if probes else []
-    parts += [masked_error(e.values, len(e.bench.test)) for e in errors]
+    parts += [masked_error(e) for e in errors]
     return "\n".join(parts)
 
 
@@ -80,12 +85,13 @@ def verdict(probe: Probe, test: int) -> str:
     return f"- {METHODS[probe.name]}: the pretrained encoder is {' and '.join(parts)}."
 
 
-def masked_error(values: dict[str, float], test: int) -> str:
+def masked_error(evaluator: MaskedError) -> str:
     """The held-out error beside both naive predictors, with a verdict."""
-    body = [[PREDICTORS[name], f"{value:.4f}"] for name, value in values.items()]
+    values, bench = evaluator.values, evaluator.bench
+    names = CODE_PREDICTORS if evaluator.codes else PREDICTORS
+    body = [[names[name], f"{value:.4f}"] for name, value in values.items()]
     lines = [
-        f"Held-out masked error: mean squared, in target space, {test:,} test images with fixed "
-        "masks.",
+        f"Held-out error: {bench.task.error_name}, {len(bench.test):,} test images.",
         "",
         *markdown(["predictor", "error"], body),
         "",
@@ -95,10 +101,10 @@ def masked_error(values: dict[str, float], test: int) -> str:
         ours, best = values["masked_error"], min(naive, key=lambda name: naive[name])
         if ours < naive[best]:  # False for NaN too
             share = 100 * (1 - ours / naive[best])
-            lines += [f"- The model's error is {share:.0f} % below that of the {PREDICTORS[best]}."]
+            lines += [f"- The model's error is {share:.0f} % below that of the {names[best]}."]
         else:
             lines += [
-                f"- The model is no better than the {PREDICTORS[best]} "
+                f"- The model is no better than the {names[best]} "
                 f"({ours:.4f} against {naive[best]:.4f})."
             ]
         lines.append("")

@@ -134,6 +134,10 @@ class DiscreteVAE(Task):
         mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
         return {k: jnp.clip(v * std + mean, 0.0, 1.0) for k, v in columns.items()}
 
+    @property
+    def error_name(self) -> str:
+        return "mean squared, of whole images reconstructed from their codes"
+
 
 def relax(
     logits: Float[Array, "*s v"], temperature, straight_through: bool = False

@@ -103,16 +103,20 @@ class TargetTask(MaskedTask):
     def target_batch(self, frozen: PyTree, batch: Batch, key: Key, train: bool) -> Batch:
         """`masked_batch` with "target", [b m] codes or [b m d], at the masked patches.
 
-        With train=False also "visible_codes" or "visible_target", for pictures and naive
-        predictors: the train step projects only what its loss reads.
+        With train=False also "visible" for pictures, under the name "visible_codes" or
+        "visible_target" for naive predictors too, where their error is the loss's: the train step
+        projects only what its loss reads.
         """
         out = self.masked_batch(batch)
         hidden = self.target.encode(frozen, batch, self.encoder)[:, self.target.num_prefix :]
         read = lambda ids: self.target.read(frozen, gather(hidden, ids), named(key, "target"))
         out["target"] = read(out["ids_m"])
         if not train:
-            name = "visible_codes" if self.target.discrete else "visible_target"
-            out[name] = read(out["ids_v"])
+            out["visible"] = read(out["ids_v"])
+            if self.target.discrete:
+                out["visible_codes"] = out["visible"]
+            elif self.distance == "mse":
+                out["visible_target"] = out["visible"]
         return out
 
     def target_loss(self, pred: jax.Array, batch: Batch) -> tuple[jax.Array, dict, dict]:
@@ -143,11 +147,11 @@ class TargetTask(MaskedTask):
         hidden = jnp.repeat(jnp.repeat(hidden, self.encoder.patch, 1), self.encoder.patch, 2)
         columns = {"original": original, "masked": jnp.where(hidden, 0.5, original)}
         if self.target.discrete:
-            known = self.in_order(batch, batch["visible_codes"], batch["target"])
-            pred = self.in_order(batch, batch["visible_codes"], preds["pred"].argmax(-1))
+            known = self.in_order(batch, batch["visible"], batch["target"])
+            pred = self.in_order(batch, batch["visible"], preds["pred"].argmax(-1))
             columns["target codes"] = self.target.decode(frozen, known, self.encoder, image)
         else:
-            pred = self.in_order(batch, batch["visible_target"], preds["pred"])
+            pred = self.in_order(batch, batch["visible"], preds["pred"])
         columns["prediction"] = self.target.decode(frozen, pred, self.encoder, image)
         # a tokenizer's view may be smaller than the student's
         return {k: jax.image.resize(v, original.shape, "nearest") for k, v in columns.items()}
@@ -166,3 +170,10 @@ class TargetTask(MaskedTask):
         order = jnp.argsort(jnp.concatenate([batch["ids_v"], batch["ids_m"]], axis=1), axis=1)
         both = jnp.concatenate([visible, masked], axis=1)
         return jnp.take_along_axis(both, order[..., None] if both.ndim == 3 else order, axis=1)
+
+    @property
+    def error_name(self) -> str:
+        if self.target.discrete:
+            return "cross-entropy of codes in nats, at fixed masks"
+        kind = {"mse": "mean squared", "cosine": "1 - cosine", "smooth_l1": "smooth L1"}
+        return f"{kind[self.distance]}, in target space, at fixed masks"

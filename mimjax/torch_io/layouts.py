@@ -97,4 +97,4 @@ def block(ours: str, theirs: str, cross: str = "c_attn") -> list[Row]:
         rows += [Row(f"{ours}/{a}/{q}", f"{theirs}.{b}.{q}", "same") for q in ("q_bias", "v_bias")]
     for fc in ("fc1", "fc2"):
         rows += linear(f"{ours}/mlp/{fc}", f"{theirs}.mlp.{fc}")
-    return rows
+    return rows + [Row(f"{ours}/{g}", f"{theirs}.{g}", "same") for g in ("gamma_1", "gamma_2")]

@@ -43,11 +43,7 @@ def detect(keys: Iterable[str]) -> str:
       ConfigError: no known layout fits.
     """
     keys = set(keys)
-    if found := teachers.detect(keys):
+    if found := teachers.detect(keys) or methods.detect(keys):
         return found
-    if "blocks.0.attn.q_bias" in keys and keys & {"pos_embed", "mask_token_1"}:
-        return "bootmae"
-    if "blocks.0.attn.qkv.bias" in keys and "cls_token" in keys:
-        return "mae"
     some = ", ".join(sorted(keys)[:3])
     raise ConfigError(f"unknown checkpoint layout (keys {some}, ...); known: {', '.join(TABLES)}")
