@@ -21,7 +21,7 @@ def start_block(
     params = program.abstract_state.params
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     parts = ", ".join(f"{k} {count(v) / 1e6:,.2f} M" for k, v in params.items())
-    ema = count(program.abstract_state.ema)
+    ema, frozen = count(program.abstract_state.ema), count(program.abstract_frozen)
     mesh, device = program.mesh, jax.devices()[0]
     per_device = c.batch_size // mesh.size // c.accum
     o = c.optimizer
@@ -34,7 +34,8 @@ def start_block(
     for line in (
         f"mimjax {__version__}  {c.task}  (jax {jax.__version__}, compute {c.dtype})",
         f"  parameters  {count(params) / 1e6:,.2f} M ({parts})"
-        + (f"; EMA {ema / 1e6:,.2f} M" if ema else ""),
+        + (f"; EMA {ema / 1e6:,.2f} M" if ema else "")
+        + (f"; frozen {frozen / 1e6:,.2f} M" if frozen else ""),
         f"  devices     {mesh.size} x {device.device_kind}, {jax.process_count()} process(es), "
         f"mesh data={mesh.shape['data']} fsdp={mesh.shape['fsdp']}",
         f"  batch       {c.batch_size} = {mesh.size} devices x {per_device} x {c.accum} "

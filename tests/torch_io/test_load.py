@@ -94,7 +94,7 @@ def test_files(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         load.read_file(str(tmp_path / "none.safetensors"))
     with pytest.raises(ConfigError, match=r"allowed: \.safetensors"):
-        load.read_file(str(tmp_path / "model.ckpt"))
+        load.read_file(str(tmp_path / "model.onnx"))
 
 
 @pytest.mark.parametrize("name", ["mae", "bootmae"])
