@@ -27,7 +27,7 @@ PyTree = Any
 Say = Callable[[str], None]
 TEACHER_FILE = "teacher.json"  # where frozen weights came from, and their checksum
 # A checkpoint fits only while these stay the same; all other settings may change between starts.
-STRUCTURE = ("task", "method.", "teacher.", "optimizer.name")
+STRUCTURE = ("task", "method.", "optimizer.name")
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -50,7 +50,7 @@ def check_workdir(c: Config, workdir: Workdir, checkpoints: Checkpoints, say: Sa
     """Compares the config with the one that made the workdir's checkpoints; says what changed.
 
     Raises:
-      ConfigError: task, method, teacher or optimizer differ: the checkpoints do not fit.
+      ConfigError: task, method or optimizer differ: the checkpoints do not fit.
     """
     text = workdir.read_text("config.json")
     if not text or checkpoints.manager.latest_step() is None:
@@ -131,7 +131,8 @@ def read_params(
         say(f"weights: all of {', '.join(like)} from {path}")
         return params
     state = load.read_file(path)
-    layout = names.detect(state)
+    layout = names.detect(state, f"{key}: {path}: ")
+    names.check_roots(layout, like, f"{key}: {path}")
     out, absent = {}, []
     for name, subtree in like.items():
         if load.holds(state, {name: subtree}, layout):
@@ -162,30 +163,30 @@ def make_frozen(
       ConfigError: the task has a frozen network and no path is given, the file does not fit, or
         it is not the one that the workdir was made with.
     """
-    task, sharding = program.task, jax.tree.map(lambda x: x.sharding, program.abstract_frozen)
-    frozen = jax.jit(task.init_frozen, out_shardings=sharding)(step_key(c.seed, "init", 1))
-    frozen = task.fit_frozen(frozen, sample)
-    like = {k: v for k, v in program.abstract_frozen.items() if k not in task.FITTED}
-    if not like:
-        return frozen, {}
-    path = c.teacher.path
-    if not path:
+    task, abstract = program.task, program.abstract_frozen
+    sharding = jax.tree.map(lambda x: x.sharding, abstract)
+    like, path = {k: v for k, v in abstract.items() if k not in task.FITTED}, c.teacher.path
+    if like and not path:
         raise ConfigError(
             f"teacher.path: empty, but {c.task} learns from a frozen network ({', '.join(like)}); "
             "allowed: a workdir, .safetensors, .pth (README: where each is published), or "
             "'random' (tests and benchmarks only)"
         )
-    if path == "random":
+    frozen, source = {}, {}
+    if path == "random" or len(like) < len(abstract):
+        frozen = jax.jit(task.init_frozen, out_shardings=sharding)(step_key(c.seed, "init", 1))
+        frozen = task.fit_frozen(frozen, sample)
+    if like and path == "random":
         say("WARNING: teacher.path=random: the targets are noise; for tests and benchmarks only")
-        return frozen, {"path": path, "sha256": "random weights"}
-    trees = read_params(path, like, "teacher.path", say)
-    absent = [k for k, v in trees.items() if not jax.tree.leaves(v)]
-    if absent:
-        raise ConfigError(f"teacher.path: {path} does not hold {', '.join(absent)}")
-    source = {"path": path, "sha256": checksum(path, trees)}
-    say(f"teacher: {path}, sha256 {source['sha256']}")
+        source = {"path": path, "sha256": "random weights"}
+    elif like:
+        trees = read_params(path, like, "teacher.path", say)
+        if absent := [k for k, v in trees.items() if not jax.tree.leaves(v)]:
+            raise ConfigError(f"teacher.path: {path} does not hold {', '.join(absent)}")
+        source = {"path": path, "sha256": checksum(path, trees)}
+        say(f"teacher: {path}, sha256 {source['sha256']}")
+        frozen |= trees
     check_teacher(source, workdir)
-    frozen |= trees
     return jax.tree.map(lambda x, s: jax.device_put(x, s), frozen, sharding), source
 
 
@@ -196,11 +197,11 @@ def check_teacher(source: dict[str, str], workdir: Workdir) -> None:
       ConfigError: they are not.
     """
     before = json.loads(workdir.read_text(TEACHER_FILE) or "{}")
-    if before and before["sha256"] != source["sha256"]:
+    if source and before and before["sha256"] != source["sha256"]:
         raise ConfigError(
-            f"teacher.path: {source['path']} has sha256 {source['sha256'][:12]}..., but the "
-            f"workdir was made with {before['sha256'][:12]}...; use the same weights or another "
-            "--workdir"
+            f"teacher.path: {source['path']} (sha256 {source['sha256'][:14]}), but the workdir was "
+            f"made with {before['path']} (sha256 {before['sha256'][:14]}); use the same weights or "
+            "another --workdir"
         )
 
 

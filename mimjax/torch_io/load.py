@@ -17,7 +17,14 @@ from mimjax.rules import paths
 from mimjax.torch_io import methods, names, positions, teachers
 
 PyTree = Any
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pkl")  # .pkl only to say why it is refused
+SUFFIXES = (
+    ".safetensors",
+    ".pth",
+    ".pt",
+    ".bin",
+    ".ckpt",
+    ".pkl",
+)  # .pkl only to say why it is refused
 
 
 def read_file(path: str) -> dict[str, np.ndarray]:

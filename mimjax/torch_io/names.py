@@ -36,8 +36,8 @@ def rows_for(layout: str, paths: Iterable[str]) -> list[Row]:
     return found
 
 
-def detect(keys: Iterable[str]) -> str:
-    """The layout of a checkpoint, from its key names.
+def detect(keys: Iterable[str], where: str = "") -> str:
+    """The layout of a checkpoint, from its key names; `where` begins an error's line.
 
     Raises:
       ConfigError: no known layout fits.
@@ -46,4 +46,26 @@ def detect(keys: Iterable[str]) -> str:
     if found := teachers.detect(keys) or methods.detect(keys):
         return found
     some = ", ".join(sorted(keys)[:3])
-    raise ConfigError(f"unknown checkpoint layout (keys {some}, ...); known: {', '.join(TABLES)}")
+    raise ConfigError(
+        f"{where}unknown checkpoint layout (keys {some}, ...); known: {', '.join(TABLES)}"
+    )
+
+
+def check_roots(layout: str, roots: Iterable[str], where: str) -> None:
+    """The layout holds at least one of the networks asked for.
+
+    Args:
+      roots: first parts of our paths: "encoder", "clip", ...
+      where: how the error names the source.
+
+    Raises:
+      ConfigError: it holds other networks; the line says which layouts would do.
+    """
+    held = lambda name: {row.ours.split("/")[0] for row in TABLES[name][0]}
+    roots = set(roots)
+    if not roots & held(layout):
+        fit = ", ".join(sorted(name for name in TABLES if roots & held(name)))
+        raise ConfigError(
+            f"{where} has layout {layout!r}, which holds {', '.join(sorted(held(layout)))}; "
+            f"needed: {', '.join(sorted(roots))} (layouts {fit})"
+        )
