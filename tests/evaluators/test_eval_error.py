@@ -2,19 +2,24 @@
 
 import dataclasses
 import random
+from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from evaluators.evaluator_runs import SEED, evaluators, started, step_later, tiny_task
 
 from mimjax.data import make_source
-from mimjax.evaluators import make_evaluators
+from mimjax.evaluators import make_evaluators, render
 from mimjax.evaluators.common import Subset
+from mimjax.masking import Masking
 from mimjax.methods.mae import MAE
+from mimjax.methods.masked import TargetTask
 from mimjax.models.vit import patchify
 from mimjax.rng import example_seed
 from mimjax.targets import pixels
+from mimjax.targets.base import Target
 from mimjax.task import ConfigError, LossOutput
 
 
@@ -72,6 +77,70 @@ def test_naive_predictors_equal_brute_force(norm):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert values["masked_error"] > 0
     assert evaluator.values == values
+
+
+@dataclasses.dataclass(frozen=True)
+class Shades(Target):
+    """Codes without a network: the brightness of a patch in five steps."""
+
+    discrete: ClassVar[bool] = True
+
+    def out_dim(self, encoder):
+        return 5
+
+    def encode(self, frozen, batch, encoder):
+        return patchify(batch["image"] / 255.0, encoder.patch)
+
+    def read(self, frozen, hidden, key=None):
+        return (hidden.mean(-1) * 4.999).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Certain(TargetTask):
+    """Gives the true code `confidence` times the odds of any other; has no parameters to learn."""
+
+    confidence: float = 1.0
+
+    def init(self, key):
+        return {"encoder": {}}, {}
+
+    def prepare(self, ema, frozen, batch, key, step, train):
+        return self.target_batch(frozen, batch, key, train)
+
+    def loss(self, params, model_state, batch, key, step, train):
+        pred = jnp.log(self.confidence) * jax.nn.one_hot(batch["target"], 5)
+        total, metrics, preds = self.target_loss(pred, batch)
+        return LossOutput(total, metrics, preds=preds)
+
+
+def test_naive_predictors_of_codes_equal_brute_force():
+    _, mesh, state = started()
+    task = Certain(encoder=tiny_task().encoder, masking=Masking(), target=Shades(), confidence=3.0)
+    evaluator = evaluators(task, mesh)["error"]
+    values = dict(evaluator(state, {}))
+    bench = evaluator.bench
+
+    def codes(split):
+        images = jnp.stack([jnp.asarray(split.image(i)) for i in range(len(split))])
+        patches = task.target.encode({}, {"image": images}, task.encoder)
+        return np.asarray(task.target.read({}, patches))
+
+    train, found = codes(bench.train), []
+    places = np.stack([(train == k).sum(0) for k in range(5)], axis=1)
+    places = (places + 0.2) / (len(train) + 1)
+    for i, code in enumerate(codes(bench.test)):
+        mask = np.asarray(task.mask_fn(random.Random(example_seed(SEED, 0, i, "eval_mask"))))
+        own = np.bincount(code[~mask], minlength=5) + places.mean(0)
+        own = own / own.sum()
+        hidden = code[mask]
+        found.append([-np.log(places[mask, hidden]).mean(), -np.log(own[hidden]).mean()])
+    expected = np.mean(found, axis=0)
+    got = values["mean_image_error"], values["visible_mean_error"]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    assert values["masked_error"] == pytest.approx(-np.log(3 / 7), rel=1e-5)
+    text = render([evaluator])
+    assert "cross-entropy of codes in nats" in text
+    assert "frequencies at the place in training images" in text
 
 
 def test_perfect_predictor_and_known_error():
