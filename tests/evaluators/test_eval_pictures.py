@@ -3,11 +3,17 @@
 import dataclasses
 import io
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from evaluators.evaluator_runs import evaluators, started, step_later
 from PIL import Image
 
 from mimjax import pictures
+from mimjax.methods.cae import CAE, ENCODER
+from mimjax.models.regressor import LatentDecoder, Regressor
+from mimjax.targets.patches import Pixels
+from mimjax.train.state import TrainState
 
 
 def test_writes_the_same_images_at_every_step():
@@ -36,3 +42,29 @@ def test_tasks_without_pixels_make_no_picture():
     assert list(made["pictures"](state, frozen)) == []
     assert files == {}
     assert "pictures" not in evaluators(task, mesh, pictures=0)
+
+
+def test_a_task_that_makes_its_own_columns():
+    """CAE with pixels: the paper's Figure 4 beside the prediction, in the task's order."""
+    files = {}
+    _, mesh, _ = started()
+    task = CAE(
+        encoder=ENCODER.clone(width=16, depth=1, heads=2, patch=2, image_size=(8, 8)),
+        target=Pixels(),
+        regressor=Regressor(depth=1, heads=2),
+        decoder=LatentDecoder(depth=1, heads=2),
+    )
+    params, _ = task.init(jax.random.key(0))
+    state = TrainState(jnp.zeros((), jnp.int32), params, {}, {}, {})
+    evaluator = evaluators(task, mesh, files.__setitem__, pictures=3)["pictures"]
+    list(evaluator(state, {}))
+    assert list(files) == ["reconstruction_0000000.png"]
+    picture = np.asarray(Image.open(io.BytesIO(files["reconstruction_0000000.png"])))
+    size = 8 * 16
+    assert picture.shape[1] == 2 * pictures.MARGIN + 4 * (size + pictures.GAP) - pictures.GAP
+    assert evaluator._order == ["original", "masked", "prediction", "no regressor"]
+    top = pictures.MARGIN + pictures.FONT_SIZE + 5
+    column = lambda i: picture[top : top + size, pictures.MARGIN + i * (size + pictures.GAP) :]
+    original, prediction = column(0)[:, :size], column(2)[:, :size]
+    same = (original == prediction).all(-1).mean()
+    assert 0.3 < same < 0.9  # visible patches are pasted, masked ones predicted by nobody yet
