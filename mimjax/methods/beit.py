@@ -60,7 +60,7 @@ class BEiT(TargetTask):
 
     def init(self, key: Key) -> tuple[PyTree, PyTree]:
         images, _, ids_m = self.example()
-        mask = jnp.zeros((1, self.encoder.num_patches), bool)
+        mask = jnp.zeros((len(images), self.encoder.num_patches), bool)
         f, encoder = self.encoder.init_with_output(named(key, "encoder"), images, None, mask)
         head = self.head.init(named(key, "head"), gather(f.tokens[:, 1:], ids_m))
         return {"encoder": encoder["params"], "head": head["params"]}, {}
