@@ -161,7 +161,7 @@ def demo(c: Config, data: str) -> None:
 
 # the other demos' tokenizer and teacher, with the sizes of their own demos
 DEMO_DVAE = {  # vocabulary, width, layers, width of a code
-    "digits": (64, 32, 1, 32),
+    "digits": (16, 32, 1, 32),  # 64 codes draw finer shades than a context can tell
     "photos": (128, 32, 3, 32),
 }
 

@@ -40,15 +40,12 @@ def get_config(arg=None):
 
 def demo(c, data):
     """Digits or photographs; the grid of codes is that of the other demos' patches."""
-    sizes = {  # vocabulary, width, layers, width of a code, image
-        "digits": (64, 32, 1, 32, (8, 8)),
-        "photos": (128, 32, 3, 32, (64, 64)),
-    }
-    if data not in sizes:
-        raise ConfigError(f"config argument data={data!r}; allowed: {', '.join(sizes)}")
+    if data not in common.DEMO_DVAE:
+        raise ConfigError(f"config argument data={data!r}; allowed: {', '.join(common.DEMO_DVAE)}")
     m = c.method
-    m.encoder.vocab, m.encoder.hidden, m.encoder.num_layers = sizes[data][:3]
-    m.decoder.codebook_dim, m.image_size = sizes[data][3:]
+    vocab, m.encoder.hidden, layers, m.decoder.codebook_dim = common.DEMO_DVAE[data]
+    m.encoder.vocab, m.encoder.num_layers = vocab, layers
+    m.image_size = common.DEMO_ENCODER[data]["image_size"]
     c.data.source = data
     c.steps = 1500 if data == "digits" else 800
     c.batch_size = 128 if data == "digits" else 32

@@ -91,8 +91,8 @@ def find_start(
         return state
     state = program.init()
     if c.init_from:
-        grid = getattr(getattr(program.task, "encoder", None), "grid", None)
-        params = read_params(c.init_from, program.abstract_state.params, "init_from", say, grid)
+        like = program.abstract_state.params
+        params = read_params(c.init_from, like, "init_from", say, grid_of(program))
         params = jax.tree.map(
             lambda new, old: old if new is None else jax.device_put(new, old.sharding),
             params,
@@ -107,6 +107,11 @@ def find_start(
         return state.replace(params=params, ema=ema)
     say("weights: random, the method's own initialization")
     return state
+
+
+def grid_of(program: Program) -> tuple[int, int] | None:
+    """The encoder's patches, which are also a teacher's tokens."""
+    return getattr(getattr(program.task, "encoder", None), "grid", None)
 
 
 def existing(path: str, key: str) -> Workdir:
@@ -180,7 +185,7 @@ def make_frozen(
         say("WARNING: teacher.path=random: the targets are noise; for tests and benchmarks only")
         source = {"path": path, "sha256": "random weights"}
     elif like:
-        trees = read_params(path, like, "teacher.path", say)
+        trees = read_params(path, like, "teacher.path", say, grid_of(program))
         if absent := [k for k, v in trees.items() if not jax.tree.leaves(v)]:
             raise ConfigError(f"teacher.path: {path} does not hold {', '.join(absent)}")
         source = {"path": path, "sha256": checksum(path, trees)}

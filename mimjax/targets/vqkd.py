@@ -47,7 +47,7 @@ class VQKD(Target):
     Attributes:
       network: ViT-B/16 with q and v biases, learned positions and no layer scale
         (`vqkd_encoder_base_decoder_3x768x12_clip` of BEiT v2's modeling_vqkd.py). Its image size
-        follows from `size`; positions are not interpolated.
+        follows from `size`; a file's positions are resized bicubically to another grid.
       code_dim, vocab: 32 and 8192 in BEiT v2.
       size: (height, width) of the view; (0, 0) = the network's patch for each of the student's.
       resample: "bicubic", as the student's image in BEiT v2's datasets.py.
@@ -104,5 +104,6 @@ class VQKD(Target):
         x = self.head().apply({"params": frozen["vqkd"]["head"]}, hidden)
         codes = frozen["vqkd"]["codebook"].astype(jnp.float32)
         # Nearest by distance, |c|^2 - 2 x c: for codes of length 1, the largest cosine.
-        score = 2.0 * jnp.matmul(unit(x), codes.T) - jnp.square(codes).sum(-1)
+        near = jnp.matmul(unit(x), codes.T, precision="highest")
+        score = 2.0 * near - jnp.square(codes).sum(-1)
         return score.argmax(-1).astype(jnp.int32)

@@ -105,7 +105,7 @@ def resized(x: np.ndarray, shape: tuple[int, ...], ours: str, grid: Grid | None)
     Returns:
       `x` itself where nothing is to be resized or no grid fits, which a check of shapes then names.
     """
-    absolute = ours == "encoder/pos_embed"
+    absolute = ours in ("encoder/pos_embed", "vqkd/encoder/pos_embed")
     if not absolute and not re.fullmatch(r"encoder/rel_pos(_\d+)?/table", ours):
         return x
     axis = 1 if absolute else 0
