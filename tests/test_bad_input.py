@@ -33,6 +33,12 @@ MISTAKES = {
         "optimizer.warmup",
     ),
     "no teacher": ([MAE, "--config.method.target=features"], "teacher.path"),
+    "no tokenizer": (["--config=configs/cae.py:demo"], "teacher.path"),
+    "a tokenizer's grid": (
+        ["--config=configs/cae.py:demo,path=random", "--config.method.target.size=(12,12)"],
+        "method.target.size",
+    ),
+    "unknown tokenizer": (["--config=configs/beit.py:tokenizer=dallee"], "tokenizer='dallee'"),
     "no such weights": ([MAE, "--config.init_from=/no/file.safetensors"], "/no/file.safetensors"),
     "no such workdir": ([MAE, "--config.resume=/no/workdir"], "resume"),
     "unknown dtype": ([MAE, "--config.dtype=float8"], "dtype"),
