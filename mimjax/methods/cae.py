@@ -30,14 +30,88 @@ ENCODER = ViT(pos_embed="sincos_yx", bias="qv", init_scheme="cae", layer_scale=0
 
 
 @dataclasses.dataclass(frozen=True)
-class CAE(TargetTask):
+class LatentTask(TargetTask):
+    """What CAE and CAE v2 share: an encoder on visible patches and a regressor of latents.
+
+    Attributes:
+      encoder: fixed positions, row first; q and v biases; layer scale 0.1.
+      regressor: its width 0 is the encoder's; another brings a projection.
+      masking: exactly 98 of 196 block-wise (ratio 0.5), blocks of 16 patches or more.
+    """
+
+    encoder: ViT = ENCODER
+    masking: Masking = Masking(kind="block", ratio=0.5, max_block=0)
+    regressor: Regressor = Regressor()
+
+    def __post_init__(self):
+        super().__post_init__()
+        grid, width = self.encoder.grid, self.regressor.width or self.encoder.width
+        regressor = self.regressor.clone(grid=grid, width=width)
+        if not 1 <= regressor.heads <= width or regressor.depth < 0:
+            raise checks.ConfigError(
+                f"method.regressor: heads {regressor.heads}, depth {regressor.depth}; allowed: "
+                f"heads from 1 to {width}, depth 0 or more"
+            )
+        object.__setattr__(self, "regressor", regressor)  # derived fields of a frozen dataclass
+
+    @property
+    def projection(self) -> Projection | None:
+        """Between encoder and regressor, where their widths differ."""
+        if self.regressor.width == self.encoder.width:
+            return None
+        return Projection(self.regressor.width, self.encoder.dtype)
+
+    def init_latents(self, key: Key):
+        """Parameters of encoder, projection and regressor; tokens [1 1+v w]; latents [1 m w]."""
+        images, ids_v, ids_m = self.example()
+        f, encoder = self.encoder.init_with_output(named(key, "encoder"), images, ids_v)
+        params, tokens = {"encoder": encoder["params"]}, f.tokens
+        if self.projection:
+            tokens, out = self.projection.init_with_output(named(key, "projection"), tokens)
+            params["projection"] = out["params"]
+        latents, out = self.regressor.init_with_output(
+            named(key, "regressor"), tokens[:, 1:], ids_v, ids_m
+        )
+        params["regressor"] = out["params"]
+        return params, tokens, latents
+
+    def encode(self, params: PyTree, batch: Batch, ids, key: Key, train: bool):
+        """The encoder's tokens of CLS and of the patches `ids`, [b 1+k d]."""
+        variables = {"params": params["encoder"]}
+        rngs = {"drop_path": key}
+        return self.encoder.apply(variables, batch["image"], ids, None, train, rngs=rngs).tokens
+
+    def project(self, params: PyTree, tokens):
+        """Tokens at the regressor's width."""
+        if self.projection:
+            return self.projection.apply({"params": params["projection"]}, tokens)
+        return tokens
+
+    def visible(self, params: PyTree, batch: Batch, key: Key, train: bool):
+        """Projected tokens of CLS and of the visible patches, [b 1+v w]."""
+        tokens = self.encode(params, batch, batch["ids_v"], named(key, "encoder"), train)
+        return self.project(params, tokens)
+
+    def regress(self, params: PyTree, tokens, batch: Batch, key: Key, train: bool):
+        """Predicted latents [b m w] of the masked patches, from `visible` tokens."""
+        return self.regressor.apply(
+            {"params": params["regressor"]},
+            tokens[:, 1:],
+            batch["ids_v"],
+            batch["ids_m"],
+            train,
+            rngs={"drop_path": named(key, "regressor")},
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CAE(LatentTask):
     """Context autoencoder.
 
     Attributes:
       encoder, regressor, decoder: networks; heads 12 in the last two for every size (code).
         regressor.width differs from the encoder's in Large as released: a projection then stands
         between them. decoder.depth=0 = a linear head (Table 2, no decoder).
-      masking: exactly 98 of 196 block-wise (ratio 0.5), blocks of 16 patches or more.
       target: DALL-E tokens (section 4.1); Table 7 has others. `distance` serves those that are no
         codes (CAE v2's baseline with CLIP latents: its loss is not published, "mse" is ours).
       align_weight: 2 (section 4.1); 0 = no alignment (Table 2).
@@ -48,10 +122,7 @@ class CAE(TargetTask):
       ema_decay: of align_target="ema".
     """
 
-    encoder: ViT = ENCODER
-    masking: Masking = Masking(kind="block", ratio=0.5, max_block=0)
     target: Target = DallE()
-    regressor: Regressor = Regressor()
     decoder: LatentDecoder = LatentDecoder()
     align_weight: float = 2.0
     align_target: str = "current"
@@ -64,36 +135,22 @@ class CAE(TargetTask):
             raise checks.ConfigError(
                 f"method.ema_decay: {self.ema_decay}; allowed: 0 up to below 1"
             )
-        grid, width = self.encoder.grid, self.regressor.width or self.encoder.width
-        regressor = self.regressor.clone(grid=grid, width=width)
-        checks.heads("method.regressor", regressor, floor=True)
-        decoder = self.decoder.clone(grid=grid, out=self.pred_dim)
+        decoder, width = self.decoder, self.regressor.width
+        if not self.regressor.depth:
+            raise checks.ConfigError(
+                "method.regressor.depth: 0; allowed: 1 or more (nothing else predicts latents)"
+            )
         if not 1 <= decoder.heads <= width or decoder.depth < 0:
             raise checks.ConfigError(
                 f"method.decoder: heads {decoder.heads}, depth {decoder.depth}; allowed: heads "
                 f"from 1 to {width}, depth 0 or more"
             )
-        object.__setattr__(self, "regressor", regressor)  # derived fields of a frozen dataclass
-        object.__setattr__(self, "decoder", decoder)
-
-    @property
-    def projection(self) -> Projection | None:
-        """Between encoder and regressor, where their widths differ."""
-        if self.regressor.width == self.encoder.width:
-            return None
-        return Projection(self.regressor.width, self.encoder.dtype)
+        decoder = decoder.clone(grid=self.encoder.grid, out=self.pred_dim)
+        object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass
 
     def init(self, key: Key) -> tuple[PyTree, PyTree]:
-        images, ids_v, ids_m = self.example()
-        f, encoder = self.encoder.init_with_output(named(key, "encoder"), images, ids_v)
-        params, latents = {"encoder": encoder["params"]}, f.tokens
-        if self.projection:
-            latents, out = self.projection.init_with_output(named(key, "projection"), latents)
-            params["projection"] = out["params"]
-        latents, out = self.regressor.init_with_output(
-            named(key, "regressor"), latents[:, 1:], ids_v, ids_m
-        )
-        params["regressor"] = out["params"]
+        params, _, latents = self.init_latents(key)
+        ids_m = self.example()[2]
         params["decoder"] = self.decoder.init(named(key, "decoder"), latents, ids_m)["params"]
         return params, {}
 
@@ -115,29 +172,9 @@ class CAE(TargetTask):
             out["align_tokens"] = self.encode(ema, out, out["ids_m"], named(key, "align"), train)
         return out
 
-    def encode(self, params: PyTree, batch: Batch, ids, key: Key, train: bool):
-        """The encoder's tokens of CLS and of the patches `ids`, [b 1+k d]."""
-        variables = {"params": params["encoder"]}
-        rngs = {"drop_path": key}
-        return self.encoder.apply(variables, batch["image"], ids, None, train, rngs=rngs).tokens
-
-    def project(self, params: PyTree, tokens):
-        """Latents of patches at the regressor's width; CLS left out."""
-        if self.projection:
-            tokens = self.projection.apply({"params": params["projection"]}, tokens)
-        return tokens[:, 1:]
-
     def latents(self, params: PyTree, batch: Batch, key: Key, train: bool):
         """Predicted latents [b m w] of the masked patches."""
-        tokens = self.encode(params, batch, batch["ids_v"], named(key, "encoder"), train)
-        return self.regressor.apply(
-            {"params": params["regressor"]},
-            self.project(params, tokens),
-            batch["ids_v"],
-            batch["ids_m"],
-            train,
-            rngs={"drop_path": named(key, "regressor")},
-        )
+        return self.regress(params, self.visible(params, batch, key, train), batch, key, train)
 
     def decode(self, params: PyTree, latents, ids, key: Key, train: bool):
         """Predictions [b k o] for the patches `ids` with these latents."""
@@ -151,7 +188,7 @@ class CAE(TargetTask):
         if tokens is None:
             # a call of its own: one call for both halves of the image costs half as much again
             tokens = self.encode(params, batch, batch["ids_m"], named(key, "align"), train)
-        return self.project(params, tokens)
+        return self.project(params, tokens)[:, 1:]
 
     def loss(
         self, params: PyTree, model_state: PyTree, batch: Batch, key: Key, step, train: bool
@@ -177,7 +214,7 @@ class CAE(TargetTask):
         columns = super().pictures(params, frozen, batch, preds)
         if columns:
             key = jax.random.key(0)  # read by no layer: nothing is dropped here
-            latents = self.project(params, self.encode(params, batch, None, key, False))
+            latents = self.project(params, self.encode(params, batch, None, key, False))[:, 1:]
             ids = jnp.arange(self.encoder.num_patches)
             ids = jnp.broadcast_to(ids, latents.shape[:2])
             values = self.decode(params, latents, ids, key, False).astype(jnp.float32)

@@ -15,11 +15,9 @@ from jax import lax
 
 from mimjax import checks
 from mimjax.losses import distance
-from mimjax.masking import Masking, gather
-from mimjax.methods.cae import ENCODER
-from mimjax.methods.masked import TargetTask
-from mimjax.models.regressor import Projection, Regressor, SharedHead
-from mimjax.models.vit import ViT
+from mimjax.masking import gather
+from mimjax.methods.cae import LatentTask
+from mimjax.models.regressor import SharedHead
 from mimjax.rng import named
 from mimjax.targets.base import Target
 from mimjax.targets.clip import CLIP
@@ -27,7 +25,7 @@ from mimjax.task import Batch, Key, LossOutput, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class CAEv2(TargetTask):
+class CAEv2(LatentTask):
     """CAE v2.
 
     Attributes:
@@ -44,11 +42,8 @@ class CAEv2(TargetTask):
         as visible in the code's form.
     """
 
-    encoder: ViT = ENCODER
-    masking: Masking = Masking(kind="block", ratio=0.5, max_block=0)
     target: Target = CLIP()
     distance: str = "cosine"
-    regressor: Regressor = Regressor()
     head: SharedHead = SharedHead()
     head_order: str = "ln_fc"
     loss_form: str = "code"
@@ -69,23 +64,10 @@ class CAEv2(TargetTask):
                 "method.visible_weight, method.masked_weight: no loss is left; allowed: one of "
                 "them above 0 (and regressor.depth above 0 for the masked one)"
             )
-        regressor = self.regressor.clone(
-            grid=self.encoder.grid,
-            width=self.regressor.width or self.encoder.width,
-            final_norm=False,
-        )
-        if regressor.depth:
-            checks.heads("method.regressor", regressor, floor=True)
+        regressor = self.regressor.clone(final_norm=False)
         object.__setattr__(self, "regressor", regressor)  # derived fields of a frozen dataclass
         head = self.head.clone(order=self.head_order, out=self.pred_dim)
         object.__setattr__(self, "head", head)
-
-    @property
-    def projection(self) -> Projection | None:
-        """Between encoder and regressor, where their widths differ."""
-        if self.regressor.width == self.encoder.width:
-            return None
-        return Projection(self.regressor.width, self.encoder.dtype)
 
     @property
     def regresses(self) -> bool:
@@ -93,15 +75,9 @@ class CAEv2(TargetTask):
         return bool(self.regressor.depth and self.masked_weight)
 
     def init(self, key: Key) -> tuple[PyTree, PyTree]:
-        images, ids_v, ids_m = self.example()
-        f, encoder = self.encoder.init_with_output(named(key, "encoder"), images, ids_v)
-        params, tokens = {"encoder": encoder["params"]}, f.tokens
-        if self.projection:
-            tokens, out = self.projection.init_with_output(named(key, "projection"), tokens)
-            params["projection"] = out["params"]
-        if self.regresses:
-            variables = self.regressor.init(named(key, "regressor"), tokens[:, 1:], ids_v, ids_m)
-            params["regressor"] = variables["params"]
+        params, tokens, _ = self.init_latents(key)
+        if not self.regresses:
+            del params["regressor"]
         params["head"] = self.head.init(named(key, "head"), tokens)["params"]
         return params, {}
 
@@ -118,25 +94,9 @@ class CAEv2(TargetTask):
 
     def outputs(self, params: PyTree, batch: Batch, key: Key, train: bool):
         """The head's output for CLS, visible and, with a regressor, masked tokens: [b t o]."""
-        tokens = self.encoder.apply(
-            {"params": params["encoder"]},
-            batch["image"],
-            batch["ids_v"],
-            None,
-            train,
-            rngs={"drop_path": named(key, "encoder")},
-        ).tokens
-        if self.projection:
-            tokens = self.projection.apply({"params": params["projection"]}, tokens)
+        tokens = self.visible(params, batch, key, train)
         if self.regresses:
-            masked = self.regressor.apply(
-                {"params": params["regressor"]},
-                tokens[:, 1:],
-                batch["ids_v"],
-                batch["ids_m"],
-                train,
-                rngs={"drop_path": named(key, "regressor")},
-            )
+            masked = self.regress(params, tokens, batch, key, train)
             tokens = jnp.concatenate([tokens, masked], axis=1)
         return self.head.apply({"params": params["head"]}, tokens)
 
