@@ -65,11 +65,14 @@ def _torch_load(path: str) -> dict[str, Any]:
         import torch
     except ImportError:
         raise ConfigError(f"{path}: reading .pth needs torch: pip install mimjax[torch]") from None
+    import argparse
     import pickle
     import warnings
 
+    # Official training scripts keep their parsed flags beside the weights: an inert record.
+    flags = torch.serialization.safe_globals([argparse.Namespace])
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), flags:
             return torch.load(path, map_location="cpu", weights_only=True)
     except RuntimeError as e:
         if "TorchScript" not in str(e):

@@ -1,5 +1,7 @@
 """DINO's and CLIP's features and attention against transformers, and the files that hold them."""
 
+import argparse
+
 import jax
 import numpy as np
 import pytest
@@ -103,6 +105,10 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+class Unknown:
+    """Of no class that a checkpoint may hold."""
+
+
 def test_full_checkpoints_hold_a_teacher_and_a_student(tmp_path):
     """DINO's main_dino.py: two networks with heads; the student is DistributedDataParallel's."""
     torch = pytest.importorskip("torch")
@@ -115,12 +121,17 @@ def test_full_checkpoints_hold_a_teacher_and_a_student(tmp_path):
             {f"backbone.{k}": v for k, v in load.to_torch(params, "dino").items()} | head
         ).items()
     }
-    both = {"student": full(student, "module."), "teacher": full(teacher, ""), "epoch": 3}
+    flags = argparse.Namespace(arch="vit_base", lr=5e-4, crops=(0.4, 1.0))
+    both = {"student": full(student, "module."), "teacher": full(teacher, ""), "args": flags}
     path = str(tmp_path / "checkpoint.pth")
     torch.save(both, path)
     same(load.from_torch(load.read_file(path), shapes(target)), teacher)
-    torch.save({"student": both["student"]}, path)
+    torch.save({"student": both["student"], "epoch": 3}, path)
     same(load.from_torch(load.read_file(path), shapes(target)), student)
+    flags.what = Unknown()  # what the flags hold is as restricted as everything else
+    torch.save(both, path)
+    with pytest.raises(ConfigError, match="pickled objects, which mimjax never loads"):
+        load.read_file(path)
     path = str(tmp_path / "flat.safetensors")  # in one level, as .safetensors must be
     flat = {f"{who}.{k}": v.numpy() for who in ("student", "teacher") for k, v in both[who].items()}
     save_file(flat, path)
