@@ -52,6 +52,19 @@ def test_one_pass_gives_features_and_attention(name):
     np.testing.assert_allclose(target.read(frozen, hidden[:, some]), read[:, some], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", TEACHERS)
+def test_the_teacher_runs_once(name):
+    """Attention costs one row of products more, no second pass."""
+    target = TEACHERS[name]
+    frozen = jax.eval_shape(lambda key: target.init_frozen(key, STUDENT), jax.random.key(0))
+
+    def flops(method):
+        run = lambda f, b: method(f, b, STUDENT)
+        return jax.jit(run).lower(frozen, batch()).cost_analysis()["flops"]
+
+    assert flops(target.encode_with_attention) < 1.05 * flops(target.encode)
+
+
 def test_features_are_after_or_before_the_final_norm():
     post, pre = TEACHERS["dino"], TEACHERS["dino_pre_norm"]
     frozen = post.init_frozen(jax.random.key(0), STUDENT)
