@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -26,6 +27,7 @@ OFFICIAL_PATCHES = 196  # the 14x14 grid on which the papers give their block co
 MAX_TRIES = 10_000
 ATTEMPTS = 10  # BEiT's generator gives up after so many tries that add nothing
 KINDS = ("random", "block", "block_random", "block_at_most", "grid")
+SELECTIONS = ("topk", "sample", "random")  # of `select_visible`
 
 
 # ------------------------------------------------------------------ on the device
@@ -34,6 +36,34 @@ def split(mask: Bool[Array, "b n"], num_masked: int) -> tuple[Int[Array, "b v"],
     order = jnp.argsort(mask, axis=1, stable=True)
     num_visible = mask.shape[1] - num_masked
     return order[:, :num_visible], order[:, num_visible:]
+
+
+def select_visible(
+    attention: Float[Array, "b n"], num_visible: int, how: str, key: jax.Array
+) -> tuple[Int[Array, "b v"], Int[Array, "b m"]]:
+    """Visible and masked ids, both in raster order, chosen by what a teacher attends to.
+
+    MR-MAE's focused mimicking. Its paper (arXiv 2303.05475) selects "the most salient tokens" and
+    published no code: "topk" is its literal reading, "sample" what MILAN does.
+
+    Args:
+      attention: not negative; need not sum to 1.
+      num_visible: static, as everything about the shapes.
+      how: "topk" = the largest attention, of equal ones the first; "sample" = drawn without
+        replacement with probabilities proportional to attention (Gumbel noise on its logarithm),
+        those of none last; "random" = uniformly.
+      key: not read by "topk".
+    """
+    score = attention.astype(jnp.float32)
+    if how == "sample":
+        score = jnp.log(score) + jax.random.gumbel(key, score.shape)
+    elif how == "random":
+        score = jax.random.uniform(key, score.shape)
+    elif how != "topk":
+        raise ConfigError(f"selection of patches: {how!r}; allowed: {', '.join(SELECTIONS)}")
+    # argsort, not lax.top_k, for which the partitioner gathers a sharded batch
+    order = jnp.argsort(-score, axis=1, stable=True)
+    return jnp.sort(order[:, :num_visible], axis=1), jnp.sort(order[:, num_visible:], axis=1)
 
 
 def gather(x: Float[Array, "b n d"], ids: Int[Array, "b k"]) -> Float[Array, "b k d"]:

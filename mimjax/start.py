@@ -136,7 +136,7 @@ def read_params(
         say(f"weights: all of {', '.join(like)} from {path}")
         return params
     state = load.read_file(path)
-    layout = names.detect(state, f"{key}: {path}: ")
+    layout = names.detect(state, f"{key}: {path}: ", like)
     names.check_roots(layout, like, f"{key}: {path}")
     out, absent = {}, []
     for name, subtree in like.items():

@@ -17,7 +17,6 @@ PENDING = {
     *("mcmae.cblock", "mcmae.det_backbone", "mcmae.fast", "mcmae.finetune", "mcmae.posinterp"),
     *("mcmae.pretrain", "mcmae.seg_backbone", "mcmae.steps"),
     *("mrmae.pretrain", "mrmae.pretrain_clip", "mrmae.steps"),
-    *("teacher.clip_hf", "teacher.clip_openai", "teacher.dino", "teacher.dino_interp"),
 }
 
 

@@ -77,13 +77,15 @@ class CLIPAttention(nn.Module):
 
 
 class CLIPMlp(nn.Module):
-    """Linear to four times the width, QuickGELU, linear."""
+    """Linear, QuickGELU, linear."""
 
+    ratio: float = 4.0
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
-        h = quick_gelu(nn.Dense(4 * x.shape[-1], dtype=self.dtype, name="fc1")(x))
+        hidden = round(self.ratio * x.shape[-1])
+        h = quick_gelu(nn.Dense(hidden, dtype=self.dtype, name="fc1")(x))
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
 
 
@@ -91,6 +93,7 @@ class CLIPBlock(nn.Module):
     """Pre-norm transformer block."""
 
     heads: int
+    mlp_ratio: float = 4.0
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -98,7 +101,7 @@ class CLIPBlock(nn.Module):
         x = shard_batch(x)
         attention = CLIPAttention(self.heads, self.dtype, name="attn")
         x = x + attention(norm("norm1", self.dtype)(x))
-        return x + CLIPMlp(self.dtype, name="mlp")(norm("norm2", self.dtype)(x))
+        return x + CLIPMlp(self.mlp_ratio, self.dtype, name="mlp")(norm("norm2", self.dtype)(x))
 
 
 class CLIPVision(nn.Module):
@@ -109,6 +112,7 @@ class CLIPVision(nn.Module):
       pos_grid: (rows, columns) of the stored position table. Images may have any grid: the table
         is resized to theirs.
       proj_dim: width of the joint space; 0 = no projection.
+      mlp_ratio: 4 in OpenAI's models; later towers have others.
     """
 
     width: int = 768
@@ -117,6 +121,7 @@ class CLIPVision(nn.Module):
     patch: int = 16
     pos_grid: tuple[int, int] = (14, 14)
     proj_dim: int = 512
+    mlp_ratio: float = 4.0
     dtype: Dtype = jnp.float32
 
     @property
@@ -134,7 +139,7 @@ class CLIPVision(nn.Module):
         self.norm_pre = norm(None, self.dtype)
         heads = self.heads or self.width // 64
         for i in range(self.depth):
-            setattr(self, f"block_{i:02d}", CLIPBlock(heads, self.dtype))
+            setattr(self, f"block_{i:02d}", CLIPBlock(heads, self.mlp_ratio, self.dtype))
         # The outputs are regression targets: float32 whatever the rest computes in.
         self.norm_post = norm(None, jnp.float32)
         if self.proj_dim:

@@ -26,12 +26,14 @@ class Target:
         (float32 [b k d]).
       num_prefix: tokens before the patches in what `encode` returns (CLIP's CLS token).
       decodes: whether `decode` can turn values into pictures.
+      has_attention: whether it can tell where its CLS token looks (`attention`).
     """
 
     PLUGGABLE: ClassVar[bool] = True  # the config section names the class
     discrete: ClassVar[bool] = False
     num_prefix: ClassVar[int] = 0
     decodes: ClassVar[bool] = False
+    has_attention: ClassVar[bool] = False
 
     def out_dim(self, encoder: ViT) -> int:
         """Width of the head that predicts it: the vocabulary or the length of a vector."""
@@ -52,6 +54,20 @@ class Target:
           batch: as the data pipeline delivers it (uint8 images; floats pass as normalized).
         """
         raise NotImplementedError(type(self).__name__)
+
+    def encode_with_attention(
+        self, frozen: PyTree, batch: Batch, encoder: ViT
+    ) -> tuple[jax.Array, jax.Array]:
+        """`encode` and, from the same pass, `attention`; only where `has_attention`."""
+        raise NotImplementedError(f"{type(self).__name__} has no attention of a CLS token")
+
+    def attention(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+        """How CLS attends to each patch in the last block, float32 [b h n], head by head.
+
+        Softmax probabilities without CLS's own column and not normalized anew. The mean over heads
+        is the caller's (MILAN and MR-MAE select patches by it).
+        """
+        return self.encode_with_attention(frozen, batch, encoder)[1]
 
     def read(self, frozen: PyTree, hidden: jax.Array, key: Key | None = None) -> jax.Array:
         """Targets of the tokens that a loss reads, [b k] or [b k d], from their hidden vectors.

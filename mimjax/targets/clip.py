@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from mimjax import checks
 from mimjax.models.clip import CLIPVision
+from mimjax.models.cls_attention import with_cls_attention
 from mimjax.models.vit import ViT
 from mimjax.targets.base import Target, target_image, target_view
 from mimjax.targets.pixels import normalize
@@ -21,32 +23,45 @@ from mimjax.task import Batch, Key, PyTree, View
 # openai/CLIP, `clip/clip.py`, _transform
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+FEATURES = ("proj", "post_norm", "pre_norm")
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIP(Target):
-    """Tokens of CLIP's visual tower after its last norm, CLS first.
+    """Tokens of CLIP's visual tower, by default after its last norm and projection; CLS first.
 
     Attributes:
       network: ViT-B/16 by default; `models.clip.CLIP_SIZES` has the published sizes.
       project: into the joint space with text (CAE v2: 512 numbers for B/16); False = the normed
         features of the tower's own width (768), and the file needs no projection.
+      feature: "" = as `project` says; else in its place "proj", "post_norm" (MR-MAE: the normed
+        features of the tower's own width) or "pre_norm" (the last block's output).
       size: (height, width) of the teacher's view; (0, 0) = the student's grid times the patch.
       mean, std: of the teacher's input, per channel.
     """
 
     num_prefix: ClassVar[int] = 1
+    has_attention: ClassVar[bool] = True
 
     network: CLIPVision = CLIPVision()
     project: bool = True
     size: tuple[int, int] = (0, 0)
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    feature: str = ""
+
+    def __post_init__(self):
+        checks.choice("method.target.feature", self.feature, ("", *FEATURES))
+
+    @property
+    def stage(self) -> str:
+        """Which of FEATURES is read."""
+        return self.feature or ("proj" if self.project else "post_norm")
 
     @property
     def tower(self) -> CLIPVision:
         """The network that is computed: without its projection if that is not wanted."""
-        return self.network if self.project else self.network.clone(proj_dim=0)
+        return self.network if self.stage == "proj" else self.network.clone(proj_dim=0)
 
     def out_dim(self, encoder: ViT) -> int:
         return self.tower.out_dim
@@ -64,8 +79,16 @@ class CLIP(Target):
         images = normalize(target_image(batch), self.mean, self.std)
         return self.apply(frozen, "encode", images)
 
+    def encode_with_attention(
+        self, frozen: PyTree, batch: Batch, encoder: ViT
+    ) -> tuple[jax.Array, jax.Array]:
+        images = normalize(target_image(batch), self.mean, self.std)
+        return with_cls_attention(self.tower, frozen["clip"], images, "encode")
+
     def read(self, frozen: PyTree, hidden: jax.Array, key: Key | None = None) -> jax.Array:
-        """Features [b k p] in float32: the final norm and, if asked for, the projection."""
+        """Features [b k p] in float32: the final norm and the projection, as asked for."""
+        if self.stage == "pre_norm":
+            return hidden.astype(jnp.float32)
         return self.apply(frozen, "read", hidden)
 
     def apply(self, frozen: PyTree, method: str, x: jax.Array) -> Any:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mimjax import checks
+from mimjax.models.cls_attention import with_cls_attention
 from mimjax.models.vit import ViT
 from mimjax.targets import pixels
 from mimjax.targets.base import Target, target_image, target_view
@@ -29,6 +30,7 @@ class EncoderFeatures(Target):
     """
 
     num_prefix: ClassVar[int] = 1
+    has_attention: ClassVar[bool] = True
 
     network: ViT = ViT()
     size: tuple[int, int] = (0, 0)
@@ -51,6 +53,13 @@ class EncoderFeatures(Target):
     def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
         images = pixels.normalize(target_image(batch), self.mean, self.std)
         return self.network.apply({"params": frozen["encoder"]}, images).tokens
+
+    def encode_with_attention(
+        self, frozen: PyTree, batch: Batch, encoder: ViT
+    ) -> tuple[jax.Array, jax.Array]:
+        images = pixels.normalize(target_image(batch), self.mean, self.std)
+        features, attention = with_cls_attention(self.network, frozen["encoder"], images)
+        return features.tokens, attention
 
     def read(self, frozen: PyTree, hidden: jax.Array, key=None) -> jax.Array:
         return hidden.astype(jnp.float32)

@@ -15,6 +15,7 @@ from mimjax.errors import ConfigError
 from mimjax.models.vit import sincos_table
 from mimjax.rules import paths
 from mimjax.torch_io import methods, names, positions, teachers
+from mimjax.torch_io.teachers_dino import backbone
 
 PyTree = Any
 SUFFIXES = (
@@ -28,7 +29,10 @@ SUFFIXES = (
 
 
 def read_file(path: str) -> dict[str, np.ndarray]:
-    """A checkpoint file as {key: float32 array}; a {"model": ...} wrapper is unwrapped.
+    """A checkpoint file as {key: float32 array}.
+
+    A wrapper ({"model": ...}, DINO's {"teacher": ...}) is unwrapped, and of keys under `backbone.`
+    only these are kept, without it.
 
     Raises:
       ConfigError: no such file, an unknown suffix, torch missing, or pickled objects inside.
@@ -45,15 +49,15 @@ def read_file(path: str) -> dict[str, np.ndarray]:
         if path.endswith(".safetensors"):
             from safetensors.numpy import load_file
 
-            return {k: v.astype(np.float32) for k, v in load_file(path).items()}
+            return backbone({k: v.astype(np.float32) for k, v in load_file(path).items()})
         state = _torch_load(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    for wrapper in ("model", "module", "state_dict"):
+    for wrapper in ("model", "module", "state_dict", "teacher", "student"):
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]
             break
-    return {k: v.float().numpy() for k, v in state.items() if hasattr(v, "numpy")}
+    return backbone({k: v.float().numpy() for k, v in state.items() if hasattr(v, "numpy")})
 
 
 def _torch_load(path: str) -> dict[str, Any]:
@@ -61,11 +65,14 @@ def _torch_load(path: str) -> dict[str, Any]:
         import torch
     except ImportError:
         raise ConfigError(f"{path}: reading .pth needs torch: pip install mimjax[torch]") from None
+    import argparse
     import pickle
     import warnings
 
+    # Official training scripts keep their parsed flags beside the weights: an inert record.
+    flags = torch.serialization.safe_globals([argparse.Namespace])
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), flags:
             return torch.load(path, map_location="cpu", weights_only=True)
     except RuntimeError as e:
         if "TorchScript" not in str(e):
@@ -105,7 +112,7 @@ def from_torch(
       ConfigError: keys missing, shapes that differ, or position tables that are not the fixed
         sine-cosine ones of this model.
     """
-    layout = names.detect(state) if layout == "auto" else layout
+    layout = names.detect(state, roots=like) if layout == "auto" else layout
     rows = names.rows_for(layout, paths(like))
     check_keys(state, [k for r in rows for k in r.keys], layout, where)
     leaves = [

@@ -15,6 +15,8 @@ from mimjax.torch_io.layouts import LAYOUTS, Row
 __all__ = ["LAYOUTS", "TABLES", "Row", "detect", "rows_for"]
 
 TABLES = methods.TABLES | teachers.TABLES
+# Layouts of the same keys: the second is meant where its network is asked for and not the first's.
+TWINS = {"mae": "dino"}
 
 
 def rows_for(layout: str, paths: Iterable[str]) -> list[Row]:
@@ -36,15 +38,24 @@ def rows_for(layout: str, paths: Iterable[str]) -> list[Row]:
     return found
 
 
-def detect(keys: Iterable[str], where: str = "") -> str:
+def held(layout: str) -> set[str]:
+    """Roots of our paths that the layout has keys for: "encoder", "clip", ..."""
+    return {row.ours.split("/")[0] for row in TABLES[layout][0]}
+
+
+def detect(keys: Iterable[str], where: str = "", roots: Iterable[str] = ()) -> str:
     """The layout of a checkpoint, from its key names; `where` begins an error's line.
+
+    Args:
+      roots: of the networks asked for; they decide between layouts of the same keys.
 
     Raises:
       ConfigError: no known layout fits.
     """
-    keys = set(keys)
+    keys, roots = set(keys), set(roots)
     if found := teachers.detect(keys) or methods.detect(keys):
-        return found
+        twin = TWINS.get(found)
+        return twin if twin and roots & held(twin) and not roots & held(found) else found
     some = ", ".join(sorted(keys)[:3])
     raise ConfigError(
         f"{where}unknown checkpoint layout (keys {some}, ...); known: {', '.join(TABLES)}"
@@ -61,7 +72,6 @@ def check_roots(layout: str, roots: Iterable[str], where: str) -> None:
     Raises:
       ConfigError: it holds other networks; the line says which layouts would do.
     """
-    held = lambda name: {row.ours.split("/")[0] for row in TABLES[name][0]}
     roots = set(roots)
     if not roots & held(layout):
         fit = ", ".join(sorted(name for name in TABLES if roots & held(name)))

@@ -1,7 +1,7 @@
 """Learned positions of a published file, resized to a model of another grid as BEiT's code does.
 
 Relative tables by a cubic spline over coordinates that grow geometrically with the distance;
-absolute positions by PyTorch's bicubic interpolation. numpy and scipy alone; no torch is needed.
+absolute positions by PyTorch's bicubic interpolation (`models.positions`). No torch is needed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from scipy.interpolate import RectBivariateSpline
 
 from mimjax.errors import ConfigError
 from mimjax.models.layers import table_rows
+from mimjax.models.positions import Grid, resize_absolute
 
-Grid = tuple[int, int]
 CLS_ROWS = 3  # the last rows of a relative table: CLS to patch, patch to CLS, CLS to itself
-CUBIC = -0.75  # PyTorch's coefficient of the cubic kernel
 
 
 def growth(source: int, target: int) -> float:
@@ -65,34 +64,6 @@ def resize_relative(table: np.ndarray, source: Grid, target: Grid) -> np.ndarray
     kx, ky = (min(3, side - 1) for side in sides)
     rows = [RectBivariateSpline(y, x, z, kx=kx, ky=ky, s=0)(new_y, new_x).ravel() for z in heads]
     return np.concatenate([np.stack(rows, axis=1), table[-CLS_ROWS:]]).astype(np.float32)
-
-
-def bicubic_weights(source: int, target: int) -> np.ndarray:
-    """PyTorch's bicubic interpolation of one axis as a matrix, float64 [target source].
-
-    align_corners=False and no antialiasing; taps beyond the border read the border.
-    """
-    place = (np.arange(target) + 0.5) * source / target - 0.5
-    taps = np.floor(place).astype(int)[:, None] + np.arange(-1, 3)
-    d = np.abs(place[:, None] - taps)
-    near = (CUBIC + 2) * d**3 - (CUBIC + 3) * d**2 + 1
-    far = CUBIC * (d**3 - 5 * d**2 + 8 * d - 4)
-    out = np.zeros((target, source))
-    rows = np.broadcast_to(np.arange(target)[:, None], taps.shape)
-    np.add.at(out, (rows, taps.clip(0, source - 1)), np.where(d <= 1, near, far))
-    return out
-
-
-def resize_absolute(pos: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
-    """Learned positions [1 1+n d] for another grid, bicubic, float32; the row of CLS is kept."""
-    assert pos.shape[1] == 1 + source[0] * source[1], (pos.shape, source)
-    if source == target:
-        return np.array(pos, np.float32)
-    y, x = (bicubic_weights(s, t) for s, t in zip(source, target))
-    patches = np.asarray(pos[0, 1:], np.float64).reshape(*source, -1)
-    out = np.einsum("yh,xw,hwd->yxd", y, x, patches, optimize=True)
-    out = out.reshape(1, -1, pos.shape[2])
-    return np.concatenate([pos[:, :1], out], axis=1).astype(np.float32)
 
 
 def resized(x: np.ndarray, shape: tuple[int, ...], ours: str, grid: Grid | None) -> np.ndarray:

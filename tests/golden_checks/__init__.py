@@ -1,6 +1,6 @@
 """Checks of golden files (numbers of the official code), one function per kind."""
 
-from golden_checks import bootmae, cae, clip, interp, mae, tokenizers, vqgan
+from golden_checks import bootmae, cae, clip, interp, mae, teachers, tokenizers, vqgan
 
 CHECKS = {
     "mae.pretrain": mae.pretrain,
@@ -25,6 +25,10 @@ CHECKS = {
     "caev2.pretrain_paper": cae.caev2,
     "clip.hf": clip.hf,
     "clip.openai": clip.openai,
+    "teacher.clip_hf": teachers.clip,
+    "teacher.clip_openai": teachers.clip,
+    "teacher.dino": teachers.dino,
+    "teacher.dino_interp": teachers.dino,
     "tokenizer.vqgan": vqgan.tokenizer,
     "tokenizer.dalle": tokenizers.dalle,
     "tokenizer.flava": tokenizers.dalle,

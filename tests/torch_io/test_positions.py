@@ -6,6 +6,7 @@ import pytest
 
 from mimjax.errors import ConfigError
 from mimjax.models.layers import table_rows
+from mimjax.models.positions import bicubic_weights, resize_absolute
 from mimjax.models.vit import ViT
 from mimjax.torch_io import load, positions
 
@@ -25,6 +26,35 @@ def test_absolute_positions_equal_torch(source, target):
     theirs = theirs.permute(0, 2, 3, 1).reshape(1, -1, 5).numpy()
     np.testing.assert_array_equal(ours[:, 0], pos[:, 0])
     np.testing.assert_allclose(ours[:, 1:], theirs, atol=2e-6)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize(("source", "target"), [((4, 4), (6, 6)), ((5, 5), (3, 8))], ids=str)
+def test_positions_while_running_equal_torch(source, target, traced):
+    """As DINO's code resizes them: by factors of (target + 0.1) / source; other prefixes too."""
+    torch = pytest.importorskip("torch")
+    pos = RNG.normal(size=(1, 2 + source[0] * source[1], 5)).astype(np.float32)
+    resize = lambda x: resize_absolute(x, source, target, 0.1, num_prefix=2)
+    ours = np.asarray(jax.jit(resize)(pos) if traced else resize(pos))
+    theirs = torch.nn.functional.interpolate(
+        torch.tensor(pos[:, 2:].reshape(1, *source, 5).transpose(0, 3, 1, 2)),
+        scale_factor=tuple((t + 0.1) / s for s, t in zip(source, target)),
+        mode="bicubic",
+    )
+    theirs = theirs.permute(0, 2, 3, 1).reshape(1, -1, 5).numpy()
+    assert ours.dtype == np.float32
+    np.testing.assert_array_equal(ours[:, :2], pos[:, :2])
+    np.testing.assert_allclose(ours[:, 2:], theirs, atol=5e-6)
+    assert np.abs(ours - resize_absolute(pos, source, target, num_prefix=2)).max() > 0.01
+    same = resize_absolute(jax.numpy.asarray(pos) if traced else pos, source, source, 0.1, 2)
+    np.testing.assert_array_equal(same, pos)
+
+
+@pytest.mark.parametrize(("source", "target"), GRIDS, ids=str)
+def test_weights_of_a_point_sum_to_one(source, target):
+    for s, t in zip(source, target):
+        for extra in (0.0, 0.1):
+            np.testing.assert_allclose(bicubic_weights(s, t, extra).sum(1), 1.0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("source", "target"), GRIDS[:-1], ids=str)

@@ -1,0 +1,63 @@
+"""Learned absolute positions resized to another grid by PyTorch's bicubic interpolation.
+
+The one implementation behind files that are read (`torch_io.positions`, numpy) and networks that
+resize when they run (DINO, traced): one matrix of weights per axis. `jax.image.resize` has another
+cubic kernel (a = -0.5) and blurs downwards. CLIP's tower resizes bilinearly (`models.clip`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+Grid = tuple[int, int]
+CUBIC = -0.75  # PyTorch's coefficient of the cubic kernel
+
+
+def bicubic_weights(source: int, target: int, extra: float = 0.0) -> np.ndarray:
+    """PyTorch's bicubic interpolation of one axis as a matrix, float64 [target source].
+
+    align_corners=False and no antialiasing; taps beyond the border read the border.
+
+    Args:
+      extra: as torch's `scale_factor=(target + extra) / source`, which decides where the target's
+        points lie, but not how many there are (0 <= extra < 1); 0 = torch's `size=target`.
+    """
+    place = (np.arange(target) + 0.5) * source / (target + extra) - 0.5
+    taps = np.floor(place).astype(int)[:, None] + np.arange(-1, 3)
+    d = np.abs(place[:, None] - taps)
+    near = (CUBIC + 2) * d**3 - (CUBIC + 3) * d**2 + 1
+    far = CUBIC * (d**3 - 5 * d**2 + 8 * d - 4)
+    out = np.zeros((target, source))
+    rows = np.broadcast_to(np.arange(target)[:, None], taps.shape)
+    np.add.at(out, (rows, taps.clip(0, source - 1)), np.where(d <= 1, near, far))
+    return out
+
+
+def resize_absolute(
+    pos: Any, source: Grid, target: Grid, extra: float = 0.0, num_prefix: int = 1
+) -> Any:
+    """Positions [1 p+n d] for another grid, bicubic, float32; the p rows of the prefix are kept.
+
+    Args:
+      pos: numpy (computed in float64) or jax, also traced (computed in float32).
+      source, target: (height, width) in patches; equal grids change nothing, whatever `extra`.
+      extra: see `bicubic_weights`.
+    """
+    assert pos.shape[1] == num_prefix + source[0] * source[1], (pos.shape, source)
+    traced = not isinstance(pos, np.ndarray)
+    if source == target:
+        return pos.astype(jnp.float32) if traced else np.array(pos, np.float32)
+    y, x = (bicubic_weights(s, t, extra) for s, t in zip(source, target))
+    if traced:
+        xp, options = jnp, {"precision": "highest"}
+        pos, y, x = (jnp.asarray(a, jnp.float32) for a in (pos, y, x))
+    else:
+        xp, options = np, {"optimize": True}
+        pos = pos.astype(np.float64)
+    patches = pos[0, num_prefix:].reshape(*source, -1)
+    out = xp.einsum("yh,xw,hwd->yxd", y, x, patches, **options)
+    out = out.reshape(1, -1, pos.shape[2])
+    return xp.concatenate([pos[:, :num_prefix], out], axis=1).astype(np.float32)
