@@ -28,6 +28,30 @@ def encoder(key: str, vit) -> None:
     heads(key, vit)
 
 
+def conv_stages(key: str, net) -> None:
+    """A ConvViT's stages: strides that divide the image, one setting per stage, fused blocks."""
+    stages = net.stage_widths, net.stage_depths, net.stage_mlp_ratios
+    if len(net.strides) != 3 or min(net.strides) < 1 or any(len(s) != 2 for s in stages):
+        raise ConfigError(
+            f"{key}: strides {net.strides}, stage_widths, _depths and _mlp_ratios {stages}; "
+            "allowed: three strides of 1 or more, and two values of each of the others"
+        )
+    if min(min(s) for s in stages) <= 0:
+        raise ConfigError(
+            f"{key}: stage_widths, stage_depths, stage_mlp_ratios {stages}; allowed: above 0"
+        )
+    for name, side in zip(("height", "width"), net.image_size, strict=True):
+        if side <= 0 or side % net.patch:
+            raise ConfigError(
+                f"{key}.image_size: {name} {side} is not divisible by {net.patch}, the product of "
+                f"{key}.strides {net.strides}; allowed: multiples of {net.patch}"
+            )
+    if not net.fuse_layers:
+        raise ConfigError(f"{key}.fuse_layers: empty; allowed: one block or more, (-1,) = the last")
+    for index in net.fuse_layers:
+        block_index(f"{key}.fuse_layers", index, net.depth)
+
+
 def heads(key: str, net, floor: bool = False) -> None:
     """The heads divide the width; with `floor`, at least one channel per head suffices."""
     if net.heads < 1 or net.width < net.heads or (net.width % net.heads and not floor):

@@ -83,16 +83,20 @@ def bicubic_weights(source: int, target: int) -> np.ndarray:
     return out
 
 
-def resize_absolute(pos: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
-    """Learned positions [1 1+n d] for another grid, bicubic, float32; the row of CLS is kept."""
-    assert pos.shape[1] == 1 + source[0] * source[1], (pos.shape, source)
+def resize_absolute(pos: np.ndarray, source: Grid, target: Grid, prefix: int = 1) -> np.ndarray:
+    """Learned positions [1 p+n d] for another grid, bicubic, float32; `prefix` rows are kept.
+
+    Args:
+      prefix: rows before the patches: 1 = CLS, 0 = none.
+    """
+    assert pos.shape[1] == prefix + source[0] * source[1], (pos.shape, source)
     if source == target:
         return np.array(pos, np.float32)
     y, x = (bicubic_weights(s, t) for s, t in zip(source, target))
-    patches = np.asarray(pos[0, 1:], np.float64).reshape(*source, -1)
+    patches = np.asarray(pos[0, prefix:], np.float64).reshape(*source, -1)
     out = np.einsum("yh,xw,hwd->yxd", y, x, patches, optimize=True)
     out = out.reshape(1, -1, pos.shape[2])
-    return np.concatenate([pos[:, :1], out], axis=1).astype(np.float32)
+    return np.concatenate([pos[:, :prefix], out], axis=1).astype(np.float32)
 
 
 def resized(x: np.ndarray, shape: tuple[int, ...], ours: str, grid: Grid | None) -> np.ndarray:
