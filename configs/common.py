@@ -132,16 +132,17 @@ DEMO_ENCODER = {
 }
 
 
-def demo(c: Config, data: str) -> None:
+def demo(c: Config, data: str, encoders: dict[str, dict] = DEMO_ENCODER) -> None:
     """A run that a laptop CPU finishes in minutes; no published recipe stands behind its numbers.
 
     Args:
       data: "digits" (8x8, patch 2, labeled) or "photos" (64x64, patch 8).
+      encoders: settings of the encoder for each.
     """
-    if data not in DEMO_ENCODER:
-        raise ConfigError(f"config argument data={data!r}; allowed: {', '.join(DEMO_ENCODER)}")
+    if data not in encoders:
+        raise ConfigError(f"config argument data={data!r}; allowed: {', '.join(encoders)}")
     c.data.source = data
-    c.method.encoder.update(DEMO_ENCODER[data])
+    c.method.encoder.update(encoders[data])
     c.optimizer.lr = 2e-3 if data == "digits" else 1e-3
     c.optimizer.warmup_epochs, c.optimizer.warmup_steps = 0.0, 100
     c.batch_size = 128 if data == "digits" else 64

@@ -2,7 +2,8 @@
 
 `section` writes a dataclass's settings out as a ConfigDict, so that each can be overridden by
 name; `build` reads such a section back, naming the key of anything that does not fit. A field
-whose class is PLUGGABLE (a method's target) may hold any subclass; its section names it in `type`.
+whose class is PLUGGABLE (a method's target) may hold any subclass, and a network may be replaced by
+one of another class (MR-MAE's encoder); such a section names its class in `type`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def find_class(path: Any, key: str) -> type:
         raise ConfigError(
             f"{key}: {path!r} not found; allowed: 'module:Class', like 'mimjax.methods.mae:MAE'"
         ) from None
+
+
+def class_path(cls: type) -> str:
+    """The name that `find_class` reads."""
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def pluggable(thing: Any) -> bool:
@@ -72,12 +78,13 @@ def section(thing: Any, **overrides: Any) -> Config:
             raise ConfigError(f"{key}: unknown; allowed: {', '.join(sorted(known))}")
     out = ConfigDict(convert_dict=False)
     if pluggable(thing):
-        cls = thing if isinstance(thing, type) else type(thing)
-        out.type = f"{cls.__module__}:{cls.__qualname__}"
+        out.type = class_path(thing if isinstance(thing, type) else type(thing))
     for name, value in known.items():
         given = overrides.get(name, {})
         if dataclasses.is_dataclass(given):
             out[name] = section(given)
+            if type(given) is not type(value):
+                out[name].type = class_path(type(given))
         elif dataclasses.is_dataclass(value):
             out[name] = section(value, **given)
         else:
@@ -91,7 +98,7 @@ def build(thing: Any, values: Config, where: str) -> Any:
     Raises:
       ConfigError: an unknown key, or a value of the wrong type.
     """
-    if pluggable(thing):
+    if pluggable(thing) or ("type" in values and "type" not in defaults(thing)):
         base = (thing if isinstance(thing, type) else type(thing)).__mro__[-2]
         thing = find_class(values.type, f"{where}.type")
         if not (isinstance(thing, type) and issubclass(thing, base)):

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 
-from configs import beit, bootmae, cae, caev2, dvae, mae
+from configs import beit, bootmae, cae, caev2, dvae, mae, mcmae
 from mimjax import build
 from mimjax.files import Workdir
 from mimjax.task import Clock
@@ -25,6 +25,7 @@ CONFIGS = {
     "cae": cae,
     "caev2": caev2,
     "dvae": dvae,
+    "mcmae": mcmae,
 }
 # what makes an encoder small; methods whose encoder is no ViT have settings of their own
 NARROW = {"method.encoder.width": 32, "method.encoder.depth": 2}
@@ -35,6 +36,7 @@ SMALL = {
         "method.decoder.codebook_dim": 8,
         "method.temperature_end": 0.5,
     },
+    "mcmae": NARROW | {"method.encoder.stage_widths": (8, 16)},
 }
 
 

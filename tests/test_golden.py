@@ -14,9 +14,7 @@ FILES = sorted(FOLDER.glob("*.npz"))
 PENDING = {
     *("mae.finetune", "mae.linear_probe", "bootmae.finetune"),
     *("cae.attentive_probe", "cae.finetune", "cae.fpn", "cae.linear_probe"),
-    *("mcmae.cblock", "mcmae.det_backbone", "mcmae.fast", "mcmae.finetune", "mcmae.posinterp"),
-    *("mcmae.pretrain", "mcmae.seg_backbone", "mcmae.steps"),
-    *("mrmae.pretrain", "mrmae.pretrain_clip", "mrmae.steps"),
+    *("mcmae.det_backbone", "mcmae.finetune", "mcmae.seg_backbone"),
 }
 
 

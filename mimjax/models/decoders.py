@@ -51,8 +51,9 @@ class MAEDecoder(nn.Module):
 
     Attributes:
       width, depth, heads: 512, 8, 16 for all encoder sizes.
-      out, grid, mask_tokens: derived by the method. Without `mask_tokens` the encoder has already
-        put tokens at the masked places (ablation c).
+      out, grid, mask_tokens, prefix, mlp_ratio: derived by the method. Without `mask_tokens` the
+        encoder has already put tokens at the masked places (ablation c); `prefix` tokens stand
+        before the patches: 1 = CLS, 0 = none.
     """
 
     width: int = 512
@@ -61,12 +62,14 @@ class MAEDecoder(nn.Module):
     out: int = 0
     grid: tuple[int, int] = (0, 0)
     mask_tokens: bool = True
+    prefix: int = 1
+    mlp_ratio: float = 4.0
     pos_embed: str = "sincos_xy"
     bias: str = "full"
     init_scheme: str = "mae"
     dtype: Dtype = jnp.float32
 
-    DERIVED = ("out", "grid", "mask_tokens")
+    DERIVED = ("out", "grid", "mask_tokens", "prefix", "mlp_ratio")
 
     @nn.compact
     def __call__(
@@ -79,7 +82,8 @@ class MAEDecoder(nn.Module):
         """Predictions for `ids_m` (or, with all_patches, for [ids_v, ids_m] in that order).
 
         Args:
-          tokens: encoder output, CLS first: 1 + v tokens, or 1 + v + m without `mask_tokens`.
+          tokens: encoder output, CLS first: prefix + v tokens, or prefix + v + m without
+            `mask_tokens`.
         """
         x = dense(self.width, "embed", self.dtype)(tokens)
         if self.mask_tokens:
@@ -88,17 +92,18 @@ class MAEDecoder(nn.Module):
             x = jnp.concatenate([x, token], axis=1)
         ids = jnp.concatenate([ids_v, ids_m], axis=1)
         pos = positions(self.grid, self.width, self.pos_embed.removeprefix("sincos_"), ids)
-        x = x + jnp.pad(pos, ((0, 0), (1, 0), (0, 0))).astype(x.dtype)  # zeros for CLS
+        x = x + jnp.pad(pos, ((0, 0), (self.prefix, 0), (0, 0))).astype(x.dtype)  # zeros for CLS
         for i in range(self.depth):
             block = Block(
                 heads=self.heads,
                 bias=self.bias,
                 init_scheme=self.init_scheme,
+                mlp_ratio=self.mlp_ratio,
                 dtype=self.dtype,
                 name=f"block_{i:02d}",
             )
             x = block(x)
-        x = x[:, 1:] if all_patches else x[:, 1 + ids_v.shape[1] :]
+        x = x[:, self.prefix + (0 if all_patches else ids_v.shape[1]) :]
         x = layer_norm("norm", self.dtype)(x)
         return dense(self.out, "head", self.dtype)(x)
 

@@ -95,6 +95,8 @@ class ViT(nn.Module):
         "learned" (BEiT's absolute positions, a row for CLS first) or "none".
       rel_pos: BEiT's relative position bias: "none", "shared" by all blocks or "per_block".
       layer_scale: see `Branch`.
+      fuse_layers: blocks whose outputs are summed before the norm (MR-MAE, section 3.3); the last
+        alone everywhere else.
       bias, init_scheme: see `Attention`; "mae" also initializes the patch bias as PyTorch does and
         CLS with std 0.02, "bootmae" with zero and std 1e-6; "cae" and "beit" draw patch kernel and
         CLS from a normal of std 0.02 truncated at one std.
@@ -113,6 +115,7 @@ class ViT(nn.Module):
     pos_embed: str = "sincos_xy"
     rel_pos: str = "none"
     layer_scale: float = 0.0
+    fuse_layers: tuple[int, ...] = (-1,)
     bias: str = "full"
     init_scheme: str = "mae"
     drop_path: float = 0.0
@@ -155,6 +158,8 @@ class ViT(nn.Module):
                 rel_bias = RelativeBias(self.heads, self.grid, name=f"rel_pos_{i:02d}")(ids)
             x = self.block(i)(x, None, train, rel_bias)
             blocks.append(x)
+        if self.fuse_layers != (-1,):
+            x = sum(blocks[i] for i in self.fuse_layers)
         return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), 1)
 
     def block(self, i: int) -> nn.Module:

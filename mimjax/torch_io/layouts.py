@@ -28,7 +28,7 @@ LAYOUTS: dict[str, Layout] = {
     "same": Layout(lambda x, shape: x.reshape(shape), lambda x, c: x),
     # nn.Linear.weight [out in] <-> kernel [in out]
     "linear": Layout(lambda x, shape: x.T, lambda x, c: x.T),
-    # convolution [out in h w] <-> kernel [h w in out]
+    # convolution [out in h w] <-> kernel [h w in out]; depthwise: [c 1 h w] <-> [h w 1 c]
     "conv": Layout(lambda x, shape: x.transpose(2, 3, 1, 0), lambda x, c: x.transpose(3, 2, 0, 1)),
     # 1x1 convolution [out in 1 1] <-> kernel [in out]
     "conv1x1": Layout(lambda x, shape: x[:, :, 0, 0].T, lambda x, c: x.T[:, :, None, None]),
@@ -83,6 +83,13 @@ def norm(ours: str, theirs: str) -> list[Row]:
 def linear(ours: str, theirs: str) -> list[Row]:
     return [
         Row(f"{ours}/kernel", f"{theirs}.weight", "linear"),
+        Row(f"{ours}/bias", f"{theirs}.bias", "same"),
+    ]
+
+
+def conv(ours: str, theirs: str, layout: str = "conv") -> list[Row]:
+    return [
+        Row(f"{ours}/kernel", f"{theirs}.weight", layout),
         Row(f"{ours}/bias", f"{theirs}.bias", "same"),
     ]
 

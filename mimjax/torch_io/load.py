@@ -133,6 +133,9 @@ def check_keys(state: dict[str, np.ndarray], needed: list[str], layout: str, whe
     unread = sorted(state.keys() - set(needed))
     if missing:
         more = f"; {len(unread)} keys of the file fit nothing: {some(unread)}" if unread else ""
+        pattern, advice = methods.ADVICE.get(layout, ("", ""))
+        if any(re.fullmatch(pattern, k) for k in missing):
+            more += f"; {advice}"
         raise ConfigError(
             f"{where}: {len(missing)} keys of layout {layout!r} are missing: {some(missing)}{more}"
         )
@@ -187,7 +190,7 @@ def check_positions(state: dict[str, np.ndarray], like: PyTree, layout: str, whe
     for key, network in names.TABLES[layout][1].items():
         if key not in state or network not in like:
             continue
-        table = state[key][0, 1:]  # the first row is CLS's
+        table = state[key][0, 0 if layout in methods.NO_CLS else 1 :]  # the first row is CLS's
         side = round(len(table) ** 0.5)
         if side * side != len(table):
             continue  # not square: the grid cannot be told from the table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mimjax.torch_io.layouts import Row, Table, block, linear, norm
+from mimjax.torch_io.layouts import Row, Table, block, conv, linear, norm
 
 
 def encoder(theirs: str = "") -> list[Row]:
@@ -85,16 +85,50 @@ def beit_transformers() -> list[Row]:
     ]
 
 
+def conv_encoder() -> list[Row]:
+    """ConvMAE's hierarchical encoder."""
+    rows = []
+    for k in (1, 2, 3):
+        rows += conv(f"encoder/patch_embed{k}/proj", f"patch_embed{k}.proj")
+        rows += norm(f"encoder/patch_embed{k}/norm", f"patch_embed{k}.norm")
+    rows += linear("encoder/patch_embed4", "patch_embed4")
+    for k in (1, 2):
+        ours, theirs = f"encoder/stage{k}_block_{{i}}", f"blocks{k}.{{i}}"
+        rows += norm(f"{ours}/norm1", f"{theirs}.norm1") + norm(f"{ours}/norm2", f"{theirs}.norm2")
+        rows += conv(f"{ours}/depthwise", f"{theirs}.attn")
+        for a, b in (
+            ("conv1", "conv1"),
+            ("conv2", "conv2"),
+            ("fc1", "mlp.fc1"),
+            ("fc2", "mlp.fc2"),
+        ):
+            rows += conv(f"{ours}/{a}", f"{theirs}.{b}", "conv1x1")
+        rows += conv(f"encoder/stage{k}_fuse", f"stage{k}_output_decode")
+    return [*rows, *block("encoder/block_{i}", "blocks3.{i}"), *norm("encoder/norm", "norm")]
+
+
+def mae_decoder() -> list[Row]:
+    return [
+        Row("decoder/mask_token", "mask_token", "same"),
+        *linear("decoder/embed", "decoder_embed"),
+        *block("decoder/block_{i}", "decoder_blocks.{i}"),
+        *norm("decoder/norm", "decoder_norm"),
+        *linear("decoder/head", "decoder_pred"),
+    ]
+
+
+# MR-MAE's code was never released: the name is ours
+MIMIC = linear("mimic_head/linear", "mimic_head")
+
 TABLES: dict[str, Table] = {
     "mae": (
-        [
-            *encoder(),
-            Row("decoder/mask_token", "mask_token", "same"),
-            *linear("decoder/embed", "decoder_embed"),
-            *block("decoder/block_{i}", "decoder_blocks.{i}"),
-            *norm("decoder/norm", "decoder_norm"),
-            *linear("decoder/head", "decoder_pred"),
-        ],
+        [*encoder(), *mae_decoder(), *MIMIC],
+        {"pos_embed": "encoder", "decoder_pos_embed": "decoder"},
+    ),
+    # Alpha-VL/ConvMAE and FastConvMAE; the released files hold the encoder alone, without the
+    # convolutions of the fusion
+    "mcmae": (
+        [*conv_encoder(), *mae_decoder(), *MIMIC],
         {"pos_embed": "encoder", "decoder_pos_embed": "decoder"},
     ),
     "bootmae": (
@@ -150,7 +184,16 @@ TABLES: dict[str, Table] = {
     ),
 }
 # which coordinate comes first in the fixed tables; see `models.vit.sincos_table`
-POSITIONS = {"mae": "xy", "bootmae": "yx", "cae": "yx", "cae_older": "yx"}
+POSITIONS = {"mae": "xy", "mcmae": "xy", "bootmae": "yx", "cae": "yx", "cae_older": "yx"}
+NO_CLS = {"mcmae"}  # whose tables begin with the first patch
+# what to do if keys are missing that some of a layout's published files lack: pattern, advice
+ADVICE = {
+    "mcmae": (
+        r"stage\d_output_decode\..*",
+        "files without the convolutions of the multi-scale fusion (released encoders, fine-tuned "
+        "models) need method.encoder.fuse_stages=False",
+    ),
+}
 
 
 def detect(keys: set[str]) -> str | None:
@@ -159,6 +202,8 @@ def detect(keys: set[str]) -> str | None:
         return "beit_transformers"
     if any(k.startswith("pretext_neck.") for k in keys):
         return "cae_older"
+    if "patch_embed4.weight" in keys and "blocks3.0.attn.qkv.weight" in keys:
+        return "mcmae"
     if "encoder.blocks.0.attn.q_bias" in keys:
         return "cae"
     if "blocks.0.attn.q_bias" in keys:

@@ -1,6 +1,17 @@
 """Checks of golden files (numbers of the official code), one function per kind."""
 
-from golden_checks import bootmae, cae, clip, interp, mae, teachers, tokenizers, vqgan
+from golden_checks import (
+    bootmae,
+    cae,
+    clip,
+    interp,
+    mae,
+    mcmae,
+    mrmae,
+    teachers,
+    tokenizers,
+    vqgan,
+)
 
 CHECKS = {
     "mae.pretrain": mae.pretrain,
@@ -23,6 +34,14 @@ CHECKS = {
     "cae.init": cae.init,
     "caev2.pretrain": cae.caev2,
     "caev2.pretrain_paper": cae.caev2,
+    "mcmae.pretrain": mcmae.pretrain,
+    "mcmae.fast": mcmae.fast,
+    "mcmae.cblock": mcmae.cblock,
+    "mcmae.steps": mcmae.steps,
+    "mcmae.posinterp": mcmae.posinterp,
+    "mrmae.pretrain": mrmae.pretrain,
+    "mrmae.pretrain_clip": mrmae.pretrain,
+    "mrmae.steps": mrmae.steps,
     "clip.hf": clip.hf,
     "clip.openai": clip.openai,
     "teacher.clip_hf": teachers.clip,
