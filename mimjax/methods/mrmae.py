@@ -40,7 +40,7 @@ class MRMAE(MaskedTask):
         `fuse_layers` are summed before the norm (section 3.3, "multi-layer fusion": the paper names
         no layers; quarter points are ours).
       decoder: MAE's, 8 blocks (section 4.1); width and heads are MAE's, the paper gives none.
-      masking: ratio 0.75: the "mask ratio 25 %" of section 4.1 is the visible share everywhere else.
+      masking: ratio 0.75: section 4.1's "mask ratio 25 %" is the visible share everywhere else.
       target: the teacher's patch tokens after its last norm, not projected (ours: the paper's width
         is the encoder's).
       select: which patches are visible, "focused mimicking" (section 3.3): "topk" = those that the
@@ -166,7 +166,7 @@ class MRMAE(MaskedTask):
         return unit(features) if self.target_norm == "l2" else features
 
     def predict(self, params: PyTree, batch: Batch, key: Key, train: bool) -> dict[str, jax.Array]:
-        """ "pixel" [b m p] and "mimic" [b k d], float32; what is not learned is absent."""
+        """Predictions "pixel" [b m p] and "mimic" [b k d], float32; what is not learned is absent."""
         ids_v, ids_m = batch["ids_v"], batch["ids_m"]
         rngs, out = {"drop_path": key}, {}
         variables = {"params": params["encoder"]}

@@ -8,13 +8,15 @@ student's image or a view of its own. All of it runs in `prepare`, outside the g
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 
 from mimjax.errors import ConfigError
-from mimjax.models.vit import ViT
 from mimjax.task import Batch, Key, PyTree, View
+
+# An encoder module: of all it is, targets read `grid`, `patch`, `image_size` and `num_patches`.
+Student = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,19 +37,19 @@ class Target:
     decodes: ClassVar[bool] = False
     has_attention: ClassVar[bool] = False
 
-    def out_dim(self, encoder: ViT) -> int:
+    def out_dim(self, encoder: Student) -> int:
         """Width of the head that predicts it: the vocabulary or the length of a vector."""
         raise NotImplementedError(type(self).__name__)
 
-    def views(self, encoder: ViT) -> dict[str, View]:
+    def views(self, encoder: Student) -> dict[str, View]:
         """{} = reads the student's image; else {"target_image": View}, same crop box and flip."""
         return {}
 
-    def init_frozen(self, key: Key, encoder: ViT) -> PyTree:
+    def init_frozen(self, key: Key, encoder: Student) -> PyTree:
         """{name: tree} with random weights. Each name is read from `teacher.path`."""
         return {}
 
-    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         """Hidden vectors of all tokens, [b p+n d], before the last projection.
 
         Args:
@@ -56,12 +58,12 @@ class Target:
         raise NotImplementedError(type(self).__name__)
 
     def encode_with_attention(
-        self, frozen: PyTree, batch: Batch, encoder: ViT
+        self, frozen: PyTree, batch: Batch, encoder: Student
     ) -> tuple[jax.Array, jax.Array]:
         """`encode` and, from the same pass, `attention`; only where `has_attention`."""
         raise NotImplementedError(f"{type(self).__name__} has no attention of a CLS token")
 
-    def attention(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+    def attention(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         """How CLS attends to each patch in the last block, float32 [b h n], head by head.
 
         Softmax probabilities without CLS's own column and not normalized anew. The mean over heads
@@ -78,7 +80,7 @@ class Target:
         raise NotImplementedError(type(self).__name__)
 
     def decode(
-        self, frozen: PyTree, values: jax.Array, encoder: ViT, image: jax.Array | None = None
+        self, frozen: PyTree, values: jax.Array, encoder: Student, image: jax.Array | None = None
     ) -> jax.Array:
         """Values of all n patches in raster order back to images, float32 [b h w c] in [0, 1].
 
@@ -94,7 +96,7 @@ class Target:
 
 
 def target_view(
-    key: str, size: tuple[int, int], step: int, encoder: ViT, resample: str
+    key: str, size: tuple[int, int], step: int, encoder: Student, resample: str
 ) -> dict[str, View]:
     """The view that gives one token per patch of the student: `step` pixels for each.
 

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from mimjax import checks
 from mimjax.models.clip import CLIPVision
 from mimjax.models.cls_attention import with_cls_attention
-from mimjax.models.vit import ViT
-from mimjax.targets.base import Target, target_image, target_view
+from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.targets.pixels import normalize
 from mimjax.task import Batch, Key, PyTree, View
 
@@ -63,24 +62,24 @@ class CLIP(Target):
         """The network that is computed: without its projection if that is not wanted."""
         return self.network if self.stage == "proj" else self.network.clone(proj_dim=0)
 
-    def out_dim(self, encoder: ViT) -> int:
+    def out_dim(self, encoder: Student) -> int:
         return self.tower.out_dim
 
-    def views(self, encoder: ViT) -> dict[str, View]:
+    def views(self, encoder: Student) -> dict[str, View]:
         return target_view("method.target", self.size, self.network.patch, encoder, "bicubic")
 
-    def init_frozen(self, key: Key, encoder: ViT) -> PyTree:
+    def init_frozen(self, key: Key, encoder: Student) -> PyTree:
         side = self.network.patch
         images = jnp.zeros((1, side, side, 3))
         return {"clip": self.tower.init(key, images)["params"]}
 
-    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         """The last block's output before the final norm, [b 1+n d], CLS first."""
         images = normalize(target_image(batch), self.mean, self.std)
         return self.apply(frozen, "encode", images)
 
     def encode_with_attention(
-        self, frozen: PyTree, batch: Batch, encoder: ViT
+        self, frozen: PyTree, batch: Batch, encoder: Student
     ) -> tuple[jax.Array, jax.Array]:
         images = normalize(target_image(batch), self.mean, self.std)
         return with_cls_attention(self.tower, frozen["clip"], images, "encode")

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from mimjax.models.dalle import STEP, DallEEncoder
-from mimjax.models.vit import ViT
 from mimjax.targets import pixels
-from mimjax.targets.base import Target, target_image, target_view
+from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, View
 
 
@@ -40,18 +39,18 @@ class DallE(Target):
     mean: tuple[float, ...] = (-0.125,) * 3
     std: tuple[float, ...] = (1.25,) * 3
 
-    def out_dim(self, encoder: ViT) -> int:
+    def out_dim(self, encoder: Student) -> int:
         return self.network.vocab
 
-    def views(self, encoder: ViT) -> dict[str, View]:
+    def views(self, encoder: Student) -> dict[str, View]:
         return target_view("method.target", self.size, STEP, encoder, self.resample)
 
-    def init_frozen(self, key: Key, encoder: ViT) -> PyTree:
+    def init_frozen(self, key: Key, encoder: Student) -> PyTree:
         """{"dalle": {"body", "output"}}."""
         images = jnp.zeros((1, STEP, STEP, len(self.mean)))
         return {"dalle": self.network.init(key, images)["params"]}
 
-    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         """[b n d] in raster order, before the last ReLU and convolution."""
         images = pixels.normalize(target_image(batch), self.mean, self.std)
         x: Any = self.network.apply({"params": frozen["dalle"]}, images, method="features")

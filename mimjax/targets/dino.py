@@ -21,7 +21,7 @@ from mimjax.models.layers import normalize
 from mimjax.models.positions import resize_absolute
 from mimjax.models.vit import ViT
 from mimjax.targets import pixels
-from mimjax.targets.base import Target, target_image, target_view
+from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, View
 
 # DINO's interpolate_pos_encoding asks for grid + 0.1 rows against rounding in `scale_factor`, which
@@ -61,23 +61,23 @@ class DINO(Target):
                 "allowed: learned"
             )
 
-    def out_dim(self, encoder: ViT) -> int:
+    def out_dim(self, encoder: Student) -> int:
         return self.network.width
 
-    def views(self, encoder: ViT) -> dict[str, View]:
+    def views(self, encoder: Student) -> dict[str, View]:
         return target_view("method.target", self.size, self.network.patch, encoder, "bicubic")
 
-    def init_frozen(self, key: Key, encoder: ViT) -> PyTree:
+    def init_frozen(self, key: Key, encoder: Student) -> PyTree:
         images = jnp.zeros((1, *self.network.image_size, len(self.mean)))
         return {"dino": self.network.init(key, images)["params"]}
 
-    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         """The last block's output before the final norm, [b 1+n d], CLS first."""
         network, params, images = self.at_size(frozen, batch)
         return network.apply({"params": params}, images).blocks[-1]
 
     def encode_with_attention(
-        self, frozen: PyTree, batch: Batch, encoder: ViT
+        self, frozen: PyTree, batch: Batch, encoder: Student
     ) -> tuple[jax.Array, jax.Array]:
         features, attention = with_cls_attention(*self.at_size(frozen, batch))
         return features.blocks[-1], attention

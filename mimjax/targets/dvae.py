@@ -15,10 +15,9 @@ from einops import rearrange
 
 from mimjax.errors import ConfigError
 from mimjax.models.discrete_vae import DVAEDecoder, DVAEEncoder
-from mimjax.models.vit import ViT
 from mimjax.rng import named
 from mimjax.targets import pixels
-from mimjax.targets.base import Target, target_image, target_view
+from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, View
 
 
@@ -50,13 +49,13 @@ class DVAE(Target):
         object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass
         object.__setattr__(self, "decodes", self.with_decoder)
 
-    def out_dim(self, encoder: ViT) -> int:
+    def out_dim(self, encoder: Student) -> int:
         return self.encoder.vocab
 
-    def views(self, encoder: ViT) -> dict[str, View]:
+    def views(self, encoder: Student) -> dict[str, View]:
         return target_view("method.target", self.size, self.encoder.step, encoder, self.resample)
 
-    def init_frozen(self, key: Key, encoder: ViT) -> PyTree:
+    def init_frozen(self, key: Key, encoder: Student) -> PyTree:
         """{"encoder", "decoder"}: names and shapes of `methods.dvae.DiscreteVAE`'s parameters."""
         side, channels = self.encoder.step, len(self.mean)
         images, codes = jnp.zeros((1, side, side, channels)), jnp.zeros((1, 1, 1), jnp.int32)
@@ -65,7 +64,7 @@ class DVAE(Target):
             out["decoder"] = self.decoder.init(named(key, "decoder"), codes)["params"]
         return out
 
-    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         """[b n d] in raster order, before the last convolution."""
         images = pixels.normalize(target_image(batch), self.mean, self.std)
         x: Any = self.encoder.apply({"params": frozen["encoder"]}, images, method="features")
@@ -77,7 +76,7 @@ class DVAE(Target):
         return logits.argmax(-1).astype(jnp.int32)
 
     def decode(
-        self, frozen: PyTree, values: jax.Array, encoder: ViT, image: jax.Array | None = None
+        self, frozen: PyTree, values: jax.Array, encoder: Student, image: jax.Array | None = None
     ) -> jax.Array:
         """Codes [b n] to images [b h w c] in [0, 1], 2^num_layers pixels per code."""
         if frozen.get("decoder") is None:

@@ -15,7 +15,7 @@ from mimjax import checks
 from mimjax.models.cls_attention import with_cls_attention
 from mimjax.models.vit import ViT
 from mimjax.targets import pixels
-from mimjax.targets.base import Target, target_image, target_view
+from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, View
 
 
@@ -40,22 +40,22 @@ class EncoderFeatures(Target):
     def __post_init__(self):
         checks.encoder("method.target.network", self.network)
 
-    def out_dim(self, encoder: ViT) -> int:
+    def out_dim(self, encoder: Student) -> int:
         return self.network.width
 
-    def views(self, encoder: ViT) -> dict[str, View]:
+    def views(self, encoder: Student) -> dict[str, View]:
         return target_view("method.target", self.size, self.network.patch, encoder, "bicubic")
 
-    def init_frozen(self, key: Key, encoder: ViT) -> PyTree:
+    def init_frozen(self, key: Key, encoder: Student) -> PyTree:
         images = jnp.zeros((1, *self.network.image_size, len(self.mean)))
         return {"encoder": self.network.init(key, images)["params"]}
 
-    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         images = pixels.normalize(target_image(batch), self.mean, self.std)
         return self.network.apply({"params": frozen["encoder"]}, images).tokens
 
     def encode_with_attention(
-        self, frozen: PyTree, batch: Batch, encoder: ViT
+        self, frozen: PyTree, batch: Batch, encoder: Student
     ) -> tuple[jax.Array, jax.Array]:
         images = pixels.normalize(target_image(batch), self.mean, self.std)
         features, attention = with_cls_attention(self.network, frozen["encoder"], images)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from mimjax import checks
-from mimjax.models.vit import ViT, patchify
+from mimjax.models.vit import patchify
 from mimjax.targets import pixels
-from mimjax.targets.base import Target
+from mimjax.targets.base import Student, Target
 from mimjax.task import Batch, PyTree
 
 
@@ -34,17 +34,17 @@ class Pixels(Target):
     def __post_init__(self):
         checks.choice("method.target.norm", self.norm, pixels.PATCH_NORMS)
 
-    def out_dim(self, encoder: ViT) -> int:
+    def out_dim(self, encoder: Student) -> int:
         return encoder.patch**2 * len(self.mean)
 
-    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         patches = patchify(pixels.normalize(batch["image"], self.mean, self.std), encoder.patch)
         return pixels.normalize_patches(patches, self.norm, len(self.mean))
 
     def read(self, frozen: PyTree, hidden: jax.Array, key=None) -> jax.Array:
         return hidden
 
-    def decode(self, frozen: PyTree, values: jax.Array, encoder: ViT, image=None) -> jax.Array:
+    def decode(self, frozen: PyTree, values: jax.Array, encoder: Student, image=None) -> jax.Array:
         """With a normalization, the TRUE statistics of each patch of `image` are put back."""
         if self.norm != "none":
             assert image is not None

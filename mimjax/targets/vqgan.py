@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from mimjax.errors import ConfigError
-from mimjax.models.vit import ViT
 from mimjax.models.vqgan import GROUPS, VQGANModel
-from mimjax.targets.base import Target, target_image, target_view
+from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.targets.pixels import HALF, normalize
 from mimjax.task import Batch, Key, PyTree, View
 
@@ -52,17 +51,17 @@ class VQGAN(Target):
         if self.sample and net.kind != "gumbel":
             raise ConfigError("method.target.sample: True needs kind 'gumbel'; 'vq' has no logits")
 
-    def out_dim(self, encoder: ViT) -> int:
+    def out_dim(self, encoder: Student) -> int:
         return self.network.n_embed
 
-    def views(self, encoder: ViT) -> dict[str, View]:
+    def views(self, encoder: Student) -> dict[str, View]:
         return target_view("method.target", self.size, self.network.step, encoder, "bicubic")
 
-    def init_frozen(self, key: Key, encoder: ViT) -> PyTree:
+    def init_frozen(self, key: Key, encoder: Student) -> PyTree:
         images = jnp.zeros((1, self.network.step, self.network.step, 3))
         return {"vqgan": self.network.init(key, images)["params"]}
 
-    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         """Vectors before quantization, [b n d] in raster order."""
         images = normalize(target_image(batch), HALF, HALF)
         return self.apply(frozen, "encode", images)
@@ -81,7 +80,7 @@ class VQGAN(Target):
         return jax.random.categorical(key, scores).astype(jnp.int32)
 
     def decode(
-        self, frozen: PyTree, values: jax.Array, encoder: ViT, image: jax.Array | None = None
+        self, frozen: PyTree, values: jax.Array, encoder: Student, image: jax.Array | None = None
     ) -> jax.Array:
         """Codes of all patches [b n] to pictures, float32 [b h w c] in [0, 1]."""
         images = self.apply(frozen, "decode", values, encoder.grid)

@@ -19,7 +19,7 @@ from mimjax.models.layers import Dtype
 from mimjax.models.vit import ViT
 from mimjax.rng import named
 from mimjax.targets import pixels
-from mimjax.targets.base import Target, target_image, target_view
+from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, View
 
 
@@ -64,14 +64,14 @@ class VQKD(Target):
     mean: tuple[float, ...] = pixels.HALF
     std: tuple[float, ...] = pixels.HALF
 
-    def out_dim(self, encoder: ViT) -> int:
+    def out_dim(self, encoder: Student) -> int:
         return self.vocab
 
-    def views(self, encoder: ViT) -> dict[str, View]:
+    def views(self, encoder: Student) -> dict[str, View]:
         step = self.network.patch
         return target_view("method.target", self.size, step, encoder, self.resample)
 
-    def vit(self, encoder: ViT) -> ViT:
+    def vit(self, encoder: Student) -> ViT:
         """The network at the size that gives the student's grid: positions have its shape."""
         height, width = encoder.grid
         patch = self.network.patch
@@ -80,7 +80,7 @@ class VQKD(Target):
     def head(self) -> CodeHead:
         return CodeHead(self.code_dim, self.network.dtype)
 
-    def init_frozen(self, key: Key, encoder: ViT) -> PyTree:
+    def init_frozen(self, key: Key, encoder: Student) -> PyTree:
         """{"vqkd": {"encoder", "head", "codebook"}}."""
         vit, width = self.vit(encoder), self.network.width
         images = jnp.zeros((1, *vit.image_size, len(self.mean)))
@@ -93,7 +93,7 @@ class VQKD(Target):
             }
         }
 
-    def encode(self, frozen: PyTree, batch: Batch, encoder: ViT) -> jax.Array:
+    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         """[b n d] patch tokens after the final norm (their `fc_norm`)."""
         images = pixels.normalize(target_image(batch), self.mean, self.std)
         f = self.vit(encoder).apply({"params": frozen["vqkd"]["encoder"]}, images)

@@ -161,7 +161,7 @@ def steps(z, meta):
     c, o = meta["config"], meta["optim"]
     clock = Clock(o["steps_per_epoch"], o["steps_per_epoch"] * o["epochs"])
     task = build(c, clock)
-    task = Given(**{k: v for k, v in vars(task).items()})
+    task = Given(**vars(task))
     cfg = optim.OptimizerConfig(
         lr=o["lr"],
         min_lr=o["min_lr"],
