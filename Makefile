@@ -22,11 +22,12 @@ export JAX_PLATFORMS ?= cpu
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev,torch]"
 	touch $@
 
-# BEiT and CAE predict the codes of a tokenizer, CAE v2 the features of a teacher. Their demos train
+# BEiT and CAE predict the codes of a tokenizer, CAE v2 and MR-MAE the features of a teacher. Their demos train
 # one first, unless TEACHER names another workdir or file.
 FIRST_beit := dvae
 FIRST_cae := dvae
 FIRST_caev2 := mae
+FIRST_mrmae := mae
 FIRST := $(FIRST_$(METHOD))
 TEACHER ?= $(if $(FIRST),runs/$(FIRST)_$(DATA)_$(SEED))
 

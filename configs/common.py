@@ -21,6 +21,7 @@ from mimjax.schema import Config, section
 from mimjax.targets.base import Target
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dalle import DallE
+from mimjax.targets.dino import DINO
 from mimjax.targets.dvae import DVAE
 from mimjax.targets.encoder import EncoderFeatures
 from mimjax.targets.patches import Pixels
@@ -115,6 +116,7 @@ TARGETS: dict[str, Target] = {
     "pixels": Pixels(norm="mae"),
     "clip": CLIP(),  # ViT-B/16
     "clip_l14": CLIP(network=CLIPVision(**CLIP_SIZES["l14"])),  # reads 196 px for a 14x14 grid
+    "dino": DINO(),
     "encoder": EncoderFeatures(),  # an encoder of this project, ViT-B/16 as configs/mae.py's
 }
 

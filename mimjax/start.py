@@ -185,14 +185,29 @@ def make_frozen(
         say("WARNING: teacher.path=random: the targets are noise; for tests and benchmarks only")
         source = {"path": path, "sha256": "random weights"}
     elif like:
-        trees = read_params(path, like, "teacher.path", say, grid_of(program))
+        trees = read_teachers(path, like, say, grid_of(program))
         if absent := [k for k, v in trees.items() if not jax.tree.leaves(v)]:
             raise ConfigError(f"teacher.path: {path} does not hold {', '.join(absent)}")
-        source = {"path": path, "sha256": checksum(path, trees)}
+        source = {"path": path, "sha256": ",".join(checksum(p, trees) for p in path.split(","))}
         say(f"teacher: {path}, sha256 {source['sha256']}")
         frozen |= trees
     check_teacher(source, workdir)
     return jax.tree.map(lambda x, s: jax.device_put(x, s), frozen, sharding), source
+
+
+def read_teachers(path: str, like: PyTree, say: Say, grid: tuple[int, int] | None) -> PyTree:
+    """Frozen networks from one file or workdir, or from several files separated by commas."""
+    paths = path.split(",")
+    if len(paths) == 1:
+        return read_params(path, like, "teacher.path", say, grid)
+    trees = {}
+    for one in paths:
+        layout = names.detect(load.read_file(one), f"teacher.path: {one}: ", like)
+        part = {k: v for k, v in like.items() if k in names.held(layout)}
+        trees |= read_params(one, part or like, "teacher.path", say, grid)
+    if absent := like.keys() - trees.keys():
+        raise ConfigError(f"teacher.path: none of {path} holds {', '.join(sorted(absent))}")
+    return trees
 
 
 def check_teacher(source: dict[str, str], workdir: Workdir) -> None:

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 
-from configs import beit, bootmae, cae, caev2, dvae, mae, mcmae
+from configs import beit, bootmae, cae, caev2, dvae, mae, mcmae, mrmae
 from mimjax import build
 from mimjax.files import Workdir
 from mimjax.task import Clock
@@ -26,6 +26,7 @@ CONFIGS = {
     "caev2": caev2,
     "dvae": dvae,
     "mcmae": mcmae,
+    "mrmae": mrmae,
 }
 # what makes an encoder small; methods whose encoder is no ViT have settings of their own
 NARROW = {"method.encoder.width": 32, "method.encoder.depth": 2}
@@ -37,6 +38,8 @@ SMALL = {
         "method.temperature_end": 0.5,
     },
     "mcmae": NARROW | {"method.encoder.stage_widths": (8, 16)},
+    "mrmae": NARROW
+    | {"method.encoder.stage_widths": (8, 16), "method.encoder.fuse_layers": (0, 1)},
 }
 
 

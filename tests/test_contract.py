@@ -21,7 +21,9 @@ from mimjax.train.step import train_step
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
 METHODS = sorted(helpers.CONFIGS)
 # those that hide patches from their encoder
-MASKED = [m for m in METHODS if build.make_task(helpers.small(m), Clock(4, 8)).mask_fn is not None]
+MASKED = [
+    m for m in METHODS if hasattr(build.make_task(helpers.small(m), Clock(4, 8)), "num_masked")
+]
 # parameters whose gradient is zero, with the reason
 NO_GRADIENT: dict[str, set[str]] = {}
 

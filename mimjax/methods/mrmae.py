@@ -166,7 +166,7 @@ class MRMAE(MaskedTask):
         return unit(features) if self.target_norm == "l2" else features
 
     def predict(self, params: PyTree, batch: Batch, key: Key, train: bool) -> dict[str, jax.Array]:
-        """Predictions "pixel" [b m p] and "mimic" [b k d], float32; what is not learned is absent."""
+        """Predictions "pixel" [b m p] and "mimic" [b k d], float32, of what is learned."""
         ids_v, ids_m = batch["ids_v"], batch["ids_m"]
         rngs, out = {"drop_path": key}, {}
         variables = {"params": params["encoder"]}
