@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -96,17 +96,18 @@ def to_positions(x, near, place: Place):
     return rearrange(x, "b 1 (h p) (w q) c -> b (h w p q) c", p=place[2], q=place[2])
 
 
-def shifts(x, height: int, width: int):
-    """The 25 shifted copies that the convolution weighs, with their places in the kernel."""
-    for i in range(2 * REACH + 1):
-        for j in range(2 * REACH + 1):
-            yield (i, j), x[:, :, i : i + height, j : j + width].astype(jnp.float32)
+SHIFTS = np.stack(np.divmod(np.arange((2 * REACH + 1) ** 2), 2 * REACH + 1), axis=1)
+
+
+def shifted(x: Float[Array, "b v h w c"], by, size: tuple[int, int]):
+    """The part of `size` that the kernel's place `by` (row, column) weighs, in float32."""
+    start, shape = (0, 0, by[0], by[1], 0), (*x.shape[:2], *size, x.shape[-1])
+    return jax.lax.dynamic_slice(x, start, shape).astype(jnp.float32)
 
 
 # XLA's grouped convolution took 26 times as long on CPU (forward, 56x56x256) as 25 multiply-adds,
 # which one loop fuses. The gradient is the same operation with the kernel turned around: the
 # derived one would scatter overlapping windows.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def depthwise(
     x: Float[Array, "b t c"],
     kernel: Float[Array, "5 5 c"],
@@ -119,26 +120,34 @@ def depthwise(
       x: positions in the order (patch, row, column): those of visible patches, or all.
       near: of `neighbors`; None = all patches are there.
     """
+    out: Any = _depthwise(x, kernel, near, place)
+    return out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _depthwise(x, kernel, near, place: Place):
     cells = surround(x, near, place)
-    height, width = (s - 2 * REACH for s in cells.shape[2:4])
-    out = sum(y * kernel[i] for i, y in shifts(cells, height, width))
+    size = cells.shape[2] - 2 * REACH, cells.shape[3] - 2 * REACH
+    out = sum(shifted(cells, tuple(map(int, i)), size) * kernel[tuple(i)] for i in SHIFTS)
     return to_positions(out.astype(x.dtype), near, place)
 
 
 def _depthwise_forward(x, kernel, near, place):
-    return depthwise(x, kernel, near, place), (x, kernel, near)
+    return _depthwise(x, kernel, near, place), (x, kernel, near)
 
 
 def _depthwise_backward(place, saved, g):
     x, kernel, near = saved
     cells = to_cells(g, near, place).astype(jnp.float32)
-    size = cells.shape[2:4]
-    parts = [(y * cells).sum((0, 1, 2, 3)) for _, y in shifts(surround(x, near, place), *size)]
-    dx = depthwise(g, kernel[::-1, ::-1], near, place)
-    return dx, jnp.stack(parts).reshape(kernel.shape), None
+    around = surround(x, near, place)
+    # One small program run 25 times: written out, it took most of a step's compilation. Examples
+    # are summed after it, so that devices exchange sums once.
+    part = lambda by: (shifted(around, by, cells.shape[2:4]) * cells).sum((1, 2, 3))
+    dkernel = jax.lax.map(part, jnp.asarray(SHIFTS)).sum(1).reshape(kernel.shape)
+    return _depthwise(g, kernel[::-1, ::-1], near, place), dkernel, None
 
 
-depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 # ------------------------------------------------------------------ modules
