@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -116,7 +117,7 @@ def integers(flag: str, values: list[str], low: int, high: int, others: str = ""
     allowed = f"{others}integers from {low} to {high}, separated by commas"
     out: list[int] = []
     for text in values:
-        if not text.strip().lstrip("-").isdecimal() or not low <= int(text) <= high:
+        if not re.fullmatch(r"\s*-?[0-9]+\s*", text) or not low <= int(text) <= high:
             raise ConfigError(f"--{flag}: {text!r}; allowed: {allowed}")
         out += [int(text)] if int(text) not in out else []
     if not out:

@@ -139,12 +139,15 @@ class Checkpoints:
                         restore_args=ocp.checkpoint_utils.construct_restore_args(like),
                     ),
                 )
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, OSError) as error:
             reason = str(error).strip().splitlines()[0][:300]
-            raise ConfigError(f"{where}: its parameters do not fit this model: {reason}") from None
-        except OSError as error:  # a file is missing or broken
-            reason = str(error).strip().splitlines()[0][:300]
-            raise ConfigError(f"{where}: checkpoint {step} cannot be read: {reason}") from None
+            broken = (
+                isinstance(error, OSError) or "OCDBT database" in reason
+            )  # missing or cut short
+            problem = (
+                "its files cannot be read" if broken else "its parameters do not fit this model"
+            )
+            raise ConfigError(f"{where}: checkpoint {step}: {problem}: {reason}") from None
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the cluster asked all processes to stop (multi-process runs)."""
