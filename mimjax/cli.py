@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -16,11 +17,25 @@ from mimjax.schema import Config
 FLAGS = flags.FLAGS
 
 
+def define_base_flags() -> None:
+    """--workdir and --debug, which every program has."""
+    flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.")
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+
+
+def define_look_flags() -> None:
+    """Those of programs that look at a trained run's images, in one process."""
+    define_base_flags()
+    flags.DEFINE_string("images", None, "Folder or file; without it the run's own test images.")
+    flags.DEFINE_integer("step", None, "Which checkpoint; without it the newest.")
+    flags.DEFINE_integer("count", 8, "At most that many images, drawn from all of them.")
+    flags.DEFINE_string("output", None, "The PNG file; without it one in WORKDIR/pictures.")
+
+
 def define_run_flags() -> None:
     """--config, --workdir, --debug and those of multi-process runs."""
     config_flags.DEFINE_config_file("config", None, "configs/METHOD.py[:name=value,...]")
-    flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.")
-    flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    define_base_flags()
     flags.DEFINE_enum(
         "distributed",
         "off",
@@ -90,11 +105,32 @@ def load_config(path: str) -> Config:
     return module.get_config(arg or None)
 
 
+def integers(flag: str, values: list[str], low: int, high: int, others: str = "") -> list[int]:
+    """A list flag's numbers, each once.
+
+    Args:
+      others: what else the flag allows, for errors.
+
+    Raises:
+      ConfigError: none at all, or one that is no integer from `low` to `high`.
+    """
+    allowed = f"{others}integers from {low} to {high}, separated by commas"
+    out: list[int] = []
+    for text in values:
+        if not re.fullmatch(r"\s*-?[0-9]+\s*", text) or not low <= int(text) <= high:
+            raise ConfigError(f"--{flag}: {text!r}; allowed: {allowed}")
+        out += [int(text)] if int(text) not in out else []
+    if not out:
+        raise ConfigError(f"--{flag}: empty; allowed: {allowed}")
+    return out
+
+
 def _start(main: Callable[[], None], required: tuple[str, ...]) -> None:
     for name in required:
         if FLAGS[name].value is None:
             raise ConfigError(f"--{name}: missing; allowed: see --help")
-    join_processes()
+    if "distributed" in FLAGS:
+        join_processes()
     main()
 
 

@@ -81,8 +81,8 @@ def draw(columns: dict[str, np.ndarray], caption: str = "") -> Image.Image:
       columns: name -> uint8 [b h w c], all of the same shape.
     """
     count, h, w, _ = next(iter(columns.values())).shape
-    zoom = max(1, round(TILE / max(h, w)))
-    h, w = h * zoom, w * zoom
+    times = zoom(h, w)
+    h, w = h * times, w * times
     blocks = 2 if count >= 4 else 1
     rows = -(-count // blocks)
     font, line = ImageFont.load_default(FONT_SIZE), FONT_SIZE + 5
@@ -104,6 +104,11 @@ def draw(columns: dict[str, np.ndarray], caption: str = "") -> Image.Image:
     for row, text in enumerate(lines):
         pen.text((MARGIN, bottom + 2 * GAP + row * line), text, fill=FAINT, font=font)
     return sheet
+
+
+def zoom(h: int, w: int) -> int:
+    """How many times an image of this size is enlarged."""
+    return max(1, round(TILE / max(h, w)))
 
 
 def wrap(text: str, font, width: float) -> list[str]:

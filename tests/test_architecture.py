@@ -11,8 +11,19 @@ BASE = {"models", "losses", "masking", "rng", "rules", "errors", "checks", "ema"
 FLOORS = [
     BASE,
     {"task", "targets", "methods"},
-    {"train", "data", "torch_io", "files", "evaluators", "pictures", "schema", "flops", "hlo"},
-    {"build", "start", "describe", "cli", "main", "plan"},
+    {
+        "train",
+        "data",
+        "torch_io",
+        "files",
+        "evaluators",
+        "pictures",
+        "heatmaps",
+        "schema",
+        "flops",
+        "hlo",
+    },
+    {"build", "start", "describe", "trained", "cli", "main", "plan", "reconstruct", "attention"},
 ]
 # methods see none of these: no flags, configs, checkpoints, loaders or files
 FORBIDDEN = {"absl", "ml_collections", "orbax", "grain", "etils", "logging", "os", "pathlib"}

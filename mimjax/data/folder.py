@@ -183,12 +183,12 @@ class Folder(Lazy):
         return bisect.bisect_left(self.class_names, self.relative_path(index).split("/", 1)[0])
 
 
-def read_bytes(path: str) -> bytes:
-    """The content of a local or remote file."""
+def read_bytes(path: str, key: str = "data.path") -> bytes:
+    """The content of a local or remote file; `key` is what named it, for errors."""
     try:
         if "://" in path:
             return epath.Path(path).read_bytes()
         with open(path, "rb") as file:
             return file.read()
     except OSError as err:
-        raise ConfigError(f"data.path: cannot read {path} ({err.strerror or err})") from err
+        raise ConfigError(f"{key}: cannot read {path} ({err.strerror or err})") from err

@@ -7,7 +7,7 @@ masked patches gets reconstructions; any other makes no picture.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,24 @@ from mimjax import pictures
 from mimjax.evaluators.common import Bench, Subset
 from mimjax.train.state import TrainState
 from mimjax.train.step import eval_step
+
+
+class Sheet(NamedTuple):
+    """What a picture shows, before it is drawn.
+
+    Attributes:
+      columns: name -> uint8 [b h w c], in the order of the picture.
+      caption: the text below.
+      error: `preds["error"]` of each image, float32 [b]; None where the task has none.
+    """
+
+    columns: dict[str, np.ndarray]
+    caption: str
+    error: np.ndarray | None
+
+    def png(self) -> bytes:
+        """The picture as a file."""
+        return pictures.png(pictures.draw(self.columns, self.caption))
 
 
 class Pictures:
@@ -38,6 +56,13 @@ class Pictures:
         self._order: list[str] = []
 
     def __call__(self, state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
+        sheet = self.sheet(state, frozen)
+        if sheet and jax.process_index() == 0:
+            self.write(f"reconstruction_{int(state.step):07d}.png", sheet.png())
+        yield from ()
+
+    def sheet(self, state: TrainState, frozen: Any) -> Sheet | None:
+        """The picture's columns and each image's error; None for a task that makes no picture."""
         if self._possible is not False:
             size = -(-self.count // self.bench.mesh.size) * self.bench.mesh.size
             mask_fn = self.bench.task.mask_fn
@@ -47,17 +72,19 @@ class Pictures:
                 shapes = jax.eval_shape(self._predictions, state, frozen, batch)
                 self._possible = "columns" in shapes or self._has_pixels(shapes)
             if self._possible:
-                self._draw(int(state.step), jax.device_get(self._predict(state, frozen, batch)))
-        yield from ()
+                found = jax.device_get(self._predict(state, frozen, batch))
+                return self._sheet(int(state.step), found)
+        return None
 
     def _predictions(self, state, frozen, batch):
         task = self.bench.task
         prepared, out = eval_step(state, frozen, batch, task=task, seed=self.bench.seed)
+        found = {"error": out.preds["error"]} if "error" in out.preds else {}
         columns = task.pictures(state.params, frozen, prepared, out.preds)
         if columns:
             self._order = list(columns)  # a dict comes back from jit sorted by name
-            return {"columns": columns, "mask": prepared.get("mask", jnp.zeros((1, 1)))}
-        found = {"image": batch["image"]}
+            return found | {"columns": columns, "mask": prepared.get("mask", jnp.zeros((1, 1)))}
+        found["image"] = batch["image"]
         if "pred" in out.preds and "ids_m" in prepared:
             found |= {"pred": out.preds["pred"], "ids_m": prepared["ids_m"]}
         return found
@@ -68,10 +95,9 @@ class Pictures:
             return False
         return shapes["pred"].shape[-1] == task.encoder.patch**2 * shapes["image"].shape[-1]
 
-    def _draw(self, step: int, found: dict[str, Any]) -> None:
-        if jax.process_index() != 0:
-            return
+    def _sheet(self, step: int, found: dict[str, Any]) -> Sheet:
         task: Any = self.bench.task
+        error = found["error"][: self.count] if "error" in found else None
         if "columns" in found:
             tiles = {k: self._bytes(found["columns"][k]) for k in self._order}
             masked, note = found["mask"].mean(), task.picture_note
@@ -91,7 +117,7 @@ class Pictures:
             note = pictures.explain(norm)
         share = f": {100 * masked:.0f} % of the patches masked" if masked else ""
         caption = f"{type(task).__name__}, step {step:,}{share}. {note}"
-        self.write(f"reconstruction_{step:07d}.png", pictures.png(pictures.draw(tiles, caption)))
+        return Sheet(tiles, caption, error)
 
     def _bytes(self, images: np.ndarray) -> np.ndarray:
         return (np.clip(images[: self.count], 0, 1) * 255 + 0.5).astype(np.uint8)

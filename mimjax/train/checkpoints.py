@@ -100,17 +100,35 @@ class Checkpoints:
         self.workdir.move_aside(f"{FOLDER}/{step}", f"broken/{step}")
         self.manager.reload()
 
-    def params(self, like: PyTree) -> PyTree:
-        """The newest checkpoint's parameters, or those subtrees of them that `like` has.
+    def params(self, like: PyTree, step: int | None = None) -> PyTree:
+        """Parameters of `step` (None = the newest), or those subtrees of them that `like` has.
 
         Raises:
           ConfigError: no checkpoint, or parameters of another structure.
         """
-        step = self.manager.latest_step()
-        where = self.workdir.path
+        step = self.manager.latest_step() if step is None else step
         if step is None:
-            raise ConfigError(f"{where}: no checkpoint in this workdir")
-        item = self.workdir.file(f"{FOLDER}/{step}/params")
+            raise ConfigError(f"{self.workdir.path}: no checkpoint in this workdir")
+        return self._read(step, "params", like)
+
+    def weights(self, like: TrainState, step: int) -> TrainState:
+        """The state of `step` for those who do not train it: without the optimizer's slots.
+
+        Args:
+          like: abstract state; its opt_state is not read.
+
+        Raises:
+          ConfigError: a checkpoint of another structure, or one that cannot be read.
+        """
+        params, rest = _split(like)
+        wanted = {k: v for k, v in rest.items() if k != "opt_state" and jax.tree.leaves(v)}
+        found = rest | {"opt_state": ()} | self._read(step, "rest", wanted)
+        return TrainState(params=self.params(params, step), **found)
+
+    def _read(self, step: int, item_name: str, like: PyTree) -> PyTree:
+        """Those subtrees of one item that `like` has, under its shardings."""
+        where = self.workdir.path
+        item = self.workdir.file(f"{FOLDER}/{step}/{item_name}")
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 return reader.restore(
@@ -121,9 +139,15 @@ class Checkpoints:
                         restore_args=ocp.checkpoint_utils.construct_restore_args(like),
                     ),
                 )
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, OSError) as error:
             reason = str(error).strip().splitlines()[0][:300]
-            raise ConfigError(f"{where}: its parameters do not fit this model: {reason}") from None
+            broken = (
+                isinstance(error, OSError) or "OCDBT database" in reason
+            )  # missing or cut short
+            problem = (
+                "its files cannot be read" if broken else "its parameters do not fit this model"
+            )
+            raise ConfigError(f"{where}: checkpoint {step}: {problem}: {reason}") from None
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the cluster asked all processes to stop (multi-process runs)."""

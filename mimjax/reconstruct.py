@@ -1,0 +1,46 @@
+"""Shows what a trained run reconstructs: a picture, and the masked error of each image.
+
+  python -m mimjax.reconstruct --workdir=DIR [--images=FOLDER|FILE] [--output=PNG]
+
+Crops, masks and columns are those of the run's own pictures, with any images; for BEiT and CAE
+with a tokenizer, the weights that `teacher.path` of the run's config names are read again.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from mimjax import cli
+
+
+def main() -> None:
+    from mimjax import trained
+    from mimjax.errors import ConfigError
+    from mimjax.evaluators.pictures import Pictures
+
+    f = flags.FLAGS
+    trained.check_flags(f.count, f.output)
+    run = trained.open_run(f.workdir, f.step)
+    pictures = Pictures(run.bench(f.images, f.seed), f.count, write=lambda name, data: None)
+    sheet = pictures.sheet(run.state(), run.frozen())
+    if sheet is None:
+        raise ConfigError(
+            f"--workdir: {run.config.task} with this target predicts no pixels, it makes no "
+            "picture; allowed: runs that write pictures while they train"
+        )
+    place = trained.save(run, "reconstruct.png", f.output, sheet.png())
+    if sheet.error is not None:
+        print(f"{run.title}: error is {run.program.task.error_name}")
+        names = [*trained.image_names(pictures.images), "mean"]
+        rows = list(zip(names, [*sheet.error, sheet.error.mean()], strict=True))
+        width = max(map(len, names))
+        for name, error in rows:
+            print(f"  {name:{width}}  {error:.4f}")
+    print(f"picture: {place}")
+
+
+if __name__ == "__main__":
+    cli.define_look_flags()
+    flags.adopt_module_key_flags(cli)
+    flags.DEFINE_integer("seed", None, "Fixes the masks; without it the run's own seed.")
+    cli.run(main, required=("workdir",))

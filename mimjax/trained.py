@@ -1,0 +1,171 @@
+"""A trained run, read back from its workdir by programs that look at what it learned.
+
+One process and one device; neither the optimizer nor the training data is needed (but for targets
+that are estimated from these). Nothing is written into the workdir except by `save`, at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from mimjax import build, schema, start
+from mimjax.data.augment import Augment
+from mimjax.data.files import Files
+from mimjax.data.sources import Source
+from mimjax.errors import ConfigError
+from mimjax.evaluators.common import Bench, Subset
+from mimjax.files import Workdir
+from mimjax.schema import Config
+from mimjax.task import Clock
+from mimjax.train.checkpoints import Checkpoints
+from mimjax.train.program import Program, make_program
+from mimjax.train.sharding import make_mesh
+from mimjax.train.state import TrainState
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A workdir with its task, and the step of one of its checkpoints.
+
+    Attributes:
+      config: as resolved when the run was started last.
+      program: on one device, with an optimizer that has no state.
+    """
+
+    config: Config
+    workdir: Workdir
+    checkpoints: Checkpoints
+    program: Program
+    step: int
+
+    @property
+    def title(self) -> str:
+        return f"{type(self.program.task).__name__}, step {self.step:,}"
+
+    def state(self) -> TrainState:
+        """All but the optimizer's slots."""
+        return self.checkpoints.weights(self.program.abstract_state, self.step)
+
+    def frozen(self) -> PyTree:
+        """Frozen networks, from `teacher.path` of the config."""
+        c, task = self.config, self.program.task
+        sample = lambda n: build.sample_images(c, build.make_data(c, task, "train"), n)
+        say = functools.partial(print, flush=True)
+        return start.make_frozen(c, self.program, self.workdir, sample, say)[0]
+
+    @property
+    def abstract_encoder(self) -> PyTree:
+        return self.program.abstract_state.params["encoder"]
+
+    def encoder(self) -> PyTree:
+        """The encoder's parameters alone."""
+        like = {"encoder": self.abstract_encoder}
+        return self.checkpoints.params(like, self.step)["encoder"]
+
+    def bench(self, path: str | None, seed: int | None = None) -> Bench:
+        """Images at `path`, or of the run's test split, cropped as its evaluators do.
+
+        Args:
+          path: folder or file; None = the run's own source.
+          seed: of the masks; None = the run's.
+
+        Raises:
+          ConfigError: no images.
+        """
+        c = self.config
+        source: Source = Files(path) if path else build.make_split(c, "test")
+        limited = Subset(source, c.eval.max_images)
+        return Bench(
+            self.program.task,
+            self.program.mesh,
+            limited,
+            limited,
+            seed=c.seed if seed is None else seed,
+            augment=schema.build(Augment, c.data.augment, "data.augment"),
+            threads=c.data.threads,
+        )
+
+
+def open_run(path: str, step: int | None = None) -> Trained:
+    """The run of a workdir at its newest checkpoint or at that of `step`.
+
+    Raises:
+      ConfigError: no workdir, no config, no such checkpoint.
+    """
+    workdir = start.existing(path, "--workdir")
+    text = workdir.read_text("config.json")
+    if not text:
+        raise ConfigError(f"--workdir: no config.json in {path}; allowed: the workdir of a run")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    steps = sorted(checkpoints.manager.all_steps())
+    if not steps:
+        raise ConfigError(f"--workdir: no checkpoint in {path}; allowed: the workdir of a run")
+    if step is not None and step not in steps:
+        raise ConfigError(f"--step: {step}; allowed: {', '.join(map(str, steps))}")
+    c: Config = ConfigDict(json.loads(text))
+    # The length of an epoch is known to the training data alone. It decides weights of losses
+    # and decays of averages, and no prediction.
+    task = build.make_task(c, Clock(1, max(c.steps, 1)))
+    program = make_program(
+        task,
+        optax.identity(),
+        make_mesh(devices=jax.devices()[:1]),
+        c.sharding,
+        batch_size=1,
+        seed=c.seed,
+    )
+    return Trained(c, workdir, checkpoints, program, steps[-1] if step is None else step)
+
+
+def image_names(subset: Subset) -> list[str]:
+    """What each image is called: its relative path, or the source and the number in it."""
+    return [_image_name(subset, i) for i in range(len(subset))]
+
+
+def _image_name(source: Any, index: int) -> str:
+    if isinstance(source, Subset):
+        return _image_name(source.source, int(source.indices[index]))
+    if hasattr(source, "relative_path"):
+        return source.relative_path(index)
+    return f"{source.name} {index}"
+
+
+def check_flags(count: int, output: str | None) -> None:
+    """Before any work is done.
+
+    Raises:
+      ConfigError: a count below 1, an output that is no .png.
+    """
+    if count < 1:
+        raise ConfigError(f"--count: {count}; allowed: 1 or more")
+    if output is not None and not output.lower().endswith(".png"):
+        raise ConfigError(f"--output: {output!r}; allowed: a file name that ends in .png")
+
+
+def save(run: Trained, name: str, output: str | None, data: bytes) -> str:
+    """Writes a picture to `output`, or else as `pictures/<name>` of the workdir.
+
+    Returns:
+      Where it is.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    path = os.path.expanduser(output) if output else os.fspath(run.workdir.path / "pictures" / name)
+    folder, file = os.path.split(path)
+    try:
+        Workdir(folder).write_bytes(file, data)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"--output: cannot write {path!r} ({reason})") from None
+    return path
