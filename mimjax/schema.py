@@ -82,9 +82,10 @@ def section(thing: Any, **overrides: Any) -> Config:
     for name, value in known.items():
         given = overrides.get(name, {})
         if dataclasses.is_dataclass(given):
-            out[name] = section(given)
+            inner = section(given)
             if type(given) is not type(value):
-                out[name].type = class_path(type(given))
+                inner.type = class_path(type(given))
+            out[name] = inner
         elif dataclasses.is_dataclass(value):
             out[name] = section(value, **given)
         else:

@@ -43,7 +43,12 @@ def shrink(c):
     encoder, method, width = c.method.encoder, c.method, c.method.encoder.width
     layers = [method.get(k, 0) for k in ("pixel_layer", "feature_layer")]
     encoder.depth = max(2, *(layer + 1 for layer in layers))
-    encoder.width, encoder.heads, encoder.patch, encoder.image_size = 8, 2, 2, (28, 28)
+    encoder.width, encoder.heads, encoder.image_size = 8, 2, (28, 28)
+    if "strides" in encoder:
+        encoder.strides, encoder.stage_widths, encoder.stage_depths = (1, 2, 1), (4, 8), (1, 1)
+    else:
+        encoder.patch = 2
+    encoder.fuse_layers = (0, 1) if len(encoder.fuse_layers) > 1 else (-1,)
     for name in ("decoder", "pixel_decoder"):
         if name in method:
             if "width" in method[name]:
@@ -85,12 +90,19 @@ NARROW = {  # frozen networks with the same step per token, or the student's pat
         "vocab": 32,
     },
     "CLIP": {"network": {"width": 8, "depth": 1, "heads": 2, "patch": 2, "proj_dim": 8}},
+    "DINO": {
+        "network": {"width": 8, "depth": 1, "heads": 2, "patch": 2, "image_size": (28, 28)},
+    },
+    "Joint": {},
     "Pixels": {},
 }
 
 
 def shrink_target(target):
     """Its frozen network narrow, with one token for each of the student's patches as before."""
+    for teacher in ("first", "second"):  # of two at once
+        if teacher in target:
+            shrink_target(target[teacher])
     for name, value in NARROW[target.type.rsplit(":", 1)[1]].items():
         if isinstance(value, dict):
             assert set(value) <= set(target[name]), (name, value)
