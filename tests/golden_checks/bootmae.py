@@ -25,10 +25,10 @@ def build(c, clock, masked):
     grid = c["img"] // c["patch"]
     encoder = ViT(c["dim"], c["depth"], c["heads"], c["patch"], (c["img"], c["img"]), **STYLE)
     return BootMAE(
-        clock,
-        encoder,
-        InjectedDecoder(width=c["dec_dim"], depth=c["dec_depth"]),
-        InjectedDecoder(depth=c["dec_depth"]),
+        clock=clock,
+        encoder=encoder,
+        pixel_decoder=InjectedDecoder(width=c["dec_dim"], depth=c["dec_depth"]),
+        feature_decoder=InjectedDecoder(depth=c["dec_depth"]),
         pixel_layer=c["fea_list"][0],
         feature_layer=c["fea_list"][-1],
         masking=Masking("block_random", common.ratio(masked, grid**2)),

@@ -17,10 +17,10 @@ from mimjax.train import optim
 
 def build(c, clock):
     return MAE(
-        clock,
-        ViT(c["dim"], c["depth"], c["heads"], c["patch"], (c["img"], c["img"])),
-        MAEDecoder(c["dec_dim"], c["dec_depth"], c["dec_heads"]),
-        Masking("random", c["ratio"]),
+        clock=clock,
+        encoder=ViT(c["dim"], c["depth"], c["heads"], c["patch"], (c["img"], c["img"])),
+        decoder=MAEDecoder(c["dec_dim"], c["dec_depth"], c["dec_heads"]),
+        masking=Masking("random", c["ratio"]),
         pixel_norm="mae" if c["norm_pix"] else "none",
     )
 
