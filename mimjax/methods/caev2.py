@@ -21,6 +21,7 @@ from mimjax.models.regressor import SharedHead
 from mimjax.rng import named
 from mimjax.targets.base import Target
 from mimjax.targets.clip import CLIP
+from mimjax.targets.colors import feature_colors
 from mimjax.task import Batch, Key, LossOutput, PyTree
 
 
@@ -127,5 +128,36 @@ class CAEv2(LatentTask):
     def pictures(
         self, params: PyTree, frozen: PyTree, batch: Batch, preds: dict[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        """None: a teacher's latents are no picture."""
-        return {}
+        """Original, masked image, and the latents of teacher and student as colors.
+
+        The student's masked patches are the regressor's predictions; without a regressor gray.
+        """
+        image, ids = batch["image"], batch["ids_v"]
+        colors = feature_colors(batch["target"], preds["pred"])
+        if self.loss_form == "code":
+            colors = tuple(c[:, 1:] for c in colors)  # CLS has no place in a picture
+        if self.regresses:
+            ids = jnp.concatenate([ids, batch["ids_m"]], axis=1)
+        rows, size = jnp.arange(len(ids))[:, None], image.shape[1:3]
+
+        def spread(values):
+            blank = jnp.full((len(ids), self.encoder.num_patches, values.shape[-1]), 0.5)
+            grid = blank.at[rows, ids].set(values).reshape(len(ids), *self.encoder.grid, -1)
+            return jax.image.resize(grid, (len(ids), *size, grid.shape[-1]), "nearest")
+
+        original = jnp.clip(image * jnp.asarray(self.std) + jnp.asarray(self.mean), 0, 1)
+        hidden = batch["mask"].astype(jnp.float32).reshape(-1, *self.encoder.grid, 1)
+        hidden = jax.image.resize(hidden, (*original.shape[:3], 1), "nearest")
+        return {
+            "original": original,
+            "masked": jnp.where(hidden > 0, 0.5, original),
+            "teacher": spread(colors[0]),
+            "student": spread(colors[1]),
+        }
+
+    @property
+    def picture_note(self) -> str:
+        return (
+            "Colors: the three leading principal components of the teacher's latents of these "
+            "images. Student: aligned latents of visible patches, predicted ones of masked patches."
+        )

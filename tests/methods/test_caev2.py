@@ -103,8 +103,21 @@ def test_an_image_that_is_not_square():
     assert np.isfinite(runs.loss(task, runs.start(task), runs.prepare(task, raw)).total)
 
 
-def test_no_picture():
-    assert make().pictures({}, {}, {}, {}) == {}
+@pytest.mark.parametrize(("form", "depth"), [("code", 1), ("paper", 1), ("code", 0)])
+def test_pictures_show_teacher_and_student_in_the_same_colors(form, depth):
+    task = make(depth=depth, loss_form=form)
+    batch = runs.prepare(task, runs.raw_batch())
+    right = task.pictures({}, {}, batch, {"pred": batch["target"]})
+    assert list(right) == ["original", "masked", "teacher", "student"]
+    np.testing.assert_allclose(right["teacher"], right["student"], atol=1e-5)
+    wrong = task.pictures({}, {}, batch, {"pred": -batch["target"]})
+    assert np.abs(wrong["teacher"] - wrong["student"]).max() > 0.1
+    for name, image in right.items():
+        assert image.shape == (4, 16, 16, 3), name
+        assert image.min() >= 0, name
+        assert image.max() <= 1, name
+    gray = np.all(np.asarray(right["teacher"]) == 0.5, axis=-1).mean()
+    assert gray == (0 if depth else 0.5)  # nothing is said of masked patches without a regressor
 
 
 @pytest.mark.parametrize(
