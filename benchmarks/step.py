@@ -1,6 +1,7 @@
 """One MAE train step on one CPU core, mimjax against PyTorch: `python -m benchmarks.step`.
 
   python -m benchmarks.step --shape=ti --rounds=15 [--peer=transformers] [--json]
+  python -m benchmarks.step --methods=all [--shape=ti --batch=8]    every method, no peer
 
 Needs `pip install mimjax[bench]`. Forward, backward, AdamW with a decay mask, random masks
 included, loss read back; float32, erf GELU, SDPA attention. The peers are the MAE of the public
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import duel
+from benchmarks import duel, methods
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy")
 GOAL = 0.85  # of the fastest peer's time, at shape ti
@@ -44,6 +45,7 @@ class Shape(NamedTuple):
 SHAPES = {
     "ti": Shape(192, 12, 3, (256, 4, 8)),
     "s": Shape(384, 12, 6, (512, 8, 16)),
+    "b": Shape(768, 12, 12, (512, 8, 16)),
     "tiny": Shape(32, 2, 2, (32, 1, 2), batch=4, image=32, patch=8),  # tests the program itself
 }
 
@@ -234,12 +236,19 @@ def main() -> None:
         help="one peer, or all of them to find the fastest",
     )
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
+    parser.add_argument("--methods", default="", help="all, or names: mae,cae (no peer)")
+    parser.add_argument("--batch", type=int, default=8, help="of --methods")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         make, options = CONTENDERS[args.serve]
         return duel.serve(lambda: make(SHAPES[args.shape], **options), args.core)
+    if args.methods:
+        names = list(methods.METHODS) if args.methods == "all" else args.methods.split(",")
+        rows = methods.measure(names, args.shape, args.batch, args.rounds)
+        print(json.dumps(rows) if args.json else methods.describe(rows, args.shape, args.batch))
+        return None
     peers = list(CONTENDERS)[1:] if args.peer == "all" else [args.peer]
     row = measure(args.shape, peers, args.rounds, args.core)
     print(json.dumps(row) if args.json else describe(row))

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mimjax.models.layers import (
-    Block,
     Dtype,
     clipped_normal,
     dense,
     layer_norm,
+    run_blocks,
     torch_uniform,
 )
 from mimjax.models.vit import sincos_table
@@ -93,16 +93,15 @@ class MAEDecoder(nn.Module):
         ids = jnp.concatenate([ids_v, ids_m], axis=1)
         pos = positions(self.grid, self.width, self.pos_embed.removeprefix("sincos_"), ids)
         x = x + jnp.pad(pos, ((0, 0), (self.prefix, 0), (0, 0))).astype(x.dtype)  # zeros for CLS
-        for i in range(self.depth):
-            block = Block(
-                heads=self.heads,
-                bias=self.bias,
-                init_scheme=self.init_scheme,
-                mlp_ratio=self.mlp_ratio,
-                dtype=self.dtype,
-                name=f"block_{i:02d}",
-            )
-            x = block(x)
+        x = run_blocks(
+            x,
+            self.depth,
+            heads=self.heads,
+            bias=self.bias,
+            init_scheme=self.init_scheme,
+            mlp_ratio=self.mlp_ratio,
+            dtype=self.dtype,
+        )
         x = x[:, self.prefix + (0 if all_patches else ids_v.shape[1]) :]
         x = layer_norm("norm", self.dtype)(x)
         return dense(self.out, "head", self.dtype)(x)
@@ -154,15 +153,15 @@ class InjectedDecoder(nn.Module):
         token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width))
         pos = positions(self.grid, self.width, self.pos_embed.removeprefix("sincos_"), ids_m)
         x = jnp.concatenate([x, (token + pos).astype(x.dtype)], axis=1)
-        for i in range(self.depth):
-            block = Block(
-                heads=self.heads,
-                bias=self.bias,
-                init_scheme=self.init_scheme,
-                dtype=self.dtype,
-                name=f"block_{i:02d}",
-            )
-            x = block(x, context if self.inject else None)
+        x = run_blocks(
+            x,
+            self.depth,
+            context if self.inject else None,
+            heads=self.heads,
+            bias=self.bias,
+            init_scheme=self.init_scheme,
+            dtype=self.dtype,
+        )
         x = x[:, 1:] if all_patches else x[:, 1 + ids_v.shape[1] :]
         x = layer_norm("norm", self.dtype)(x)
         if self.pixel_head:

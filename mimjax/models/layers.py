@@ -363,3 +363,17 @@ class Block(Branch):
 def drop_rate(top: float, index: int, depth: int) -> float:
     """Stochastic depth of block `index`: linear from 0 to `top` over `depth` blocks."""
     return top * index / max(depth - 1, 1)
+
+
+def run_blocks(x, depth: int, *args, drop_path: float = 0.0, **options):
+    """Blocks block_00, block_01, ... one after another; for the compact method of a module.
+
+    Args:
+      args: of each block's call, after x.
+      drop_path: the last block's rate, rising linearly from 0.
+      options: fields of every block.
+    """
+    for i in range(depth):
+        rate, name = drop_rate(drop_path, i, depth), f"block_{i:02d}"
+        x = Block(drop_path=rate, name=name, **options)(x, *args)
+    return x

@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int
 
 from mimjax.models.decoders import positions
 from mimjax.models.layers import (
-    Block,
     Branch,
     Dtype,
     Mlp,
@@ -25,6 +24,7 @@ from mimjax.models.layers import (
     dense,
     drop_rate,
     layer_norm,
+    run_blocks,
     shard_batch,
 )
 
@@ -161,16 +161,17 @@ class LatentDecoder(nn.Module):
         x = latents.astype(self.dtype)
         if self.depth:
             x = x + positions(self.grid, x.shape[-1], "yx", ids).astype(self.dtype)
-        for i in range(self.depth):
-            block = Block(
-                heads=self.heads,
-                bias="qv",
-                layer_scale=self.layer_scale,
-                drop_path=drop_rate(self.drop_path, i, self.depth),
-                dtype=self.dtype,
-                name=f"block_{i:02d}",
-            )
-            x = block(x, None, train)
+        x = run_blocks(
+            x,
+            self.depth,
+            None,
+            train,
+            drop_path=self.drop_path,
+            heads=self.heads,
+            bias="qv",
+            layer_scale=self.layer_scale,
+            dtype=self.dtype,
+        )
         if self.depth:
             x = layer_norm("norm", self.dtype)(x)
         return dense(self.out, "head", self.dtype)(x)
