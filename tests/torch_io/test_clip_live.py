@@ -17,7 +17,9 @@ ENCODER = ViT(patch=4, image_size=(12, 12))
 
 def live(name="CLIPVisionModelWithProjection"):
     """A small model of transformers whose every parameter is random, and its state dict."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.CLIPVisionConfig(
         hidden_size=40,
@@ -80,7 +82,8 @@ def test_without_projection():
 
 def test_positions_of_another_grid():
     """Up, down and to a rectangle, as torch's interpolate (without antialiasing) does it."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     table = np.random.default_rng(0).normal(size=(1 + 16, 5)).astype(np.float32)
     for grid in ((4, 4), (7, 7), (3, 3), (2, 6)):
         ours = resize_positions(jax.numpy.asarray(table), (4, 4), grid)
@@ -112,7 +115,8 @@ def test_files_that_do_not_fit():
 
 def test_torchscript_archives_are_refused(tmp_path):
     """OpenAI publishes CLIP as one; half precision, saved as tensors, is read."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     path = str(tmp_path / "ViT-B-16.pt")
     torch.jit.script(torch.nn.Linear(2, 2)).save(path)
     with pytest.raises(ConfigError, match=r"a TorchScript archive .*model\.state_dict\(\)"):

@@ -32,7 +32,9 @@ CONFIG = {
 
 def live(name, **options):
     """A small model of transformers whose every parameter is random."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**CONFIG, **options)
     model = getattr(transformers, f"{name}Model")(config).eval()
@@ -111,7 +113,8 @@ class Unknown:
 
 def test_full_checkpoints_hold_a_teacher_and_a_student(tmp_path):
     """DINO's main_dino.py: two networks with heads; the student is DistributedDataParallel's."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     target = DINO(NETWORK)
     teacher, student = weights(target, 1), weights(target, 2)
     head = {"head.last_layer.weight_g": np.ones((3, 1), np.float32)}

@@ -17,7 +17,9 @@ from mimjax.torch_io import load, names
 @pytest.fixture(scope="module")
 def codebook():
     """A small codebook of transformers with random biases, and its state dict."""
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.FlavaImageCodebookConfig(
         hidden_size=12, vocab_size=40, num_groups=4, num_blocks_per_group=3

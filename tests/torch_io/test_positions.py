@@ -16,7 +16,8 @@ GRIDS = [((4, 4), (7, 7)), ((6, 6), (3, 4)), ((3, 5), (5, 3)), ((4, 4), (4, 9)),
 
 @pytest.mark.parametrize(("source", "target"), GRIDS, ids=str)
 def test_absolute_positions_equal_torch(source, target):
-    torch = pytest.importorskip("torch")
+    import torch
+
     pos = RNG.normal(size=(1, 1 + source[0] * source[1], 5)).astype(np.float32)
     ours = positions.resize_absolute(pos, source, target)
     patches = torch.tensor(pos[:, 1:].reshape(1, *source, 5).transpose(0, 3, 1, 2))
@@ -32,7 +33,8 @@ def test_absolute_positions_equal_torch(source, target):
 @pytest.mark.parametrize(("source", "target"), [((4, 4), (6, 6)), ((5, 5), (3, 8))], ids=str)
 def test_positions_while_running_equal_torch(source, target, traced):
     """As DINO's code resizes them: by factors of (target + 0.1) / source; other prefixes too."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     pos = RNG.normal(size=(1, 2 + source[0] * source[1], 5)).astype(np.float32)
     resize = lambda x: resize_absolute(x, source, target, 0.1, num_prefix=2)
     ours = np.asarray(jax.jit(resize)(pos) if traced else resize(pos))
