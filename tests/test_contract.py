@@ -24,6 +24,7 @@ METHODS = sorted(helpers.CONFIGS)
 MASKED = [
     m for m in METHODS if hasattr(build.make_task(helpers.small(m), Clock(4, 8)), "num_masked")
 ]
+slow = lambda name: pytest.param(name, marks=pytest.mark.slow)
 # parameters whose gradient is zero, with the reason
 NO_GRADIENT: dict[str, set[str]] = {}
 
@@ -117,7 +118,11 @@ def test_the_published_configuration_is_as_committed(name):
     assert text == file.read_text()
 
 
-@pytest.mark.parametrize("name", METHODS)
+# the trainer is the same for all: a few show it on every run, the rest in test-all
+TRACED = [m if m in ("bootmae", "cae", "mrmae") else slow(m) for m in METHODS]
+
+
+@pytest.mark.parametrize("name", TRACED)
 def test_one_step_traces_the_loss_once(name):
     """`train_step` is pure and traced once, with and without accumulation."""
     c = helpers.small(name)

@@ -1,5 +1,6 @@
 """The same numbers however the work is laid out: devices, sharding, processes, accumulation."""
 
+import functools
 import socket
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import pytest
 
 from mimjax import rules
 from mimjax.train import sharding
+
+
+SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def steps(c, mesh, small_tensors=sharding.SMALL, count=3):
