@@ -13,7 +13,6 @@ import pytest
 from mimjax import rules
 from mimjax.train import sharding
 
-
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
