@@ -33,14 +33,8 @@ def get_config(arg=None):
     c.method = section(BEiT, encoder=encoder, target=target)
     c.teacher.path = a.path
     c.epochs = 800.0
-    c.batch_size = 2048  # 16 GPUs x 128
-    c.optimizer.lr = 1.5e-3  # absolute; for 2048 images
-    c.optimizer.min_lr = 1e-5
+    common.beit_recipe(c)
     c.optimizer.warmup_epochs = 10.0
-    c.optimizer.weight_decay = 0.05
-    c.optimizer.b1, c.optimizer.b2 = 0.9, 0.999  # the paper's and the code's default
-    c.optimizer.clip_norm = 3.0
-    c.optimizer.schedule = "beit"
     c.optimizer.decay = DECAY
     c.data.augment.scale = (0.08, 1.0)  # torchvision's default, as datasets.py
     c.data.augment.color_jitter = 0.4

@@ -30,18 +30,6 @@ def cae_size(size, res):
     return encoder
 
 
-def recipe(c):
-    """Optimizer and crops that CAE and CAE v2 share."""
-    c.batch_size = 2048
-    c.optimizer.lr = 1.5e-3  # absolute; for 2048 images
-    c.optimizer.min_lr = 1e-5
-    c.optimizer.weight_decay = 0.05
-    c.optimizer.clip_norm = 3.0
-    c.optimizer.schedule = "beit"
-    c.optimizer.decay = DECAY
-    c.optimizer.b1, c.optimizer.b2 = 0.9, 0.999  # the scripts set no betas: PyTorch's
-
-
 def get_config(arg=None):
     a = common.parse_arg(arg, size="b", res=224, demo=False, data="digits", tokenizer="", path="")
     c = common.base()
@@ -54,7 +42,8 @@ def get_config(arg=None):
     target = common.find_target(a.tokenizer or "dalle") if not a.demo else {}
     c.method = section(CAE, encoder=encoder, regressor=regressor, target=target)
     c.teacher.path = a.path
-    recipe(c)
+    common.beit_recipe(c)
+    c.optimizer.decay = DECAY
     c.epochs = 800.0
     c.optimizer.warmup_epochs = 20.0  # 10, 20, 40 for 300, 800, 1600 epochs
     c.data.augment.scale = (0.08, 1.0)  # furnace/datasets.py

@@ -13,7 +13,7 @@ paper's, as is `optimizer.b2=0.98`. For L no script was released: it is the pape
 """
 
 from configs import common
-from configs.cae import cae_size, recipe
+from configs.cae import DECAY, cae_size
 from mimjax.methods.caev2 import CAEv2
 from mimjax.schema import section
 
@@ -45,7 +45,8 @@ def get_config(arg=None):
         target=common.find_target(teacher) if not a.demo else {},
     )
     c.teacher.path = a.path
-    recipe(c)
+    common.beit_recipe(c)
+    c.optimizer.decay = DECAY
     c.epochs = 300.0
     c.optimizer.warmup_epochs = 10.0
     c.data.augment.scale = (0.4, 1.0)  # the scripts' crop_min_size

@@ -106,6 +106,17 @@ def base() -> Config:
     return c
 
 
+def beit_recipe(c: Config) -> None:
+    """BEiT's optimizer, which CAE's and CAE v2's scripts take over."""
+    c.batch_size = 2048
+    c.optimizer.lr = 1.5e-3  # absolute; for 2048 images
+    c.optimizer.min_lr = 1e-5
+    c.optimizer.weight_decay = 0.05
+    c.optimizer.b1, c.optimizer.b2 = 0.9, 0.999  # PyTorch's; CAE's scripts set none
+    c.optimizer.clip_norm = 3.0
+    c.optimizer.schedule = "beit"
+
+
 TARGETS: dict[str, Target] = {
     "dalle": DallE(),
     "dvae": DVAE(),  # trained by configs/dvae.py, or CAE's "customized" file

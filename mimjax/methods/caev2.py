@@ -138,22 +138,11 @@ class CAEv2(LatentTask):
             colors = tuple(c[:, 1:] for c in colors)  # CLS has no place in a picture
         if self.regresses:
             ids = jnp.concatenate([ids, batch["ids_m"]], axis=1)
-        rows, size = jnp.arange(len(ids))[:, None], image.shape[1:3]
-
-        def spread(values):
-            blank = jnp.full((len(ids), self.encoder.num_patches, values.shape[-1]), 0.5)
-            grid = blank.at[rows, ids].set(values).reshape(len(ids), *self.encoder.grid, -1)
-            return jax.image.resize(grid, (len(ids), *size, grid.shape[-1]), "nearest")
-
-        original = jnp.clip(image * jnp.asarray(self.std) + jnp.asarray(self.mean), 0, 1)
-        hidden = batch["mask"].astype(jnp.float32).reshape(-1, *self.encoder.grid, 1)
-        hidden = jax.image.resize(hidden, (*original.shape[:3], 1), "nearest")
-        return {
-            "original": original,
-            "masked": jnp.where(hidden > 0, 0.5, original),
-            "teacher": spread(colors[0]),
-            "student": spread(colors[1]),
-        }
+        rows = jnp.arange(len(ids))[:, None]
+        blank = jnp.full((len(ids), self.encoder.num_patches, 3), 0.5)
+        teacher, student = (self.spread(blank.at[rows, ids].set(c)) for c in colors)
+        original, masked = self.shown(image, batch["mask"])
+        return {"original": original, "masked": masked, "teacher": teacher, "student": student}
 
     @property
     def picture_note(self) -> str:

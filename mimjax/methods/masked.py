@@ -70,6 +70,22 @@ class MaskedTask(Task):
         images = pixels.normalize(batch["image"], self.mean, self.std)
         return {"image": images, "mask": batch["mask"], "ids_v": ids_v, "ids_m": ids_m}
 
+    def spread(self, values: jax.Array) -> jax.Array:
+        """One value or color per patch in raster order, [b n c], as images [b h w c]."""
+        grid = values.reshape(len(values), *self.encoder.grid, -1)
+        shape = (len(values), *self.encoder.image_size, grid.shape[-1])
+        return jax.image.resize(grid, shape, "nearest")
+
+    def shown(self, image: jax.Array, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Normalized images [b h w c] as colors in [0, 1], and with the patches `hidden` gray.
+
+        Args:
+          hidden: bool [b n].
+        """
+        original = jnp.clip(image * jnp.asarray(self.std) + jnp.asarray(self.mean), 0, 1)
+        cover = self.spread(hidden.astype(jnp.float32)[..., None])
+        return original, jnp.where(cover > 0, 0.5, original)
+
 
 @dataclasses.dataclass(frozen=True)
 class TargetTask(MaskedTask):
@@ -141,11 +157,9 @@ class TargetTask(MaskedTask):
         """Original, masked image, what the target keeps of the image, and the prediction."""
         if not self.target.decodes:
             return {}
-        image, mask = batch["image"], batch["mask"]
-        original = jnp.clip(image * jnp.asarray(self.std) + jnp.asarray(self.mean), 0, 1)
-        hidden = mask.reshape(-1, *self.encoder.grid, 1)
-        hidden = jnp.repeat(jnp.repeat(hidden, self.encoder.patch, 1), self.encoder.patch, 2)
-        columns = {"original": original, "masked": jnp.where(hidden, 0.5, original)}
+        image = batch["image"]
+        original, masked = self.shown(image, batch["mask"])
+        columns = {"original": original, "masked": masked}
         if self.target.discrete:
             known = self.in_order(batch, batch["visible"], batch["target"])
             pred = self.in_order(batch, batch["visible"], preds["pred"].argmax(-1))

@@ -205,17 +205,13 @@ class MRMAE(MaskedTask):
     ) -> dict[str, jax.Array]:
         """Original, the teacher's attention, the visible patches and the reconstruction."""
         image, encoder = batch["image"], self.encoder
-        original = jnp.clip(image * jnp.asarray(self.std) + jnp.asarray(self.mean), 0, 1)
-        spread = lambda x: jax.image.resize(
-            x.reshape(-1, *encoder.grid, 1), (*original.shape[:3], 1), "nearest"
-        )
         heat = batch["attention"] / batch["attention"].max(-1, keepdims=True)
         order = jnp.argsort(jnp.concatenate([batch["ids_v"], batch["ids_m"]], 1), axis=1)
-        seen = spread((order < batch["ids_v"].shape[1]).astype(jnp.float32))
+        original, visible = self.shown(image, order >= batch["ids_v"].shape[1])
         columns = {
             "original": original,
-            "attention": original * (0.15 + 0.85 * spread(heat)),
-            "visible": jnp.where(seen > 0, original, 0.5),
+            "attention": original * (0.15 + 0.85 * self.spread(heat[..., None])),
+            "visible": visible,
         }
         if "pred" in preds:
             full = jnp.concatenate([batch["visible_target"], preds["pred"]], axis=1)
