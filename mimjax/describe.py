@@ -49,6 +49,13 @@ def start_block(
         + f"{masks}; fingerprint {data.fingerprint}",
     ):
         say(line)
+    student = data.views["image"].size
+    for name, view in data.views.items():
+        if view.size != student:
+            say(
+                f"  {name}  the same crop resized to {view.size[0]}x{view.size[1]}, so that the "
+                f"target has one token per patch of the student's {student[0]}x{student[1]}"
+            )
     if o.min_lr > peak:
         say(
             f"  WARNING     optimizer.min_lr {o.min_lr:g} is above the peak rate {peak:.3g}: "

@@ -29,6 +29,14 @@ def test_the_start_block_says_what_people_debug_from():
     assert "WARNING" not in block(c)
 
 
+def test_the_start_block_says_that_the_target_sees_another_size():
+    layers = {"method.target.encoder.num_layers": 2}
+    text = block(helpers.small("cae", **layers))  # 4 pixels per token, for 4x4 patches
+    assert "target_image  the same crop resized to 16x16" in text
+    assert "of the student's 8x8" in text
+    assert "target_image" not in block(helpers.small("mae"))
+
+
 def test_the_parameter_table_names_every_parameter():
     c = helpers.small("bootmae")
     _, program = helpers.make(c)

@@ -127,6 +127,32 @@ def test_two_teachers_are_read_side_by_side():
     np.testing.assert_allclose(attention, first, atol=1e-6)
 
 
+def test_half_precision_makes_no_nan():
+    """With a teacher whose attention saturates; softmax, norms and losses stay in float32."""
+    network = CLIPVision(8, 1, 2, 4, (4, 4), 0, dtype=jnp.bfloat16)
+    task = make(
+        PLAIN.clone(dtype=jnp.bfloat16),
+        decoder=MAEDecoder(16, 1, 2, dtype=jnp.bfloat16),
+        target=CLIP(network, project=False),
+    )
+    params = runs.start(task)
+    frozen = runs.randomized(jax.jit(task.init_frozen)(runs.KEY), spread=30.0)
+    raw = runs.raw_batch()
+    raw["image"] = raw["image"].at[0].set(0)  # every patch constant: its variance is 0
+
+    @jax.jit
+    def run(p):
+        batch = task.prepare({}, frozen, raw, runs.KEY, 0, True)
+        loss = lambda p: task.loss(p, {}, batch, runs.KEY, 0, True).total
+        return *jax.value_and_grad(loss)(p), batch
+
+    total, grads, batch = run(params)
+    assert total.dtype == batch["attention"].dtype == batch["features"].dtype == jnp.float32
+    assert np.isfinite(total)
+    assert all(x.dtype == jnp.float32 and np.isfinite(x).all() for x in jax.tree.leaves(grads))
+    assert float(batch["attention"].max()) >= 0.5  # a head of two looks at one patch alone
+
+
 def test_wrong_settings_are_named():
     with pytest.raises(ConfigError, match=r"method\.select: 'topk' needs a teacher.*random"):
         make(target=Pixels())
