@@ -21,8 +21,9 @@ from concurrent import futures
 from etils import epath
 from PIL import Image
 
+from mimjax.data.decoding import decode
 from mimjax.data.folder import list_images, read_bytes
-from mimjax.data.images import check_option, decode
+from mimjax.data.images import check_option
 from mimjax.task import ConfigError
 
 _JPEG = (".jpg", ".jpeg")
@@ -46,6 +47,7 @@ def shrink(data: bytes, name: str, short_side: int, quality: int) -> bytes:
       ConfigError: `data` is no readable image.
     """
     image = decode(data, name)
+    assert isinstance(image, Image.Image)  # three channels
     factor = short_side / min(image.size)
     if factor >= 1 and name.lower().endswith(_JPEG):
         return data
