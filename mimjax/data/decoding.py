@@ -137,7 +137,7 @@ def to_bands(image: Image.Image, how: Decoding) -> Bands:
         image = to_8_bits(upright(image), how.value_range)
         bands = list(image.split())
     if len(bands) != how.channels:
-        raise ValueError(f"{image.mode} has {len(bands)} channels; data.channels is {how.channels}")
+        raise ValueError(f"mode {image.mode}; data.channels is {how.channels}")
     return Bands(bands)
 
 

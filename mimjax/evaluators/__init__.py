@@ -89,16 +89,8 @@ def make_evaluators(
             "allowed: False, or a labeled source"
         )
     limited = Subset(train, max_images), Subset(test, max_images)
-    bench = Bench(
-        task,
-        mesh,
-        *limited,
-        seed,
-        batch_size,
-        augment or Augment(),
-        threads,
-        bad_files or BadFiles(),
-    )
+    options = seed, batch_size, augment or Augment(), threads, bad_files or BadFiles()
+    bench = Bench(task, mesh, *limited, *options)
     evaluators: list[Evaluator] = []
     if error:
         evaluators.append(MaskedError(bench))
