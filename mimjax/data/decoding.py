@@ -157,7 +157,7 @@ def check_size(size: tuple[int, int], how: Decoding) -> None:
 
 
 def decode(
-    data: bytes, name: str, key: str = "", how: Decoding = Decoding()
+    data: bytes, name: str, key: str = "", how: Decoding = Decoding(), least: int = 0
 ) -> Image.Image | Bands:
     """The image in `data`: RGB, or Bands for another number of channels.
 
@@ -165,6 +165,8 @@ def decode(
       data: a file that Pillow reads.
       name: path or record id.
       key: of the setting that named it, for errors.
+      least: pixels of both sides that suffice: a larger JPEG is decoded at a half, a quarter or an
+        eighth of its size, several times faster. 0 = as it is.
 
     Raises:
       BadImage: `data` is no readable image, or not one of so many channels or pixels.
@@ -177,6 +179,8 @@ def decode(
     try:
         with Image.open(io.BytesIO(data)) as image:
             check_size(image.size, how)
+            if least:
+                image.draft(None, (least, least))
             return to_rgb(image, how.value_range) if how.channels == 3 else to_bands(image, how)
     except Image.UnidentifiedImageError:
         refuse(key, name, "unknown format")
