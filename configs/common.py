@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mimjax.data.augment import Augment
+from mimjax.data.decoding import MAX_PIXELS
 from mimjax.errors import ConfigError
 from mimjax.models.clip import CLIP_SIZES, CLIPVision
 from mimjax.models.discrete_vae import DVAEDecoder, DVAEEncoder
@@ -90,6 +91,11 @@ def base() -> Config:
     c.data.source = "folder"
     c.data.path = ""
     c.data.options = ConfigDict()  # of the source, see mimjax/data/sources.py
+    c.data.channels = 3  # others: method.mean and std of as many numbers, see mimjax/data/stats.py
+    c.data.value_range = (0.0, 0.0)  # of values beyond 8 bits; (0, 0) = 0 to 65535, floats 0 to 1
+    c.data.max_pixels = MAX_PIXELS  # in one file; more is a bad file
+    c.data.max_bad_fraction = 0.01  # files that may be skipped; 0 = the first bad one is an error
+    c.data.trust_index = False  # True = the workdir's list of files is taken, none is looked at
     c.data.augment = section(Augment)
     c.data.workers = 0  # processes; 0 = threads in this one
     c.data.threads = 8

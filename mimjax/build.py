@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,9 @@ import numpy as np
 
 from mimjax import describe, start
 from mimjax.data.augment import Augment
+from mimjax.data.bad_files import BadFiles
+from mimjax.data.decoding import Decoding
+from mimjax.data.index import INDEX_FILE, Index
 from mimjax.data.pipeline import Pipeline
 from mimjax.data.sources import Source, make_source
 from mimjax.errors import ConfigError
@@ -59,24 +63,68 @@ def with_dtype(thing: Any, dtype: Any) -> Any:
     return dataclasses.replace(thing, **new)
 
 
-def make_data(c: Config, task: Task, split: str) -> Pipeline:
-    """The data pipeline of one split, with the views and masks that the task asks for."""
+def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> Pipeline:
+    """The data pipeline of one split, with the views and masks that the task asks for.
+
+    Raises:
+      ConfigError: the images have other channels than the task, or none that colors are known of.
+    """
+    augment = build(Augment, c.data.augment, "data.augment")
+    have, wanted = c.data.get("channels", 3), task.views["image"].channels
+    if have != wanted:
+        raise ConfigError(
+            f"data.channels: {have}, but method.mean has {wanted} numbers; allowed: one mean and "
+            "std per channel (python -m mimjax.data.stats computes them)"
+        )
+    if have != 3 and augment.color_jitter:
+        raise ConfigError(
+            f"data.augment.color_jitter: {augment.color_jitter:g}, but data.channels is {have}; "
+            "allowed: 0 (it knows red, green and blue)"
+        )
     return Pipeline(
-        make_split(c, split),
+        make_split(c, split, index),
         views=task.views,
-        augment=build(Augment, c.data.augment, "data.augment"),
+        augment=augment,
         mask_fn=task.mask_fn,
         batch_size=c.batch_size,
         seed=c.seed,
+        bad_files=make_bad_files(c),
     )
 
 
-def make_split(c: Config, split: str) -> Source:
-    """The configured source; `data.path` is an option of those that read files."""
+def make_bad_files(c: Config) -> BadFiles:
+    """Skips and counts bad files; workdirs of older versions do not know the key."""
+    return BadFiles(c.data.get("max_bad_fraction", 0.0))
+
+
+def make_split(c: Config, split: str, index: Index | None = None) -> Source:
+    """The configured source; what is not the default must be an option of it."""
     options = dict(c.data.options)
     if c.data.path:
         options["path"] = c.data.path
-    return make_source(c.data.source, split, **options)
+    how, default = dataclasses.asdict(decoding(c)), dataclasses.asdict(Decoding())
+    options |= {k: v for k, v in how.items() if v != default[k]}
+    return make_source(c.data.source, split, index=index, **options)
+
+
+def decoding(c: Config) -> Decoding:
+    """How files become images; see `make_bad_files` for missing keys."""
+    return Decoding(**{f.name: c.data.get(f.name, f.default) for f in dataclasses.fields(Decoding)})
+
+
+def make_index(c: Config, workdir: str) -> tuple[Index, Index | None]:
+    """An index for this start, and the one of the workdir's last start.
+
+    Raises:
+      ConfigError: a list is to be trusted for a source that has none.
+    """
+    if c.data.trust_index and c.data.source != "folder":
+        raise ConfigError(
+            f"data.trust_index: True, but source {c.data.source!r} lists no files; allowed: False"
+        )
+    place = Workdir(workdir, writer=False).file(INDEX_FILE)
+    kept = Index.from_bytes(place.read_bytes()) if place.exists() else None
+    return Index(kept if c.data.trust_index else None), kept
 
 
 def make_clock(c: Config, steps_per_epoch: int) -> Clock:
@@ -113,7 +161,8 @@ def make_run(c: Config, workdir_path: str) -> Run:
     """
     check_batch(c, jax.device_count())
     mesh = make_mesh(c.mesh.data, c.mesh.fsdp)
-    data = make_data(c, make_task(c, Clock(1, 1)), "train")
+    index, kept = make_index(c, workdir_path)
+    data = make_data(c, make_task(c, Clock(1, 1)), "train", index)
     clock = make_clock(c, data.steps_per_epoch)
     task = make_task(c, clock)
     params = jax.eval_shape(task.init, jax.random.key(0))[0]
@@ -126,6 +175,7 @@ def make_run(c: Config, workdir_path: str) -> Run:
     checkpoints = Checkpoints(workdir, keep=c.keep_checkpoints)
     start.check_workdir(c, workdir, checkpoints, log.say)
     describe.start_block(c, program, data, clock, log.say)
+    open_files(c, data, index, kept, Workdir(workdir_path), log.say)
     sample = functools.partial(sample_images, c, data)
     frozen, source = start.make_frozen(c, program, workdir, sample, log.say)
     state = start.find_start(c, program, checkpoints, data.fingerprint, log.say)
@@ -135,6 +185,9 @@ def make_run(c: Config, workdir_path: str) -> Run:
     workdir.write_text("parameters.txt", describe.parameter_table(c, program))
     if source:
         workdir.write_text(start.TEACHER_FILE, json.dumps(source, indent=2) + "\n")
+    evaluators = make_evals(c, program, data, workdir, index)
+    if workdir.writer and index.listings:
+        workdir.write_bytes(INDEX_FILE, index.to_bytes())
     return Run(
         program=program,
         state=state,
@@ -145,7 +198,7 @@ def make_run(c: Config, workdir_path: str) -> Run:
         log=log,
         checkpoints=checkpoints,
         workdir=workdir,
-        evaluators=make_evals(c, program, data.source, workdir),
+        evaluators=evaluators,
         meta={
             "config": json.loads(start.to_json(c)),
             "versions": versions(),
@@ -159,7 +212,31 @@ def make_run(c: Config, workdir_path: str) -> Run:
     )
 
 
-def make_evals(c: Config, program: Program, source: Source, workdir: Workdir) -> list[Evaluator]:
+def open_files(
+    c: Config,
+    data: Pipeline,
+    index: Index,
+    kept: Index | None,
+    workdir: Workdir,
+    say: Callable[[str], None],
+) -> None:
+    """Says which files changed since the last start, and opens the list of bad ones.
+
+    Args:
+      workdir: that every process may write: each has a list of its own rows' files.
+    """
+    if kept is not None and c.data.trust_index:
+        say(f"data.trust_index: the files are those of {INDEX_FILE}; none was looked at")
+    elif kept is not None and (changes := index.changes(kept)):
+        say(f"files changed since the last start: {changes}")
+    number = jax.process_index()
+    name = f"bad_files_{number}.txt" if number else "bad_files.txt"
+    data.bad_files.open(workdir, name, say)
+
+
+def make_evals(
+    c: Config, program: Program, data: Pipeline, workdir: Workdir, index: Index
+) -> list[Evaluator]:
     """The configured evaluators; the test split is opened only if one of them is wanted."""
     e = c.eval
     if not (e.error or e.probes or e.pictures):
@@ -167,8 +244,8 @@ def make_evals(c: Config, program: Program, source: Source, workdir: Workdir) ->
     return make_evaluators(
         program.task,
         program.mesh,
-        source,
-        make_split(c, "test"),
+        data.source,
+        make_split(c, "test", index),
         write=lambda name, data: workdir.write_bytes(f"pictures/{name}", data),
         seed=c.seed,
         error=e.error,
@@ -178,6 +255,7 @@ def make_evals(c: Config, program: Program, source: Source, workdir: Workdir) ->
         max_images=e.max_images,
         augment=build(Augment, c.data.augment, "data.augment"),
         threads=c.data.threads,
+        bad_files=data.bad_files,
     )
 
 

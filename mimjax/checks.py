@@ -11,6 +11,15 @@ def choice(key: str, value, allowed) -> None:
         raise ConfigError(f"{key}: {value!r}; allowed: {', '.join(map(str, allowed))}")
 
 
+def statistics(key: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """A mean and a positive standard deviation for every channel."""
+    if not mean or len(mean) != len(std) or min(std) <= 0:
+        raise ConfigError(
+            f"{key}.mean, {key}.std: {mean}, {std}; allowed: one number per channel in each, std "
+            "above 0 (python -m mimjax.data.stats computes them)"
+        )
+
+
 def encoder(key: str, vit) -> None:
     """An encoder whose image divides into patches and whose width divides into heads."""
     if hasattr(vit, "strides"):

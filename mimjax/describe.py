@@ -10,7 +10,7 @@ import jax
 from mimjax import __version__, rules
 from mimjax.data.pipeline import Pipeline
 from mimjax.schema import Config
-from mimjax.task import Clock
+from mimjax.task import Clock, View
 from mimjax.train.program import Program
 
 
@@ -45,7 +45,7 @@ def start_block(
         f"  length      {clock.total_steps} steps = {clock.epochs:,.1f} epochs of "
         f"{clock.steps_per_epoch} steps",
         f"  data        {c.data.source}: {len(data.source):,} images, "
-        + ", ".join(f"{k} {v.size[0]}x{v.size[1]}" for k, v in data.views.items())
+        + ", ".join(f"{k} {_size(v)}" for k, v in data.views.items())
         + f"{masks}; fingerprint {data.fingerprint}",
     ):
         say(line)
@@ -61,6 +61,10 @@ def start_block(
             f"  WARNING     optimizer.min_lr {o.min_lr:g} is above the peak rate {peak:.3g}: "
             "the rate will rise; it is absolute and does not follow a smaller batch"
         )
+
+
+def _size(view: View) -> str:
+    return "x".join(map(str, (*view.size, view.channels) if view.channels != 3 else view.size))
 
 
 def parameter_table(c: Config, program: Program) -> str:

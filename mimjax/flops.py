@@ -31,7 +31,7 @@ def step_flops(task: Task) -> float:
     ema = jax.eval_shape(task.init_ema, params)
     frozen = jax.eval_shape(task.init_frozen, key)
     batch = {
-        name: jax.ShapeDtypeStruct((1, *view.size, 3), jnp.uint8)
+        name: jax.ShapeDtypeStruct((1, *view.size, view.channels), jnp.uint8)
         for name, view in task.views.items()
     }
     batch |= {k: jax.ShapeDtypeStruct((1,), jnp.int32) for k in ("label", "index")}

@@ -78,9 +78,14 @@ def draw(columns: dict[str, np.ndarray], caption: str = "") -> Image.Image:
     From four images on there are two images beside each other in a row.
 
     Args:
-      columns: name -> uint8 [b h w c], all of the same shape.
+      columns: name -> uint8 [b h w c], all of the same b, h and w.
     """
     count, h, w, _ = next(iter(columns.values())).shape
+    channels = max(images.shape[-1] for images in columns.values())
+    columns = {name: colors(images) for name, images in columns.items()}
+    if channels not in (1, 3):
+        which = "channel 0" if channels == 2 else "channels 0, 1 and 2"
+        caption = f"{caption} Shown: {which} of {channels}.".lstrip()
     times = zoom(h, w)
     h, w = h * times, w * times
     blocks = 2 if count >= 4 else 1
@@ -104,6 +109,18 @@ def draw(columns: dict[str, np.ndarray], caption: str = "") -> Image.Image:
     for row, text in enumerate(lines):
         pen.text((MARGIN, bottom + 2 * GAP + row * line), text, fill=FAINT, font=font)
     return sheet
+
+
+def colors(images: np.ndarray) -> np.ndarray:
+    """The channels that a screen can show: one or two as gray (the first), of more the first three.
+
+    Args:
+      images: uint8 [b h w c].
+
+    Returns:
+      uint8 [b h w 3].
+    """
+    return images[..., :3] if images.shape[-1] > 2 else images[..., :1].repeat(3, axis=-1)
 
 
 def zoom(h: int, w: int) -> int:

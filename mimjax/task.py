@@ -46,10 +46,12 @@ class View(NamedTuple):
     Attributes:
       size: (height, width) in pixels.
       resample: "bicubic" (antialiased, Pillow's), "bilinear" or "lanczos".
+      channels: that the task reads; the source has as many.
     """
 
     size: tuple[int, int]
     resample: str = "bicubic"
+    channels: int = 3
 
 
 class LossOutput(NamedTuple):

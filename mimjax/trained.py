@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from mimjax import build, schema, start
 from mimjax.data.augment import Augment
+from mimjax.data.bad_files import BadFiles
 from mimjax.data.files import Files
 from mimjax.data.sources import Source
 from mimjax.errors import ConfigError
@@ -83,7 +84,7 @@ class Trained:
           ConfigError: no images.
         """
         c = self.config
-        source: Source = Files(path) if path else build.make_split(c, "test")
+        source: Source = Files(path, how=build.decoding(c)) if path else build.make_split(c, "test")
         limited = Subset(source, c.eval.max_images)
         return Bench(
             self.program.task,
@@ -93,6 +94,8 @@ class Trained:
             seed=c.seed if seed is None else seed,
             augment=schema.build(Augment, c.data.augment, "data.augment"),
             threads=c.data.threads,
+            # images that somebody names are all shown or refused; the run's own as by the run
+            bad_files=BadFiles() if path else build.make_bad_files(c),
         )
 
 

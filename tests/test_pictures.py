@@ -76,3 +76,20 @@ def test_large_images_keep_their_size_and_names_are_drawn():
 def test_borrowed_statistics_are_admitted():
     assert "un-normalized with the true patch statistics" in pictures.explain("mae")
     assert "un-normalized" not in pictures.explain("none")
+
+
+@pytest.mark.parametrize(
+    ("channels", "note"), [(1, ""), (2, "Shown: channel 0 of 2."), (12, "0, 1 and 2 of 12.")]
+)
+def test_channels_that_no_screen_shows(channels, note, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, channels), dtype=np.uint8)
+    said, wrap = [], pictures.wrap
+    monkeypatch.setattr(pictures, "wrap", lambda text, *a: said.append(text) or wrap(text, *a))
+    # columns may differ in their channels: a teacher's latents are always drawn as three
+    sheet = np.asarray(pictures.draw({"original": images, "teacher": images[..., :1]}))
+    top, left = pictures.MARGIN + pictures.FONT_SIZE + 5, pictures.MARGIN
+    tile = sheet[top : top + pictures.TILE : 16, left : left + pictures.TILE : 16]
+    expected = images[0, ..., :3] if channels > 2 else images[0, ..., :1].repeat(3, -1)
+    np.testing.assert_array_equal(tile, expected)
+    assert said[0].endswith(note)
+    assert bool(said[0]) == bool(note)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mimjax.data.images import Lazy, decode, fingerprint
+from mimjax.data.decoding import MAX_PIXELS, Decoding, decode
+from mimjax.data.images import Lazy, fingerprint
 from mimjax.task import ConfigError
 
 
@@ -27,11 +28,13 @@ class ArrayRecords(Lazy):
     Attributes:
       dataset: the name, "imagenet2012" or "my_set/config:1.0.0".
       data_dir: the folder that holds it; None = TFDS' default.
+      max_pixels: see `decoding.Decoding`.
     """
 
     split: str
     dataset: str
     data_dir: str | None = None
+    max_pixels: int = MAX_PIXELS
     num_classes: int = dataclasses.field(init=False, default=0)
     fingerprint: str = dataclasses.field(init=False, default="")
     _tfds_split: str = dataclasses.field(init=False, default="")
@@ -102,7 +105,10 @@ class ArrayRecords(Lazy):
     def image(self, index: int) -> Image.Image:
         value = self._records[index]["image"]
         if isinstance(value, bytes):
-            return decode(value, f"data.dataset: {self.dataset} {self._tfds_split}[{index}]")
+            name = f"{self.dataset} {self._tfds_split}[{index}]"
+            image = decode(value, name, "data.dataset", Decoding(max_pixels=self.max_pixels))
+            assert isinstance(image, Image.Image)  # three channels
+            return image
         array = np.asarray(value)
         return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).convert("RGB")
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from mimjax.data.bands import Bands
 from mimjax.task import ConfigError, View
 
 CROPS = ("random_resized", "fixed", "none")
@@ -102,7 +103,7 @@ class Augment:
 
     def __call__(
         self,
-        image: Image.Image,
+        image: Image.Image | Bands,
         views: dict[str, View],
         rng: np.random.Generator,
         train: bool = True,
@@ -110,24 +111,26 @@ class Augment:
         """All views of one image.
 
         Args:
-          image: RGB.
+          image: RGB, or Bands; a color jitter needs RGB.
           views: name -> size and filter.
           rng: unused where `train` is False.
           train: False gives the center crop alone.
 
         Returns:
-          name -> uint8 [h w 3].
+          name -> uint8 [h w c].
         """
         params = Params(None, False, ())
         if train:
             params = self.params((image.height, image.width), views, rng)
         for number, factor in params.jitter:
+            if isinstance(image, Bands):
+                _check("color_jitter", self.color_jitter, False, "0 for channels other than three")
             image = _JITTERS[number](image).enhance(factor)
         if params.box is not None:
             image = image.crop(params.box)
         return {name: self._view(image, view, params) for name, view in views.items()}
 
-    def _view(self, image: Image.Image, view: View, params: Params) -> np.ndarray:
+    def _view(self, image: Image.Image | Bands, view: View, params: Params) -> np.ndarray:
         if view.resample not in FILTERS:
             allowed = ", ".join(FILTERS)
             raise ConfigError(f"view.resample: found {view.resample!r}; allowed: {allowed}")
@@ -197,7 +200,7 @@ def fixed_box(
     return left, top, left + w, top + h
 
 
-def center_crop(image: Image.Image, view: View, eval_crop: float) -> Image.Image:
+def center_crop(image: Image.Image | Bands, view: View, eval_crop: float) -> Image.Image | Bands:
     """Resize to side / eval_crop, then crop the center, as torchvision does, for any view shape.
 
     The side that decides is the one that would else not cover the view; the other is truncated to

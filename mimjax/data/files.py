@@ -11,8 +11,10 @@ import os
 from etils import epath
 from PIL import Image
 
-from mimjax.data.folder import EXTENSIONS, list_images, read_bytes
-from mimjax.data.images import Lazy, decode, fingerprint
+from mimjax.data.bands import Bands
+from mimjax.data.decoding import Decoding
+from mimjax.data.folder import extensions, list_images, read_image
+from mimjax.data.images import Lazy, fingerprint
 from mimjax.task import ConfigError
 
 
@@ -23,10 +25,12 @@ class Files(Lazy):
     Attributes:
       path: local or gs://.
       key: what named the path, for errors.
+      how: files become images.
     """
 
     path: str
     key: str = "--images"
+    how: Decoding = Decoding()
     names: list[str] = dataclasses.field(init=False, default_factory=list)
     fingerprint: str = dataclasses.field(init=False, default="")
 
@@ -38,7 +42,7 @@ class Files(Lazy):
         self.path = os.path.expanduser(self.path)
         place = epath.Path(self.path)
         if place.is_dir():
-            found = list_images(self.path)
+            found = list_images(self.path, self.how.channels)
         elif place.exists():
             self.path, name = os.path.split(self.path)
             found = [(name, place.stat().length)]
@@ -47,10 +51,11 @@ class Files(Lazy):
         if not found:
             raise ConfigError(
                 f"{self.key}: no image below {self.path!r}; allowed: files that end in "
-                f"{', '.join(EXTENSIONS)}"
+                f"{', '.join(extensions(self.how.channels))}"
             )
         self.names = [name for name, _ in found]
-        self.fingerprint = fingerprint([self.name, *(part for file in found for part in file)])
+        flat = (part for name, size in found for part in (os.fsencode(name), size))
+        self.fingerprint = fingerprint([self.name, *flat])
 
     def __len__(self) -> int:
         return len(self.names)
@@ -58,9 +63,9 @@ class Files(Lazy):
     def relative_path(self, index: int) -> str:
         return self.names[index]
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Image.Image | Bands:
         path = os.path.join(self.path, self.names[index])
-        return decode(read_bytes(path, self.key), f"{self.key}: {path}")
+        return read_image(path, self.key, self.how)
 
     def label(self, index: int) -> int:
         return -1

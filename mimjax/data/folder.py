@@ -1,75 +1,66 @@
 """A folder of images as a source: any depth, with or without class sub-folders, local or gs://.
 
 Own code and not TFDS' `ImageFolder`, which needs TensorFlow. The listing is read once at
-construction and kept as one block of bytes, so that a million paths pickle quickly; images are
-read and decoded one by one.
+construction (`index.py`) and kept as one block of bytes, so that a million paths pickle quickly;
+images are read and decoded one by one.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
+import errno
 import hashlib
+import io
 import os
+import time
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
-from mimjax.data.images import Lazy, check_option, decode, fingerprint
+from mimjax.data.bands import Bands
+from mimjax.data.decoding import (
+    MAX_PIXELS,
+    BadImage,
+    Decoding,
+    Range,
+    decode,
+    load_array,
+)
+from mimjax.data.images import Lazy, check_option, fingerprint
+from mimjax.data.index import Index, is_file_of, scan
 from mimjax.task import ConfigError
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+ARRAYS = (".npy",)  # only where channels are not three: beside photographs they hold other things
 # "val" comes before "test": where both exist (ImageNet), the test images have no labels.
 TEST_FOLDERS = ("val", "validation", "test")
 
+KEY = "data.path"
+PAUSES = 0.1, 1.0  # seconds; network disks have short failures, which must not change the data
+LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
+
 
 def is_image(name: str) -> bool:
-    """By extension; names with a leading dot are left out (macOS writes ._copies)."""
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    """By extension; names with a leading dot are left out."""
+    return is_file_of(name, EXTENSIONS)
 
 
-def list_images(root: str) -> list[tuple[str, int]]:
-    """(path relative to `root` with "/" separators, size in bytes) of all images, sorted.
-
-    Follows links to folders (a data set is often a tree of links), each real folder once.
-    """
-    found: list[tuple[str, int]] = []
-    if "://" in root:
-        _list_remote(epath.Path(root), "", found)
-    else:
-        seen: set[str] = set()
-        _list_local(root, "", found, seen)
-    return sorted(found)
+def extensions(channels: int) -> tuple[str, ...]:
+    """Of the files that are images of so many channels."""
+    return EXTENSIONS if channels == 3 else tuple(sorted((*EXTENSIONS, *ARRAYS)))
 
 
-def _list_local(root: str, below: str, found: list[tuple[str, int]], seen: set[str]) -> None:
-    real = os.path.realpath(os.path.join(root, below))
-    if real in seen:  # a link back to a parent would never end
-        return
-    seen.add(real)
-    with os.scandir(real) as entries:
-        for entry in entries:
-            path = f"{below}/{entry.name}" if below else entry.name
-            if entry.is_dir():
-                if not entry.name.startswith("."):
-                    _list_local(root, path, found, seen)
-            elif is_image(entry.name) and entry.is_file():
-                found.append((path, entry.stat().st_size))
-
-
-def _list_remote(folder: epath.Path, below: str, found: list[tuple[str, int]]) -> None:
-    for entry in folder.iterdir():
-        path = f"{below}/{entry.name}" if below else entry.name
-        if is_image(entry.name):
-            found.append((path, entry.stat().length))
-        elif not entry.name.startswith(".") and entry.is_dir():
-            _list_remote(entry, path, found)
+def list_images(root: str, channels: int = 3) -> list[tuple[str, int]]:
+    """(path relative to `root` with "/" separators, size in bytes) of all images, sorted."""
+    files = scan(root, extensions(channels))
+    return list(zip(files.names, files.sizes))
 
 
 def _in_test(path: str, fraction: float) -> bool:
     """By a hash of the path, so that adding images never moves one between the splits."""
-    number = hashlib.blake2b(path.encode(), digest_size=8).digest()
+    number = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
     return int.from_bytes(number, "big") < fraction * 2**64
 
 
@@ -98,7 +89,7 @@ def _class_names(roots: list[str]) -> list[str]:
 
 @dataclasses.dataclass
 class Folder(Lazy):
-    """JPEG, PNG, WebP and BMP files below `path`.
+    """JPEG, PNG, WebP, GIF, TIFF and BMP files below `path`; NumPy arrays if not of 3 channels.
 
     `path/train` and `path/val` (or `validation`, `test`) are the splits where both exist; else
     the images below `path/train`, or below `path`, are split by a hash of their relative path.
@@ -108,13 +99,20 @@ class Folder(Lazy):
     Attributes:
       path: local or gs:// folder.
       test_fraction: share of the test split where no folders define one.
+      channels, max_pixels, value_range: see `decoding.Decoding`.
+      index: lists the files, and shares the list with the other split; None = one of its own.
     """
 
     split: str
     path: str
     test_fraction: float = 0.1
+    channels: int = 3
+    max_pixels: int = MAX_PIXELS
+    value_range: Range = (0.0, 0.0)
+    index: dataclasses.InitVar[Index | None] = None
     num_classes: int = dataclasses.field(init=False, default=0)
     class_names: list[str] = dataclasses.field(init=False, default_factory=list)
+    how: Decoding = dataclasses.field(init=False, default=Decoding())
     fingerprint: str = dataclasses.field(init=False, default="")
     _root: str = dataclasses.field(init=False, default="")
     _names: bytes = dataclasses.field(init=False, default=b"", repr=False)
@@ -123,7 +121,8 @@ class Folder(Lazy):
     name = "folder"
     label_name = "class folder"
 
-    def __post_init__(self):
+    def __post_init__(self, index: Index | None):
+        self.how = Decoding(self.channels, self.max_pixels, self.value_range)
         self.path = os.path.expanduser(os.fspath(self.path))
         ok = 0 <= self.test_fraction < 1
         check_option("test_fraction", self.test_fraction, ok, "0 <= test_fraction < 1")
@@ -131,7 +130,9 @@ class Folder(Lazy):
             raise ConfigError(f"data.path: {self.path!r} is no folder; allowed: a folder of images")
         roots, by_hash = self._find_roots()
         self._root = roots[-1 if self.split == "test" else 0]
-        files = list_images(self._root)
+        endings = extensions(self.channels)
+        found = (index or Index()).files(self._root, endings)
+        files = list(zip(found.names, found.sizes))
         if files and all("/" in path for path, _ in files):
             self.class_names = _class_names(roots)
             self.num_classes = len(self.class_names)
@@ -142,7 +143,7 @@ class Folder(Lazy):
             where = f" ({num_found} in all splits)" if num_found else ""
             raise ConfigError(
                 f"data.path: found no image for split {self.split!r} below {self._root!r}{where}; "
-                f"allowed: files that end in {', '.join(EXTENSIONS)}"
+                f"allowed: files that end in {', '.join(endings)}"
             )
         self._keep(files)
 
@@ -161,7 +162,10 @@ class Folder(Lazy):
         self._names = b"".join(names)
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         flat = (part for path, size in files for part in (os.fsencode(path), size))
-        self.fingerprint = fingerprint([self.name, self.split, *self.class_names, *flat])
+        # what is not the default changes pixels; the default's fingerprints stay those of old runs
+        how = [] if self.how == Decoding() else [self.how]
+        names = map(os.fsencode, self.class_names)
+        self.fingerprint = fingerprint([self.name, self.split, *names, *flat, *how])
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -173,9 +177,9 @@ class Folder(Lazy):
         start = self._ends[index - 1] if index else 0
         return os.fsdecode(self._names[start : self._ends[index]])
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Image.Image | Bands:
         path = os.path.join(self._root, self.relative_path(index))
-        return decode(read_bytes(path), f"data.path: {path}")
+        return read_image(path, KEY, self.how)
 
     def label(self, index: int) -> int:
         if not self.class_names:
@@ -183,12 +187,34 @@ class Folder(Lazy):
         return bisect.bisect_left(self.class_names, self.relative_path(index).split("/", 1)[0])
 
 
-def read_bytes(path: str, key: str = "data.path") -> bytes:
-    """The content of a local or remote file; `key` is what named it, for errors."""
-    try:
-        if "://" in path:
-            return epath.Path(path).read_bytes()
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as err:
-        raise ConfigError(f"{key}: cannot read {path} ({err.strerror or err})") from err
+def read_image(path: str, key: str, how: Decoding) -> Image.Image | Bands:
+    """The image in a local or remote file.
+
+    Raises:
+      BadImage: it cannot be read or decoded.
+    """
+    if not is_file_of(os.path.basename(path), ARRAYS):
+        return decode(read_bytes(path, key), path, key, how)
+    remote = "://" in path  # a local one is mapped: of a mistaken giant only the head is read
+    return load_array(io.BytesIO(read_bytes(path, key)) if remote else path, path, key, how)
+
+
+def read_bytes(path: str, key: str = KEY) -> bytes:
+    """The content of a local or remote file; `key` is what named it, for errors.
+
+    Raises:
+      BadImage: it cannot be read; tried again after PAUSES unless the reason is lasting.
+    """
+    for pause in (*PAUSES, None):
+        try:
+            if "://" in path:
+                return epath.Path(path).read_bytes()
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as err:
+            if pause is None or err.errno in LASTING:
+                reason = str(err.strerror or err)
+                message = f"{key}: cannot read {path} ({reason})"
+                raise BadImage(message, path, f"cannot read: {reason}") from err
+            time.sleep(pause)
+    raise AssertionError  # the last pass returns or raises

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mimjax.data.images import Lazy, check_option, decode, fingerprint
+from mimjax.data.decoding import decode
+from mimjax.data.images import Lazy, check_option, fingerprint
 from mimjax.task import ConfigError
 
 # Only files inside the wheels: scikit-image's other pictures would be downloaded.
@@ -111,5 +112,7 @@ class Photos(Lazy):
         # Two threads may both load a picture; the second assignment changes nothing.
         if number not in self._cache:
             path = _picture_path(PICTURES[number])
-            self._cache[number] = decode(path.read_bytes(), str(path))
+            image = decode(path.read_bytes(), str(path))
+            assert isinstance(image, Image.Image)  # three channels
+            self._cache[number] = image
         return self._cache[number]

@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 
 from mimjax.data.augment import Augment
+from mimjax.data.bad_files import KEY, BadFiles, as_array, readable
 from mimjax.data.images import fingerprint
 from mimjax.data.prefetch import NumpyBatch, Prefetched, prefetched
 from mimjax.data.sources import Source
 from mimjax.rng import example_seed
 from mimjax.task import ConfigError, MaskFn, View
+
+STAND_INS = 50  # tried for one bad file; with half of all files bad, none of them fails in practice
 
 
 @dataclasses.dataclass
@@ -35,6 +38,7 @@ class Pipeline:
       batch_size: rows of the global batch, over all hosts.
       seed: the run's seed.
       train: False = order of the source and center crops.
+      bad_files: lists files that cannot be read, and whether others stand in for them.
     """
 
     source: Source
@@ -44,6 +48,7 @@ class Pipeline:
     batch_size: int
     seed: int
     train: bool = True
+    bad_files: BadFiles = dataclasses.field(default_factory=BadFiles)
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -82,15 +87,23 @@ class Pipeline:
           rows: which rows (a host's share); None = all.
 
         Returns:
-          Every view uint8 [b h w 3]; `label` int32 [b], -1 = none; `index` int32 [b], the place
-          in the source; `mask` bool [b n] where there is a `mask_fn`.
+          Every view uint8 [b h w c]; `label` int32 [b], -1 = none; `index` int32 [b], the place
+          in the source (of what stands in for a bad file: its own, as its label); `mask` bool [b n]
+          where there is a `mask_fn`.
         """
+        batch = self._make(step, rows)
+        batch.pop(KEY, None)
+        return batch
+
+    def _make(self, step: int, rows: slice | None) -> NumpyBatch:
+        """`batch`, and what was bad under KEY where bad files are skipped."""
         epoch, within = divmod(step, self.steps_per_epoch)
         start, stop = self._bounds(rows)
         order = self._order(epoch)
         first = within * self.batch_size
         indices = order[first + start : first + stop]
-        return _stack([self._example(epoch, int(index)) for index in indices])
+        examples = [self._example(epoch, int(index)) for index in indices]
+        return _stack(examples, self.bad_files.skip)
 
     def iterate(
         self,
@@ -109,12 +122,13 @@ class Pipeline:
         """
         self.steps_per_epoch  # noqa: B018  fail here and not in a worker
         return prefetched(
-            self.batch,
+            self._make,
             range(start_step, stop_step),
             slice(*self._bounds(rows)),
             workers=workers,
             threads=threads,
             prefetch=prefetch,
+            check=self.bad_files.checker(len(self.source)),
         )
 
     def _bounds(self, rows: slice | None) -> tuple[int, int]:
@@ -136,11 +150,19 @@ class Pipeline:
             self._orders = {**kept, epoch: order}
         return order
 
-    def _example(self, epoch: int, index: int) -> NumpyBatch:
+    def _example(self, epoch: int, index: int) -> dict[str, Any]:
         rng = np.random.default_rng(example_seed(self.seed, epoch, index, "augment"))
         mask_seed = example_seed(self.seed, epoch, index, "mask")
-        example = self.augment(self.source.image(index), self.views, rng, self.train)
-        return _finish(example, self.source, index, self.mask_fn, mask_seed)
+        image, place, bad = readable(self.source, self._places(epoch, index), self.bad_files.skip)
+        example = self.augment(image, self.views, rng, self.train)
+        return _finish(example, self.source, place, self.mask_fn, mask_seed) | {KEY: bad}
+
+    def _places(self, epoch: int, index: int) -> Iterator[int]:
+        """The example's own place, then those that stand in for it."""
+        yield index
+        for number in range(STAND_INS):
+            name = f"stand-in {number}"
+            yield example_seed(self.seed, epoch, index, name) % len(self.source)
 
 
 def eval_batches(
@@ -155,6 +177,7 @@ def eval_batches(
     workers: int = 0,
     threads: int | None = None,
     prefetch: int = 2,
+    bad_files: BadFiles | None = None,
 ) -> Prefetched:
     """Every image of a source once, center-cropped, the same at every call.
 
@@ -167,15 +190,19 @@ def eval_batches(
       augment: its `eval_crop` is used; None = 1.
       rows: which rows of each global batch (a host's share); None = all.
       workers: see `prefetch.prefetched`, as for `threads` and `prefetch`.
+      bad_files: lists files that cannot be read; None = the first one is an error.
 
     Returns:
       Iterator of batches as `Pipeline.batch` makes them, plus `weight` float32 [b], 0 for the
-      rows that only fill the last batch. Close it if it is not read to the end.
+      rows that only fill the last batch or stand in for a bad file (the next image that can be
+      read). Close it if it is not read to the end.
     """
+    bad_files = bad_files or BadFiles()
     if batch_size < 1:
         raise ConfigError(f"eval batch_size: found {batch_size}; allowed: 1 or more")
     start, stop, _ = (rows or slice(None)).indices(batch_size)
-    maker = _EvalMaker(source, views, batch_size, mask_fn, seed, augment or Augment())
+    augment = augment or Augment()
+    maker = _EvalMaker(source, views, batch_size, mask_fn, seed, augment, bad_files.skip)
     num_steps = -(-len(source) // batch_size)
     return prefetched(
         maker,
@@ -184,6 +211,7 @@ def eval_batches(
         workers=workers,
         threads=threads,
         prefetch=prefetch,
+        check=bad_files.checker(len(source)),
     )
 
 
@@ -197,20 +225,24 @@ class _EvalMaker:
     mask_fn: MaskFn | None
     seed: int
     augment: Augment
+    skip: bool
 
     def __call__(self, step: int, rows: slice) -> NumpyBatch:
-        return _stack(list(self._examples(step, rows)))
+        return _stack(list(self._examples(step, rows)), self.skip)
 
-    def _examples(self, step: int, rows: slice) -> Iterator[NumpyBatch]:
+    def _examples(self, step: int, rows: slice) -> Iterator[dict[str, Any]]:
         unused = np.random.default_rng(0)
-        last = len(self.source) - 1
+        last, count = len(self.source) - 1, len(self.source)
         for row in range(rows.start, rows.stop):
             number = step * self.batch_size + row
             index = min(number, last)
-            example = self.augment(self.source.image(index), self.views, unused, train=False)
+            places = ((index + i) % count for i in range(min(count, 1 + STAND_INS)))
+            image, place, bad = readable(self.source, places, self.skip)
+            example = self.augment(image, self.views, unused, train=False)
             mask_seed = example_seed(self.seed, 0, index, "eval_mask")
-            example = _finish(example, self.source, index, self.mask_fn, mask_seed)
-            yield {**example, "weight": np.asarray(number <= last, np.float32)}
+            example = _finish(example, self.source, place, self.mask_fn, mask_seed)
+            weight = np.asarray(number <= last and not bad, np.float32)
+            yield {**example, "weight": weight, KEY: bad}
 
 
 def _finish(
@@ -224,6 +256,8 @@ def _finish(
     return example
 
 
-def _stack(examples: list[NumpyBatch]) -> NumpyBatch:
+def _stack(examples: list[dict[str, Any]], skip: bool) -> NumpyBatch:
+    bad = [row for example in examples for row in example.pop(KEY)]
     # Sorted, as the keys come back from worker processes.
-    return {key: np.stack([example[key] for example in examples]) for key in sorted(examples[0])}
+    batch = {key: np.stack([example[key] for example in examples]) for key in sorted(examples[0])}
+    return batch | {KEY: as_array(bad)} if skip else batch

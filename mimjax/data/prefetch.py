@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
+from typing import Protocol
 
 import grain
 import jax
@@ -25,10 +26,19 @@ NumpyBatch = dict[str, np.ndarray]
 PIECE_ROWS = 32  # small enough to share a batch among many workers, large enough to hide overheads
 
 
+class Check(Protocol):
+    """What the process that reads batches does to each, and when there are no more."""
+
+    def __call__(self, batch: NumpyBatch) -> NumpyBatch: ...
+
+    def close(self) -> None: ...
+
+
 class Prefetched(Iterator[NumpyBatch]):
     """Iterator over finished batches; `close` it, or use it in a `with` block."""
 
-    def __init__(self, iterator: grain.DatasetIterator):
+    def __init__(self, iterator: grain.DatasetIterator, check: Check | None = None):
+        self._check = check
         # The list is the only holder of Grain's iterator. So it can be closed and dropped when this
         # object goes or the interpreter ends, before the modules that its `__del__` needs are gone.
         self._holder = [iterator]
@@ -41,7 +51,8 @@ class Prefetched(Iterator[NumpyBatch]):
         if not self._holder:
             raise StopIteration
         try:
-            return next(self._holder[0])
+            batch = next(self._holder[0])
+            return self._check(batch) if self._check else batch
         except BaseException:
             # Also at the end and after Ctrl-C: no worker may outlive the iteration.
             self.close()
@@ -50,6 +61,9 @@ class Prefetched(Iterator[NumpyBatch]):
     def close(self) -> None:
         """Ends threads and worker processes; may be called twice."""
         self._finalizer()
+        if self._check:
+            self._check.close()
+            self._check = None
 
     def __enter__(self) -> Prefetched:
         return self
@@ -111,6 +125,7 @@ def prefetched(
     workers: int = 0,
     threads: int | None = None,
     prefetch: int = 2,
+    check: Check | None = None,
 ) -> Prefetched:
     """The batches `make(step, rows)` for all `steps`, in order, made ahead of time.
 
@@ -122,6 +137,7 @@ def prefetched(
         the main module again, which therefore must have an `if __name__ == "__main__"` guard.
       threads: threads where `workers` is 0; None = one per core, at most 16.
       prefetch: how many batches are made ahead.
+      check: applied to each batch when it is taken, in this process and in order.
     """
     threads = threads or min(16, os.cpu_count() or 1)
     prefetch = max(1, prefetch)
@@ -139,4 +155,4 @@ def prefetched(
         data = data.to_iter_dataset(grain.ReadOptions(threads, max(threads, ahead)))
     data = data.batch(pieces, drop_remainder=True, batch_fn=_concatenate)
     data = grain.experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=1)
-    return Prefetched(iter(data))
+    return Prefetched(iter(data), check)

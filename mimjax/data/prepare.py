@@ -21,8 +21,9 @@ from concurrent import futures
 from etils import epath
 from PIL import Image
 
+from mimjax.data.decoding import MAX_PIXELS, Decoding, decode
 from mimjax.data.folder import list_images, read_bytes
-from mimjax.data.images import check_option, decode
+from mimjax.data.images import check_option
 from mimjax.task import ConfigError
 
 _JPEG = (".jpg", ".jpeg")
@@ -33,7 +34,9 @@ def output_name(path: str) -> str:
     return path if path.lower().endswith(_JPEG) else path + ".jpg"
 
 
-def shrink(data: bytes, name: str, short_side: int, quality: int) -> bytes:
+def shrink(
+    data: bytes, name: str, short_side: int, quality: int, max_pixels: int = MAX_PIXELS
+) -> bytes:
     """JPEG bytes with the short side at most `short_side`; never enlarged.
 
     Args:
@@ -41,11 +44,14 @@ def shrink(data: bytes, name: str, short_side: int, quality: int) -> bytes:
       name: its path, for errors.
       short_side: in pixels.
       quality: of the JPEG.
+      max_pixels: of the file's image, at most.
 
     Raises:
       ConfigError: `data` is no readable image.
     """
-    image = decode(data, name)
+    # twice what is wanted: what the decoder's own averaging leaves is filtered as usual
+    image = decode(data, name, how=Decoding(max_pixels=max_pixels), least=2 * short_side)
+    assert isinstance(image, Image.Image)  # three channels
     factor = short_side / min(image.size)
     if factor >= 1 and name.lower().endswith(_JPEG):
         return data
@@ -58,7 +64,12 @@ def shrink(data: bytes, name: str, short_side: int, quality: int) -> bytes:
 
 
 def prepare(
-    path: str, output: str, short_side: int = 256, quality: int = 95, threads: int | None = None
+    path: str,
+    output: str,
+    short_side: int = 256,
+    quality: int = 95,
+    threads: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> tuple[Counter[str], list[str]]:
     """Rewrites all images below `path` into `output`.
 
@@ -68,6 +79,7 @@ def prepare(
       short_side: in pixels.
       quality: of the JPEGs, 1 to 95.
       threads: None = one per core.
+      max_pixels: of an image; files with more fail.
 
     Returns:
       Counts of "written", "skipped" and "failed", and one error line per failed file.
@@ -77,6 +89,7 @@ def prepare(
     """
     check_option("short_side", short_side, short_side >= 1, "1 or more")
     check_option("quality", quality, 1 <= quality <= 95, "1 to 95")
+    check_option("max_pixels", max_pixels, max_pixels >= 1, "1 or more")
     path, output = os.path.expanduser(path), os.path.expanduser(output)
     if not epath.Path(path).is_dir():
         raise ConfigError(f"path: {path!r} is no folder; allowed: a folder of images")
@@ -94,7 +107,7 @@ def prepare(
             return "skipped", ""
         source = os.path.join(path, name)
         try:
-            data = shrink(read_bytes(source), source, short_side, quality)
+            data = shrink(read_bytes(source), source, short_side, quality, max_pixels)
         except ConfigError as err:
             return "failed", str(err)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -118,9 +131,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--short_side", type=int, default=256, help="pixels of the short side")
     parser.add_argument("--quality", type=int, default=95, help="JPEG quality, 1 to 95")
+    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="of an image, at most")
     args = parser.parse_args(argv)
     try:
-        counts, errors = prepare(args.path, args.output, args.short_side, args.quality)
+        counts, errors = prepare(
+            args.path, args.output, args.short_side, args.quality, max_pixels=args.max_pixels
+        )
     except ConfigError as err:
         print(f"error: {err}", file=sys.stderr)
         return 1

@@ -1,8 +1,9 @@
 """Where images come from: one small protocol and the sources that need no folder of files.
 
 `make_source` is the only entry. `folder` lives in `folder.py`, `photos` in `photos.py`, `tfds` in
-`array_records.py`. A source gives whole RGB images and labels by index; it never crops, shuffles
-or batches. Pickling one is cheap: arrays are loaded on demand in each process.
+`array_records.py`. A source gives whole images (RGB, or `Bands` of another number of channels) and
+labels by index; it never crops, shuffles or batches. Pickling one is cheap: arrays are loaded on
+demand in each process.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import numpy as np
 from PIL import Image
 
 from mimjax.data.array_records import ArrayRecords
+from mimjax.data.bands import Bands
 from mimjax.data.folder import Folder
 from mimjax.data.images import Lazy, check_option, check_split, fingerprint
+from mimjax.data.index import Index
 from mimjax.data.photos import Photos
 from mimjax.task import ConfigError
 
@@ -40,8 +43,12 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> Image.Image:
-        """The whole RGB image."""
+    def image(self, index: int) -> Image.Image | Bands:
+        """The whole image.
+
+        Raises:
+          BadImage: its file cannot be read or decoded.
+        """
         ...
 
     def label(self, index: int) -> int:
@@ -155,12 +162,13 @@ _SOURCES = {
 }
 
 
-def make_source(name: str, split: str, **options: Any) -> Source:
+def make_source(name: str, split: str, *, index: Index | None = None, **options: Any) -> Source:
     """The source called `name`.
 
     Args:
       name: "digits", "folder", "photos", "synthetic" or "tfds".
       split: "train" or "test".
+      index: of the source's files, see `Folder`; other sources have none.
       **options: the fields of the source's dataclass besides `split`.
 
     Raises:
@@ -172,7 +180,11 @@ def make_source(name: str, split: str, **options: Any) -> Source:
     kind = _SOURCES[name]
     fields = [f for f in dataclasses.fields(kind) if f.init and f.name != "split"]
     allowed = [f.name for f in fields]
-    for option in options:
+    for option, value in options.items():
+        if option == "channels" and option not in allowed:
+            raise ConfigError(
+                f"data.channels: {value}, but source {name!r} has 3; allowed: 3, or source folder"
+            )
         if option not in allowed:
             raise ConfigError(
                 f"data.{option}: unknown for source {name!r}; allowed: {', '.join(allowed) or '-'}"
@@ -181,4 +193,5 @@ def make_source(name: str, split: str, **options: Any) -> Source:
         required = field.default is dataclasses.MISSING
         if required and options.get(field.name) in (None, ""):
             raise ConfigError(f"data.{field.name}: missing; source {name!r} needs it")
-    return kind(split=split, **options)
+    shared = {"index": index} if kind is Folder else {}
+    return kind(split=split, **shared, **options)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from jax.sharding import Mesh
 
 from mimjax.data.augment import Augment
+from mimjax.data.bad_files import BadFiles
 from mimjax.data.sources import Source
 from mimjax.errors import ConfigError
 from mimjax.evaluators.common import Bench, Subset
@@ -56,6 +57,7 @@ def make_evaluators(
     max_images: int = 2000,
     augment: Augment | None = None,
     threads: int = 8,
+    bad_files: BadFiles | None = None,
 ) -> list[Evaluator]:
     """The evaluators of a run.
 
@@ -69,6 +71,7 @@ def make_evaluators(
       max_images: at most that many of each split, drawn once.
       augment: its `eval_crop` is used.
       threads: that make batches.
+      bad_files: lists files that cannot be read; None = the first one is an error.
 
     Raises:
       ConfigError: probes without labels, or a limit that leaves nothing.
@@ -86,7 +89,8 @@ def make_evaluators(
             "allowed: False, or a labeled source"
         )
     limited = Subset(train, max_images), Subset(test, max_images)
-    bench = Bench(task, mesh, *limited, seed, batch_size, augment or Augment(), threads)
+    options = seed, batch_size, augment or Augment(), threads, bad_files or BadFiles()
+    bench = Bench(task, mesh, *limited, *options)
     evaluators: list[Evaluator] = []
     if error:
         evaluators.append(MaskedError(bench))

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mimjax.data.augment import Augment
+from mimjax.data.bad_files import BadFiles
 from mimjax.data.images import fingerprint
 from mimjax.data.pipeline import eval_batches
 from mimjax.data.sources import Source
@@ -68,6 +69,7 @@ class Bench:
         than the splits need.
       augment: its `eval_crop` is used.
       threads: that make batches.
+      bad_files: lists files that cannot be read and lets others, of weight 0, stand in for them.
     """
 
     task: Task
@@ -78,6 +80,7 @@ class Bench:
     batch_size: int = 256
     augment: Augment = Augment()
     threads: int = 8
+    bad_files: BadFiles = dataclasses.field(default_factory=BadFiles)
 
     def __post_init__(self):
         devices, needed = self.mesh.size, max(len(self.train), len(self.test))
@@ -90,7 +93,10 @@ class Bench:
         mask_fn: MaskFn | None = None,
         batch_size: int | None = None,
     ) -> Iterator[dict[str, jax.Array]]:
-        """Global batches over every image of `split` once, `weight` 0 for padding rows."""
+        """Global batches over every image of `split` once.
+
+        `weight` is 0 for rows that only fill the last batch or stand in for a bad file.
+        """
         size = batch_size or self.batch_size
         rows = sharding.local_rows(self.mesh, size)
         views = self.task.views if views is None else views
@@ -103,6 +109,7 @@ class Bench:
             augment=self.augment,
             rows=rows,
             threads=self.threads,
+            bad_files=self.bad_files,
         )
         with batches:
             for batch in batches:

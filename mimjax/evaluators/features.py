@@ -43,13 +43,15 @@ class FeatureBank:
     """Extracts features once for all probes of an evaluation.
 
     Attributes:
-      labels: of both splits, int64 [n].
+      labels: of both splits, int64 [n]; without those of images that could not be read, which is
+        known after the first `read`.
       readers: how many probes read each row; the features are freed after the last one.
     """
 
     def __init__(self, bench: Bench, readers: int = 2):
         self.bench, self.readers = bench, readers
-        self.labels = Splits(bench.train.labels(), bench.test.labels())
+        self.labels = self._all_labels = Splits(bench.train.labels(), bench.test.labels())
+        self._weights = bench.jit(lambda weight: weight)
         self._encode = bench.jit(self._encode_images)
         self._flatten = bench.jit(
             lambda x: {"all pixels": x.reshape(len(x), -1).astype(jnp.float32) / 255}
@@ -87,10 +89,18 @@ class FeatureBank:
 
     def _both(self, fn) -> dict[str, Splits]:
         train, test = (self._extract(fn, s) for s in (self.bench.train, self.bench.test))
+        kept = train.pop("kept"), test.pop("kept")
+        self.labels = Splits(*(y[k] for y, k in zip(self._all_labels, kept)))
         return {name: Splits(train[name], test[name]) for name in train}
 
     def _extract(self, fn, split: Subset) -> dict[str, np.ndarray]:
+        """Features of the images that could be read, and which of all these are, "kept" bool."""
         views = {"image": self.bench.task.views["image"]}  # no tokenizer's second view, no masks
         batches = self.bench.batches(split, views)
-        outputs = [jax.device_get(fn(batch["image"])) for batch in batches]
-        return {k: np.concatenate([o[k] for o in outputs])[: len(split)] for k in outputs[0]}
+        outputs, weights = [], []
+        for batch in batches:
+            outputs.append(jax.device_get(fn(batch["image"])))
+            weights.append(jax.device_get(self._weights(batch["weight"])))
+        kept = np.concatenate(weights)[: len(split)] > 0
+        join = lambda name: np.concatenate([o[name] for o in outputs])[: len(split)][kept]
+        return {name: join(name) for name in outputs[0]} | {"kept": kept}

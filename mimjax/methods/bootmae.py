@@ -84,6 +84,7 @@ class BootMAE(MaskedTask):
                 out=out,
                 grid=enc.grid,
                 pixel_head=name == "pixel",
+                channels=len(self.mean),
                 width=old.width or width,
                 heads=old.heads or enc.heads,
             )

@@ -57,6 +57,7 @@ class DiscreteVAE(Task):
 
     def __post_init__(self):
         checks.choice("method.reconstruction", self.reconstruction, LOSSES)
+        checks.statistics("method", self.mean, self.std)
         step = self.encoder.step
         for side in self.image_size:
             if side <= 0 or side % step:
@@ -72,7 +73,7 @@ class DiscreteVAE(Task):
 
     @property
     def views(self) -> dict[str, View]:
-        return {"image": View(tuple(self.image_size))}
+        return {"image": View(tuple(self.image_size), channels=len(self.mean))}
 
     def init(self, key: Key) -> tuple[PyTree, PyTree]:
         side = self.encoder.step

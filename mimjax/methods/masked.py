@@ -17,7 +17,7 @@ from mimjax.masking import MaskFn, Masking, gather, split
 from mimjax.models.vit import ViT
 from mimjax.rng import named
 from mimjax.targets import pixels
-from mimjax.targets.base import Target
+from mimjax.targets.base import Target, checked_views
 from mimjax.targets.patches import Pixels
 from mimjax.task import Batch, Key, PyTree, Task, View
 
@@ -29,7 +29,8 @@ class MaskedTask(Task):
     Attributes:
       encoder: the network that is pretrained.
       masking: which patches are masked.
-      mean, std: of the student's images; ImageNet's in most official codes.
+      mean, std: of the student's images, per channel on the scale 0 to 1; ImageNet's in most
+        official codes. Their number is that of the channels.
     """
 
     encoder: ViT = ViT()
@@ -39,6 +40,7 @@ class MaskedTask(Task):
 
     def __post_init__(self):
         checks.encoder("method.encoder", self.encoder)
+        checks.statistics("method", self.mean, self.std)
         _ = self.num_masked  # raises for a ratio that leaves nothing
 
     @property
@@ -52,7 +54,7 @@ class MaskedTask(Task):
 
     @property
     def views(self) -> dict[str, View]:
-        return {"image": View(self.encoder.image_size)}
+        return {"image": View(self.encoder.image_size, channels=len(self.mean))}
 
     @property
     def mask_fn(self) -> MaskFn:
@@ -106,7 +108,7 @@ class TargetTask(MaskedTask):
 
     @property
     def views(self) -> dict[str, View]:
-        return super().views | self.target.views(self.encoder)
+        return super().views | checked_views(self.target, self.encoder, len(self.mean))
 
     @property
     def pred_dim(self) -> int:

@@ -23,7 +23,7 @@ from mimjax.models.heads import LinearHead
 from mimjax.models.vit import patchify
 from mimjax.rng import named
 from mimjax.targets import pixels
-from mimjax.targets.base import Target
+from mimjax.targets.base import Target, checked_views
 from mimjax.targets.clip import CLIP
 from mimjax.targets.patches import Pixels
 from mimjax.task import Batch, Key, LossOutput, PyTree, View
@@ -101,7 +101,7 @@ class MRMAE(MaskedTask):
 
     @property
     def views(self) -> dict[str, View]:
-        return super().views | self.target.views(self.encoder)
+        return super().views | checked_views(self.target, self.encoder, len(self.mean))
 
     @property
     def mask_fn(self) -> None:

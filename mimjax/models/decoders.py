@@ -117,7 +117,8 @@ class InjectedDecoder(nn.Module):
       depth: 2 in both branches.
       heads: 0 = the encoder's heads, as in the code (floor division of the width).
       inject: whether the blocks have a cross-attention (paper Table 2).
-      out, grid, pixel_head: derived by the method; a pixel head shares its bias per channel.
+      out, grid, pixel_head, channels: derived by the method; a pixel head shares its bias per
+        channel.
     """
 
     width: int = 0
@@ -127,12 +128,13 @@ class InjectedDecoder(nn.Module):
     out: int = 0
     grid: tuple[int, int] = (0, 0)
     pixel_head: bool = False
+    channels: int = 3
     pos_embed: str = "sincos_yx"
     bias: str = "qv"
     init_scheme: str = "bootmae"
     dtype: Dtype = jnp.float32
 
-    DERIVED = ("out", "grid", "pixel_head")
+    DERIVED = ("out", "grid", "pixel_head", "channels")
 
     @nn.compact
     def __call__(
@@ -165,5 +167,5 @@ class InjectedDecoder(nn.Module):
         x = x[:, 1:] if all_patches else x[:, 1 + ids_v.shape[1] :]
         x = layer_norm("norm", self.dtype)(x)
         if self.pixel_head:
-            return PixelHead(self.out, dtype=self.dtype, name="head")(x)
+            return PixelHead(self.out, self.channels, dtype=self.dtype, name="head")(x)
         return dense(self.out, "head", self.dtype)(x)

@@ -37,6 +37,11 @@ class Target:
     decodes: ClassVar[bool] = False
     has_attention: ClassVar[bool] = False
 
+    @property
+    def channels(self) -> int:
+        """Of the images that it reads; three where published weights fix it."""
+        return 3
+
     def out_dim(self, encoder: Student) -> int:
         """Width of the head that predicts it: the vocabulary or the length of a vector."""
         raise NotImplementedError(type(self).__name__)
@@ -121,6 +126,22 @@ def target_view(
         )
     view = View(needed, resample)
     return {} if view == View(tuple(encoder.image_size)) else {"target_image": view}
+
+
+def checked_views(target: Target, encoder: Student, channels: int) -> dict[str, View]:
+    """The target's views for a student of so many channels.
+
+    Raises:
+      ConfigError: the target reads another number.
+    """
+    if target.channels != channels:
+        raise ConfigError(
+            f"method.target: {type(target).__name__} reads {target.channels} channels, but "
+            f"method.mean has {channels}; allowed: as many in both (method.target.mean and .std of "
+            "pixels, or of a tokenizer or encoder trained on such images)"
+        )
+    views = target.views(encoder)
+    return {name: view._replace(channels=channels) for name, view in views.items()}
 
 
 def target_image(batch: Batch) -> jax.Array:

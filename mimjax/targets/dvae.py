@@ -49,6 +49,10 @@ class DVAE(Target):
         object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass
         object.__setattr__(self, "decodes", self.with_decoder)
 
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
     def out_dim(self, encoder: Student) -> int:
         return self.encoder.vocab
 

@@ -39,6 +39,11 @@ class EncoderFeatures(Target):
 
     def __post_init__(self):
         checks.encoder("method.target.network", self.network)
+        checks.statistics("method.target", self.mean, self.std)
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
 
     def out_dim(self, encoder: Student) -> int:
         return self.network.width

@@ -42,6 +42,11 @@ class Joint(Target):
                     "a CLS token"
                 )
 
+    @property
+    def channels(self) -> int:
+        """Of the first that is not of three: CLIP and DINO are."""
+        return self.first.channels if self.first.channels != 3 else self.second.channels
+
     def out_dim(self, encoder: Student) -> int:
         return self.first.out_dim(encoder) + self.second.out_dim(encoder)
 

@@ -32,7 +32,12 @@ class Pixels(Target):
     std: tuple[float, ...] = pixels.IMAGENET_STD
 
     def __post_init__(self):
+        checks.statistics("method.target", self.mean, self.std)
         checks.choice("method.target.norm", self.norm, pixels.PATCH_NORMS)
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
 
     def out_dim(self, encoder: Student) -> int:
         return encoder.patch**2 * len(self.mean)

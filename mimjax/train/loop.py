@@ -140,6 +140,7 @@ def report(run: Run, meter: m.Meter, step: int, values: dict[str, float]) -> Non
         **values,
         "lr": float(run.lr(step - 1)),  # the rate that this update used
         **meter.read(step),
+        **run.data.bad_files.counts(),
     }
     run.log.write(step, values)
     run.log.say(m.progress(step, run.clock.total_steps, values))

@@ -158,6 +158,8 @@ def progress(step: int, total: int, values: dict[str, Any]) -> str:
             f"data wait {100 * values['data_wait']:.0f} %",
             f"ETA {datetime.timedelta(seconds=round(values['eta_s']))}",
         ]
+    if "bad_files" in values:
+        parts.append(f"{values['bad_files']} bad files skipped")
     if "mfu" in values:
         parts.insert(-2, f"MFU {100 * values['mfu']:.1f} %")
     return " | ".join(parts)

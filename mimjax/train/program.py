@@ -100,7 +100,9 @@ def abstract_batch(task: Task, batch_size: int, mesh: Mesh) -> dict[str, jax.Sha
     """The global batch that the data pipeline delivers, as shapes under the batch sharding."""
     rows = sharding.batch_sharding(mesh)
     make = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
-    batch = {name: make((*view.size, 3), jnp.uint8) for name, view in task.views.items()}
+    batch = {
+        name: make((*view.size, view.channels), jnp.uint8) for name, view in task.views.items()
+    }
     batch |= {name: make((), jnp.int32) for name in ("label", "index")}
     if task.mask_fn is not None:
         batch["mask"] = make(task.mask_fn(random.Random(0)).shape, jnp.bool_)

@@ -1,5 +1,6 @@
 """The program that rewrites a folder to a small short side."""
 
+import io
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mimjax.data import make_source
-from mimjax.data.prepare import main, prepare
+from mimjax.data.prepare import main, prepare, shrink
 from mimjax.task import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,20 @@ def test_tree_sizes_and_second_run(tree):
         before, after = (make_source("folder", split, path=str(p)) for p in (source, output))
         assert before.class_names == after.class_names
         assert len(before) == len(after)
+
+
+def test_large_jpegs_are_decoded_smaller_and_look_the_same(tree):
+    y, x = np.mgrid[:1200, :1603] / 90
+    waves = np.stack([np.sin(x) * np.cos(y), np.sin(x + y), np.cos(x - y)], axis=-1)
+    image = Image.fromarray((127 + 60 * waves).astype(np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    small = Image.open(io.BytesIO(shrink(buffer.getvalue(), "a.jpg", 100, 95)))
+    expected = image.resize(small.size, Image.Resampling.BICUBIC)
+    assert small.size == (134, 100)
+    assert np.abs(np.asarray(small).astype(float) - np.asarray(expected)).mean() < 3
+    with pytest.raises(ConfigError, match=r"1603x1200 pixels; data.max_pixels is 1000"):
+        shrink(buffer.getvalue(), "a.jpg", 100, 95, max_pixels=1000)
 
 
 def test_a_broken_file_is_reported_and_the_rest_written(tree, capsys):

@@ -10,8 +10,9 @@ from etils import epath
 from PIL import Image
 
 from mimjax.data import make_source
-from mimjax.data.folder import _list_remote, hash_split, list_images
-from mimjax.data.images import decode
+from mimjax.data.decoding import decode
+from mimjax.data.folder import EXTENSIONS, hash_split
+from mimjax.data.index import scan, scan_remote
 from mimjax.data.photos import PICTURES, TRAIN_WIDTH
 from mimjax.task import ConfigError
 
@@ -324,7 +325,7 @@ def test_errors_are_one_line_with_the_key(name, split, options, message):
 
 
 def test_empty_folder(tmp_path):
-    with pytest.raises(ConfigError, match=r"^data.path: found no image .* end in .bmp, .jpeg"):
+    with pytest.raises(ConfigError, match=r"^data.path: found no image .* end in .bmp, .gif"):
         make_source("folder", "train", path=str(tmp_path))
     write_image(tmp_path / "one.jpg")
     assert len(make_source("folder", "train", path=str(tmp_path))) == 1
@@ -334,7 +335,7 @@ def test_empty_folder(tmp_path):
 
 def test_remote_listing_equals_the_local_one(tree):
     """The gs:// branch, on a local path: the same files, sizes and order."""
-    found = []
-    _list_remote(epath.Path(tree), "", found)
-    assert sorted(found) == list_images(str(tree))
-    assert len(found) == 27
+    local, remote = scan(str(tree), EXTENSIONS), scan_remote(epath.Path(tree), EXTENSIONS)
+    assert local[:2] == remote[:2]
+    assert [t // 10**9 for t in local.times] == [t // 10**9 for t in remote.times]
+    assert len(local.names) == 27

@@ -5,10 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from evaluators.evaluator_runs import evaluators, started, step_later
+from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
+from mimjax.data import make_source
+from mimjax.data.bad_files import BadFiles
 from mimjax.evaluators import knn, probe
+from mimjax.evaluators.common import Bench, Subset
+from mimjax.evaluators.features import FeatureBank
 from mimjax.evaluators.search import Splits, carve, search, standardize
 
 
@@ -143,3 +148,21 @@ def test_untrained_row_does_not_depend_on_where_the_run_starts():
         np.testing.assert_array_equal(at_start[name].test, later.test)
     trained = bank.read("pretrained", step_later(state))["mean of block_00"].test
     assert np.abs(trained - at_start["mean of block_00"].test).max() > 1e-3
+
+
+def test_images_that_cannot_be_read_have_no_features_and_no_labels(tmp_path):
+    for n in range(30):
+        (tmp_path / "abc"[n % 3]).mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (n, n, n)).save(tmp_path / "abc"[n % 3] / f"{n}.png")
+    (tmp_path / "a/12.png").write_bytes(b"no image")
+    splits = (
+        Subset(make_source("folder", "train", path=str(tmp_path), test_fraction=0), 99),
+        Subset(make_source("folder", "test", path=str(tmp_path), test_fraction=0.5), 99),
+    )
+    task, mesh, state = started()
+    bank = FeatureBank(Bench(task, mesh, *splits, batch_size=7, bad_files=BadFiles(0.5)))
+    features = bank.read("raw_pixels", state)["all pixels"]
+    assert len(features.train) == len(bank.labels.train) == 29
+    assert len(features.test) == len(bank.labels.test)
+    for x, y in zip(features, bank.labels, strict=True):
+        np.testing.assert_array_equal(np.rint(x[:, 0] * 255) % 3, y)  # each with its own label
