@@ -16,6 +16,10 @@ FLOORS = [
         "data",
         "torch_io",
         "files",
+        "lock",
+        "charts",
+        "page",
+        "report",
         "evaluators",
         "pictures",
         "heatmaps",
@@ -23,7 +27,18 @@ FLOORS = [
         "flops",
         "hlo",
     },
-    {"build", "start", "describe", "trained", "cli", "main", "plan", "reconstruct", "attention"},
+    {
+        "build",
+        "start",
+        "describe",
+        "trained",
+        "cli",
+        "extend",
+        "main",
+        "plan",
+        "reconstruct",
+        "attention",
+    },
 ]
 # methods see none of these: no flags, configs, checkpoints, loaders or files
 FORBIDDEN = {"absl", "ml_collections", "orbax", "grain", "etils", "logging", "os", "pathlib"}
