@@ -11,18 +11,25 @@ from mimjax import cli
 
 
 def main() -> None:
-    from mimjax.build import make_run  # after the processes are joined: it asks for devices
+    from mimjax.build import (  # after the processes are joined: it asks for devices
+        make_run,
+        settings,
+    )
     from mimjax.evaluators import render
     from mimjax.train.loop import train
 
-    run = make_run(flags.FLAGS.config, flags.FLAGS.workdir)
+    name = cli.config_name()
+    recipe = name, settings(cli.load_config(name))
+    run = make_run(flags.FLAGS.config, flags.FLAGS.workdir, recipe)
     state = train(run)
     if int(state.step) == run.clock.total_steps:
         if table := render(run.evaluators):  # "" where a finished run was started again
             run.workdir.write_text("table.md", table)
+            run.publish()
         run.log.say("\n" + run.workdir.read_text("table.md"))
-        run.log.say(f"done: {run.workdir.path} holds config, metrics, pictures and checkpoints")
+        run.log.say(f"done: {run.workdir.path} holds report.html, config, metrics and checkpoints")
     run.log.close()
+    run.lock.release()
 
 
 if __name__ == "__main__":

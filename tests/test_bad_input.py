@@ -8,7 +8,7 @@ import pytest
 
 MAE, BOOT = "--config=configs/mae.py:demo", "--config=configs/bootmae.py:demo"
 SHORT = ["--config.steps=2", "--config.eval.probes=False", "--config.eval.error=False"]
-SHORT += ["--config.eval.pictures=0", "--config.batch_size=16"]
+SHORT += ["--config.eval.health=False", "--config.eval.pictures=0", "--config.batch_size=16"]
 SHORT += ["--config.optimizer.warmup_steps=0"]
 
 # what is typed -> what the line must name

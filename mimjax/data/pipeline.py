@@ -35,6 +35,7 @@ class Pipeline:
       batch_size: rows of the global batch, over all hosts.
       seed: the run's seed.
       train: False = order of the source and center crops.
+      skip: steps of the endless order whose batches are left out; those after them move up.
     """
 
     source: Source
@@ -44,6 +45,7 @@ class Pipeline:
     batch_size: int
     seed: int
     train: bool = True
+    skip: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -69,7 +71,7 @@ class Pipeline:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change when a step would mean other data (the seed left out)."""
+        """16 hex digits that change when a step would mean other data (not `seed` or `skip`)."""
         views = sorted((name, tuple(v.size), v.resample) for name, v in self.views.items())
         parts = [self.source.fingerprint, views, self.augment, self.batch_size, self.train]
         return fingerprint(parts)
@@ -85,12 +87,22 @@ class Pipeline:
           Every view uint8 [b h w 3]; `label` int32 [b], -1 = none; `index` int32 [b], the place
           in the source; `mask` bool [b n] where there is a `mask_fn`.
         """
-        epoch, within = divmod(step, self.steps_per_epoch)
+        epoch = self.place(step) // self.steps_per_epoch
         start, stop = self._bounds(rows)
-        order = self._order(epoch)
-        first = within * self.batch_size
-        indices = order[first + start : first + stop]
+        indices = self.indices(step)[start:stop]
         return _stack([self._example(epoch, int(index)) for index in indices])
+
+    def place(self, step: int) -> int:
+        """Where in the endless order the batch of `step` lies."""
+        for left_out in sorted(self.skip):
+            step += left_out <= step
+        return step
+
+    def indices(self, step: int) -> np.ndarray:
+        """Places in the source of the examples in the batch of `step`, int [b]."""
+        epoch, within = divmod(self.place(step), self.steps_per_epoch)
+        first = within * self.batch_size
+        return self._order(epoch)[first : first + self.batch_size]
 
     def iterate(
         self,
