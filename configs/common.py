@@ -102,7 +102,7 @@ def base() -> Config:
     c.wandb = "off"  # or "offline" (files in the workdir), "online"; needs mimjax[wandb]
     c.wandb_project = "mimjax"
     c.eval = ConfigDict()
-    c.eval.every = 0  # steps; 0 = at the end only
+    c.eval.every = 5000  # steps (16 epochs of ImageNet at batch 4096); 0 = at the end only
     c.eval.probes = False  # k-NN and linear probe, for a labeled source
     c.eval.error = True  # held-out masked error beside naive predictors
     c.eval.health = True  # spread and rank of features, variance of the run's own targets

@@ -120,8 +120,8 @@ def fetch(metrics: dict[str, jax.Array], first: int, last: int) -> dict[str, flo
     if bad:
         raise NonFiniteError(
             f"{', '.join(sorted(bad))} not finite in steps {first} to {last}; the last good "
-            "checkpoint is kept. Lower optimizer.base_lr, or set optimizer.clip_norm, "
-            "dtype=float32 or on_nonfinite=rollback, and run again",
+            "checkpoint is kept. Lower optimizer.base_lr, or set optimizer.clip_norm or "
+            "dtype=float32, and run again",
             sorted(bad),
             last,
         )

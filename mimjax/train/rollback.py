@@ -40,12 +40,10 @@ def recover(run: Run, compiled: Any, error: m.NonFiniteError) -> TrainState:
     """
     used = len(run.data.skip) + run.flukes
     if used >= run.rollbacks:
+        hint = "on_nonfinite=rollback leaves a batch that causes it out"
         if used:
-            error = m.NonFiniteError(
-                f"{error}; rolled back {used} times already (on_nonfinite_retries)",
-                error.names,
-                error.last,
-            )
+            hint = f"rolled back {used} times already (on_nonfinite_retries)"
+        error = m.NonFiniteError(f"{error}; {hint}", error.names, error.last)
         run.log.note(error.last, {"warning": str(error)})
         run.publish()
         raise error
@@ -59,8 +57,9 @@ def recover(run: Run, compiled: Any, error: m.NonFiniteError) -> TrainState:
         run.flukes += 1
         run.log.warn(
             step,
-            "the same steps, made again from the last checkpoint, were finite. Program and input "
-            f"are the same bit for bit: suspect the hardware. Nothing is left out {times}",
+            "the same steps, made again from the last checkpoint, were finite, with the same "
+            "program and input: suspect the hardware, or a kernel that is not deterministic. "
+            f"Nothing is left out {times}",
         )
         return state
     facts = examine(run, state, step, names) | {"skipped": run.data.place(step - 1)}
