@@ -101,11 +101,17 @@ def base() -> Config:
     c.data.threads = 8
     c.log_every = 50
     c.checkpoint_every = 2000
-    c.keep_checkpoints = 2
+    c.keep_checkpoints = 2  # the last ones
+    c.keep_every = 0  # steps; above 0 also every checkpoint whose step it divides, for good
+    c.on_nonfinite = "stop"  # or "rollback": to the last good checkpoint, without the batch
+    c.on_nonfinite_retries = 3  # rollbacks in the whole run
+    c.wandb = "off"  # or "offline" (files in the workdir), "online"; needs mimjax[wandb]
+    c.wandb_project = "mimjax"
     c.eval = ConfigDict()
-    c.eval.every = 0  # steps; 0 = at the end only
+    c.eval.every = 5000  # steps (16 epochs of ImageNet at batch 4096); 0 = at the end only
     c.eval.probes = False  # k-NN and linear probe, for a labeled source
     c.eval.error = True  # held-out masked error beside naive predictors
+    c.eval.health = True  # spread and rank of features, variance of the run's own targets
     c.eval.pictures = 8  # images in a reconstruction picture; 0 = none
     c.eval.batch_size = 0  # 0 = batch_size
     c.eval.max_images = 2000  # per split, for each evaluator

@@ -15,8 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from mimjax import describe, start
+from mimjax import describe, extend, report, start
+from mimjax.checks import choice
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles
 from mimjax.data.decoding import Decoding
@@ -26,13 +28,14 @@ from mimjax.data.sources import Source, make_source
 from mimjax.errors import ConfigError
 from mimjax.evaluators import Evaluator, make_evaluators
 from mimjax.files import Workdir
+from mimjax.lock import RunLock
 from mimjax.schema import Config, build, find_class
 from mimjax.task import Clock, Task
-from mimjax.train import optim
+from mimjax.train import boards, optim
 from mimjax.train.checkpoints import Checkpoints, versions
-from mimjax.train.loop import Run
 from mimjax.train.metrics import Log
 from mimjax.train.program import Program, make_program
+from mimjax.train.run import Run
 from mimjax.train.sharding import make_mesh
 
 
@@ -153,63 +156,109 @@ def make_tx(c: Config, params: Any, clock: Clock):
     return optim.make_optimizer(cfg, params, lr, optim.weight_decay(cfg, clock)), lr
 
 
-def make_run(c: Config, workdir_path: str) -> Run:
-    """Everything a run needs, from a config and a workdir; prints the start block.
-
-    Raises:
-      ConfigError: any wrong setting, before anything is written but the folder itself.
-    """
-    check_batch(c, jax.device_count())
-    mesh = make_mesh(c.mesh.data, c.mesh.fsdp)
-    index, kept = make_index(c, workdir_path)
-    data = make_data(c, make_task(c, Clock(1, 1)), "train", index)
-    clock = make_clock(c, data.steps_per_epoch)
+def make_length(c: Config, mesh: Mesh, clock: Clock) -> tuple[Program, optim.Schedule]:
+    """Program and learning rate of a run of this length."""
     task = make_task(c, clock)
     params = jax.eval_shape(task.init, jax.random.key(0))[0]
     tx, lr = make_tx(c, params, clock)
     program = make_program(
         task, tx, mesh, c.sharding, batch_size=c.batch_size, seed=c.seed, accum=c.accum
     )
+    return program, lr
+
+
+def check_choices(c: Config) -> None:
+    """Settings of the run itself."""
+    choice("on_nonfinite", c.on_nonfinite, ("stop", "rollback"))
+    if c.on_nonfinite_retries < 1:
+        raise ConfigError(f"on_nonfinite_retries: {c.on_nonfinite_retries}; allowed: 1 or more")
+    boards.check(c.wandb)
+
+
+def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = None) -> Run:
+    """Everything a run needs, from a config and a workdir; prints the start block.
+
+    Args:
+      recipe: the config file's name and its `settings` before any was overridden, for the report.
+
+    Raises:
+      ConfigError: any wrong setting, before anything is written but the folder itself.
+    """
+    check_batch(c, jax.device_count())
+    check_choices(c)
+    mesh = make_mesh(c.mesh.data, c.mesh.fsdp)
+    index, kept = make_index(c, workdir_path)
+    data = make_data(c, make_task(c, Clock(1, 1)), "train", index)
+    clock = make_clock(c, data.steps_per_epoch)
+    program, lr = make_length(c, mesh, clock)
     workdir = Workdir(workdir_path, writer=jax.process_index() == 0)
-    log = Log(workdir)
-    checkpoints = Checkpoints(workdir, keep=c.keep_checkpoints)
-    start.check_workdir(c, workdir, checkpoints, log.say)
-    describe.start_block(c, program, data, clock, log.say)
+    log, lock = Log(workdir), RunLock(workdir)
+    lock.acquire(log.say)
+    checkpoints = Checkpoints(workdir, keep=c.keep_checkpoints, keep_every=c.keep_every)
+    changed = start.check_workdir(c, workdir, checkpoints, log.say)
+    block = describe.start_block(c, program, data, clock)
+    log.say(block)
     open_files(c, data, index, kept, Workdir(workdir_path), log.say)
     sample = functools.partial(sample_images, c, data)
     frozen, source = start.make_frozen(c, program, workdir, sample, log.say)
-    state = start.find_start(c, program, checkpoints, data.fingerprint, log.say)
+    state, skip = start.find_start(c, program, checkpoints, data.fingerprint, log.say)
+    if changed:
+        before = make_clock(start.before(c, changed), data.steps_per_epoch)
+        make = functools.partial(make_length, c, mesh)
+        now = (clock, program, lr)
+        extend.explain(int(state.step), before, now, make, changed, log.say)
     log.truncate(int(state.step) or -1)  # a fresh start keeps nothing
     # only now: until here a wrong setting leaves the workdir as it was
-    workdir.write_text("config.json", start.to_json(c))
-    workdir.write_text("parameters.txt", describe.parameter_table(c, program))
-    if source:
-        workdir.write_text(start.TEACHER_FILE, json.dumps(source, indent=2) + "\n")
-    evaluators = make_evals(c, program, data, workdir, index)
+    write_settings(c, program, workdir, source)
+    log.boards = boards.open_boards(workdir, c.wandb, c.wandb_project, c.to_dict())
+    evaluators = make_evals(c, program, data, workdir, index, log)
     if workdir.writer and index.listings:
         workdir.write_bytes(INDEX_FILE, index.to_bytes())
+    made_with = {"config": json.loads(start.to_json(c)), "versions": versions(), "teacher": source}
     return Run(
         program=program,
         state=state,
         frozen=frozen,
-        data=data,
+        data=dataclasses.replace(data, skip=skip),
         clock=clock,
         lr=lr,
         log=log,
+        lock=lock,
         checkpoints=checkpoints,
         workdir=workdir,
         evaluators=evaluators,
-        meta={
-            "config": json.loads(start.to_json(c)),
-            "versions": versions(),
-            "teacher": source,
-        },
-        workers=c.data.workers,
-        threads=c.data.threads,
-        log_every=c.log_every,
-        checkpoint_every=c.checkpoint_every,
-        eval_every=c.eval.every,
+        meta=made_with,
+        publish=functools.partial(
+            report.publish, workdir, evaluators, block, made_with["versions"], settings(c), recipe
+        ),
+        **options(c),
     )
+
+
+def options(c: Config) -> dict[str, Any]:
+    """The plain numbers of a `Run`."""
+    return {
+        "workers": c.data.workers,
+        "threads": c.data.threads,
+        "log_every": c.log_every,
+        "checkpoint_every": c.checkpoint_every,
+        "eval_every": c.eval.every,
+        "clip_norm": c.optimizer.clip_norm,
+        "rollbacks": c.on_nonfinite_retries if c.on_nonfinite == "rollback" else 0,
+    }
+
+
+def settings(c: Config) -> dict[str, Any]:
+    """The resolved config by dotted name, as config.json has it."""
+    return start.flatten(json.loads(start.to_json(c)))
+
+
+def write_settings(c: Config, program: Program, workdir: Workdir, source: dict[str, str]) -> None:
+    """config.json, parameters.txt and the teacher's checksum."""
+    workdir.write_text("config.json", start.to_json(c))
+    workdir.write_text("parameters.txt", describe.parameter_table(c, program))
+    if source:
+        workdir.write_text(start.TEACHER_FILE, json.dumps(source, indent=2) + "\n")
 
 
 def open_files(
@@ -235,11 +284,11 @@ def open_files(
 
 
 def make_evals(
-    c: Config, program: Program, data: Pipeline, workdir: Workdir, index: Index
+    c: Config, program: Program, data: Pipeline, workdir: Workdir, index: Index, log: Log
 ) -> list[Evaluator]:
     """The configured evaluators; the test split is opened only if one of them is wanted."""
     e = c.eval
-    if not (e.error or e.probes or e.pictures):
+    if not (e.error or e.health or e.probes or e.pictures):
         return []
     return make_evaluators(
         program.task,
@@ -247,8 +296,10 @@ def make_evals(
         data.source,
         make_split(c, "test", index),
         write=lambda name, data: workdir.write_bytes(f"pictures/{name}", data),
+        warn=log.warn,
         seed=c.seed,
         error=e.error,
+        health=e.health,
         probes=e.probes,
         pictures=e.pictures,
         batch_size=e.batch_size or c.batch_size,

@@ -105,6 +105,11 @@ def load_config(path: str) -> Config:
     return module.get_config(arg or None)
 
 
+def config_name() -> str:
+    """What --config was given."""
+    return config_flags.get_config_filename(FLAGS["config"])
+
+
 def integers(flag: str, values: list[str], low: int, high: int, others: str = "") -> list[int]:
     """A list flag's numbers, each once.
 

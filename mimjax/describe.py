@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,9 +13,7 @@ from mimjax.task import Clock, View
 from mimjax.train.program import Program
 
 
-def start_block(
-    c: Config, program: Program, data: Pipeline, clock: Clock, say: Callable[[str], None]
-) -> None:
+def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> str:
     """Method, parameters, devices, effective batch, learning rates, length, data."""
     params = program.abstract_state.params
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
@@ -31,7 +28,8 @@ def start_block(
     if "mask" in program.abstract_batch:
         n = program.abstract_batch["mask"].shape[1]
         masks = f", {n} patches, {getattr(program.task, 'num_masked', 0)} masked"
-    for line in (
+    end = "then constant" if o.schedule == "constant" else f"down to {o.min_lr:g}"
+    lines = [
         f"mimjax {__version__}  {c.task}  (jax {jax.__version__}, compute {c.dtype})",
         f"  parameters  {count(params) / 1e6:,.2f} M ({parts})"
         + (f"; EMA {ema / 1e6:,.2f} M" if ema else "")
@@ -41,26 +39,26 @@ def start_block(
         f"  batch       {c.batch_size} = {mesh.size} devices x {per_device} x {c.accum} "
         "accumulated",
         f"  lr          {peak:.3g} ({rate}), warm-up {o.warmup_steps or o.warmup_epochs:g} "
-        f"{'steps' if o.warmup_steps else 'epochs'}, down to {o.min_lr:g}",
+        f"{'steps' if o.warmup_steps else 'epochs'}, {end}",
         f"  length      {clock.total_steps} steps = {clock.epochs:,.1f} epochs of "
         f"{clock.steps_per_epoch} steps",
         f"  data        {c.data.source}: {len(data.source):,} images, "
         + ", ".join(f"{k} {_size(v)}" for k, v in data.views.items())
         + f"{masks}; fingerprint {data.fingerprint}",
-    ):
-        say(line)
+    ]
     student = data.views["image"].size
     for name, view in data.views.items():
         if view.size != student:
-            say(
+            lines.append(
                 f"  {name}  the same crop resized to {view.size[0]}x{view.size[1]}, so that the "
                 f"target has one token per patch of the student's {student[0]}x{student[1]}"
             )
-    if o.min_lr > peak:
-        say(
+    if o.min_lr > peak and o.schedule != "constant":
+        lines.append(
             f"  WARNING     optimizer.min_lr {o.min_lr:g} is above the peak rate {peak:.3g}: "
             "the rate will rise; it is absolute and does not follow a smaller batch"
         )
+    return "\n".join(lines)
 
 
 def _size(view: View) -> str:

@@ -1,6 +1,7 @@
 """All input and output in a workdir goes through here, so that `gs://` paths are the same code.
 
-Writes are atomic where the file system can rename: a reader never sees half a file.
+A reader never sees half a file: a local one is put in its place by a rename, and a remote store
+shows an object only when it is whole. Nothing remote is appended to, renamed or locked.
 """
 
 from __future__ import annotations
@@ -17,19 +18,17 @@ class Workdir:
 
     Attributes:
       path: local or remote folder.
+      is_local: whether files can be appended to and renamed.
       writer: whether this process writes.
     """
 
     def __init__(self, path: str, writer: bool = True):
         # orbax takes absolute paths only
-        self.path = epath.Path(path if "://" in path else os.path.abspath(path))
+        self.is_local = "://" not in path
+        self.path = epath.Path(os.path.abspath(path) if self.is_local else path)
         self.writer = writer
         if writer:
             self.path.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def is_local(self) -> bool:
-        return "://" not in os.fspath(self.path)
 
     def file(self, name: str) -> epath.Path:
         return self.path / name
@@ -47,6 +46,9 @@ class Workdir:
             return
         target = self.file(name)
         target.parent.mkdir(parents=True, exist_ok=True)
+        if not self.is_local:
+            target.write_bytes(data)
+            return
         new = target.parent / f".{target.name}.new"
         new.write_bytes(data)
         new.replace(target)
@@ -78,4 +80,24 @@ class Workdir:
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
                 target.rmtree() if target.is_dir() else target.unlink()
-            self.file(name).rename(target)
+            if self.is_local:
+                self.file(name).rename(target)
+            else:
+                _move(self.file(name), target)
+
+    def remove(self, name: str) -> None:
+        """Deletes a file, if it is there."""
+        if self.writer:
+            self.file(name).unlink(missing_ok=True)
+
+
+def _move(source: epath.Path, target: epath.Path) -> None:
+    """Copies file by file, then deletes: what a rename is on an object store."""
+    if source.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        for entry in source.iterdir():
+            _move(entry, target / entry.name)
+        source.rmtree()
+    else:
+        target.write_bytes(source.read_bytes())
+        source.unlink()

@@ -5,24 +5,40 @@ Running the same command again continues. Any setting is overridden by `--config
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from absl import flags
 
 from mimjax import cli
 
+if TYPE_CHECKING:
+    from mimjax.train.run import Run
+
 
 def main() -> None:
-    from mimjax.build import make_run  # after the processes are joined: it asks for devices
+    from mimjax.build import make_run, settings  # after the processes are joined: asks for devices
+
+    name = cli.config_name()
+    recipe = name, settings(cli.load_config(name))
+    run = make_run(flags.FLAGS.config, flags.FLAGS.workdir, recipe)
+    try:
+        finish(run)
+    finally:
+        run.log.close()
+        run.lock.release()
+
+
+def finish(run: Run) -> None:
+    """Trains, and says where everything lies."""
     from mimjax.evaluators import render
     from mimjax.train.loop import train
 
-    run = make_run(flags.FLAGS.config, flags.FLAGS.workdir)
     state = train(run)
     if int(state.step) == run.clock.total_steps:
         if table := render(run.evaluators):  # "" where a finished run was started again
             run.workdir.write_text("table.md", table)
         run.log.say("\n" + run.workdir.read_text("table.md"))
-        run.log.say(f"done: {run.workdir.path} holds config, metrics, pictures and checkpoints")
-    run.log.close()
+        run.log.say(f"done: {run.workdir.path} holds report.html, config, metrics and checkpoints")
 
 
 if __name__ == "__main__":

@@ -46,15 +46,20 @@ def to_json(c: Config) -> str:
     return json.dumps(c.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def check_workdir(c: Config, workdir: Workdir, checkpoints: Checkpoints, say: Say) -> None:
+def check_workdir(
+    c: Config, workdir: Workdir, checkpoints: Checkpoints, say: Say
+) -> dict[str, tuple[Any, Any]]:
     """Compares the config with the one that made the workdir's checkpoints; says what changed.
+
+    Returns:
+      The changed settings by dotted name: what they were, what they are.
 
     Raises:
       ConfigError: task, method or optimizer differ: the checkpoints do not fit.
     """
     text = workdir.read_text("config.json")
     if not text or checkpoints.manager.latest_step() is None:
-        return  # nothing to continue from
+        return {}  # nothing to continue from
     old, new = flatten(json.loads(text)), flatten(json.loads(to_json(c)))
     keys = sorted(old.keys() | new.keys(), key=lambda k: (k != "task", k))  # the cause first
     changed = [k for k in keys if old.get(k) != new.get(k)]
@@ -66,12 +71,20 @@ def check_workdir(c: Config, workdir: Workdir, checkpoints: Checkpoints, say: Sa
             )
     for key in changed:
         say(f"changed since the last start: {key}: {old.get(key)!r} -> {new.get(key)!r}")
+    return {key: (old.get(key), new.get(key)) for key in changed}
+
+
+def before(c: Config, changed: dict[str, tuple[Any, Any]]) -> Config:
+    """The config with the length that it had."""
+    old = c.copy_and_resolve_references().unlock()
+    old.update({key: changed[key][0] for key in ("steps", "epochs") if key in changed})
+    return old
 
 
 def find_start(
     c: Config, program: Program, checkpoints: Checkpoints, fingerprint: str, say: Say
-) -> TrainState:
-    """The state to begin with; one line says where it came from."""
+) -> tuple[TrainState, tuple[int, ...]]:
+    """The state to begin with, and the batches that are left out; one line says where from."""
     found = checkpoints.restore(program.abstract_state, say)
     where = "this workdir"
     if found is None and c.resume:
@@ -83,12 +96,16 @@ def find_start(
     if found is not None:
         state, data = found
         say(f"weights: continued from step {data['step']} of {where}")
+        skipped = tuple(data.get("skipped", ()))
         if data["fingerprint"] != fingerprint:
             say(
                 "the data are not those of the checkpoint (files, crops or batch size changed): "
                 "the run continues, but is not the uninterrupted one"
             )
-        return state
+            skipped = ()  # they name batches of the old data
+        if skipped:
+            say(f"batches left out after numbers that were not finite: {skipped}")
+        return state, skipped
     state = program.init()
     if c.init_from:
         like = program.abstract_state.params
@@ -104,9 +121,19 @@ def find_start(
             program.task.init_ema,
             out_shardings=jax.tree.map(lambda x: x.sharding, program.abstract_state.ema),
         )(params)
-        return state.replace(params=params, ema=ema)
+        say(
+            f"schedule: from its beginning, with a warm-up of {warmup_words(c)}; optimizer slots "
+            "are empty (a whole state: --config.resume)"
+        )
+        return state.replace(params=params, ema=ema), ()
     say("weights: random, the method's own initialization")
-    return state
+    return state, ()
+
+
+def warmup_words(c: Config) -> str:
+    """The warm-up as the config gives it."""
+    o = c.optimizer
+    return f"{o.warmup_steps} steps" if o.warmup_steps else f"{o.warmup_epochs:g} epochs"
 
 
 def grid_of(program: Program) -> tuple[int, int] | None:

@@ -134,6 +134,15 @@ class Task:
         """The differentiated part, on a prepared (micro-)batch."""
         raise NotImplementedError(type(self).__name__)
 
+    def own_targets(self, batch: Batch) -> dict[str, jax.Array]:
+        """Targets in a prepared batch that the run's own averages made, by name, [b k d].
+
+        Nothing outside the run holds such a target: it can shrink to a constant while the loss
+        falls, so monitors watch its variance. {} where every target comes from data or from a
+        frozen network.
+        """
+        return {}
+
     def pictures(
         self, params: PyTree, frozen: PyTree, batch: Batch, preds: dict[str, jax.Array]
     ) -> dict[str, jax.Array]:

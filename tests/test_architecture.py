@@ -17,6 +17,10 @@ FLOORS = [
         "data",
         "torch_io",
         "files",
+        "lock",
+        "charts",
+        "page",
+        "report",
         "evaluators",
         "pictures",
         "heatmaps",
@@ -24,7 +28,18 @@ FLOORS = [
         "flops",
         "hlo",
     },
-    {"build", "start", "describe", "trained", "cli", "main", "plan", "reconstruct", "attention"}
+    {
+        "build",
+        "start",
+        "describe",
+        "trained",
+        "cli",
+        "extend",
+        "main",
+        "plan",
+        "reconstruct",
+        "attention",
+    }
     | {"data/stats"},
 ]
 # methods see none of these: no flags, configs, checkpoints, loaders or files

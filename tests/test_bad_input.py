@@ -8,7 +8,7 @@ import pytest
 
 MAE, BOOT = "--config=configs/mae.py:demo", "--config=configs/bootmae.py:demo"
 SHORT = ["--config.steps=2", "--config.eval.probes=False", "--config.eval.error=False"]
-SHORT += ["--config.eval.pictures=0", "--config.batch_size=16"]
+SHORT += ["--config.eval.health=False", "--config.eval.pictures=0", "--config.batch_size=16"]
 SHORT += ["--config.optimizer.warmup_steps=0"]
 
 # what is typed -> what the line must name
@@ -42,6 +42,8 @@ MISTAKES = {
     "no such weights": ([MAE, "--config.init_from=/no/file.safetensors"], "/no/file.safetensors"),
     "no such workdir": ([MAE, "--config.resume=/no/workdir"], "resume"),
     "unknown dtype": ([MAE, "--config.dtype=float8"], "dtype"),
+    "unknown answer to NaN": ([MAE, "--config.on_nonfinite=skip"], "on_nonfinite: 'skip'"),
+    "no retry": ([MAE, "--config.on_nonfinite_retries=0"], "on_nonfinite_retries: 0"),
     "unknown schedule": ([MAE, "--config.optimizer.schedule=poly"], "optimizer.schedule"),
     "mesh that does not fit": ([MAE, "--config.mesh.fsdp=3"], "mesh"),
 }
@@ -145,7 +147,12 @@ def test_other_changes_are_applied_and_shown(finished):
     assert "changed since the last start: steps: 2 -> 4" in out.stdout
     assert "changed since the last start: log_every: 100 -> 1" in out.stdout
     assert "continued from step 2" in out.stdout
+    assert "extended from 2 to 4 steps" in out.stdout
     assert json.loads((finished / "config.json").read_text())["steps"] == 4
+    report = (finished / "report.html").read_text()
+    assert "Changed against configs/mae.py:demo" in report
+    assert "<td>steps</td><td>1500</td><td>4</td>" in report
+    assert not (finished / "run.lock").exists()
     assert max(helpers.losses(finished)) == 4
 
 

@@ -5,11 +5,9 @@ from mimjax.task import Clock
 
 
 def block(c):
-    lines = []
     task, program = helpers.make(c)
     data = build.make_data(c, task, "train")
-    describe.start_block(c, program, data, Clock(4, 8), lines.append)
-    return "\n".join(lines)
+    return describe.start_block(c, program, data, Clock(4, 8))
 
 
 def test_the_start_block_says_what_people_debug_from():

@@ -39,6 +39,7 @@ class Pipeline:
       seed: the run's seed.
       train: False = order of the source and center crops.
       bad_files: lists files that cannot be read, and whether others stand in for them.
+      skip: steps of the endless order whose batches are left out; those after them move up.
     """
 
     source: Source
@@ -49,6 +50,7 @@ class Pipeline:
     seed: int
     train: bool = True
     bad_files: BadFiles = dataclasses.field(default_factory=BadFiles)
+    skip: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -74,7 +76,7 @@ class Pipeline:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change when a step would mean other data (the seed left out)."""
+        """16 hex digits that change when a step would mean other data (not `seed` or `skip`)."""
         views = sorted((name, tuple(v.size), v.resample) for name, v in self.views.items())
         parts = [self.source.fingerprint, views, self.augment, self.batch_size, self.train]
         return fingerprint(parts)
@@ -97,13 +99,23 @@ class Pipeline:
 
     def _make(self, step: int, rows: slice | None) -> NumpyBatch:
         """`batch`, and what was bad under KEY where bad files are skipped."""
-        epoch, within = divmod(step, self.steps_per_epoch)
+        epoch = self.place(step) // self.steps_per_epoch
         start, stop = self._bounds(rows)
-        order = self._order(epoch)
-        first = within * self.batch_size
-        indices = order[first + start : first + stop]
+        indices = self.indices(step)[start:stop]
         examples = [self._example(epoch, int(index)) for index in indices]
         return _stack(examples, self.bad_files.skip)
+
+    def place(self, step: int) -> int:
+        """Where in the endless order the batch of `step` lies."""
+        for left_out in sorted(self.skip):
+            step += left_out <= step
+        return step
+
+    def indices(self, step: int) -> np.ndarray:
+        """Places in the source of the examples in the batch of `step`, int [b]."""
+        epoch, within = divmod(self.place(step), self.steps_per_epoch)
+        first = within * self.batch_size
+        return self._order(epoch)[first : first + self.batch_size]
 
     def iterate(
         self,

@@ -1,4 +1,4 @@
-"""What runs beside training: held-out masked error, k-NN and linear probes, pictures.
+"""What runs beside training: held-out masked error, health, k-NN and linear probes, pictures.
 
 An evaluator trains nothing through the trainer and knows no method: it reads `preds`, the prepared
 batch and the encoder's `Features`. Each jits its functions once.
@@ -18,6 +18,7 @@ from mimjax.errors import ConfigError
 from mimjax.evaluators.common import Bench, Subset
 from mimjax.evaluators.error import MaskedError
 from mimjax.evaluators.features import FeatureBank
+from mimjax.evaluators.health import Health
 from mimjax.evaluators.knn import KNN
 from mimjax.evaluators.pictures import Pictures
 from mimjax.evaluators.probe import LinearProbe
@@ -50,7 +51,9 @@ def make_evaluators(
     *,
     write: Callable[[str, bytes], None],
     seed: int = 0,
+    warn: Callable[[int, str], None] = lambda step, text: None,
     error: bool = True,
+    health: bool = False,
     probes: bool = False,
     pictures: int = 8,
     batch_size: int = 256,
@@ -65,7 +68,9 @@ def make_evaluators(
       train, test: splits; naive predictors and probes learn from the first, the second is scored.
       write: (file name, PNG bytes) -> None, called by process 0 for every picture.
       seed: the run's; it fixes the masks and the untrained encoder.
-      error, probes: whether the held-out masked error, k-NN and linear probe are wanted.
+      warn: (step, text) -> None, for what a reader of the curves must know.
+      error, health, probes: whether the held-out masked error, the monitors without labels, k-NN
+        and linear probe are wanted.
       pictures: images in a reconstruction picture; 0 = none.
       batch_size: rows of a global batch; rounded up to a multiple of the devices.
       max_images: at most that many of each split, drawn once.
@@ -76,6 +81,27 @@ def make_evaluators(
     Raises:
       ConfigError: probes without labels, or a limit that leaves nothing.
     """
+    check(train, test, probes, max_images, batch_size, pictures)
+    limited = Subset(train, max_images), Subset(test, max_images)
+    options = seed, batch_size, augment or Augment(), threads, bad_files or BadFiles()
+    bench = Bench(task, mesh, *limited, *options)
+    evaluators: list[Evaluator] = []
+    if error:
+        evaluators.append(MaskedError(bench))
+    if health:
+        evaluators.append(Health(bench, warn))
+    if probes:
+        bank = FeatureBank(bench)
+        evaluators += [KNN(bank), LinearProbe(bank)]
+    if pictures:
+        evaluators.append(Pictures(bench, pictures, write))
+    return evaluators
+
+
+def check(
+    train: Source, test: Source, probes: bool, max_images: int, batch_size: int, pictures: int
+) -> None:
+    """Raises the ConfigErrors of `make_evaluators`."""
     for key, value, least in (
         ("max_images", max_images, 2),
         ("batch_size", batch_size, 1),
@@ -88,15 +114,3 @@ def make_evaluators(
             f"eval.probes: True, but the source {train.name!r} has no labels; "
             "allowed: False, or a labeled source"
         )
-    limited = Subset(train, max_images), Subset(test, max_images)
-    options = seed, batch_size, augment or Augment(), threads, bad_files or BadFiles()
-    bench = Bench(task, mesh, *limited, *options)
-    evaluators: list[Evaluator] = []
-    if error:
-        evaluators.append(MaskedError(bench))
-    if probes:
-        bank = FeatureBank(bench)
-        evaluators += [KNN(bank), LinearProbe(bank)]
-    if pictures:
-        evaluators.append(Pictures(bench, pictures, write))
-    return evaluators

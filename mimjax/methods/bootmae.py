@@ -169,6 +169,9 @@ class BootMAE(MaskedTask):
         blocks = self.encoder.apply({"params": ema["encoder"]}, images, ids).blocks
         return {"features": blocks[-1][:, 1:].astype(jnp.float32), "rows": rows}
 
+    def own_targets(self, batch: Batch) -> dict[str, jax.Array]:
+        return {"features": batch["features"]} if "features" in batch else {}
+
     def predict(self, params: PyTree, batch: Batch, key: Key, train: bool, all_patches=False):
         """Predictions "pixel" and "feature" (a branch left out is absent), float32 [b m d]."""
         ids = batch["ids_v"], batch["ids_m"]

@@ -172,6 +172,10 @@ class CAE(LatentTask):
             out["align_tokens"] = self.encode(ema, out, out["ids_m"], named(key, "align"), train)
         return out
 
+    def own_targets(self, batch: Batch) -> dict[str, jax.Array]:
+        tokens = batch.get("align_tokens")
+        return {} if tokens is None else {"align_tokens": tokens[:, 1:]}  # without CLS
+
     def latents(self, params: PyTree, batch: Batch, key: Key, train: bool):
         """Predicted latents [b m w] of the masked patches."""
         return self.regress(params, self.visible(params, batch, key, train), batch, key, train)

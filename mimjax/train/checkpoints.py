@@ -1,7 +1,7 @@
 """Checkpoints as named items, and the order in which a run finds its start. The one user of orbax.
 
 Items: `params` (alone, so that others can read weights without the rest), `rest` (step, model
-state, EMA, optimizer), `data` (step and fingerprint) and `meta` (config, versions).
+state, EMA, optimizer), `data` (step, fingerprint, batches left out) and `meta` (config, versions).
 Restoring goes into an abstract tree with today's shardings, so the number of devices may change.
 """
 
@@ -27,7 +27,18 @@ Say = Callable[[str], None]
 class Checkpoints:
     """The checkpoints of one workdir."""
 
-    def __init__(self, workdir: Workdir, keep: int = 2, read_only: bool = False):
+    def __init__(
+        self, workdir: Workdir, keep: int = 2, keep_every: int = 0, read_only: bool = False
+    ):
+        """Keeps the last `keep` and, above 0, for good those whose step `keep_every` divides.
+
+        Raises:
+          ConfigError: a negative number, or nothing kept.
+        """
+        if keep < 1:
+            raise ConfigError(f"keep_checkpoints: {keep}; allowed: 1 or more")
+        if keep_every < 0:
+            raise ConfigError(f"keep_every: {keep_every}; allowed: 0 (off) or a number of steps")
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file at INFO
         self.workdir = workdir
         if not read_only:
@@ -35,7 +46,10 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(
             workdir.file(FOLDER),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=not read_only, read_only=read_only
+                max_to_keep=keep,
+                keep_period=keep_every or None,
+                create=not read_only,
+                read_only=read_only,
             ),
             item_names=ITEMS,
         )
@@ -73,6 +87,7 @@ class Checkpoints:
           like: abstract state with today's shardings.
           say: gets one line for each checkpoint that cannot be read.
         """
+        self.manager.wait_until_finished()
         params, rest = _split(like)
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:

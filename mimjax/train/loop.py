@@ -7,104 +7,76 @@ one device_get with a finite check, a checkpoint, the evaluators.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 
-from mimjax.data.pipeline import Pipeline
-from mimjax.files import Workdir
 from mimjax.flops import step_flops
-from mimjax.task import Clock
 from mimjax.train import metrics as m
-from mimjax.train import sharding
-from mimjax.train.checkpoints import Checkpoints
-from mimjax.train.optim import Schedule
-from mimjax.train.program import Program
+from mimjax.train import rollback, sharding
+from mimjax.train.run import Run
 from mimjax.train.state import TrainState
-
-if TYPE_CHECKING:
-    from mimjax.evaluators import Evaluator
-
-PyTree = Any
-
-
-@dataclasses.dataclass
-class Run:
-    """Everything that `build.py` makes of a config.
-
-    Attributes:
-      program: task, mesh, jitted functions.
-      state: where the run begins (donated to the first step).
-      frozen: parameters that nothing updates.
-      data: the training data; `workers` and `threads` make it ahead of time.
-      clock, lr: length and learning rate.
-      evaluators: run at the first step, every `eval_every` steps (0 = never between) and the last.
-      meta: written into every checkpoint.
-    """
-
-    program: Program
-    state: TrainState
-    frozen: PyTree
-    data: Pipeline
-    clock: Clock
-    lr: Schedule
-    log: m.Log
-    checkpoints: Checkpoints
-    workdir: Workdir
-    evaluators: Sequence[Evaluator] = ()
-    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
-    workers: int = 0
-    threads: int = 8
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    eval_every: int = 0
 
 
 def train(run: Run) -> TrainState:
     """Trains from run.state to run.clock.total_steps; returns the final state.
 
     Raises:
-      NonFiniteError: a loss or norm is not finite.
+      NonFiniteError: a loss or norm is not finite, and the run may not roll back (again).
     """
-    state, total, mesh = run.state, run.clock.total_steps, run.program.mesh
+    state, total = run.state, run.clock.total_steps
     run.state = None  # type: ignore[assignment]  # its buffers are donated below
-    start = int(state.step)
     stop = StopSignal()
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(run.program.mesh):
         compiled, meter = compile_step(run)
+        start, error = int(state.step), None
         if start == 0 or (due(start, run.eval_every, total) and not run.log.evaluated(start)):
             evaluate(run, state, start)
-        rows = sharding.local_rows(mesh, run.data.batch_size)
-        batches = run.data.iterate(
-            start, total, rows=rows, workers=run.workers, threads=run.threads
-        )
-        checked = start
-        meter.start(start)
-        with batches:
-            for step in range(start + 1, total + 1):  # `step` = updates made after this pass
-                batch = timed_next(batches, meter)
-                state, metrics = compiled(state, run.frozen, sharding.to_global(mesh, batch))
-                logging = due(step, run.log_every, total) or step == 1
-                stopping = stop.asked(run, step)
-                saving = due(step, run.checkpoint_every, total) or stopping
-                if logging or saving:
-                    values = m.fetch(metrics, checked + 1, step)
-                    checked = step
-                if logging:
-                    report(run, meter, step, values)
-                if saving:
-                    save(run, state)
-                if due(step, run.eval_every, total):
-                    evaluate(run, state, step)
-                    meter.start(step)
-                if stopping:
-                    run.log.say(f"stopped at step {step}: the same command continues from here")
-                    break
+        if run.rollbacks and run.checkpoints.manager.latest_step() is None:
+            run.save(state)  # somewhere to go back to
+        while True:
+            try:
+                state = advance(run, compiled, meter, stop, state)
+                break
+            except m.NonFiniteError as found:
+                error = found.with_traceback(None)  # its frames hold the broken state
+            state = rollback.recover(run, compiled, error)
     run.checkpoints.close()
+    run.publish()
+    return state
+
+
+def advance(
+    run: Run, compiled: Any, meter: m.Meter, stop: StopSignal, state: TrainState
+) -> TrainState:
+    """Trains from `state` (donated) to the end, or to where the run is asked to stop."""
+    checked, total, mesh = int(state.step), run.clock.total_steps, run.program.mesh
+    meter.start(checked)
+    with run.feed(checked, total) as batches:
+        for step in range(checked + 1, total + 1):  # `step` = updates made after this pass
+            batch = timed_next(batches, meter)
+            state, metrics = compiled(state, run.frozen, sharding.to_global(mesh, batch))
+            meter.count(metrics)
+            logging = due(step, run.log_every, total) or step == 1
+            stopping = stop.asked(run, step)
+            saving = due(step, run.checkpoint_every, total) or stopping
+            if logging or saving:
+                values = m.fetch(metrics, checked + 1, step)
+                run.lock.check()
+                checked = step
+            if logging:
+                report(run, meter, step, values)
+            if saving:
+                run.save(state)
+            if due(step, run.eval_every, total):
+                evaluate(run, state, step)
+                meter.start(step)
+            if stopping:
+                run.log.say(f"stopped at step {step}: the same command continues from here")
+                break
     return state
 
 
@@ -123,7 +95,8 @@ def compile_step(run: Run):
         f"{per_image / 1e9:,.3g} GFLOP per image in matrix products"
     )
     per_device = per_image * run.data.batch_size / run.program.mesh.size
-    return compiled, m.Meter(run.data.batch_size, run.clock.total_steps, per_device)
+    meter = m.Meter(run.data.batch_size, run.clock.total_steps, per_device, run.clip_norm)
+    return compiled, meter
 
 
 def timed_next(batches: Iterator, meter: m.Meter):
@@ -146,12 +119,6 @@ def report(run: Run, meter: m.Meter, step: int, values: dict[str, float]) -> Non
     run.log.say(m.progress(step, run.clock.total_steps, values))
 
 
-def save(run: Run, state: TrainState) -> None:
-    """Step, fingerprint and metadata go with the state: a restart needs nothing else."""
-    data = {"step": int(state.step), "fingerprint": run.data.fingerprint}
-    run.checkpoints.save(state, data, run.meta)
-
-
 def evaluate(run: Run, state: TrainState, step: int) -> None:
     """Runs every evaluator; errors are raised with the evaluator's name."""
     values = {}
@@ -166,6 +133,7 @@ def evaluate(run: Run, state: TrainState, step: int) -> None:
         run.log.write(step, values)
         shown = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in values.items())
         run.log.say(f"evaluation at step {step}: {shown}")
+    run.publish()
 
 
 class StopSignal:

@@ -1,7 +1,7 @@
-"""What a run says: metrics.jsonl, TensorBoard events, train.log, the progress line.
+"""What a run says: metrics.jsonl, train.log, boards, the progress line.
 
-One device_get per logged step; values are those of that very step, so a restarted run writes the
-same lines.
+One device_get per logged step; losses and norms are those of that very step, so a restarted run
+writes the same lines. Rates and shares are those since the line before.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from mimjax.files import Workdir
+from mimjax.train.boards import Board
 
 # bf16 FLOP/s per chip, datasheets
 PEAK_FLOPS = {
@@ -31,7 +32,16 @@ PEAK_FLOPS = {
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or norm became NaN or infinite; the message names the steps."""
+    """A loss or norm became NaN or infinite; the message names the steps.
+
+    Attributes:
+      names: of the metrics that are not finite.
+      last: the update after which that was seen.
+    """
+
+    def __init__(self, message: str, names: list[str], last: int):
+        super().__init__(message)
+        self.names, self.last = names, last
 
 
 def peak_flops(kind: str) -> float | None:
@@ -40,15 +50,15 @@ def peak_flops(kind: str) -> float | None:
 
 
 class Log:
-    """Writes what a run says; process 0 only."""
+    """Writes what a run says; process 0 only.
+
+    Attributes:
+      boards: get the numbers of every line too.
+    """
 
     def __init__(self, workdir: Workdir):
         self.workdir = workdir
-        self.board = None
-        if workdir.writer and workdir.is_local:
-            from tensorboardX import SummaryWriter  # imports protobuf: only where it writes
-
-            self.board = SummaryWriter(str(workdir.path))
+        self.boards: list[Board] = []
 
     def say(self, text: str) -> None:
         """A line on the screen and in train.log."""
@@ -57,18 +67,29 @@ class Log:
             self.workdir.append("train.log", text)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl and the same values to TensorBoard."""
-        row = {"step": step} | {k: _json(v) for k, v in values.items()}
-        self.workdir.append("metrics.jsonl", json.dumps(row))
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
-            self.board.flush()
+        """One line of metrics.jsonl and the same values to the boards."""
+        self.note(step, {k: _json(v) for k, v in values.items()})
+        for board in self.boards:
+            board.write(step, values)
 
-    def truncate(self, step: int) -> None:
-        """Drops the lines of updates after `step`: they will be made again."""
+    def note(self, step: int, facts: dict[str, Any]) -> None:
+        """One line of metrics.jsonl that is no curve."""
+        self.workdir.append("metrics.jsonl", json.dumps({"step": step} | facts))
+
+    def warn(self, step: int, text: str, **facts: Any) -> None:
+        """A line on the screen, and in metrics.jsonl, from where the report takes it."""
+        self.say(f"WARNING: step {step}: {text}")
+        self.note(step, {"warning": text} | facts)
+
+    def truncate(self, step: int, rollbacks: bool = False) -> None:
+        """Drops the lines of updates after `step`: they will be made again.
+
+        Args:
+          rollbacks: keep what was said of batches that stay left out.
+        """
         rows = self.workdir.read_lines("metrics.jsonl")
-        kept = [json.dumps(r) for r in rows if r["step"] <= step]
+        keep = lambda r: r["step"] <= step or (rollbacks and "nonfinite" in r)
+        kept = [json.dumps(r) for r in rows if keep(r)]
         if self.workdir.writer and (rows or self.workdir.file("metrics.jsonl").exists()):
             self.workdir.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
 
@@ -78,8 +99,9 @@ class Log:
         return any(r["step"] == step and any(k.startswith("eval/") for k in r) for r in rows)
 
     def close(self) -> None:
-        if self.board is not None:
-            self.board.close()
+        for board in self.boards:
+            board.close()
+        self.boards = []
 
 
 def _json(value: float) -> float | None:
@@ -99,17 +121,31 @@ def fetch(metrics: dict[str, jax.Array], first: int, last: int) -> dict[str, flo
         raise NonFiniteError(
             f"{', '.join(sorted(bad))} not finite in steps {first} to {last}; the last good "
             "checkpoint is kept. Lower optimizer.base_lr, or set optimizer.clip_norm or "
-            "dtype=float32, and run again"
+            "dtype=float32, and run again",
+            sorted(bad),
+            last,
         )
     return values
 
 
 class Meter:
-    """Images per second and the share of time spent waiting for data, between two log lines."""
+    """What happened between two log lines: rates, waiting for data, clipped steps.
 
-    def __init__(self, batch_size: int, total_steps: int, flops_per_step: float | None):
-        self.batch_size, self.total = batch_size, total_steps
-        self.flops = flops_per_step  # of one device
+    Attributes:
+      waited: seconds spent waiting for batches.
+      norms: of each step's gradient, left on the device until they are read.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        total_steps: int,
+        flops_per_step: float | None,
+        clip_norm: float = 0.0,
+    ):
+        """`flops_per_step` is that of one device; `clip_norm` 0 = gradients are never clipped."""
+        self.batch_size, self.total, self.clip_norm = batch_size, total_steps, clip_norm
+        self.flops, self.norms = flops_per_step, []
         self.peak = peak_flops(jax.devices()[0].device_kind)
         self.waited = 0.0
         self.last = (0, time.perf_counter())
@@ -117,7 +153,12 @@ class Meter:
 
     def start(self, step: int) -> None:
         """(Re)starts the clock: after compilation, evaluation, saving."""
-        self.last, self.waited = (step, time.perf_counter()), 0.0
+        self.last, self.waited, self.norms = (step, time.perf_counter()), 0.0, []
+
+    def count(self, metrics: dict[str, jax.Array]) -> None:
+        """To be called at every step; waits for nothing."""
+        if self.clip_norm:
+            self.norms.append(metrics["grad_norm"])
 
     def read(self, step: int) -> dict[str, float]:
         """Rates since the last call; empty if no step was made."""
@@ -134,6 +175,9 @@ class Meter:
         }
         if self.flops and self.peak:
             out["mfu"] = self.flops / per_step / self.peak
+        if self.norms:
+            clipped = sum(float(x) > self.clip_norm for x in jax.device_get(self.norms))
+            out["clip_share"] = clipped / len(self.norms)
         self.start(step)
         return out
 
@@ -160,6 +204,8 @@ def progress(step: int, total: int, values: dict[str, Any]) -> str:
         ]
     if "bad_files" in values:
         parts.append(f"{values['bad_files']} bad files skipped")
+    if "clip_share" in values:
+        parts.insert(4, f"clipped {100 * values['clip_share']:.0f} % of steps")
     if "mfu" in values:
         parts.insert(-2, f"MFU {100 * values['mfu']:.1f} %")
     return " | ".join(parts)

@@ -35,7 +35,8 @@ class OptimizerConfig:
       min_lr: absolute rate at the end.
       warmup_epochs, warmup_steps: linear warm-up from 0; steps above 0 win.
       schedule: "mae" = from fractional epochs (MAE's code); "beit" = a table per step whose
-        warm-up includes both ends (BEiT's and BootMAE's code).
+        warm-up includes both ends (BEiT's and BootMAE's code); "constant" = MAE's warm-up, then the
+        peak without end: a run that is extended later is the longer run from the start.
       weight_decay, weight_decay_end: decoupled decay, on a cosine from the first to the second
         (end below 0 = constant).
       b1, b2, eps: Adam's.
@@ -62,7 +63,7 @@ class OptimizerConfig:
 
     def __post_init__(self):
         choice("optimizer.name", self.name, ("adamw",))
-        choice("optimizer.schedule", self.schedule, ("mae", "beit"))
+        choice("optimizer.schedule", self.schedule, ("mae", "beit", "constant"))
         for name in ("base_lr", "lr", "min_lr", "weight_decay", "eps", "clip_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"optimizer.{name}: {getattr(self, name)}; allowed: 0 or more")
@@ -116,6 +117,8 @@ def learning_rate(cfg: OptimizerConfig, clock: Clock, batch_size: int) -> Schedu
             f"has {clock.total_steps}; allowed: at most that many"
         )
     peak = cfg.peak_lr(batch_size)
+    if cfg.schedule == "constant":
+        return lambda step: jnp.where(step < warmup, peak * step / max(warmup, 1), peak)
     if cfg.schedule == "mae":
         return mae_lr(clock, peak, cfg.min_lr, warmup)
     return beit_lr(clock, peak, cfg.min_lr, int(warmup))

@@ -35,6 +35,7 @@ class Program:
       abstract_frozen, abstract_batch: likewise for the other inputs of the step.
       init: () -> state at step 0, created in place.
       step: the jitted train step (state donated).
+      seed, accum: bound in `step`.
     """
 
     task: Task
@@ -44,14 +45,18 @@ class Program:
     abstract_batch: dict[str, jax.ShapeDtypeStruct]
     init: Callable[[], TrainState]
     step: Any
+    seed: int = 0
+    accum: int = 1
 
     def compile(self):
         """The train step, lowered and compiled for this mesh; never compiled twice."""
         with jax.set_mesh(self.mesh):
-            lowered = self.step.lower(
-                self.abstract_state, self.abstract_frozen, self.abstract_batch
-            )
-            return lowered.compile()
+            return self.lower().compile()
+
+    def lower(self):
+        """The train step as a program for this mesh, not yet compiled."""
+        with jax.set_mesh(self.mesh):
+            return self.step.lower(self.abstract_state, self.abstract_frozen, self.abstract_batch)
 
 
 def make_program(
@@ -89,6 +94,8 @@ def make_program(
         abstract_batch=abstract_batch(task, batch_size, mesh),
         init=jax.jit(init, out_shardings=shardings),
         step=step,
+        seed=seed,
+        accum=accum,
     )
 
 

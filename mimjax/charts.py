@@ -1,0 +1,191 @@
+"""Curves as inline SVG: a title, one or more lines over steps, axes with labels. Nothing else.
+
+No plotting library: a report must open anywhere, years later. Colors are CSS variables of the page,
+so that a dark page has dark charts.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 400, 230
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 40
+COLORS = 6  # --c0 to --c5 of the page
+POINTS = 300  # of a line; more cannot be told apart
+
+
+Point = tuple[float, float | None]
+
+
+class Series(NamedTuple):
+    """One line; a value of None (not finite) leaves a gap."""
+
+    name: str
+    steps: Sequence[float]
+    values: Sequence[float | None]
+
+
+def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = False) -> str:
+    """A <figure> with a chart; "" if there is nothing to draw.
+
+    Args:
+      unit: label of the vertical axis.
+      log: logarithmic, where every value is above 0.
+    """
+    series = [s for s in series if any(v is not None for v in s.values)]
+    if not series:
+        return ""
+    values = [v for s in series for v in s.values if v is not None]
+    log = log and min(values) > 0
+    x = Axis([t for s in series for t in s.steps], LEFT, WIDTH - RIGHT)
+    y = Axis(values, HEIGHT - BOTTOM, TOP, log)
+    parts = [*_grid(x, y, unit)]
+    for i, s in enumerate(series):
+        parts += _line(s, x, y, f"var(--c{i % COLORS})")
+    body = "".join(parts)
+    return (
+        f"<figure><figcaption>{html.escape(title)}</figcaption>{_legend(series)}"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">'
+        f"{body}</svg></figure>"
+    )
+
+
+class Axis:
+    """Maps values onto pixels; its ticks are round numbers."""
+
+    def __init__(self, values: Sequence[float], start: float, stop: float, log: bool = False):
+        self.start, self.stop, self.log = start, stop, log
+        low, high = self._scale(min(values)), self._scale(max(values))
+        if high - low < 1e-12 * max(abs(high), 1e-300):  # a constant: room on both sides
+            pad = abs(high) * 0.1 or 1.0
+            low, high = low - pad, high + pad
+        self.low, self.high = low, high
+        self.ticks = self._log_ticks() if log else ticks(low, high)
+        if self.ticks and not log:  # the frame ends at round numbers
+            gap = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else high - low
+            self.low = min(low, self.ticks[0])
+            if high > self.ticks[-1] + 1e-9 * gap and start > stop:
+                self.ticks.append(self.ticks[-1] + gap)
+                self.high = self.ticks[-1]
+
+    def __call__(self, value: float) -> float:
+        share = (self._scale(value) - self.low) / (self.high - self.low)
+        return self.start + share * (self.stop - self.start)
+
+    def _scale(self, value: float) -> float:
+        return math.log10(value) if self.log else float(value)
+
+    def _log_ticks(self) -> list[float]:
+        """1, 2 or 5 times a power of ten, or powers alone; the frame grows to the outer ones."""
+        powers = range(math.floor(self.low) - 1, math.ceil(self.high) + 1)
+        fine = [m * 10.0**d for d in powers for m in (1, 2, 5)]
+        below = [v for v in fine if math.log10(v) <= self.low + 1e-9][-1]
+        above = next((v for v in fine if math.log10(v) >= self.high - 1e-9), fine[-1])
+        self.low, self.high = math.log10(below), math.log10(above)
+        found = [v for v in fine if below <= v <= above]
+        if len(found) > 7:
+            found = [v for v in found if math.log10(v) % 1 < 1e-9 or math.log10(v) % 1 > 1 - 1e-9]
+        while len(found) > 7:
+            found = found[::2]
+        return found
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` multiples of 1, 2 or 5 times a power of ten; the first is at most `low`."""
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
+    first = math.floor(low / step + 1e-9)
+    out = []
+    while (first + len(out)) * step <= high + 1e-9 * step:
+        out.append((first + len(out)) * step)
+    return out
+
+
+def number(value: float) -> str:
+    """Short, as on an axis: 12k, 0.05, 3e-05."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if size >= limit:
+            return f"{value / (1e3 if letter == 'k' else limit):.4g}{letter}"
+    return f"{value:.1e}".replace("e-0", "e-") if size < 1e-3 else f"{value:.4g}"
+
+
+def thin(steps: Sequence[float], values: Sequence[float | None]) -> list[Point]:
+    """At most about POINTS points; of each bin the lowest and the highest, so no spike is lost."""
+    points = list(zip(steps, values, strict=True))
+    if len(points) <= POINTS:
+        return points
+    size, out = -(-2 * len(points) // POINTS), []
+    for i in range(0, len(points), size):
+        part = points[i : i + size]
+        known = [p for p in part if p[1] is not None]
+        ends = {min(known, key=_value), max(known, key=_value)} if known else {part[0]}
+        if len(known) < len(part) and known:
+            ends.add(next(p for p in part if p[1] is None))
+        out += sorted(ends, key=lambda p: p[0])
+    return out if out[-1] == points[-1] else [*out, points[-1]]
+
+
+def _value(point: Point) -> float:
+    return 0.0 if point[1] is None else point[1]
+
+
+def _grid(x: Axis, y: Axis, unit: str) -> list[str]:
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    parts = []
+    for value in y.ticks:
+        at = f"{y(value):.1f}"
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at}" y2="{at}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{at}" dy=".32em" class="end">{number(value)}</text>')
+    for value in x.ticks:
+        if x.low <= value <= x.high:
+            parts.append(
+                f'<text x="{x(value):.1f}" y="{bottom + 15}" class="mid">{number(value)}</text>'
+            )
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    middle = (LEFT + right) / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" class="mid label">step</text>')
+    if unit:
+        where = (TOP + bottom) / 2
+        parts.append(
+            f'<text transform="translate(13 {where}) rotate(-90)" class="mid label">'
+            f"{html.escape(unit)}</text>"
+        )
+    return parts
+
+
+def _line(s: Series, x: Axis, y: Axis, color: str) -> list[str]:
+    points = thin(s.steps, s.values)
+    path, pen, dots = [], "M", []
+    for step, value in points:
+        if value is None:
+            pen = "M"
+            continue
+        place = f"{x(step):.1f} {y(value):.1f}"
+        path.append(pen + place)
+        pen = "L"
+        if len(points) <= 40:
+            note = html.escape(f"{s.name}, step {step:,.0f}: {value:.5g}")
+            cx, cy = place.split()
+            dots.append(
+                f'<circle cx="{cx}" cy="{cy}" r="2.5" style="fill:{color}"><title>{note}</title>'
+                "</circle>"
+            )
+    return [f'<path d="{"".join(path)}" style="stroke:{color}"/>', *dots]
+
+
+def _legend(series: Sequence[Series]) -> str:
+    """Each line's name and last value; the name only where there are several."""
+    items = []
+    for i, s in enumerate(series):
+        last = next(v for v in reversed(s.values) if v is not None)
+        name = html.escape(s.name) if len(series) > 1 else "last"
+        mark = f'<i style="background:var(--c{i % COLORS})"></i>' if len(series) > 1 else ""
+        items.append(f"<span>{mark}{name} <b>{last:.4g}</b></span>")
+    return f'<div class="legend">{"".join(items)}</div>'

@@ -1,0 +1,111 @@
+"""Where curves are watched from outside: TensorBoard events, and Weights & Biases if asked for.
+
+Nothing here decides anything: a run without boards is the same run. wandb is imported in the modes
+"offline" (files in the workdir, sent by `wandb sync` when somebody wants to) and "online" alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import uuid
+from typing import Any, Protocol
+
+from mimjax.checks import choice
+from mimjax.errors import ConfigError
+from mimjax.files import Workdir
+
+MODES = ("off", "offline", "online")
+ID_FILE = "wandb_id.txt"  # a restart continues the same run there too
+
+
+class Board(Protocol):
+    """Gets the numbers of every line of metrics.jsonl."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """`values` as measured, NaN included."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in the workdir."""
+
+    def __init__(self, workdir: Workdir):
+        from tensorboardX import SummaryWriter  # imports protobuf: only where it writes
+
+        self.writer = SummaryWriter(str(workdir.path))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WandB:
+    """A Weights & Biases run with the whole configuration."""
+
+    def __init__(self, workdir: Workdir, mode: str, project: str, config: dict[str, Any]):
+        name = workdir.read_text(ID_FILE).strip()
+        if not name:
+            name = uuid.uuid4().hex[:8]
+            workdir.write_text(ID_FILE, name + "\n")
+        self.run = import_wandb(mode).init(
+            project=project,
+            id=name,
+            name=workdir.path.name,
+            resume="allow",
+            mode=mode,
+            dir=str(workdir.path) if workdir.is_local else None,
+            config=config,
+            save_code=False,
+        )
+        # not wandb's own step, which may not go back: a restart makes some steps again
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.run.log({"step": step} | values)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def check(mode: str) -> None:
+    """Before anything is written.
+
+    Raises:
+      ConfigError: no such mode, or wandb is wanted and not installed.
+    """
+    choice("wandb", mode, MODES)
+    if mode != "off":
+        import_wandb(mode)
+
+
+def import_wandb(mode: str) -> Any:
+    """The module."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError:
+        raise ConfigError(
+            f"wandb: {mode!r}, but wandb is not installed; allowed: off, or "
+            'pip install "mimjax[wandb]"'
+        ) from None
+
+
+def open_boards(workdir: Workdir, mode: str, project: str, config: dict[str, Any]) -> list[Board]:
+    """The boards of a run; none in processes that do not write.
+
+    Args:
+      mode: of wandb, one of MODES.
+      config: shown on wandb's page.
+    """
+    boards: list[Board] = []
+    if workdir.writer and workdir.is_local:
+        boards.append(TensorBoard(workdir))
+    if workdir.writer and mode != "off":
+        boards.append(WandB(workdir, mode, project, config))
+    return boards

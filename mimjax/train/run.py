@@ -1,0 +1,84 @@
+"""Everything that `build.py` makes of a config, as the loop and the rollback take it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mimjax.data.pipeline import Pipeline
+from mimjax.data.prefetch import Prefetched
+from mimjax.files import Workdir
+from mimjax.lock import RunLock
+from mimjax.task import Clock
+from mimjax.train import metrics as m
+from mimjax.train import sharding
+from mimjax.train.checkpoints import Checkpoints
+from mimjax.train.optim import Schedule
+from mimjax.train.program import Program
+from mimjax.train.state import TrainState
+
+if TYPE_CHECKING:
+    from mimjax.evaluators import Evaluator
+
+PyTree = Any
+
+
+def nothing() -> None:
+    """What is called where nobody listens."""
+
+
+@dataclasses.dataclass
+class Run:
+    """A run that can begin.
+
+    Attributes:
+      program: task, mesh, jitted functions.
+      state: where the run begins (donated to the first step).
+      frozen: parameters that nothing updates.
+      data: the training data; `workers` and `threads` make it ahead of time.
+      clock, lr: length and learning rate.
+      evaluators: run at the first step, every `eval_every` steps (0 = never between) and the last.
+      meta: written into every checkpoint.
+      clip_norm: of the optimizer; 0 = off.
+      rollbacks: how often the run may go back after a number that is not finite; 0 = it stops.
+      flukes: how often it went back after one that did not come again.
+      lock: says that the workdir is this run's.
+      publish: writes the report.
+    """
+
+    program: Program
+    state: TrainState
+    frozen: PyTree
+    data: Pipeline
+    clock: Clock
+    lr: Schedule
+    log: m.Log
+    lock: RunLock
+    checkpoints: Checkpoints
+    workdir: Workdir
+    evaluators: Sequence[Evaluator] = ()
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    workers: int = 0
+    threads: int = 8
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    eval_every: int = 0
+    clip_norm: float = 0.0
+    rollbacks: int = 0
+    flukes: int = 0
+    publish: Callable[[], None] = nothing
+
+    def feed(self, start: int, stop: int) -> Prefetched:
+        """Batches of updates start + 1 to stop, the rows of this process."""
+        rows = sharding.local_rows(self.program.mesh, self.data.batch_size)
+        return self.data.iterate(start, stop, rows=rows, workers=self.workers, threads=self.threads)
+
+    def save(self, state: TrainState) -> None:
+        """Step, fingerprint and metadata go with the state: a restart needs nothing else."""
+        data = {
+            "step": int(state.step),
+            "fingerprint": self.data.fingerprint,
+            "skipped": list(self.data.skip),
+        }
+        self.checkpoints.save(state, data, self.meta)

@@ -1,0 +1,79 @@
+"""Runs inside the test's own process: no start of Python and JAX, and one compilation per program.
+
+Not for what a kill leaves behind; `test_restart.py` has real processes.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from mimjax import build
+from mimjax.data.sources import make_source
+from mimjax.methods.mae import MAE
+from mimjax.train import sharding
+from mimjax.train.loop import train
+from mimjax.train.program import Program
+
+COMPILED = {}
+TINY = {"method.encoder.depth": 1, "method.decoder.depth": 1}
+
+
+def compile_once(self):
+    """In place of `Program.compile`: the same program text is compiled once."""
+    lowered = self.lower()
+    text = lowered.as_text()
+    if text not in COMPILED:
+        COMPILED[text] = lowered.compile()
+    return COMPILED[text]
+
+
+def quick(monkeypatch):
+    """One device and no second compilation."""
+    one = sharding.make_mesh(devices=jax.devices()[:1])
+    monkeypatch.setattr(build, "make_mesh", lambda *_: one)
+    monkeypatch.setattr(Program, "compile", compile_once)
+
+
+def go(c, workdir, change=lambda run: None):
+    """A whole run; gives the Run and the final state. Saves are finished, also after an error."""
+    run = build.make_run(c, str(workdir))
+    change(run)
+    try:
+        state = jax.device_get(train(run))
+    finally:
+        run.checkpoints.close()
+        run.log.close()
+        run.lock.release()
+    return run, state
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unguarded(MAE):
+    """Divides by the spread of an image without a floor, as no method here does."""
+
+    def prepare(self, ema, frozen, batch, key, step, train):
+        out = super().prepare(ema, frozen, batch, key, step, train)
+        spread = batch["image"].astype(np.float32).std(axis=(1, 2, 3))
+        return out | {"target": out["target"] / spread[:, None, None]}
+
+
+class Blank:
+    """Digits in which one image is black."""
+
+    def __init__(self, index):
+        self.digits, self.index = make_source("digits", "train"), index
+
+    def __getattr__(self, name):
+        return getattr(self.digits, name)
+
+    def __len__(self):
+        return len(self.digits)
+
+    def image(self, index):
+        image = self.digits.image(index)
+        return image.point(lambda _: 0) if index == self.index else image

@@ -1,0 +1,121 @@
+"""The progress line's rates, and the boards beside metrics.jsonl."""
+
+import json
+import sys
+import types
+
+import jax.numpy as jnp
+import pytest
+
+from mimjax.errors import ConfigError
+from mimjax.files import Workdir
+from mimjax.train import boards, metrics
+
+
+def test_rates_between_two_lines(monkeypatch):
+    """Ten steps of 64 images in four seconds, one of them waiting, on a chip of known peak."""
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(metrics.jax, "device_count", lambda: 8)
+    monkeypatch.setattr(metrics, "peak_flops", lambda kind: 989e12)
+    meter = metrics.Meter(64, 110, flops_per_step=0.4 * 0.5 * 989e12, clip_norm=1.0)
+    meter.start(10)
+    now[0], meter.waited = 104.0, 1.0
+    for norm in [0.5, 1.0] * 3 + [1.5, 2.0, 3.0, jnp.float32(7)]:
+        meter.count({"grad_norm": jnp.float32(norm)})
+    values = meter.read(20)
+    assert values["img_per_sec"] == pytest.approx(160)
+    assert values["img_per_sec_per_device"] == pytest.approx(20)
+    assert values["data_wait"] == pytest.approx(0.25)
+    assert values["eta_s"] == pytest.approx(36)
+    assert values["mfu"] == pytest.approx(0.5)
+    assert values["clip_share"] == pytest.approx(0.4)  # above the norm, not at it
+    line = metrics.progress(20, 110, values | {"epoch": 1.0, "loss/total": 0.5, "lr": 1e-3})
+    for part in ("160 img/s (20 per device)", "MFU 50.0 %", "data wait 25 %", "ETA 0:00:36"):
+        assert part in line
+    assert "clipped 40 % of steps" in line
+    assert meter.read(20) == {}  # no step since
+
+
+def test_without_clipping_or_a_known_peak_neither_is_reported():
+    meter = metrics.Meter(8, 10, flops_per_step=1e9)
+    meter.start(0)
+    meter.count({"grad_norm": jnp.float32(9.0)})
+    assert not {"clip_share", "mfu"} & meter.read(1).keys()
+    assert metrics.peak_flops("NVIDIA H200") == 989e12
+    assert metrics.peak_flops("cpu") is None
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A module that writes down what is asked of it."""
+    calls = []
+
+    def record(name):
+        return lambda *args, **kwargs: calls.append((name, args, kwargs))
+
+    def init(**kwargs):
+        calls.append(("init", (), kwargs))
+        run = {n: record(n) for n in ("log", "finish", "define_metric")}
+        return types.SimpleNamespace(**run)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    return calls
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_wandb_gets_every_number_and_a_restart_continues(wandb, tmp_path, mode):
+    workdir = Workdir(str(tmp_path / "mine"))
+    for step in (1, 2):
+        log = metrics.Log(workdir)
+        log.boards = boards.open_boards(workdir, mode, "faces", {"epochs": 3})
+        log.write(step, {"loss/total": 0.5})
+        log.close()
+    first, second = (kwargs for name, _, kwargs in wandb if name == "init")
+    assert first == second  # the same id: the same run there
+    assert (first["mode"], first["project"], first["name"]) == (mode, "faces", "mine")
+    assert (first["dir"], first["config"]) == (str(tmp_path / "mine"), {"epochs": 3})
+    assert first["resume"] == "allow"
+    logged = [args[0] for name, args, _ in wandb if name == "log"]
+    assert logged == [{"step": s, "loss/total": 0.5} for s in (1, 2)]
+    assert [name for name, *_ in wandb].count("finish") == 2
+    rows = [json.loads(x) for x in (tmp_path / "mine" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == logged  # the file has the same lines
+
+
+def test_wandb_is_not_touched_unless_asked_for(wandb, tmp_path):
+    boards.check("off")
+    (board,) = boards.open_boards(Workdir(str(tmp_path)), "off", "p", {})
+    assert isinstance(board, boards.TensorBoard)
+    board.close()
+    reader = Workdir(str(tmp_path), writer=False)
+    assert boards.open_boards(reader, "online", "p", {}) == []
+    assert wandb == []
+
+
+def test_wandb_wanted_and_missing_is_one_clear_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(
+        ConfigError, match=r'wandb: \'online\', but .*pip install "mimjax\[wandb\]"'
+    ):
+        boards.check("online")
+    with pytest.raises(ConfigError, match=r"wandb: 'yes'; allowed: off, offline, online"):
+        boards.check("yes")
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    """By the event files' own reader: lengths, checksums, protocol buffers."""
+    workdir = Workdir(str(tmp_path))
+    (board,) = boards.open_boards(workdir, "off", "p", {})
+    board.write(3, {"loss/total": 0.25})
+    board.close()
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    from tensorboardX.proto.event_pb2 import Event
+
+    data, events = file.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    values = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
+    assert values == [(3, "loss/total", 0.25)]
