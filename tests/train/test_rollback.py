@@ -35,7 +35,7 @@ def config(**overrides):
 
 @pytest.fixture
 def poisoned(monkeypatch, black):
-    monkeypatch.setattr(build, "make_split", lambda c, split: inside.Blank(black))
+    monkeypatch.setattr(build, "make_split", lambda c, split, index=None: inside.Blank(black))
 
 
 def rows(workdir):
@@ -59,7 +59,7 @@ def left_out(tmp_path_factory, black):
 
     with pytest.MonkeyPatch.context() as patch:
         inside.quick(patch)
-        patch.setattr(build, "make_split", lambda c, split: inside.Blank(black))
+        patch.setattr(build, "make_split", lambda c, split, index=None: inside.Blank(black))
         workdir = tmp_path_factory.mktemp("left_out")
         return workdir, inside.go(config(), workdir, leave_out)[1]
 
