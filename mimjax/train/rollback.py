@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
+from jax.sharding import PartitionSpec
 
 from mimjax import rules
 from mimjax.task import Batch, PyTree, Task
@@ -111,22 +113,15 @@ def examine(run: Run, state: TrainState, step: int, names: list[str]) -> dict[st
     program = run.program
     with run.feed(step - 1, step) as batches:
         batch = sharding.to_global(program.mesh, next(batches))
-    everywhere = sharding.replicated(program.mesh)
-    faults = jax.jit(
-        functools.partial(
-            gradient_faults, task=program.task, seed=program.seed, accum=program.accum
-        ),
-        out_shardings=everywhere,
-    )(state, run.frozen, batch)
-    faults = zip(rules.paths(faults), jax.tree.leaves(jax.device_get(faults)), strict=True)
-    broken = {path: round(float(share), 4) for path, share in faults if share}
-    errors = jax.jit(
-        lambda *args: eval_step(*args, task=program.task, seed=program.seed)[1].preds.get("error"),
-        out_shardings=everywhere,
-    )(state, run.frozen, batch)
+    found = faults(
+        state, run.frozen, batch, task=program.task, seed=program.seed, accum=program.accum
+    )
+    shares, errors = jax.device_get(found)
+    named = zip(rules.paths(shares), jax.tree.leaves(shares), strict=True)
+    broken = {path: round(float(share), 4) for path, share in named if share}
     places, bad = run.data.indices(step - 1), None
     if errors is not None:
-        fine = np.isfinite(np.asarray(errors)).reshape(len(places), -1).all(1)
+        fine = np.isfinite(errors).reshape(len(places), -1).all(1)
         bad = [int(i) for i in places[~fine]]
     return {
         "step": step,
@@ -138,15 +133,19 @@ def examine(run: Run, state: TrainState, step: int, names: list[str]) -> dict[st
     }
 
 
-def gradient_faults(
+@functools.partial(jax.jit, static_argnames=("task", "seed", "accum"))
+def faults(
     state: TrainState, frozen: PyTree, batch: Batch, *, task: Task, seed: int, accum: int
-) -> PyTree:
-    """The share of each parameter's gradient that is not finite."""
+) -> tuple[PyTree, jax.Array | None]:
+    """The share of each parameter's gradient that is not finite, and each example's error [b]."""
     tx = optax.identity()
     bare = state.replace(opt_state=tx.init(state.params))
     # without an optimizer the update is the gradient itself, added to finite parameters
     new, _ = train_step(bare, frozen, batch, task=task, tx=tx, seed=seed, accum=accum)
-    return jax.tree.map(lambda x: jnp.mean(~jnp.isfinite(x)), new.params)
+    shares = jax.tree.map(lambda x: jnp.mean(~jnp.isfinite(x)), new.params)
+    errors = eval_step(state, frozen, batch, task=task, seed=seed)[1].preds.get("error")
+    # every process reads all of it
+    return lax.with_sharding_constraint((shares, errors), PartitionSpec())
 
 
 def describe(facts: dict[str, Any]) -> str:
