@@ -307,7 +307,7 @@ class ConvViT(nn.Module):
         grid = images.shape[1] // self.patch, images.shape[2] // self.patch
         x, fused = self.stages(images, grid, ids, train)
         x = dense(self.width, "patch_embed4", self.dtype)(x)
-        pos = jnp.asarray(sincos_table(grid, self.width, "xy"))
+        pos = self.positions(grid)
         x = x + (pos if ids is None else pos[ids]).astype(x.dtype)
         blocks = []
         for i in range(self.depth):
@@ -317,6 +317,10 @@ class ConvViT(nn.Module):
             blocks.append(x)
         x = sum([blocks[i] for i in self.fuse_layers] + fused)
         return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), 0)
+
+    def positions(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
+        """Fixed, column first."""
+        return jnp.asarray(sincos_table(grid, self.width, "xy"))
 
     def stages(self, images, grid: tuple[int, int], ids, train: bool):
         """Tokens of `ids` out of patch_embed3, [b v d], and the stages' shares of the sum."""
