@@ -1,0 +1,167 @@
+"""The proof of an exported file: the same images through it and through the run's own network.
+
+The file is read back from the disk by the library it is meant for (`consumers`), or by this project
+where no library is involved, and its features are compared with those of the parameters in memory,
+which have gone through none of the steps of the export.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from mimjax.errors import ConfigError
+from mimjax.models.layers import normalize
+from mimjax.targets.pixels import normalize as normalize_pixels
+from mimjax.torch_io import carrier, consumers
+from mimjax.torch_io.exporting import Export
+
+Outputs = dict[str, np.ndarray]
+BOUND = 1e-4  # of the difference, times the largest feature if that is above 1
+PHOTOS = ("images/china.jpg", "images/flower.jpg")  # inside scikit-learn's wheel
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """What a comparison found.
+
+    Attributes:
+      reader: what read the file, with its version; "" = nothing that could is installed.
+      difference, bound: largest of all compared outputs, and what is allowed.
+      outputs: names of what was compared.
+    """
+
+    reader: str
+    difference: float = 0.0
+    bound: float = 0.0
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.reader or self.difference <= self.bound  # False for NaN
+
+    def __str__(self) -> str:
+        what = " and ".join(self.outputs)
+        return (
+            f"max |difference| {self.difference:.2g} (bound {self.bound:.2g}): {what} of "
+            f"{self.reader} against this run's, float32"
+        )
+
+
+def proof_images(export: Export) -> np.ndarray:
+    """Random and photographic images, normalized, float32 [4 h w c]; the second two photographs."""
+    height, width = export.plain[0].image_size
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(2, height, width, export.channels)).astype(np.float32)
+    spec = importlib.util.find_spec("sklearn.datasets")
+    if export.channels != 3 or spec is None or spec.origin is None:
+        return noise
+    photos = []
+    for name in PHOTOS:
+        with Image.open(Path(spec.origin).parent / name) as image:
+            photos.append(np.asarray(image.convert("RGB").resize((width, height))))
+    mean, std = export.task.mean, export.task.std
+    return np.concatenate([noise, normalize_pixels(jnp.asarray(np.stack(photos)), mean, std)])
+
+
+def features(encoder: Any, params: Any, images: np.ndarray) -> Outputs:
+    """What an encoder makes of whole images.
+
+    Returns:
+      "tokens" after the final norm, "raw" before it, "patches" of it without CLS, and "pooled",
+      the norm of the mean patch. Without "norm" among the parameters "raw" and "patches" alone.
+    """
+    normed = "norm" in params
+    ones = {"scale": jnp.ones(encoder.width), "bias": jnp.zeros(encoder.width)}
+    with jax.default_matmul_precision("highest"):
+        apply = jax.jit(lambda p, x: encoder.apply({"params": p}, x))
+        f = apply(params if normed else params | {"norm": ones}, images)
+    raw = np.asarray(f.blocks[-1])
+    patches = raw[:, f.num_prefix :]
+    out = {"raw": raw, "patches": patches}
+    if not normed:
+        return out
+    mean = normalize(jnp.asarray(patches.mean(1)))
+    pooled = mean * params["norm"]["scale"] + params["norm"]["bias"]
+    return out | {"tokens": np.asarray(f.tokens), "pooled": np.asarray(pooled)}
+
+
+def reference(export: Export, images: np.ndarray, noise: np.ndarray) -> Outputs:
+    """The run's own outputs: `features`, and those of its decoder that a library has too."""
+    out = features(*export.plain, images)
+    task, params = export.task, export.params
+    if export.layout == "beit_transformers":
+        head = task.head.clone(dtype=jnp.float32)
+        out["logits"] = np.asarray(head.apply({"params": params["head"]}, out["tokens"][:, 1:]))
+    if export.layout == "vitmae_transformers":
+        visible = task.encoder.num_patches - task.num_masked
+        mask = noise.argsort(1).argsort(1) >= visible
+        key = jax.random.key(0)  # read by nothing: this method draws no random numbers
+        with jax.default_matmul_precision("highest"):
+            batch = task.prepare({}, {}, {"image": images, "mask": mask}, key, 0, False)
+            loss = task.loss(params, {}, batch, key, 0, False)
+        out |= {"loss": np.asarray(loss.total)[None], "prediction": np.asarray(loss.preds["pred"])}
+    return out
+
+
+def compare(ours: Outputs, theirs: Outputs, reader: str) -> Proof:
+    """The largest difference of any output of theirs."""
+    difference, size = 0.0, 1.0
+    for name, x in theirs.items():
+        assert x.shape == ours[name].shape, (name, x.shape, ours[name].shape)
+        difference = float(np.maximum(difference, np.abs(x - ours[name]).max()))  # keeps NaN
+        size = max(size, float(np.abs(ours[name]).max()))
+    return Proof(reader, difference, BOUND * size, tuple(theirs))
+
+
+def reread(export: Export, path: str, images: np.ndarray) -> Outputs:
+    """Reads the file by this project's importer: tensors bit for bit, then its features.
+
+    Raises:
+      ConfigError: a key or a tensor that differs.
+    """
+    trees = consumers.read_back(export, path)
+    if not export.is_encoder:
+        return {}
+    encoder, params = export.carried
+    read = trees["encoder"]
+    if "cls_token" not in read and "cls_token" in params | export.plain[1]:
+        read = read | {"cls_token": export.plain[1]["cls_token"]}  # ViTDet has none
+    if export.decoder:
+        encoder, read = carrier.plain(encoder, read)
+    out = features(encoder, read, images)
+    return {k: v for k, v in out.items() if k in ("tokens", "raw")}
+
+
+def prove(export: Export, path: str) -> Proof:
+    """Reads what was written and compares.
+
+    Raises:
+      ConfigError: the library refuses the file, or its features differ.
+    """
+    if not export.is_encoder:
+        reread(export, path, np.zeros(0))
+        return Proof("the file read back", outputs=("tensors",))
+    images = proof_images(export)
+    noise = np.random.default_rng(1).random((len(images), export.plain[0].num_patches))
+    alone = export.format == "convmae" and export.decoder  # its module is an encoder
+    reader = None if alone else consumers.READERS.get(export.kind.library)
+    ours = reference(export, images, noise)
+    theirs = reread(export, path, images)
+    found = compare(ours, theirs, "the file read back")
+    if reader and found.ok:
+        try:
+            name, theirs = reader(export, path, images, noise)
+        except ImportError:
+            return dataclasses.replace(found, reader="")
+        found = compare(ours, theirs, name)
+    if not found.ok:
+        raise ConfigError(f"--format: {export.format}: the file is wrong and was not kept: {found}")
+    return found
