@@ -28,28 +28,43 @@ def main() -> None:
     if f.format == "list":
         print(formats.table())
         return
+    if f.format not in formats.FORMATS:
+        raise ConfigError(
+            f"--format: {f.format!r}; allowed: {', '.join(formats.FORMATS)}, or list for the table"
+        )
     for name in ("workdir", "output"):
         if f[name].value is None:
             raise ConfigError(f"--{name}: missing; allowed: see --help")
     formats.check_output(f.format, f.output)
+    print("\n".join(write(make_export(), f.output, f.overwrite)))
 
+
+def write(job, output: str, overwrite: bool = False) -> list[str]:
+    """Writes, proves and only then puts the file in its place.
+
+    Returns:
+      Lines that say what was made, how it was verified, and the next command.
+
+    Raises:
+      ConfigError: it cannot be written or is wrong; then nothing is left of it.
+    """
     from mimjax.torch_io import proof, save
 
-    job = make_export()
-    with save.staged(f.output, f.overwrite) as path:
+    with save.staged(output, overwrite) as path:
         job.write(path)
-        count = len(job.tensors)
         found = proof.prove(job, path)
-    print(f"{f.output}: {count} tensors, layout {job.layout} ({job.about['weights']} weights)")
-    if not found.reader:
-        library = job.kind.library
-        package = LIBRARIES.get(library, library)
-        print(f"written, not verified: install {package} (read back by mimjax: {found})")
+    about = f"{job.method}, step {job.about['step']}, {job.about['weights']} weights"
+    lines = [f"{output}: {len(job.tensors)} tensors in the layout {job.layout!r} ({about})"]
+    if found.verified:
+        lines.append(f"verified: {found}")
     else:
-        print(f"verified: {found}")
-    for line in notes(job):
-        print(f"note: {line}")
-    print(f"next:\n{next_step(job, f.output)}")
+        library = job.kind.library
+        lines.append(
+            f"written, not verified: install {LIBRARIES.get(library, library)} to load it in "
+            f"{library} (read back by mimjax alone: {found})"
+        )
+    lines += [f"note: {line}" for line in notes(job)]
+    return [*lines, "next:", next_step(job, output)]
 
 
 def make_export():
@@ -166,14 +181,16 @@ def next_step(job, output: str) -> str:
         return f"init_cfg=dict(type='Pretrained', checkpoint='{output}', prefix='backbone.')"
     if job.format == "mmseg":
         kind = "BEiT" if job.layout == "mmseg_beit" else "MAE"
-        start = f"type='{kind}', num_heads={encoder.heads}, init_values={encoder.layer_scale or 1.0}"
+        start = f"num_heads={encoder.heads}, init_values={encoder.layer_scale or 1.0}"
+        start = f"type='{kind}', {start}, norm_cfg=dict(type='LN', eps=1e-6)"
         return f"backbone=dict({start}, init_cfg=dict(type='Pretrained', checkpoint='{output}'), ...)"
     if job.format == "detectron2":
         return f'train.init_checkpoint = "{output}"  # ViTDet, num_heads={encoder.heads}'
     return f"python -m mimjax.main --config=... --config.init_from={output}"
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+    """All of this program's flags."""
     cli.define_base_flags()
     flags.DEFINE_string("format", None, "timm, hf, mae, ...; list prints methods and formats.")
     flags.DEFINE_string("output", None, "File or folder to make; the suffix says which.")
@@ -183,4 +200,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("image_size", None, "Resize positions for images of 512 or HxW pixels.")
     flags.DEFINE_bool("decoder", False, "Write every network of the run, not the encoder alone.")
     flags.DEFINE_bool("overwrite", False, "Replace an output that exists.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    flags.adopt_module_key_flags(cli)
     cli.run(main, required=("format",))

@@ -48,7 +48,7 @@ def plain(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
 def position_order(network: Any) -> str | None:
     """Which coordinate comes first in a network's fixed table; None if it has none."""
     if isinstance(network, ConvViT):
-        return "xy"
+        return None if isinstance(network, TableConvViT) else "xy"
     kind = getattr(network, "pos_embed", "sincos_yx")  # CAE's regressor has no other
     return kind.removeprefix("sincos_") if kind.startswith("sincos") else None
 

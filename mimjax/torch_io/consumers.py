@@ -119,7 +119,8 @@ def read_convmae(export: Export, path: str, images: np.ndarray, noise: np.ndarra
 def read_mmpretrain(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
     """mmpretrain's backbone, under its prefix as `init_cfg` of type Pretrained takes it."""
     import torch
-    from mmpretrain.models.backbones import BEiTViT, VisionTransformer
+    from mmpretrain.models.backbones.beit import BEiTViT
+    from mmpretrain.models.backbones.vision_transformer import VisionTransformer
 
     encoder, pooled = export.carried[0], export.pool == "avg"
     options = {
@@ -141,8 +142,9 @@ def read_mmpretrain(export: Export, path: str, images: np.ndarray, noise: np.nda
         model = VisionTransformer(**options)
     state = torch.load(path, weights_only=True)["state_dict"]
     load_mm(model, {k.removeprefix("backbone."): v for k, v in state.items()}, ())
+    model.eval()  # returns nothing
     with torch.inference_mode():
-        out = model.eval()(channels_first(images))[-1]
+        out = model(channels_first(images))[-1]
     return f"mmpretrain {version('mmpretrain')}", numbers({"pooled" if pooled else "tokens": out})
 
 
@@ -159,7 +161,8 @@ def mm_arch(encoder: Any) -> dict[str, int]:
 def read_mmseg(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
     """mmseg's MAE or BEiT, by the class's own `init_weights`."""
     import torch
-    from mmseg.models.backbones import MAE, BEiT
+    from mmseg.models.backbones.beit import BEiT
+    from mmseg.models.backbones.mae import MAE
 
     encoder = export.carried[0]
     sizes = mm_arch(encoder)
@@ -171,7 +174,7 @@ def read_mmseg(export: Export, path: str, images: np.ndarray, noise: np.ndarray)
         embed_dims=sizes["embed_dims"],
         num_layers=sizes["num_layers"],
         num_heads=sizes["num_heads"],
-        mlp_ratio=encoder.mlp_ratio,
+        mlp_ratio=int(encoder.mlp_ratio),
         out_indices=(encoder.depth - 1,),
         init_values=encoder.layer_scale or 1.0,
         norm_cfg={"type": "LN", "eps": 1e-6},
@@ -180,8 +183,9 @@ def read_mmseg(export: Export, path: str, images: np.ndarray, noise: np.ndarray)
     # MAE's relative tables are its own and begin at zero; without layer scales so do these, at one
     fresh = () if beit else ("relative_position_bias_table",)
     load_mm(model, state, fresh if encoder.layer_scale else (*fresh, "gamma_1", "gamma_2"))
+    model.eval()
     with torch.inference_mode():
-        maps = model.eval()(channels_first(images))[-1]
+        maps = model(channels_first(images))[-1]
     patches = maps.flatten(2).transpose(1, 2)
     return f"mmsegmentation {version('mmsegmentation')}", numbers({"patches": patches})
 

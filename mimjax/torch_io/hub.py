@@ -95,7 +95,8 @@ def hf_config(encoder: Encoder, layout: str, channels: int) -> Settings:
     """config.json for transformers' AutoModel; the number of positions follows from image_size.
 
     Raises:
-      ConfigError: BEiT's class takes absolute positions of square images only.
+      ConfigError: BEiT's class gets the positions of images right that are square, and no others
+        (it takes absolute ones for square, and mixes up the axes of relative ones).
     """
     height, width = encoder.image_size
     kind = {"vit_transformers": "ViT", "vitmae_transformers": "ViTMAE"}.get(layout, "Beit")
@@ -116,10 +117,10 @@ def hf_config(encoder: Encoder, layout: str, channels: int) -> Settings:
     }
     if kind != "Beit":
         return out | {"qkv_bias": True}
-    if encoder.pos_embed != "none" and height != width:
+    if height != width:
         raise ConfigError(
-            "--format: hf writes transformers' BEiT class, which takes absolute positions of "
-            f"square images only, not {height}x{width}; allowed: timm, or a square --image_size"
+            "--format: hf writes transformers' BEiT class, whose positions are those of square "
+            f"images only, not of {height}x{width}; allowed: timm, or a square --image_size"
         )
     return out | {
         "use_mask_token": False,
