@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Any
 
 from absl import flags
 
@@ -22,7 +23,7 @@ LIBRARIES = {"timm": "mimjax[timm]", "transformers": "mimjax[torch]"}
 
 
 def main() -> None:
-    from mimjax.torch_io import formats
+    from mimjax.torch_io import formats, save
 
     f = flags.FLAGS
     if f.format == "list":
@@ -36,6 +37,7 @@ def main() -> None:
         if f[name].value is None:
             raise ConfigError(f"--{name}: missing; allowed: see --help")
     formats.check_output(f.format, f.output)
+    save.free(f.output, f.overwrite)  # before anything is read
     print("\n".join(write(make_export(), f.output, f.overwrite)))
 
 
@@ -120,7 +122,7 @@ def averaged(run, decoder: bool):
 
 
 def image_size(text: str | None) -> tuple[int, int] | None:
-    """"512" or "384x640" (height x width) in pixels.
+    """Height and width in pixels from "512" or "384x640" (height x width).
 
     Raises:
       ConfigError: something else.
@@ -159,7 +161,7 @@ def next_step(job, output: str) -> str:
     """The next command to type."""
     from mimjax.torch_io import hub
 
-    encoder = job.carried[0] if job.is_encoder else None
+    encoder: Any = job.carried[0] if job.is_encoder else None
     if job.format == "timm":
         if not output.endswith(job.kind.suffixes):
             return f'model = timm.create_model("local-dir:{output}", pretrained=True)'
@@ -183,7 +185,8 @@ def next_step(job, output: str) -> str:
         kind = "BEiT" if job.layout == "mmseg_beit" else "MAE"
         start = f"num_heads={encoder.heads}, init_values={encoder.layer_scale or 1.0}"
         start = f"type='{kind}', {start}, norm_cfg=dict(type='LN', eps=1e-6)"
-        return f"backbone=dict({start}, init_cfg=dict(type='Pretrained', checkpoint='{output}'), ...)"
+        weights = f"init_cfg=dict(type='Pretrained', checkpoint='{output}')"
+        return f"backbone=dict({start}, {weights}, ...)"
     if job.format == "detectron2":
         return f'train.init_checkpoint = "{output}"  # ViTDet, num_heads={encoder.heads}'
     return f"python -m mimjax.main --config=... --config.init_from={output}"

@@ -23,7 +23,18 @@ FLOORS = [
         "flops",
         "hlo",
     },
-    {"build", "start", "describe", "trained", "cli", "main", "plan", "reconstruct", "attention", "export"},
+    {
+        "build",
+        "start",
+        "describe",
+        "trained",
+        "cli",
+        "main",
+        "plan",
+        "reconstruct",
+        "attention",
+        "export",
+    },
 ]
 # methods see none of these: no flags, configs, checkpoints, loaders or files
 FORBIDDEN = {"absl", "ml_collections", "orbax", "grain", "etils", "logging", "os", "pathlib"}

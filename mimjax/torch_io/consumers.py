@@ -16,9 +16,8 @@ import numpy as np
 
 from mimjax.errors import ConfigError
 from mimjax.rules import paths
-from mimjax.torch_io import load, names
+from mimjax.torch_io import load
 from mimjax.torch_io.exporting import Export
-from mimjax.torch_io.layouts import Row
 
 Outputs = dict[str, np.ndarray]
 PyTree = Any
@@ -117,7 +116,7 @@ def read_convmae(export: Export, path: str, images: np.ndarray, noise: np.ndarra
 
 
 def read_mmpretrain(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
-    """mmpretrain's backbone, under its prefix as `init_cfg` of type Pretrained takes it."""
+    """The backbone of mmpretrain, from under its prefix (`init_cfg` of type Pretrained)."""
     import torch
     from mmpretrain.models.backbones.beit import BEiTViT
     from mmpretrain.models.backbones.vision_transformer import VisionTransformer
@@ -159,7 +158,7 @@ def mm_arch(encoder: Any) -> dict[str, int]:
 
 
 def read_mmseg(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
-    """mmseg's MAE or BEiT, by the class's own `init_weights`."""
+    """The MAE or BEiT of mmseg."""
     import torch
     from mmseg.models.backbones.beit import BEiT
     from mmseg.models.backbones.mae import MAE

@@ -1,8 +1,8 @@
 """MCMAE's encoder for PyTorch: a short module for the files that `--format=convmae` writes.
 
 No class of timm or transformers has convolutional stages before a ViT. Written after
-`models.conv_stages`, for whole images (nothing is masked); parameter names are those of the official
-files. Needs torch alone.
+`models.conv_stages`, for whole images (nothing is masked); parameters are named as in the official
+files. Of this project it takes the reader of files alone, of others torch.
 
     model = ConvMAE.from_file("encoder.pth", heads=12).eval()
     tokens = model(images)  # [b n d] after the final norm
@@ -10,7 +10,6 @@ files. Needs torch alone.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -108,10 +107,10 @@ class ConvMAE(nn.Module):
         width = shapes["patch_embed4.weight"][0]
         if width % heads:
             raise ConfigError(f"heads: {heads}; allowed: divisors of the width {width}")
+        depth = lambda name: len({k.split(".")[1] for k in shapes if k.startswith(f"{name}.")})
         hidden = lambda name: [shapes[f"{name}.{i}.mlp.fc1.weight"][:2] for i in range(depth(name))]
-        depth = lambda name: len({k.split(".")[1] for k in shapes if re.match(rf"{name}\.", k)})
         self.blocks1, self.blocks2 = (
-            nn.ModuleList(ConvBlock(w, h) for h, w in hidden(name)) for name in ("blocks1", "blocks2")
+            nn.ModuleList(ConvBlock(w, h) for h, w in hidden(f"blocks{k}")) for k in (1, 2)
         )
         self.patch_embed4 = nn.Linear(width, width)
         self.pos_embed = nn.Parameter(torch.zeros(shapes["pos_embed"]))

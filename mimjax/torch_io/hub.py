@@ -26,14 +26,9 @@ TIMM_BEIT = {
     (1024, 24, 16, 16): "beit_large_patch16_224",
 }
 # what a preset sets by itself, beside its sizes
-VIT_PRESET = {
-    **{"img_size": [224, 224], "in_chans": 3, "mlp_ratio": 4.0, "init_values": None},
-    **{"pos_embed": "learn", "global_pool": "token"},
-}
-BEIT_PRESET = {
-    **{"img_size": [224, 224], "in_chans": 3, "mlp_ratio": 4.0, "use_abs_pos_emb": False},
-    **{"use_rel_pos_bias": True, "global_pool": "avg"},
-}
+PRESET: Settings = {"img_size": [224, 224], "in_chans": 3, "mlp_ratio": 4.0}
+VIT_PRESET = PRESET | {"init_values": None, "pos_embed": "learn", "global_pool": "token"}
+BEIT_PRESET = PRESET | {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "global_pool": "avg"}
 SIZES = ("embed_dim", "depth", "num_heads", "patch_size")
 
 

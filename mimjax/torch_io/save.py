@@ -21,6 +21,18 @@ from mimjax.errors import ConfigError
 Tensors = dict[str, np.ndarray]
 
 
+def free(path: str, overwrite: bool) -> str:
+    """The absolute path to write at.
+
+    Raises:
+      ConfigError: it exists and is not to be overwritten.
+    """
+    path = os.path.abspath(os.path.expanduser(path))
+    if os.path.lexists(path) and not overwrite:
+        raise ConfigError(f"--output: {path} exists; allowed: --overwrite, or another path")
+    return path
+
+
 @contextlib.contextmanager
 def staged(path: str, overwrite: bool) -> Iterator[str]:
     """A path beside `path` to write a file or folder at; moved to `path` if the body succeeds.
@@ -29,13 +41,8 @@ def staged(path: str, overwrite: bool) -> Iterator[str]:
       ConfigError: `path` exists and is not to be overwritten, or nothing can be written there
         (the body's OSErrors too); the line names --output.
     """
-    path = os.path.abspath(os.path.expanduser(path))
-    if os.path.lexists(path) and not overwrite:
-        raise ConfigError(f"--output: {path} exists; allowed: --overwrite, or another path")
+    path, room = free(path, overwrite), None
     parent, name = os.path.split(path)
-    if not name:
-        raise ConfigError(f"--output: {path!r}; allowed: a file or a folder to be made")
-    room = None
     try:
         os.makedirs(parent, exist_ok=True)
         room = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)

@@ -45,6 +45,7 @@ def exported(config, *args, **options):
     return {k: v.shape for k, v in Export(task, zeros, *args, **options).tensors.items()}
 
 
+MM_AVG = ("mmpretrain", "avg")
 BUFFERS = "relative_position_index"
 FRESH = ("gamma_1", "gamma_2", "relative_position_bias_table", BUFFERS)
 
@@ -53,8 +54,8 @@ FRESH = ("gamma_1", "gamma_2", "relative_position_bias_table", BUFFERS)
     ("name", "config", "args", "options", "prefix", "fresh"),
     [
         ("mmpretrain.VisionTransformer", mae, ("mmpretrain",), {}, "backbone.", ()),
-        ("mmpretrain.VisionTransformer avg_featmap", mae, ("mmpretrain", "avg"), {}, "backbone.", ()),
-        ("mmpretrain.BEiTViT avg_featmap", beit, ("mmpretrain", "avg"), {}, "backbone.", (BUFFERS,)),
+        ("mmpretrain.VisionTransformer avg_featmap", mae, MM_AVG, {}, "backbone.", ()),
+        ("mmpretrain.BEiTViT avg_featmap", beit, MM_AVG, {}, "backbone.", (BUFFERS,)),
         ("mmseg.MAE 512", mae, ("mmseg",), {"image_size": (512, 512)}, "", FRESH),
         ("mmseg.BEiT 512", beit, ("mmseg",), {"image_size": (512, 512)}, "", (BUFFERS,)),
         ("detectron2.ViTDet", cae, ("detectron2",), {}, "", ("rel_pos_h", "rel_pos_w")),
