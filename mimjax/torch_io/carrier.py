@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from mimjax.errors import ConfigError
 from mimjax.models.conv_stages import ConvViT
@@ -22,14 +21,6 @@ from mimjax.torch_io.positions import resize_relative
 
 PyTree = Any
 Encoder = Any  # ViT or ConvViT
-
-
-class TableConvViT(ConvViT):
-    """The hierarchical encoder with positions that a file brings."""
-
-    def positions(self, grid: Grid) -> Float[Array, "n d"]:
-        init = jax.nn.initializers.normal(0.02)
-        return self.param("pos_embed", init, (1, self.num_patches, self.width))[0]
 
 
 def plain(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
@@ -47,8 +38,6 @@ def plain(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
 
 def position_order(network: Any) -> str | None:
     """Which coordinate comes first in a network's fixed table; None if it has none."""
-    if isinstance(network, ConvViT):
-        return None if isinstance(network, TableConvViT) else "xy"
     kind = getattr(network, "pos_embed", "sincos_yx")  # CAE's regressor has no other
     return kind.removeprefix("sincos_") if kind.startswith("sincos") else None
 
@@ -77,11 +66,7 @@ def with_table(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
     if position_order(encoder) is None:
         return encoder, params
     table = fixed_table(encoder, encoder.grid, prefix_of(encoder))
-    if isinstance(encoder, ConvViT):
-        new: Encoder = TableConvViT(**settings(encoder), dtype=encoder.dtype)
-    else:
-        new = encoder.clone(pos_embed="learned")
-    return new, params | {"pos_embed": table}
+    return encoder.clone(pos_embed="learned"), params | {"pos_embed": table}
 
 
 def resized(

@@ -37,7 +37,7 @@ def read_back(export: Export, path: str) -> PyTree:
         raise ConfigError(f"{where}: {len(unlike)} keys went astray: {', '.join(unlike[:20])}")
     read = load.from_torch(state, like, export.layout, where)
     for name, a, b in zip(paths(like), jax.tree.leaves(like), jax.tree.leaves(read), strict=True):
-        if not np.array_equal(np.asarray(a, np.float32), b):
+        if not np.array_equal(np.asarray(a, np.float32), b, equal_nan=True):
             raise ConfigError(f"{where}: {name} is not the same when read back")
     return read
 

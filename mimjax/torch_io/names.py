@@ -15,7 +15,7 @@ from mimjax.torch_io.layouts import LAYOUTS, Row
 __all__ = ["LAYOUTS", "OWN", "TABLES", "Row", "detect", "rows_for"]
 
 OWN = "mimjax"  # the layout of our own .safetensors files, whose keys are our paths
-TABLES = methods.TABLES | ecosystem.TABLES | teachers.TABLES
+TABLES = methods.TABLES | ecosystem.TABLES | teachers.TABLES | {OWN: ([], {})}
 # Layouts of the same keys: the second is meant where its network is asked for and not the first's.
 TWINS = {"mae": "dino"}
 
@@ -43,7 +43,8 @@ def rows_for(layout: str, paths: Iterable[str]) -> list[Row]:
 
 def held(layout: str) -> set[str]:
     """Roots of our paths that the layout has keys for: "encoder", "clip", ..."""
-    return {row.ours.split("/")[0] for row in TABLES[layout][0]}
+    layouts = TABLES if layout == OWN else (layout,)
+    return {row.ours.split("/")[0] for name in layouts for row in TABLES[name][0]}
 
 
 def detect(keys: Iterable[str], where: str = "", roots: Iterable[str] = ()) -> str:
@@ -78,7 +79,7 @@ def check_roots(layout: str, roots: Iterable[str], where: str) -> None:
       ConfigError: it holds other networks; the line says which layouts would do.
     """
     roots = set(roots)
-    if layout != OWN and not roots & held(layout):
+    if not roots & held(layout):
         fit = ", ".join(sorted(name for name in TABLES if roots & held(name)))
         raise ConfigError(
             f"{where} has layout {layout!r}, which holds {', '.join(sorted(held(layout)))}; "

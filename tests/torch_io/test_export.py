@@ -1,5 +1,6 @@
 """The program mimjax.export on a run's workdir, what it refuses, and the README's example."""
 
+import dataclasses
 import os
 import re
 import shlex
@@ -101,8 +102,33 @@ def test_the_printed_line_is_the_next_step(run, monkeypatch, capsys):
         scope = {}
         exec(f"import timm\n{lines[-1]}", scope)
         assert scope["model"].blocks[0].attn.num_heads == 4
+        assert output == "next.pth" or scope["model"].pretrained_cfg["mean"] == [0.5, 0.5, 0.5]
         assert "4 heads" in " ".join(lines)
         assert any("timm drops this file's norm" in line for line in lines)
+
+
+def test_fine_tuning_from_a_folder_keeps_the_norm(run, monkeypatch):
+    """Timm with a new head: the norm after mean pooling is that of pretraining, which token's is
+    not (timm would drop it without an error).
+    """
+    import timm
+
+    stubs.replace("torchvision")
+    monkeypatch.chdir(run)
+    call("--workdir=runs/bootmae_digits_0", "--format=timm", "--pool=avg", "--output=avg_folder")
+    model = timm.create_model("local-dir:avg_folder", pretrained=True, num_classes=10)
+    want = load.read_file("avg_folder/model.safetensors")["fc_norm.bias"]
+    assert np.abs(want).min() > 0.01
+    np.testing.assert_array_equal(model.fc_norm.bias.detach(), want)
+
+
+def test_a_diverged_run_is_refused(tmp_path):
+    job = exports.export("mae", "mae")
+    weights = job.params["encoder"] | {"cls_token": np.full((1, 1, 32), np.nan, np.float32)}
+    job = dataclasses.replace(job, params={"encoder": weights})
+    with pytest.raises(ConfigError, match="this checkpoint's features are not finite"):
+        program.write(job, str(tmp_path / "out.safetensors"))
+    assert os.listdir(tmp_path) == []
 
 
 def test_step_weights_and_overwrite(run, monkeypatch):

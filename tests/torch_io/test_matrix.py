@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from mimjax import start
+from configs import cae
+from mimjax import build, start
 from mimjax.errors import ConfigError
 from mimjax.models.vit import sincos_table
 from mimjax.rules import paths
-from mimjax.torch_io import formats, load, names
+from mimjax.task import Clock
+from mimjax.torch_io import formats, hub, load, names
 
 
 def flat(tree):
@@ -139,3 +141,13 @@ def test_key_biases_have_no_place_in_an_encoder_without():
     state = job.tensors | {"blocks.1.attn.qkv.bias": bias}
     with pytest.raises(ConfigError, match=r"blocks\.1\.attn\.qkv\.bias has biases of keys"):
         load.from_torch(state, like, "mae")
+
+
+def test_heads_that_no_preset_has():
+    """CAE's Ti has 12 heads, timm's 3: keys would match, so the number is in what is printed."""
+    c = cae.get_config("size=ti,tokenizer=pixels")
+    task = build.make_task(c, Clock(1, 1))
+    name, args = hub.timm_model(task.encoder, False, "token", 3)
+    assert (name, args["num_heads"]) == ("vit_base_patch16_224", 12)
+    assert hub.unlike_preset(name, args) == {"embed_dim": 192, "init_values": 0.1}
+    assert hub.hf_config(task.encoder, "beit_transformers_bare", 3)["num_attention_heads"] == 12
