@@ -82,10 +82,9 @@ def make_export():
     method = exporting.method_of(run.program.task)
     # before anything is read
     formats.choose_layout(method, f.format, f.pool, f.decoder)
-    whole = f.decoder or method == "discretevae"
     if f.weights == "ema":
         params = averaged(run, f.decoder)
-    elif whole:
+    elif f.decoder or method not in formats.MATRIX:
         params = run.state().params
     else:
         params = {"encoder": run.encoder()}

@@ -112,7 +112,6 @@ MATRIX: dict[str, dict[str, Pair]] = {
         **DENSE,
         **SAFETENSORS,
     },
-    "discretevae": {**SAFETENSORS},
 }
 
 RELATIVE = "has no place for BEiT's relative positions"
@@ -130,15 +129,20 @@ REFUSED = {
 }
 
 
+def pairs_of(method: str) -> dict[str, Pair]:
+    """The formats of a method; one without a row (a tokenizer, a method of yours) has our own."""
+    return MATRIX.get(method, SAFETENSORS)
+
+
 def find_pair(method: str, name: str) -> Pair:
-    """The pair of a method (a key of MATRIX) and a format.
+    """The pair of a method and a format.
 
     Raises:
       ConfigError: not supported; the line says why and what is.
     """
-    pairs = MATRIX[method]
+    pairs = pairs_of(method)
     if name not in pairs:
-        why = REFUSED.get((method, name), f"{name} is another method's layout")
+        why = REFUSED.get((method, name), "no layout of it is known for this method")
         raise ConfigError(
             f"--format: {name} for {method}: not supported ({why}); allowed: {', '.join(pairs)}"
         )
@@ -156,12 +160,12 @@ def choose_layout(method: str, name: str, pool: str, decoder: bool) -> str:
         if not pair.full or pool == "avg":
             raise ConfigError(
                 f"--decoder: {name} for {method}: not supported; allowed: "
-                + ", ".join(f for f, p in MATRIX[method].items() if p.full)
+                + ", ".join(f for f, p in pairs_of(method).items() if p.full)
                 + " (with --pool=token)"
             )
         return pair.full
     if pool == "avg" and not pair.pooled:
-        some = [f for f, p in MATRIX[method].items() if p.pooled]
+        some = [f for f, p in pairs_of(method).items() if p.pooled]
         raise ConfigError(
             f"--pool: avg for {method} in the format {name}, which has one final norm; allowed: "
             f"token{', or the formats ' + ', '.join(some) if some else ''}"
@@ -190,7 +194,7 @@ def table() -> str:
     marks = {(): "exact", ("per_block",): "copied", ("folded",): "folded"}
     width = max(map(len, FORMATS)) + 2
     lines = ["".ljust(12) + "".join(name.ljust(width) for name in FORMATS)]
-    for method, pairs in MATRIX.items():
+    for method, pairs in (MATRIX | {"others": SAFETENSORS}).items():
         cells = [marks[pairs[f].steps] if f in pairs else "-" for f in FORMATS]
         lines.append(method.ljust(12) + "".join(cell.ljust(width) for cell in cells).rstrip())
     return "\n".join(lines)

@@ -47,7 +47,7 @@ def export(method, name, pool="token", decoder=False, image_size=None):
 
 def variants(name=None):
     """Every (method, format, pool, decoder) that the matrix supports, or those of one format."""
-    for method, pairs in formats.MATRIX.items():
+    for method, pairs in (formats.MATRIX | {"discretevae": formats.SAFETENSORS}).items():
         for found, pair in pairs.items():
             if name in (None, found):
                 yield method, found, "token", False

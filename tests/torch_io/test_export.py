@@ -1,6 +1,7 @@
 """The program mimjax.export on a run's workdir, what it refuses, and the README's example."""
 
 import dataclasses
+import importlib.metadata
 import os
 import re
 import shlex
@@ -58,6 +59,11 @@ def call(*args):
     program.main()
 
 
+def real_torchvision():
+    """Whether there is one, and no empty package in its place."""
+    return any(importlib.metadata.packages_distributions().get("torchvision", []))
+
+
 def test_as_a_real_process(run):
     """Verified in transformers; without timm (there is no torchvision) it says so, and how to."""
     workdir = f"--workdir={run / 'runs/bootmae_digits_0'}"
@@ -69,7 +75,8 @@ def test_as_a_real_process(run):
     ]
     output = f"--output={run / 'one.safetensors'}"
     out = helpers.run("mimjax.export", workdir, "--format=timm", output, "--overwrite")
-    assert "\nwritten, not verified: install mimjax[timm] to load it in timm" in out.stdout
+    said = "verified: " if real_torchvision() else "written, not verified: install mimjax[timm] to "
+    assert f"\n{said}" in out.stdout
 
 
 def test_readme(run, monkeypatch, capsys):
@@ -174,6 +181,11 @@ def test_refused_on_the_command_line(run, monkeypatch, args, text):
     with pytest.raises(ConfigError, match=text):
         call("--workdir=runs/bootmae_digits_0", *formats, *output, *args)
     assert sorted(run.rglob("*")) == before
+
+
+def test_the_table_is_printed(capsys):
+    call("--format=list")
+    assert capsys.readouterr().out.count("exact") > 40
 
 
 def test_methods_without_an_average():

@@ -101,7 +101,7 @@ def test_the_matrix_is_the_known_one():
     [
         ("mcmae", "hf", "token", False, "hf for mcmae: not supported .*allowed: convmae, safetens"),
         ("beit", "detectron2", "token", False, "no place for BEiT's relative positions"),
-        ("mae", "bootmae", "token", False, "another method's layout"),
+        ("mae", "bootmae", "token", False, "bootmae for mae: not supported .*no layout"),
         ("mae", "hf", "avg", False, "--pool: avg .* allowed: token, or the formats timm"),
         ("cae", "timm", "token", True, "--decoder: timm for cae: .* allowed: cae, safetensors"),
         ("mcmae", "convmae", "avg", False, "--pool: avg .*allowed: token$"),
