@@ -20,6 +20,13 @@ export JAX_PLATFORMS ?= cpu
 .venv/dev: .venv/demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev,torch]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm
+	touch $@
+
+# timm above and OpenMMLab's packages here without what they depend on (torchvision, OpenCV): tests/stubs.py
+.venv/mm: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+	  addict mmcv-lite mmengine mmpretrain mmsegmentation
 	touch $@
 
 # BEiT and CAE predict the codes of a tokenizer, CAE v2 and MR-MAE the features of a teacher. Their demos train
@@ -45,7 +52,7 @@ endif
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-all: .venv/dev
+test-all: .venv/dev .venv/mm
 	$(BIN)/python -m pytest -n 2
 
 golden: .venv/dev

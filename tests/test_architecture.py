@@ -39,6 +39,7 @@ FLOORS = [
         "plan",
         "reconstruct",
         "attention",
+        "export",
     }
     | {"data/stats"},
 ]

@@ -166,15 +166,21 @@ def convert(
     sizes = (
         f"{where}: {'+'.join(row.keys)} has shape {list(x.shape)}, {row.ours} needs {list(shape)}"
     )
+    layout = names.LAYOUTS[row.layout]
     x = positions.resized(x, tuple(shape), row.ours, grid)
-    if x.size != np.prod(shape, dtype=int):
+    if x.size != layout.times * np.prod(shape, dtype=int):
         raise ConfigError(sizes)
     try:
-        out = names.LAYOUTS[row.layout].to_ours(np.asarray(x, np.float32), tuple(shape))
+        out = layout.to_ours(np.asarray(x, np.float32), tuple(shape))
     except (ValueError, IndexError):  # not even the right number of axes
         raise ConfigError(sizes) from None
     if out.shape != tuple(shape):
         raise ConfigError(sizes)
+    if layout.rest is not None and layout.rest(x).any():
+        raise ConfigError(
+            f"{where}: {'+'.join(row.keys)} has biases of keys, for which {row.ours} has no place; "
+            "needed: an encoder with biases of q, k and v (method.encoder.bias='full')"
+        )
     return np.ascontiguousarray(out)
 
 
@@ -188,8 +194,8 @@ def check_positions(state: dict[str, np.ndarray], like: PyTree, layout: str, whe
     if order is None:
         return  # no fixed tables
     for key, network in names.TABLES[layout][1].items():
-        if key not in state or network not in like:
-            continue
+        if key not in state or network not in like or "pos_embed" in like[network]:
+            continue  # the network is not there, or learns its positions
         table = state[key][0, 0 if layout in methods.NO_CLS else 1 :]  # the first row is CLS's
         side = round(len(table) ** 0.5)
         if side * side != len(table):
@@ -205,9 +211,9 @@ def check_positions(state: dict[str, np.ndarray], like: PyTree, layout: str, whe
 def to_torch(params: PyTree, layout: str, channels: int = 3) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`, without the fixed position tables."""
     rows = names.rows_for(layout, paths(params))
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for row, x in zip(rows, jax.tree.leaves(params), strict=True):
         theirs = names.LAYOUTS[row.layout].to_theirs(np.asarray(x), channels)
         for key, part in zip(row.keys, np.split(theirs, len(row.keys)), strict=True):
-            out[key] = np.ascontiguousarray(part)
+            out[key] = np.ascontiguousarray(out[key] + part if key in out else part)
     return out

@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterable
 
 from mimjax.errors import ConfigError
-from mimjax.torch_io import methods, teachers
+from mimjax.torch_io import ecosystem, methods, teachers
 from mimjax.torch_io.layouts import LAYOUTS, Row
 
-__all__ = ["LAYOUTS", "TABLES", "Row", "detect", "rows_for"]
+__all__ = ["LAYOUTS", "OWN", "TABLES", "Row", "detect", "rows_for"]
 
-TABLES = methods.TABLES | teachers.TABLES
+OWN = "mimjax"  # the layout of our own .safetensors files, whose keys are our paths
+TABLES = methods.TABLES | ecosystem.TABLES | teachers.TABLES | {OWN: ([], {})}
 # Layouts of the same keys: the second is meant where its network is asked for and not the first's.
 TWINS = {"mae": "dino"}
 
@@ -25,6 +26,8 @@ def rows_for(layout: str, paths: Iterable[str]) -> list[Row]:
     Raises:
       ConfigError: the layout has no home for a path.
     """
+    if layout == OWN:
+        return [Row(path, path, "same") for path in paths]
     rows, _ = TABLES[layout]
     patterns = [(re.compile(re.sub(r"\\{[ij]\\}", r"(\\d+)", re.escape(r.ours))), r) for r in rows]
     found = []
@@ -40,7 +43,8 @@ def rows_for(layout: str, paths: Iterable[str]) -> list[Row]:
 
 def held(layout: str) -> set[str]:
     """Roots of our paths that the layout has keys for: "encoder", "clip", ..."""
-    return {row.ours.split("/")[0] for row in TABLES[layout][0]}
+    layouts = TABLES if layout == OWN else (layout,)
+    return {row.ours.split("/")[0] for name in layouts for row in TABLES[name][0]}
 
 
 def detect(keys: Iterable[str], where: str = "", roots: Iterable[str] = ()) -> str:
@@ -53,7 +57,9 @@ def detect(keys: Iterable[str], where: str = "", roots: Iterable[str] = ()) -> s
       ConfigError: no known layout fits.
     """
     keys, roots = set(keys), set(roots)
-    if found := teachers.detect(keys) or methods.detect(keys):
+    if any(k.startswith("encoder/") for k in keys):
+        return OWN
+    if found := teachers.detect(keys) or ecosystem.detect(keys) or methods.detect(keys):
         twin = TWINS.get(found)
         return twin if twin and roots & held(twin) and not roots & held(found) else found
     some = ", ".join(sorted(keys)[:3])

@@ -1,0 +1,182 @@
+"""The settings that stand beside exported weights: config.json of timm and transformers.
+
+Every one names the number of heads: it cannot be read from the weights, and the small sizes of CAE
+have 12 where the presets of timm have 3 and 6 (the keys would match, the features would not).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mimjax.errors import ConfigError
+from mimjax.models.layers import LN_EPS
+
+Encoder = Any  # ViT, with the positions that the file holds
+Settings = dict[str, Any]
+# timm's presets by width, depth, heads, patch. Others are built from the first and their settings.
+TIMM_VIT = {
+    (768, 12, 12, 16): "vit_base_patch16_224",
+    (192, 12, 3, 16): "vit_tiny_patch16_224",
+    (384, 12, 6, 16): "vit_small_patch16_224",
+    (1024, 24, 16, 16): "vit_large_patch16_224",
+    (1280, 32, 16, 14): "vit_huge_patch14_224",
+}
+TIMM_BEIT = {
+    (768, 12, 12, 16): "beit_base_patch16_224",
+    (1024, 24, 16, 16): "beit_large_patch16_224",
+}
+# what a preset sets by itself, beside its sizes
+PRESET: Settings = {"img_size": [224, 224], "in_chans": 3, "mlp_ratio": 4.0}
+VIT_PRESET = PRESET | {"init_values": None, "pos_embed": "learn", "global_pool": "token"}
+BEIT_PRESET = PRESET | {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "global_pool": "avg"}
+SIZES = ("embed_dim", "depth", "num_heads", "patch_size")
+
+
+def timm_model(encoder: Encoder, beit: bool, pool: str, channels: int) -> tuple[str, Settings]:
+    """The name of a timm model and all its settings."""
+    sizes = encoder.width, encoder.depth, encoder.heads, encoder.patch
+    presets = TIMM_BEIT if beit else TIMM_VIT
+    name = presets.get(sizes, next(iter(presets.values())))
+    args: Settings = {
+        "img_size": list(encoder.image_size),
+        "in_chans": channels,
+        **dict(zip(SIZES, sizes, strict=True)),
+        "mlp_ratio": encoder.mlp_ratio,
+        "init_values": encoder.layer_scale or None,
+        "global_pool": pool,
+    }
+    if beit:
+        args["use_abs_pos_emb"] = encoder.pos_embed != "none"
+        args["use_rel_pos_bias"] = encoder.rel_pos != "none"
+    else:
+        args["pos_embed"] = "none" if encoder.pos_embed == "none" else "learn"
+    return name, args
+
+
+def unlike_preset(name: str, args: Settings) -> Settings:
+    """Those settings that a call must name, because the preset has others."""
+    beit = name.startswith("beit")
+    sizes = next(k for k, v in (TIMM_BEIT if beit else TIMM_VIT).items() if v == name)
+    preset = dict(zip(SIZES, sizes, strict=True)) | (BEIT_PRESET if beit else VIT_PRESET)
+    if beit:
+        preset["init_values"] = 1e-5 if "large" in name else 0.1
+    return {k: v for k, v in args.items() if preset[k] != v}
+
+
+def timm_config(name: str, args: Settings, mean: Any, std: Any) -> Settings:
+    """config.json of a folder that `timm.create_model("local-dir:...")` reads."""
+    return {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": args["embed_dim"],
+        "global_pool": args["global_pool"],
+        "model_args": args,
+        "pretrained_cfg": {
+            "num_classes": 0,
+            "input_size": [args["in_chans"], *args["img_size"]],
+            "pool_size": None,
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "fixed_input_size": True,
+            "mean": list(mean),
+            "std": list(std),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+
+
+def hf_config(encoder: Encoder, layout: str, channels: int) -> Settings:
+    """config.json for transformers' AutoModel; the number of positions follows from image_size.
+
+    Raises:
+      ConfigError: BEiT's class gets the positions of images right that are square, and no others
+        (it takes absolute ones for square, and mixes up the axes of relative ones).
+    """
+    height, width = encoder.image_size
+    kind = {"vit_transformers": "ViT", "vitmae_transformers": "ViTMAE"}.get(layout, "Beit")
+    out: Settings = {
+        "model_type": {"ViT": "vit", "ViTMAE": "vit_mae", "Beit": "beit"}[kind],
+        "architectures": [f"{kind}Model"],
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.depth,
+        "num_attention_heads": encoder.heads,
+        "intermediate_size": int(encoder.width * encoder.mlp_ratio),
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": LN_EPS,  # the library's default is 1e-12
+        "image_size": height if height == width else [height, width],
+        "patch_size": encoder.patch,
+        "num_channels": channels,
+    }
+    if kind != "Beit":
+        return out | {"qkv_bias": True}
+    if height != width:
+        raise ConfigError(
+            "--format: hf writes transformers' BEiT class, whose positions are those of square "
+            f"images only, not of {height}x{width}; allowed: timm, or a square --image_size"
+        )
+    return out | {
+        "use_mask_token": False,
+        "use_absolute_position_embeddings": encoder.pos_embed != "none",
+        "use_relative_position_bias": encoder.rel_pos == "per_block",
+        "use_shared_relative_position_bias": encoder.rel_pos == "shared",
+        "layer_scale_init_value": encoder.layer_scale,
+        "drop_path_rate": 0.0,
+        "use_mean_pooling": not layout.endswith("_bare"),
+    }
+
+
+def hf_mae(task: Any) -> Settings:
+    """What ViTMAEForPreTraining's config has beside the encoder's.
+
+    Raises:
+      ConfigError: a variant of MAE that the class does not have.
+    """
+    if task.target != "pixels" or task.pixel_norm == "channel" or task.encoder.use_mask_token:
+        raise ConfigError(
+            "--decoder: transformers' ViTMAE predicts pixels, plain or normalized per patch, from "
+            f"visible patches; the run has target {task.target}, pixel_norm {task.pixel_norm}, "
+            f"use_mask_token {task.encoder.use_mask_token}; allowed: without --decoder"
+        )
+    visible, patches = task.encoder.num_patches - task.num_masked, task.encoder.num_patches
+    ratio = task.masking.ratio
+    if int(patches * (1 - ratio)) != visible:  # what the class computes
+        ratio = 1 - (visible + 0.5) / patches
+    return {
+        "architectures": ["ViTMAEForPreTraining"],
+        "decoder_hidden_size": task.decoder.width,
+        "decoder_num_hidden_layers": task.decoder.depth,
+        "decoder_num_attention_heads": task.decoder.heads,
+        "decoder_intermediate_size": int(task.decoder.width * task.decoder.mlp_ratio),
+        "mask_ratio": ratio,
+        "norm_pix_loss": task.pixel_norm == "mae",
+    }
+
+
+def hf_pretraining_beit(vocabulary: int) -> Settings:
+    """What BeitForMaskedImageModeling's config has beside the encoder's."""
+    return {
+        "architectures": ["BeitForMaskedImageModeling"],
+        "vocab_size": vocabulary,
+        "use_mask_token": True,
+        "use_mean_pooling": True,  # the norm stands behind the model, beside its head
+    }
+
+
+def hf_processor(encoder: Encoder, layout: str, mean: Any, std: Any) -> Settings:
+    """preprocessor_config.json: the size and statistics of the images."""
+    height, width = encoder.image_size
+    return {
+        "image_processor_type": f"{'Beit' if layout.startswith('beit') else 'ViT'}ImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 3,  # bicubic
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }

@@ -1,0 +1,57 @@
+"""What tests of exports share: small tasks with the heads of no preset, and random weights."""
+
+import functools
+
+import helpers
+import jax
+import numpy as np
+
+from configs import mrmae
+from mimjax.torch_io import formats
+from mimjax.torch_io.exporting import Export
+
+ABOUT = {"step": "7", "weights": "online", "config_sha256": "0" * 64}
+# heads: no preset of a library has so few channels per head
+HEADS = {"method.encoder.heads": 2}
+
+
+@functools.cache
+def task(method):
+    """The small task of a row of the matrix."""
+    if method == "mrmae_vit":
+        c = mrmae.get_config("demo,backbone=vit").unlock()
+        c.teacher.path = "random"
+        c.method.encoder.update({"width": 32, "depth": 2, "heads": 2, "fuse_layers": (0, 1)})
+        return helpers.make(c)[0]
+    name = "dvae" if method == "discretevae" else method
+    return helpers.make(helpers.small(name, **({} if name == "dvae" else HEADS)))[0]
+
+
+@functools.cache
+def params(method):
+    """Random weights: biases, norms, layer scales and tables are none of them trivial."""
+    rng = np.random.default_rng(0)
+    center = {"scale": 1.0, "gamma_1": 0.5, "gamma_2": 0.5}
+
+    def draw(path, x):
+        values = center.get(path[-1].key, 0.0) + 0.15 * rng.normal(size=x.shape)
+        return values.astype(np.float32)
+
+    like = jax.eval_shape(task(method).init, jax.random.key(0))[0]
+    return jax.tree_util.tree_map_with_path(draw, like)
+
+
+def export(method, name, pool="token", decoder=False, image_size=None):
+    return Export(task(method), params(method), name, pool, decoder, image_size, ABOUT)
+
+
+def variants(name=None):
+    """Every (method, format, pool, decoder) that the matrix supports, or those of one format."""
+    for method, pairs in (formats.MATRIX | {"discretevae": formats.SAFETENSORS}).items():
+        for found, pair in pairs.items():
+            if name in (None, found):
+                yield method, found, "token", False
+                if pair.pooled:
+                    yield method, found, "avg", False
+                if pair.full:
+                    yield method, found, "token", True

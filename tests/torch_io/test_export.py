@@ -1,0 +1,225 @@
+"""The program mimjax.export on a run's workdir, what it refuses, and the README's example."""
+
+import dataclasses
+import importlib.metadata
+import os
+import re
+import shlex
+import types
+
+import exports
+import helpers
+import jax
+import numpy as np
+import pytest
+import stubs
+from absl import flags
+
+from mimjax import export as program
+from mimjax import start
+from mimjax.errors import ConfigError
+from mimjax.files import Workdir
+from mimjax.torch_io import load
+from mimjax.train.checkpoints import Checkpoints
+
+STEPS = (3, 5)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with a workdir of BootMAE's demo, as the trainer leaves it, with random weights."""
+    folder = tmp_path_factory.mktemp("exports")
+    c = helpers.CONFIGS["bootmae"].get_config("demo")
+    _, trained = helpers.make(c)
+    workdir = Workdir(str(folder / "runs/bootmae_digits_0"))
+    workdir.write_text("config.json", start.to_json(c))
+    checkpoints = Checkpoints(workdir)
+    state = trained.init()
+    for step in STEPS:
+        move = lambda x, by=step: x + 0.01 * by if x.ndim else x
+        state = state.replace(
+            step=np.int32(step),
+            params=jax.tree.map(move, state.params),
+            ema={"encoder": jax.tree.map(lambda x: 0.5 * x, state.params["encoder"])},
+        )
+        checkpoints.save(jax.device_put(state), {"step": step, "fingerprint": ""}, {})
+    checkpoints.close()
+    return folder
+
+
+def call(*args):
+    """The program in this process."""
+    if "format" not in flags.FLAGS:
+        program.define_flags()
+    flags.FLAGS.unparse_flags()
+    for name in ("step", "weights", "pool", "image_size", "decoder", "overwrite"):
+        flags.FLAGS[name].using_default_value = True
+        flags.FLAGS[name].value = flags.FLAGS[name].default
+    flags.FLAGS(["export", *args])
+    program.main()
+
+
+def real_torchvision():
+    """Whether there is one, and no empty package in its place."""
+    return any(importlib.metadata.packages_distributions().get("torchvision", []))
+
+
+def test_as_a_real_process(run):
+    """Verified in transformers; without timm (there is no torchvision) it says so, and how to."""
+    workdir = f"--workdir={run / 'runs/bootmae_digits_0'}"
+    out = helpers.run("mimjax.export", workdir, "--format=hf", f"--output={run / 'real'}")
+    assert re.search(r"\nverified: max \|difference\| [\d.e-]+ \(bound .* transformers", out.stdout)
+    assert out.stdout.endswith(f'transformers.AutoModel.from_pretrained("{run / "real"}")\n')
+    assert sorted(os.listdir(run / "real")) == [
+        *("config.json", "model.safetensors", "preprocessor_config.json"),
+    ]
+    output = f"--output={run / 'one.safetensors'}"
+    out = helpers.run("mimjax.export", workdir, "--format=timm", output, "--overwrite")
+    said = "verified: " if real_torchvision() else "written, not verified: install mimjax[timm] to "
+    assert f"\n{said}" in out.stdout
+
+
+def test_readme(run, monkeypatch, capsys):
+    """The commands and the script of "Take the weights elsewhere", as they stand there."""
+    stubs.replace("torchvision")
+    text = (helpers.ROOT / "README.md").read_text()
+    text = text[text.index("## Take the weights elsewhere") :]
+    commands = re.search(r"```\n(.*?)```", text, re.S)[1].strip().splitlines()
+    script = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    assert len([line for line in script.splitlines() if line.strip()]) <= 10
+    monkeypatch.chdir(run)
+    for command in commands:
+        python, _, module, *args = shlex.split(command)
+        assert (python, module) == ("python", "mimjax.export")
+        call(*args)
+        assert "verified: " in capsys.readouterr().out
+    exec(script, {})
+    said = capsys.readouterr().out
+    assert "pooled features torch.Size([4, 96]) tokens torch.Size([4, 17, 96])" in said
+
+
+def test_the_printed_line_is_the_next_step(run, monkeypatch, capsys):
+    """What is printed after `next:` runs as it is, and the sizes in it are the run's."""
+    stubs.replace("torchvision")
+    monkeypatch.chdir(run)
+    for output in ("next.pth", "next_folder"):
+        call("--workdir=runs/bootmae_digits_0", "--format=timm", f"--output={output}")
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[-2] == "next:"
+        scope = {}
+        exec(f"import timm\n{lines[-1]}", scope)
+        assert scope["model"].blocks[0].attn.num_heads == 4
+        assert output == "next.pth" or scope["model"].pretrained_cfg["mean"] == [0.5, 0.5, 0.5]
+        assert "4 heads" in " ".join(lines)
+        assert any("timm drops this file's norm" in line for line in lines)
+
+
+def test_fine_tuning_from_a_folder_keeps_the_norm(run, monkeypatch):
+    """Timm with a new head: the norm after mean pooling is that of pretraining, which token's is
+    not (timm would drop it without an error).
+    """
+    import timm
+
+    stubs.replace("torchvision")
+    monkeypatch.chdir(run)
+    call("--workdir=runs/bootmae_digits_0", "--format=timm", "--pool=avg", "--output=avg_folder")
+    model = timm.create_model("local-dir:avg_folder", pretrained=True, num_classes=10)
+    want = load.read_file("avg_folder/model.safetensors")["fc_norm.bias"]
+    assert np.abs(want).min() > 0.01
+    np.testing.assert_array_equal(model.fc_norm.bias.detach(), want)
+
+
+def test_a_diverged_run_is_refused(tmp_path):
+    job = exports.export("mae", "mae")
+    weights = job.params["encoder"] | {"cls_token": np.full((1, 1, 32), np.nan, np.float32)}
+    job = dataclasses.replace(job, params={"encoder": weights})
+    with pytest.raises(ConfigError, match="this checkpoint's features are not finite"):
+        program.write(job, str(tmp_path / "out.safetensors"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_step_weights_and_overwrite(run, monkeypatch):
+    monkeypatch.chdir(run)
+    base = ["--workdir=runs/bootmae_digits_0", "--format=bootmae", "--output=w.safetensors"]
+    read = lambda: load.read_file("w.safetensors")["norm.weight"]
+    call(*base)
+    new = read()
+    call(*base, "--step=3", "--overwrite")
+    np.testing.assert_allclose(new - read(), 0.05, atol=1e-6)
+    call(*base, "--weights=ema", "--overwrite")
+    np.testing.assert_array_equal(read(), 0.5 * (new - np.float32(0.05)).round(3))
+    call(*base, "--decoder", "--overwrite")
+    assert "decode_blocks.0.norm4.weight" in load.read_file("w.safetensors")
+    assert not [name for name in os.listdir() if name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--format=timm2"], "--format: 'timm2'; allowed: timm, hf, "),
+        (["--format=beit"], "--format: beit for bootmae: not supported"),
+        (["--format=mmseg", "--output=x.safetensors"], r"--output: .* ends in \.pth or \.pt"),
+        (["--format=hf", "--output=x.pth"], "--output: 'x.pth' for --format=hf; allowed: a folder"),
+        (["--image_size=31"], "--image_size: 31x31; allowed: multiples of 2"),
+        (["--image_size=big"], "--image_size: 'big'; allowed: pixels, as 512 or 384x640"),
+        (["--image_size=16", "--decoder"], "--image_size: .* allowed: without --decoder"),
+        (["--step=4"], "--step: 4; allowed: 3, 5"),
+        (["--weights=ema", "--decoder"], "--weights: ema with --decoder"),
+        (["--output=runs"], "--output: .*/runs exists; allowed: --overwrite"),
+        (["--output=runs/bootmae_digits_0/config.json/x"], r"--output: cannot write .*/x \("),
+        (["--workdir=none"], "--workdir: none is no folder"),
+    ],
+)
+def test_refused_on_the_command_line(run, monkeypatch, args, text):
+    """One line, and nothing is written."""
+    monkeypatch.chdir(run)
+    formats = ["--format=timm"] if args[0] == "--output=runs" else ["--format=bootmae"]
+    output = ["--output=x.pth"] if args[0] != "--output=runs" else []
+    if "config.json" in args[0]:
+        output, formats = [], ["--format=timm"]
+    before = sorted(run.rglob("*"))
+    with pytest.raises(ConfigError, match=text):
+        call("--workdir=runs/bootmae_digits_0", *formats, *output, *args)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_the_table_is_printed(capsys):
+    call("--format=list")
+    assert capsys.readouterr().out.count("exact") > 40
+
+
+def test_methods_without_an_average():
+    c = helpers.small("mae")
+    mae = types.SimpleNamespace(config=c, program=helpers.make(c)[1])
+    with pytest.raises(ConfigError, match=r"--weights: ema, but .* keeps no average"):
+        program.averaged(mae, False)
+
+
+@pytest.mark.parametrize("output", ["deep/out.pth", "deep/out.safetensors", "folder"])
+def test_a_full_disk_leaves_nothing(tmp_path, output):
+    """Files may grow to 20 kB here: the system refuses the rest, as a full disk does."""
+    import resource
+
+    job = exports.export("mae", "timm")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/mine").write_text("stays")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(ConfigError, match=r"--output: cannot write .*"):
+            program.write(job, str(tmp_path / output), overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+    assert left in (["deep", "folder", "folder/mine"], ["folder", "folder/mine"])
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path):
+    job = exports.export("mae", "hf")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").write_text("goes")
+    with pytest.raises(ConfigError, match="exists; allowed: --overwrite"):
+        program.write(job, str(tmp_path / "out"))
+    program.write(job, str(tmp_path / "out"), overwrite=True)
+    assert "old" not in os.listdir(tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"]

@@ -1,0 +1,153 @@
+"""Every supported pair of method and format: written to disk, read back, equal bit for bit."""
+
+import collections
+import json
+
+import exports
+import jax
+import numpy as np
+import pytest
+
+from configs import cae
+from mimjax import build, start
+from mimjax.errors import ConfigError
+from mimjax.models.vit import sincos_table
+from mimjax.rules import paths
+from mimjax.task import Clock
+from mimjax.torch_io import formats, hub, load, names
+
+
+def flat(tree):
+    return dict(zip(paths(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True))
+
+
+def meant(method, name, decoder):
+    """What the file must hold by our paths, worked out here from the run's parameters."""
+    params = exports.params(method)
+    if method == "discretevae":
+        return flat(params)
+    encoder = exports.task(method).encoder
+    full = params if decoder else {"encoder": params["encoder"]}
+    out = flat(full)
+    table = out.pop("encoder/rel_pos/table", None)
+    if table is not None and name in ("timm", "mmpretrain", "mmseg"):
+        out |= {f"encoder/rel_pos_{i:02d}/table": table for i in range(2)}
+    elif table is not None:
+        out["encoder/rel_pos/table"] = table
+    if name == "detectron2":
+        for path in [p for p in out if p.endswith(("gamma_1", "gamma_2"))]:
+            block, gamma = path.rsplit("/", 1)
+            layer = f"{block}/{'attn/proj' if gamma == 'gamma_1' else 'mlp/fc2'}"
+            scale = out.pop(path)
+            out[f"{layer}/kernel"] = out[f"{layer}/kernel"] * scale[None, :]
+            out[f"{layer}/bias"] = out[f"{layer}/bias"] * scale
+        del out["encoder/cls_token"]
+    if name in ("detectron2", "mmseg"):
+        out = {p: x for p, x in out.items() if not p.startswith("encoder/norm")}
+    if not decoder:
+        out = {p: x for p, x in out.items() if "mask_token" not in p and "_fuse" not in p}
+    order = getattr(encoder, "pos_embed", "sincos_xy")
+    if order.startswith("sincos") and name != "safetensors":
+        table = sincos_table(encoder.grid, encoder.width, order.removeprefix("sincos_"))
+        prefix = 0 if hasattr(encoder, "strides") else 1
+        out["encoder/pos_embed"] = np.pad(table, ((prefix, 0), (0, 0)))[None]
+    return out
+
+
+def unflat(values):
+    tree = {}
+    for path, value in values.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree
+
+
+@pytest.mark.parametrize(("method", "name", "pool", "decoder"), list(exports.variants()))
+def test_round_trip(tmp_path, method, name, pool, decoder):
+    """import(export(x)) == x, where x is worked out in this file."""
+    job = exports.export(method, name, pool, decoder)
+    path = tmp_path / f"out{(*formats.FORMATS[name].suffixes, '')[0]}"
+    job.write(str(path))
+    state = load.read_file(job.weights_file(str(path)))
+    if name in ("mmpretrain", "detectron2"):  # prefixes that the reader takes for a wrapper
+        state = {f"backbone.{k}": v for k, v in state.items()}
+    want = meant(method, name, decoder)
+    read = load.from_torch(state, unflat(want), job.layout)
+    for where, x in flat(read).items():
+        np.testing.assert_array_equal(x, want[where], err_msg=where)
+    # nothing else is there but the fixed tables of decoders
+    known = {k for row in names.rows_for(job.layout, want) for k in row.keys}
+    fixed = set() if job.layout == names.OWN else set(names.TABLES[job.layout][1])
+    assert state.keys() - known <= fixed
+    if decoder:
+        assert fixed <= state.keys()
+    elif method != "discretevae":
+        assert not [k for k in state if "mask_token" in k or "decode" in k]
+
+
+def test_the_matrix_is_the_known_one():
+    """A pair that falls out of the table, or into it, changes these numbers."""
+    count = collections.Counter(f for _, f, _, _ in exports.variants())
+    count = [count[name] for name in formats.FORMATS]
+    assert count == [12, 12, 5, 2, 2, 4, 4, 12, 6, 5, 18]
+    assert formats.table().splitlines()[3].split()[:2] == ["beit", "copied"]
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "pool", "decoder", "text"),
+    [
+        ("mcmae", "hf", "token", False, "hf for mcmae: not supported .*allowed: convmae, safetens"),
+        ("beit", "detectron2", "token", False, "no place for BEiT's relative positions"),
+        ("mae", "bootmae", "token", False, "bootmae for mae: not supported .*no layout"),
+        ("mae", "hf", "avg", False, "--pool: avg .* allowed: token, or the formats timm"),
+        ("cae", "timm", "token", True, "--decoder: timm for cae: .* allowed: cae, safetensors"),
+        ("mcmae", "convmae", "avg", False, "--pool: avg .*allowed: token$"),
+    ],
+)
+def test_what_is_refused(method, name, pool, decoder, text):
+    with pytest.raises(ConfigError, match=text):
+        exports.export(method, name, pool, decoder)
+
+
+def test_metadata_and_files_of_ours_are_a_start(tmp_path):
+    """A .safetensors file says what it is, and `init_from` reads it."""
+    from safetensors import safe_open
+
+    path = str(tmp_path / "out.safetensors")
+    exports.export("cae", "safetensors").write(path)
+    with safe_open(path, "np") as file:
+        about = file.metadata()
+    assert about["format"] == "pt"
+    assert (about["method"], about["step"], about["weights"]) == ("cae", "7", "online")
+    assert (about["heads"], about["pool"], about["mean"]) == ("2", "token", "0.485,0.456,0.406")
+    assert json.loads(about["encoder"])["width"] == 32
+    like = {k: exports.params("cae")[k] for k in ("encoder", "decoder")}
+    said = []
+    read = start.read_params(path, like, "init_from", said.append)
+    jax.tree.map(np.testing.assert_array_equal, read["encoder"], like["encoder"])
+    assert all(x is None for x in jax.tree.leaves(read["decoder"], is_leaf=lambda x: x is None))
+    assert "decoder not in the file: random" in said[0]
+
+
+def test_key_biases_have_no_place_in_an_encoder_without():
+    """A published qkv.bias goes into q_bias and v_bias only if that of the keys is zero."""
+    job = exports.export("bootmae", "mae")
+    like, bias = job.trees, job.tensors["blocks.1.attn.qkv.bias"].copy()
+    load.from_torch(job.tensors, like, "mae")
+    bias[40] = 1e-3
+    state = job.tensors | {"blocks.1.attn.qkv.bias": bias}
+    with pytest.raises(ConfigError, match=r"blocks\.1\.attn\.qkv\.bias has biases of keys"):
+        load.from_torch(state, like, "mae")
+
+
+def test_heads_that_no_preset_has():
+    """CAE's Ti has 12 heads, timm's 3: keys would match, so the number is in what is printed."""
+    c = cae.get_config("size=ti,tokenizer=pixels")
+    task = build.make_task(c, Clock(1, 1))
+    name, args = hub.timm_model(task.encoder, False, "token", 3)
+    assert (name, args["num_heads"]) == ("vit_base_patch16_224", 12)
+    assert hub.unlike_preset(name, args) == {"embed_dim": 192, "init_values": 0.1}
+    assert hub.hf_config(task.encoder, "beit_transformers_bare", 3)["num_attention_heads"] == 12
