@@ -35,7 +35,8 @@ def encoder(key: str, vit) -> None:
 
 
 def conv_stages(key: str, net) -> None:
-    """A ConvViT's stages: strides that divide the image, one setting per stage, fused blocks."""
+    """A ConvViT's stages: strides that divide the image, one setting per stage, its positions."""
+    choice(f"{key}.pos_embed", net.pos_embed, ("sincos_xy", "learned"))
     stages = net.stage_widths, net.stage_depths, net.stage_mlp_ratios
     if len(net.strides) != 3 or min(net.strides) < 1 or any(len(s) != 2 for s in stages):
         raise ConfigError(

@@ -254,6 +254,7 @@ class ConvViT(nn.Module):
       strides: of the three patch embeddings; their product is the patch of mask and tokens.
       image_size: (height, width) that the data pipeline delivers; the grid follows from the images
         that are passed in.
+      pos_embed: "sincos_xy", fixed; "learned" (fine-tuned models), at `image_size` alone.
       fuse_layers: transformer blocks whose outputs are summed before the norm; the last alone is
         ConvMAE.
       fuse_stages: add both stages' outputs to that sum, each through a convolution (ConvMAE,
@@ -273,6 +274,7 @@ class ConvViT(nn.Module):
     strides: tuple[int, ...] = (4, 2, 2)
     image_size: tuple[int, int] = (224, 224)
     mlp_ratio: float = 4.0
+    pos_embed: str = "sincos_xy"
     fuse_layers: tuple[int, ...] = (-1,)
     fuse_stages: bool = True
     skip_masked: bool = True
@@ -307,7 +309,11 @@ class ConvViT(nn.Module):
         grid = images.shape[1] // self.patch, images.shape[2] // self.patch
         x, fused = self.stages(images, grid, ids, train)
         x = dense(self.width, "patch_embed4", self.dtype)(x)
-        pos = jnp.asarray(sincos_table(grid, self.width, "xy"))
+        if self.pos_embed == "learned":
+            init, shape = nn.initializers.normal(0.02), (1, self.num_patches, self.width)
+            pos = self.param("pos_embed", init, shape)[0]
+        else:
+            pos = jnp.asarray(sincos_table(grid, self.width, "xy"))
         x = x + (pos if ids is None else pos[ids]).astype(x.dtype)
         blocks = []
         for i in range(self.depth):

@@ -5,16 +5,23 @@ from __future__ import annotations
 from mimjax.torch_io.layouts import Row, Table, block, conv, linear, norm
 
 
-def encoder(theirs: str = "") -> list[Row]:
-    """The ViT under their prefix; which rows exist depends on the encoder's options."""
+def encoder(
+    theirs: str = "", fused: bool = False, gammas: tuple[str, str] = ("gamma_1", "gamma_2")
+) -> list[Row]:
+    """The ViT under their prefix; which rows exist depends on the encoder's options.
+
+    Args:
+      fused, gammas: see `layouts.block`.
+    """
     table = "relative_position_bias_table"
     return [
         Row("encoder/cls_token", f"{theirs}cls_token", "same"),
+        Row("encoder/pos_embed", f"{theirs}pos_embed", "same"),
         Row("encoder/patch_embed/kernel", f"{theirs}patch_embed.proj.weight", "patch_conv"),
         Row("encoder/patch_embed/bias", f"{theirs}patch_embed.proj.bias", "same"),
         Row("encoder/rel_pos/table", f"{theirs}rel_pos_bias.{table}", "same"),
         Row("encoder/rel_pos_{i}/table", f"{theirs}blocks.{{i}}.attn.{table}", "same"),
-        *block("encoder/block_{i}", f"{theirs}blocks.{{i}}"),
+        *block("encoder/block_{i}", f"{theirs}blocks.{{i}}", fused=fused, gammas=gammas),
         *norm("encoder/norm", f"{theirs}norm"),
     ]
 
@@ -54,40 +61,9 @@ def cae(
     ]
 
 
-def beit_transformers() -> list[Row]:
-    """The files of BeitForMaskedImageModeling; q, k and v are apart."""
-    a, b = "encoder/block_{i}", "beit.encoder.layer.{i}"
-    attention = f"{b}.attention.attention"
-    table = "relative_position_bias.relative_position_bias_table"
-    fused = tuple(f"{attention}.{x}.weight" for x in ("query", "key", "value"))
-    embed = "beit.embeddings"
-    patch = f"{embed}.patch_embeddings.projection"
-    return [
-        Row("encoder/cls_token", f"{embed}.cls_token", "same"),
-        Row("encoder/mask_token", f"{embed}.mask_token", "same"),
-        Row("encoder/pos_embed", f"{embed}.position_embeddings", "same"),
-        Row("encoder/patch_embed/kernel", f"{patch}.weight", "patch_conv"),
-        Row("encoder/patch_embed/bias", f"{patch}.bias", "same"),
-        Row("encoder/rel_pos/table", f"beit.encoder.{table}", "same"),
-        Row("encoder/rel_pos_{i}/table", f"{attention}.{table}", "same"),
-        Row(f"{a}/attn/qkv/kernel", fused, "linear"),
-        Row(f"{a}/attn/q_bias", f"{attention}.query.bias", "same"),
-        Row(f"{a}/attn/v_bias", f"{attention}.value.bias", "same"),
-        *linear(f"{a}/attn/proj", f"{b}.attention.output.dense"),
-        *norm(f"{a}/norm1", f"{b}.layernorm_before"),
-        *norm(f"{a}/norm2", f"{b}.layernorm_after"),
-        *linear(f"{a}/mlp/fc1", f"{b}.intermediate.dense"),
-        *linear(f"{a}/mlp/fc2", f"{b}.output.dense"),
-        Row(f"{a}/gamma_1", f"{b}.lambda_1", "same"),
-        Row(f"{a}/gamma_2", f"{b}.lambda_2", "same"),
-        *norm("encoder/norm", "layernorm"),
-        *linear("head/linear", "lm_head"),
-    ]
-
-
 def conv_encoder() -> list[Row]:
     """ConvMAE's hierarchical encoder."""
-    rows = []
+    rows = [Row("encoder/pos_embed", "pos_embed", "same")]
     for k in (1, 2, 3):
         rows += conv(f"encoder/patch_embed{k}/proj", f"patch_embed{k}.proj")
         rows += norm(f"encoder/patch_embed{k}/norm", f"patch_embed{k}.norm")
@@ -111,7 +87,7 @@ def mae_decoder() -> list[Row]:
     return [
         Row("decoder/mask_token", "mask_token", "same"),
         *linear("decoder/embed", "decoder_embed"),
-        *block("decoder/block_{i}", "decoder_blocks.{i}"),
+        *block("decoder/block_{i}", "decoder_blocks.{i}", fused=True),
         *norm("decoder/norm", "decoder_norm"),
         *linear("decoder/head", "decoder_pred"),
     ]
@@ -121,8 +97,10 @@ def mae_decoder() -> list[Row]:
 MIMIC = linear("mimic_head/linear", "mimic_head")
 
 TABLES: dict[str, Table] = {
+    # timm's VisionTransformer as well, whose layer scale is ls1 and ls2 (MAE has none), and which
+    # knows biases of q, k and v together alone
     "mae": (
-        [*encoder(), *mae_decoder(), *MIMIC],
+        [*encoder("", True, ("ls1.gamma", "ls2.gamma")), *mae_decoder(), *MIMIC],
         {"pos_embed": "encoder", "decoder_pos_embed": "decoder"},
     ),
     # Alpha-VL/ConvMAE and FastConvMAE; the released files hold the encoder alone, without the
@@ -152,12 +130,10 @@ TABLES: dict[str, Table] = {
         [
             *encoder(),
             Row("encoder/mask_token", "mask_token", "same"),
-            Row("encoder/pos_embed", "pos_embed", "same"),
             *linear("head/linear", "lm_head"),
         ],
         {},
     ),
-    "beit_transformers": (beit_transformers(), {}),
     # Atten4Vis/CAE: CAE and CAE v2; files with the encoder alone as well
     "cae": (
         cae(
@@ -198,8 +174,6 @@ ADVICE = {
 
 def detect(keys: set[str]) -> str | None:
     """The layout of a method's checkpoint; None if it is none of these."""
-    if any(k.startswith("beit.embeddings.") for k in keys):
-        return "beit_transformers"
     if any(k.startswith("pretext_neck.") for k in keys):
         return "cae_older"
     if "patch_embed4.weight" in keys and "blocks3.0.attn.qkv.weight" in keys:

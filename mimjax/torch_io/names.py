@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterable
 
 from mimjax.errors import ConfigError
-from mimjax.torch_io import methods, teachers
+from mimjax.torch_io import ecosystem, imports, methods, teachers
 from mimjax.torch_io.layouts import LAYOUTS, Row
 
 __all__ = ["LAYOUTS", "TABLES", "Row", "detect", "rows_for"]
 
-TABLES = methods.TABLES | teachers.TABLES
+TABLES = imports.with_heads(methods.TABLES | ecosystem.TABLES | teachers.TABLES)
 # Layouts of the same keys: the second is meant where its network is asked for and not the first's.
 TWINS = {"mae": "dino"}
 
@@ -53,7 +53,7 @@ def detect(keys: Iterable[str], where: str = "", roots: Iterable[str] = ()) -> s
       ConfigError: no known layout fits.
     """
     keys, roots = set(keys), set(roots)
-    if found := teachers.detect(keys) or methods.detect(keys):
+    if found := teachers.detect(keys) or ecosystem.detect(keys) or methods.detect(keys):
         twin = TWINS.get(found)
         return twin if twin and roots & held(twin) and not roots & held(found) else found
     some = ", ".join(sorted(keys)[:3])

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from typing import TypeVar
 
-from mimjax.torch_io.layouts import Row, Table, block, linear, norm
+from mimjax.torch_io.ecosystem import hf_vit
+from mimjax.torch_io.layouts import Row, Table, block, norm
 
 T = TypeVar("T")
 # MultiCropWrapper calls the network `backbone`; `module` is DistributedDataParallel's.
@@ -29,28 +30,11 @@ def dino() -> list[Row]:
     ]
 
 
-def vit_transformers() -> list[Row]:
-    """Files of transformers' ViTModel (facebook/dino-vitb16); q, k and v are apart."""
-    ours, theirs, embed = "dino/block_{i}", "encoder.layer.{i}", "embeddings"
-    attention, patch = f"{theirs}.attention.attention", f"{embed}.patch_embeddings.projection"
-    qkv = lambda leaf: tuple(f"{attention}.{x}.{leaf}" for x in ("query", "key", "value"))
-    return [
-        Row("dino/cls_token", f"{embed}.cls_token", "same"),
-        Row("dino/pos_embed", f"{embed}.position_embeddings", "same"),
-        Row("dino/patch_embed/kernel", f"{patch}.weight", "patch_conv"),
-        Row("dino/patch_embed/bias", f"{patch}.bias", "same"),
-        Row(f"{ours}/attn/qkv/kernel", qkv("weight"), "linear"),
-        Row(f"{ours}/attn/qkv/bias", qkv("bias"), "same"),
-        *linear(f"{ours}/attn/proj", f"{theirs}.attention.output.dense"),
-        *norm(f"{ours}/norm1", f"{theirs}.layernorm_before"),
-        *norm(f"{ours}/norm2", f"{theirs}.layernorm_after"),
-        *linear(f"{ours}/mlp/fc1", f"{theirs}.intermediate.dense"),
-        *linear(f"{ours}/mlp/fc2", f"{theirs}.output.dense"),
-        *norm("dino/norm", "layernorm"),
-    ]
-
-
-TABLES: dict[str, Table] = {"dino": (dino(), {}), "vit_transformers": (vit_transformers(), {})}
+TABLES: dict[str, Table] = {
+    "dino": (dino(), {}),
+    # files of ViTModel: a teacher (facebook/dino-vitb16), or an encoder
+    "vit_transformers": ([*hf_vit("dino"), *hf_vit("encoder")], {}),
+}
 
 # layout -> (keys that belong to the network, those among them that need not be read); DINO's and
 # classifiers' `head`, and transformers' pooler, do not
