@@ -23,7 +23,10 @@ FLOORS = [
         "flops",
         "hlo",
     },
-    {"build", "start", "describe", "trained", "cli", "main", "plan", "reconstruct", "attention"},
+    {
+        *("build", "start", "describe", "trained", "cli", "main", "plan", "reconstruct"),
+        *("attention", "api", "convert", "encoders", "published"),
+    },
 ]
 # methods see none of these: no flags, configs, checkpoints, loaders or files
 FORBIDDEN = {"absl", "ml_collections", "orbax", "grain", "etils", "logging", "os", "pathlib"}

@@ -40,27 +40,25 @@ class Classifier(nn.Module):
     Attributes:
       classes: outputs.
       pooled: which of the two it reads.
-      batch_norm: whether there is one; its running statistics are used.
+      probe: whether there is a BatchNorm; its running statistics are used.
     """
 
     classes: int
     pooled: bool = True
-    batch_norm: bool = False
+    probe: bool = False
     dtype: Dtype = jnp.float32
 
     def setup(self):
         if self.pooled:
             self.norm = LayerNorm(self.dtype)
-        if self.batch_norm:
-            self.batch_norm_ = nn.BatchNorm(
-                True, epsilon=1e-6, use_bias=False, use_scale=False, name="batch_norm"
-            )
+        if self.probe:
+            self.batch_norm = nn.BatchNorm(True, epsilon=1e-6, use_bias=False, use_scale=False)
         self.linear = nn.Dense(self.classes)
 
     def __call__(self, features: Features) -> Float[Array, "b c"]:
         """Logits in float32."""
         x = self.read(features).astype(jnp.float32)
-        return self.linear(self.batch_norm_(x) if self.batch_norm else x)
+        return self.linear(self.batch_norm(x) if self.probe else x)
 
     def read(self, features: Features) -> Float[Array, "b d"]:
         """What the head sees of an image."""

@@ -17,6 +17,7 @@ from mimjax.torch_io import names, positions
 from mimjax.torch_io.files import State
 
 Settings = dict[str, Any]
+BUFFERS = ("relative_position_index", "position_ids", "num_batches_tracked")
 SCALED = 0.1  # a start value of layer scales, where the config has none
 
 
@@ -67,8 +68,28 @@ class Held:
         return len(found)
 
     def unread(self, read: set[str]) -> list[str]:
-        """Keys of the file that none of our paths `read` needs."""
-        return sorted(self.state.keys() - {k for p in read for k in self.keys.get(p, ())})
+        """Keys of the file that neither our paths `read` nor a fixed position table needs."""
+        known = {k for p in read for k in self.keys.get(p, ())} | names.TABLES[self.layout][
+            1
+        ].keys()
+        return sorted(self.state.keys() - known)
+
+    def check_blocks(self) -> None:
+        """Every tensor in the encoder's blocks has a place: one left out is another function.
+
+        Raises:
+          ConfigError: window attention's positions, norms of queries and keys, ...
+        """
+        rows = [r for r in names.TABLES[self.layout][0] if re.match(r"\w+/block_\{i\}/", r.ours)]
+        begin = {re.escape(r.keys[0].split("{i}")[0]) + r"\d+\." for r in rows}
+        known = {k for keys in self.keys.values() for k in keys}
+        inside = [k for k in self.state if k not in known and any(re.match(b, k) for b in begin)]
+        foreign = sorted(k for k in inside if not k.endswith(BUFFERS))
+        if foreign:
+            raise ConfigError(
+                f"{self.where}: {len(foreign)} keys in blocks of layout {self.layout!r} have no "
+                f"place in its network here: {', '.join(foreign[:20])}"
+            )
 
 
 def ratio(hidden: int, width: int) -> float:
@@ -123,7 +144,7 @@ def position_table(held: Held, root: str) -> str | None:
 def table_kind(
     held: Held, table: np.ndarray, prefix: int, grid: tuple[int, int] | None
 ) -> tuple[str, tuple[int, int] | None]:
-    """ "sincos_xy", "sincos_yx" or "learned", and the grid; None if it cannot be told."""
+    """The kind of positions (see `vit.ViT.pos_embed`) and the grid, None if it cannot be told."""
     count = table.shape[0] - prefix
     if grid and grid[0] * grid[1] != count:
         grid = None  # positions of another size: they will be resized
@@ -151,7 +172,7 @@ def vit(held: Held, root: str = "encoder", image_size: tuple[int, int] | None = 
 
 
 def attention_bias(held: Held, root: str) -> str:
-    """ "qv" or "full"; a fused bias whose keys' part is zero everywhere is read as either."""
+    """Whether q, k and v have biases ("full") or q and v alone ("qv")."""
     return "full" if f"{root}/block_00/attn/qkv/bias" in held else "qv"
 
 

@@ -7,6 +7,7 @@ before memory is asked for: archives that grow when unpacked, tensors larger tha
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from typing import Any, NamedTuple
 
@@ -102,7 +103,7 @@ def _torch_load(path: str) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"), flags:
             whole = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error):  # no class or function is named
+        if re.search(r"Unsupported operand|persistent id|too long|truncated", str(error)):
             raise ConfigError(f"{path}: cannot be read ({_reason(error)}); {BROKEN}") from None
         raise ConfigError(
             f"{path}: holds pickled objects, which mimjax never loads; save its tensors alone "

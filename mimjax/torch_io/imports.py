@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+from mimjax.torch_io import methods
 from mimjax.torch_io.layouts import Row, Table, linear, norm
 
 # layout -> (norm after mean pooling, "" = none; linear layer) of its classifiers
@@ -23,6 +24,8 @@ HEADS = {
     "beit_transformers": ("beit.pooler.layernorm", "classifier"),
     "beit_transformers_pooled": ("pooler.layernorm", "classifier"),
 }
+# of fixed tables, see `methods.POSITIONS`
+POSITIONS = methods.POSITIONS | {"vitmae_transformers": "xy", "vitmae_transformers_5": "xy"}
 
 
 def classifier(fc_norm: str, head: str) -> list[Row]:

@@ -15,7 +15,7 @@ import numpy as np
 from mimjax.errors import ConfigError
 from mimjax.models.vit import sincos_table
 from mimjax.rules import paths
-from mimjax.torch_io import methods, names, positions, teachers
+from mimjax.torch_io import imports, methods, names, positions, teachers
 from mimjax.torch_io.files import SUFFIXES, State, read, read_file
 
 __all__ = ["SUFFIXES", "from_torch", "read", "read_file", "take", "to_torch"]
@@ -25,6 +25,9 @@ LISTED = 20  # keys that an error names
 # Parameters that a file may lack: fine-tuned models have a norm of their own after pooling, and
 # encoders alone never see masked patches.
 OPTIONAL = re.compile(r"encoder/(norm/(scale|bias)|mask_token)")
+NORMLESS = (
+    r"(beit\.)?(fc_norm|pooler\.layernorm)\.|fpn\d?\."  # norms after pooling, feature pyramids
+)
 
 
 def from_torch(
@@ -84,7 +87,7 @@ def found_row(layout: str, path: str, state: State) -> names.Row | None:
     if path.endswith("mask_token"):
         lacks = lacks and not any(k.startswith("lm_head") for k in state)
     else:
-        lacks = lacks and any(re.match(r"(beit\.)?(fc_norm|pooler\.layernorm)\.", k) for k in state)
+        lacks = lacks and any(re.match(NORMLESS, k) for k in state)
     return None if lacks else row
 
 
@@ -197,7 +200,7 @@ def check_positions(state: State, like: PyTree, layout: str, where: str, order: 
     error and be wrong.
     """
     for key, network in names.TABLES[layout][1].items():
-        expected = (order if network == "encoder" else "") or methods.POSITIONS.get(layout)
+        expected = (order if network == "encoder" else "") or imports.POSITIONS.get(layout)
         if not expected or key not in state or network not in like or "pos_embed" in like[network]:
             continue  # no fixed table
         table = state[key][0, 0 if layout in methods.NO_CLS else 1 :]  # the first row is CLS's
