@@ -224,7 +224,8 @@ def read_images(
     rng = np.random.default_rng(0)  # nothing is drawn
     out: dict[str, list[np.ndarray]] = {name: [] for name in views}
     if whole and all(view.size == found.shape[1:3] for view in views.values()):
-        return dict.fromkeys(views, found)
+        shared: dict[str, Any] = dict.fromkeys(views, found)
+        return shared
     for number, image in enumerate(found):
         pillow = open_image(image, number)
         for name, x in augment(pillow, views, rng, train=False).items():

@@ -70,6 +70,11 @@ def open_file(path: str, layout: str, key: str) -> tuple[derive.Held, load.State
     where = f"{key}: {path}"
     if layout == "auto":
         layout = names.detect(file.state, f"{where}: ", ["encoder"])
+    if layout == names.OWN:
+        raise ConfigError(
+            f"{where} has mimjax's own names and no sizes; allowed: the workdir of its run, or "
+            "--config.init_from with that run's config"
+        )
     if layout not in names.TABLES:
         raise ConfigError(f"--layout: {layout!r}; allowed: auto, {', '.join(names.TABLES)}")
     held = derive.Held(file.state, layout, where)
@@ -104,6 +109,8 @@ def check_method(held: derive.Held, c: Config) -> None:
       ConfigError: it is of another method, or its encoder is of the other kind.
     """
     names.check_roots(held.layout, ["encoder"], held.where)
+    if "heads" not in c.method.get("encoder", {}):
+        raise ConfigError(f"--config: {c.task} has no transformer; allowed: pretraining methods")
     found, wanted = method_of(held).rpartition(":")[2], c.task.rpartition(":")[2]
     if found and found != wanted and not {found, wanted} <= SHARED:
         raise ConfigError(
@@ -111,8 +118,6 @@ def check_method(held: derive.Held, c: Config) -> None:
             f"allowed: files of {wanted}, and encoders alone"
         )
     conv, kind = "encoder/patch_embed4/kernel" in held, "a ConvViT (MCMAE's)"
-    if "encoder" not in c.method:
-        raise ConfigError(f"--config: {c.task} has no encoder; allowed: pretraining methods")
     if conv != ("strides" in c.method.encoder):
         kinds = (kind, "a ViT") if conv else ("a ViT", kind)
         raise ConfigError(

@@ -118,14 +118,18 @@ def test_convert_refuses(file, workdir, tmp_path):
     refused("holds a run already; allowed: a new folder", where=workdir[0])
     refused(r"number of heads cannot be told from its tensors; give it: --heads=12 \(heads=")
     refused(r"bootmae.pth: heads: 5 does not divide its width 32", heads=5)
-    refused(r"feature_decoder of width 32 has 32 channels .* 5 heads", heads=4, decoder_heads=5)
+    refused(r"pixel_decoder of width 32 has 32 channels .* 5 heads", heads=4, decoder_heads=5)
     refused(r"is a file of BootMAE \(layout 'bootmae'\), --config is of MAE", config="mae", heads=4)
-    refused("holds a ViT, and the encoder of --config is a ConvViT", config="mcmae", heads=4)
     refused("--layout: 'bootmea'; allowed: auto, mae", layout="bootmea")
+    alone = {k: v for k, v in load.read_file(path).items() if k.startswith(("blocks", "norm"))}
+    alone |= {k: np.zeros(1, np.float32) for k in ("pos_embed", "cls_token")}
+    save_file(alone, tmp_path / "encoder.safetensors")
+    kinds = "holds a ViT, and the encoder of --config is a ConvViT"
+    refused(kinds, str(tmp_path / "encoder.safetensors"), config="mcmae", heads=4)
     tower = {"visual.class_embedding": np.zeros(8, np.float32)}
     save_file(tower, tmp_path / "clip.safetensors")
     refused("holds clip; needed: encoder", str(tmp_path / "clip.safetensors"), heads=4)
-    refused("--config: mimjax.methods.dvae:DVAETask has no encoder", config="dvae", heads=4)
+    refused("--config: mimjax.methods.dvae:DiscreteVAE has no transformer", config="dvae", heads=4)
 
 
 def test_an_encoder_alone_begins_any_method(file, tmp_path):

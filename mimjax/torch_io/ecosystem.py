@@ -9,7 +9,7 @@ files), mmpretrain 1.2.0, mmsegmentation 1.2.2, detectron2 02b5c4e.
 from __future__ import annotations
 
 from mimjax.torch_io import methods
-from mimjax.torch_io.layouts import Row, Table, linear, norm, renamed
+from mimjax.torch_io.layouts import Row, Table, linear, norm, renamed, without
 
 RELATIVE = "relative_position_bias"
 
@@ -105,19 +105,14 @@ MM = {
 }
 
 
-def mm(prefix: str, fused: bool, gammas: tuple[str, str] = ("gamma_1", "gamma_2")) -> list[Row]:
+def mm(prefix: str, fused: bool) -> list[Row]:
     """OpenMMLab's backbones under a prefix.
 
     Args:
       fused: VisionTransformer and mmseg's MAE, which have one bias of q, k and v; BEiT's have two.
     """
-    rows = renamed(methods.encoder("", fused, gammas), MM)
+    rows = renamed(methods.encoder("", fused), MM)
     return [Row(r.ours, tuple(prefix + k for k in r.keys), r.layout) for r in rows]
-
-
-def without(rows: list[Row], *parts: str) -> list[Row]:
-    """Rows whose path on our side begins with none of these."""
-    return [r for r in rows if not r.ours.startswith(parts)]
 
 
 def pooled(rows: list[Row], last: str, fc_norm: str) -> list[Row]:
@@ -125,8 +120,11 @@ def pooled(rows: list[Row], last: str, fc_norm: str) -> list[Row]:
     return renamed(rows, {last: fc_norm})
 
 
-VIT = methods.encoder("", True, ("ls1.gamma", "ls2.gamma"))
-LAYER_SCALES = ("attn.gamma1.weight", "ffn.gamma2.weight")  # mmpretrain's VisionTransformer
+VIT = methods.timm_vit()
+GAMMAS = "encoder/block_{i}/gamma"
+# mmpretrain's VisionTransformer; its layer scale has other names, which no method here needs
+MM_VIT = without(mm("backbone.", True), "encoder/rel_pos", GAMMAS)
+MM_BEIT = mm("backbone.", False)
 TABLES: dict[str, Table] = {
     # fine-tuned MAE files, timm with global_pool="avg"
     "mae_pooled": (pooled(VIT, "norm", "fc_norm"), {"pos_embed": "encoder"}),
@@ -148,10 +146,10 @@ TABLES: dict[str, Table] = {
     "beit_transformers": (hf_beit("beit.", "layernorm"), {}),  # BeitForMaskedImageModeling
     "beit_transformers_bare": (hf_beit("", "layernorm"), {}),
     "beit_transformers_pooled": (hf_beit("", "pooler.layernorm"), {}),
-    "mmpretrain": (mm("backbone.", True), {}),
-    "mmpretrain_pooled": (pooled(mm("backbone.", True), "backbone.ln1", "backbone.ln2"), {}),
-    "mmpretrain_beit": (mm("backbone.", False), {}),
-    "mmpretrain_beit_pooled": (pooled(mm("backbone.", False), "backbone.ln1", "backbone.ln2"), {}),
+    "mmpretrain": (MM_VIT, {}),
+    "mmpretrain_pooled": (pooled(MM_VIT, "backbone.ln1", "backbone.ln2"), {}),
+    "mmpretrain_beit": (MM_BEIT, {}),
+    "mmpretrain_beit_pooled": (pooled(MM_BEIT, "backbone.ln1", "backbone.ln2"), {}),
     # backbones of segmentation, which have no final norm
     "mmseg": (without(mm("", True), "encoder/norm", "encoder/rel_pos"), {}),
     "mmseg_beit": (without(mm("", False), "encoder/norm", "encoder/pos_embed"), {}),
@@ -159,8 +157,7 @@ TABLES: dict[str, Table] = {
     "detectron2": (
         without(
             renamed(VIT, {k: f"backbone.net.{k}" for k in ("pos_embed", "patch_embed", "blocks")}),
-            *("encoder/cls_token", "encoder/norm", "encoder/rel_pos"),
-            *("encoder/block_{i}/gamma_1", "encoder/block_{i}/gamma_2"),
+            *("encoder/cls_token", "encoder/norm", GAMMAS),
         ),
         {},
     ),

@@ -170,3 +170,8 @@ def renamed(rows: list[Row], names: dict[str, str]) -> list[Row]:
     pattern = re.compile(f"({begin})(?=$|[.])")
     new = lambda k: pattern.sub(lambda m: names[m[1]], k) if pattern.match(k) else k
     return [Row(r.ours, tuple(new(k) for k in r.keys), r.layout) for r in rows]
+
+
+def without(rows: list[Row], *parts: str) -> list[Row]:
+    """Rows whose path on our side begins with none of these."""
+    return [r for r in rows if not r.ours.startswith(parts)]

@@ -157,7 +157,7 @@ def check_keys(state: State, needed: list[str], layout: str, where: str) -> None
 def holds(state: State, like: PyTree, layout: str) -> bool:
     """Whether the file has any parameter of `like`."""
     wanted = [p for p in paths(like) if not OPTIONAL.fullmatch(p)]
-    if wanted and wanted[0].split("/")[0] not in names.held(layout):
+    if layout in names.TABLES and not set(like) & names.held(layout):
         return False
     return any(k in state for row in names.rows_for(layout, wanted) for k in row.keys)
 
@@ -183,7 +183,10 @@ def convert(
     if x.size != layout.times * np.prod(shape, dtype=int):
         raise ValueError(sizes)
     if layout.rest is not None and layout.rest(x).any():
-        raise ValueError(f"{key} has a bias of keys, {row.ours} stands beside none (bias: full)")
+        raise ValueError(
+            f"{key} has biases of keys, for which {row.ours} has no place; needed: an encoder with "
+            "biases of q, k and v (method.encoder.bias='full')"
+        )
     try:
         out = layout.to_ours(np.asarray(x, np.float32), tuple(shape))
     except (ValueError, IndexError):  # not even the right number of axes
@@ -199,7 +202,7 @@ def check_positions(state: State, like: PyTree, layout: str, where: str, order: 
     MAE's table is BootMAE's transposed, so a file of one read as the other would load without an
     error and be wrong.
     """
-    for key, network in names.TABLES[layout][1].items():
+    for key, network in names.TABLES.get(layout, ([], {}))[1].items():
         expected = (order if network == "encoder" else "") or imports.POSITIONS.get(layout)
         if not expected or key not in state or network not in like or "pos_embed" in like[network]:
             continue  # no fixed table
@@ -218,9 +221,9 @@ def check_positions(state: State, like: PyTree, layout: str, where: str, order: 
 def to_torch(params: PyTree, layout: str, channels: int = 3) -> dict[str, np.ndarray]:
     """The inverse of `from_torch`, without the fixed position tables."""
     rows = names.rows_for(layout, paths(params))
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for row, x in zip(rows, jax.tree.leaves(params), strict=True):
         theirs = names.LAYOUTS[row.layout].to_theirs(np.asarray(x), channels)
         for key, part in zip(row.keys, np.split(theirs, len(row.keys)), strict=True):
-            out[key] = np.ascontiguousarray(part)
+            out[key] = np.ascontiguousarray(out[key] + part if key in out else part)
     return out

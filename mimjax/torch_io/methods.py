@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mimjax.torch_io.layouts import Row, Table, block, conv, linear, norm
+from mimjax.torch_io.layouts import Row, Table, block, conv, linear, norm, without
 
 
 def encoder(
@@ -24,6 +24,15 @@ def encoder(
         *block("encoder/block_{i}", f"{theirs}blocks.{{i}}", fused=fused, gammas=gammas),
         *norm("encoder/norm", f"{theirs}norm"),
     ]
+
+
+def timm_vit() -> list[Row]:
+    """MAE's encoder and timm's VisionTransformer.
+
+    Which has no relative positions, biases of q, k and v in one tensor, and layer scales ls1, ls2
+    (which MAE's have not).
+    """
+    return without(encoder("", True, ("ls1.gamma", "ls2.gamma")), "encoder/rel_pos")
 
 
 def regressor(ours: str, theirs: str) -> list[Row]:
@@ -97,10 +106,8 @@ def mae_decoder() -> list[Row]:
 MIMIC = linear("mimic_head/linear", "mimic_head")
 
 TABLES: dict[str, Table] = {
-    # timm's VisionTransformer as well, whose layer scale is ls1 and ls2 (MAE has none), and which
-    # knows biases of q, k and v together alone
     "mae": (
-        [*encoder("", True, ("ls1.gamma", "ls2.gamma")), *mae_decoder(), *MIMIC],
+        [*timm_vit(), *mae_decoder(), *MIMIC],
         {"pos_embed": "encoder", "decoder_pos_embed": "decoder"},
     ),
     # Alpha-VL/ConvMAE and FastConvMAE; the released files hold the encoder alone, without the

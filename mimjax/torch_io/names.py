@@ -12,8 +12,9 @@ from mimjax.errors import ConfigError
 from mimjax.torch_io import ecosystem, imports, methods, teachers
 from mimjax.torch_io.layouts import LAYOUTS, Row
 
-__all__ = ["LAYOUTS", "TABLES", "Row", "detect", "rows_for"]
+__all__ = ["LAYOUTS", "OWN", "TABLES", "Row", "detect", "rows_for"]
 
+OWN = "mimjax"  # the layout of our own .safetensors files, whose keys are our paths
 TABLES = imports.with_heads(methods.TABLES | ecosystem.TABLES | teachers.TABLES)
 # Layouts of the same keys: the second is meant where its network is asked for and not the first's.
 TWINS = {"mae": "dino"}
@@ -25,6 +26,8 @@ def rows_for(layout: str, paths: Iterable[str]) -> list[Row]:
     Raises:
       ConfigError: the layout has no home for a path.
     """
+    if layout == OWN:
+        return [Row(path, path, "same") for path in paths]
     rows, _ = TABLES[layout]
     patterns = [(re.compile(re.sub(r"\\{[ij]\\}", r"(\\d+)", re.escape(r.ours))), r) for r in rows]
     found = []
@@ -53,6 +56,8 @@ def detect(keys: Iterable[str], where: str = "", roots: Iterable[str] = ()) -> s
       ConfigError: no known layout fits.
     """
     keys, roots = set(keys), set(roots)
+    if any(k.startswith("encoder/") for k in keys):
+        return OWN
     if found := teachers.detect(keys) or ecosystem.detect(keys) or methods.detect(keys):
         twin = TWINS.get(found)
         return twin if twin and roots & held(twin) and not roots & held(found) else found
@@ -73,7 +78,7 @@ def check_roots(layout: str, roots: Iterable[str], where: str) -> None:
       ConfigError: it holds other networks; the line says which layouts would do.
     """
     roots = set(roots)
-    if not roots & held(layout):
+    if layout != OWN and not roots & held(layout):
         fit = ", ".join(sorted(name for name in TABLES if roots & held(name)))
         raise ConfigError(
             f"{where} has layout {layout!r}, which holds {', '.join(sorted(held(layout)))}; "

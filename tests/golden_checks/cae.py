@@ -335,11 +335,10 @@ def caev2(z, meta):
     gradients({official(k): v for k, v in common.arrays(z, "grad").items()}, grads, "cae")
 
 
-def beit(z, meta):
-    c = meta["config"]
+def build_beit(c):
     n = (c["img_size"] // c["patch_size"]) ** 2
     rel_pos = "shared" if c["use_shared_rel_pos_bias"] else "none"
-    task = BEiT(
+    return BEiT(
         encoder=encoder(
             c,
             pos_embed="learned" if c["use_abs_pos_emb"] else "none",
@@ -350,6 +349,10 @@ def beit(z, meta):
         masking=Masking("block_at_most", common.ratio(max(c["num_mask"]), n), max_block=0),
         target=target(c),
     )
+
+
+def beit(z, meta):
+    task = build_beit(meta["config"])
     params = common.imported(common.arrays(z, "sd"), task)
     batch = batch_of(task, z["in/images"], z["in/mask"], z["in/token_targets"])
     real = jnp.take_along_axis(batch["mask"], batch["ids_m"], axis=1).astype(jnp.float32)
