@@ -109,7 +109,8 @@ def find_start(
     state = program.init()
     if c.init_from:
         like = program.abstract_state.params
-        params = read_params(c.init_from, like, "init_from", say, grid_of(program))
+        order = order_of(program)
+        params = read_params(c.init_from, like, "init_from", say, grid_of(program), order)
         params = jax.tree.map(
             lambda new, old: old if new is None else jax.device_put(new, old.sharding),
             params,
@@ -141,6 +142,12 @@ def grid_of(program: Program) -> tuple[int, int] | None:
     return getattr(getattr(program.task, "encoder", None), "grid", None)
 
 
+def order_of(program: Program) -> str:
+    """Which coordinate comes first in the encoder's fixed positions; "" = they are learned."""
+    kind = getattr(getattr(program.task, "encoder", None), "pos_embed", "")
+    return kind.removeprefix("sincos_") if kind.startswith("sincos") else ""
+
+
 def existing(path: str, key: str) -> Workdir:
     workdir = Workdir(path, writer=False)
     if not workdir.path.is_dir():
@@ -149,7 +156,12 @@ def existing(path: str, key: str) -> Workdir:
 
 
 def read_params(
-    path: str, like: PyTree, key: str, say: Say, grid: tuple[int, int] | None = None
+    path: str,
+    like: PyTree,
+    key: str,
+    say: Say,
+    grid: tuple[int, int] | None = None,
+    order: str = "",
 ) -> PyTree:
     """Parameters from a workdir or a published file; None for subtrees that it does not hold.
 
@@ -157,6 +169,7 @@ def read_params(
       like: abstract parameters, {"encoder": ..., ...}.
       key: the config key, for errors.
       grid: of the encoder's patches, to which a file's learned positions are resized.
+      order: of the encoder's fixed positions, see `load.from_torch`.
     """
     if not path.endswith(load.SUFFIXES):
         params = Checkpoints(existing(path, key), read_only=True).params(like)
@@ -164,20 +177,7 @@ def read_params(
         return params
     state = load.read_file(path)
     layout = names.detect(state, f"{key}: {path}: ", like)
-    names.check_roots(layout, like, f"{key}: {path}")
-    out, absent = {}, []
-    for name, subtree in like.items():
-        if load.holds(state, {name: subtree}, layout):
-            part = load.from_torch(state, {name: subtree}, layout, f"{key}: {path}", grid)
-            out[name] = part[name]
-        else:
-            absent.append(name)
-            out[name] = jax.tree.map(lambda _: None, subtree)
-    if len(absent) == len(like) or "encoder" in absent:
-        raise ConfigError(
-            f"{key}: {path} has layout {layout!r} and holds no {', '.join(absent)}; its keys: "
-            f"{', '.join(sorted(state)[:3])}, ..."
-        )
+    out, absent = load.take(state, like, layout, f"{key}: {path}", grid, order)
     fresh = f"; {', '.join(absent)} not in the file: random" if absent else ""
     say(f"weights: {', '.join(k for k in like if k not in absent)} from {path} ({layout}){fresh}")
     return out
@@ -213,8 +213,9 @@ def make_frozen(
         source = {"path": path, "sha256": "random weights"}
     elif like:
         trees = read_teachers(path, like, say, grid_of(program))
-        if absent := [k for k, v in trees.items() if not jax.tree.leaves(v)]:
-            raise ConfigError(f"teacher.path: {path} does not hold {', '.join(absent)}")
+        count = lambda tree: len(jax.tree.leaves(tree))
+        if absent := [k for k, v in trees.items() if count(v) < count(like[k])]:
+            raise ConfigError(f"teacher.path: {path} does not hold all of {', '.join(absent)}")
         source = {"path": path, "sha256": ",".join(checksum(p, trees) for p in path.split(","))}
         say(f"teacher: {path}, sha256 {source['sha256']}")
         frozen |= trees

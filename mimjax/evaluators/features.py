@@ -39,6 +39,11 @@ def candidates(features: Any) -> dict[str, jax.Array]:
     }
 
 
+def encode(encoder: Any, params: Any, images: jax.Array, mean: Any, std: Any) -> Any:
+    """The encoder's `Features` of full images, uint8 [b h w c]."""
+    return encoder.apply({"params": params}, pixels.normalize(images, mean, std))
+
+
 class FeatureBank:
     """Extracts features once for all probes of an evaluation.
 
@@ -84,8 +89,7 @@ class FeatureBank:
 
     def _encode_images(self, encoder, images):
         task: Any = self.bench.task  # the encoder, mean and std are no part of the base class
-        images = pixels.normalize(images, task.mean, task.std)
-        return candidates(task.encoder.apply({"params": encoder}, images))
+        return candidates(encode(task.encoder, encoder, images, task.mean, task.std))
 
     def _both(self, fn) -> dict[str, Splits]:
         train, test = (self._extract(fn, s) for s in (self.bench.train, self.bench.test))

@@ -15,6 +15,7 @@ import numpy as np
 
 from mimjax import pictures
 from mimjax.evaluators.common import Bench, Subset
+from mimjax.task import Task
 from mimjax.train.state import TrainState
 from mimjax.train.step import eval_step
 
@@ -51,9 +52,7 @@ class Pictures:
         self.bench, self.write = bench, write
         self.images = Subset(bench.test, count)
         self.count = len(self.images)
-        self._predict = bench.jit(self._predictions)
-        self._possible: bool | None = None
-        self._order: list[str] = []
+        self.painter = Painter(bench.task, bench.seed, bench.jit)
 
     def __call__(self, state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
         sheet = self.sheet(state, frozen)
@@ -63,26 +62,50 @@ class Pictures:
 
     def sheet(self, state: TrainState, frozen: Any) -> Sheet | None:
         """The picture's columns and each image's error; None for a task that makes no picture."""
-        if self._possible is not False:
-            size = -(-self.count // self.bench.mesh.size) * self.bench.mesh.size
-            mask_fn = self.bench.task.mask_fn
-            batches = self.bench.batches(self.images, mask_fn=mask_fn, batch_size=size)
-            (batch,) = batches
-            if self._possible is None:
-                shapes = jax.eval_shape(self._predictions, state, frozen, batch)
-                self._possible = "columns" in shapes or self._has_pixels(shapes)
-            if self._possible:
-                found = jax.device_get(self._predict(state, frozen, batch))
-                return self._sheet(int(state.step), found)
-        return None
+        if self.painter.possible is False:
+            return None
+        size = -(-self.count // self.bench.mesh.size) * self.bench.mesh.size
+        mask_fn = self.bench.task.mask_fn
+        (batch,) = self.bench.batches(self.images, mask_fn=mask_fn, batch_size=size)
+        return self.painter.sheet(state, frozen, batch, self.count)
+
+
+class Painter:
+    """Makes the columns of a picture from a batch.
+
+    Attributes:
+      possible: whether the task makes pictures at all; None = not asked yet.
+      order: of the columns, known after the first picture.
+    """
+
+    def __init__(self, task: Task, seed: int = 0, jit: Callable[..., Any] = jax.jit):
+        self.task, self.seed = task, seed
+        self.predict = jit(self._predictions)
+        self.possible: bool | None = None
+        self.order: list[str] = []
+
+    def sheet(self, state: TrainState, frozen: Any, batch: Any, count: int) -> Sheet | None:
+        """Columns and errors of the first `count` rows; None for a task that makes no picture.
+
+        Args:
+          batch: as the data pipeline makes it for evaluation, "mask" included where the task has
+            a sampler.
+        """
+        if self.possible is None:
+            shapes = jax.eval_shape(self._predictions, state, frozen, batch)
+            self.possible = "columns" in shapes or self._has_pixels(shapes)
+        if not self.possible:
+            return None
+        found = jax.device_get(self.predict(state, frozen, batch))
+        return self._sheet(int(state.step), found, count)
 
     def _predictions(self, state, frozen, batch):
-        task = self.bench.task
-        prepared, out = eval_step(state, frozen, batch, task=task, seed=self.bench.seed)
+        task = self.task
+        prepared, out = eval_step(state, frozen, batch, task=task, seed=self.seed)
         found = {"error": out.preds["error"]} if "error" in out.preds else {}
         columns = task.pictures(state.params, frozen, prepared, out.preds)
         if columns:
-            self._order = list(columns)  # a dict comes back from jit sorted by name
+            self.order = list(columns)  # a dict comes back from jit sorted by name
             return found | {"columns": columns, "mask": prepared.get("mask", jnp.zeros((1, 1)))}
         found["image"] = batch["image"]
         if "pred" in out.preds and "ids_m" in prepared:
@@ -90,20 +113,20 @@ class Pictures:
         return found
 
     def _has_pixels(self, shapes) -> bool:
-        task: Any = self.bench.task
+        task: Any = self.task
         if "pred" not in shapes or getattr(task, "target", "pixels") != "pixels":
             return False
         return shapes["pred"].shape[-1] == task.encoder.patch**2 * shapes["image"].shape[-1]
 
-    def _sheet(self, step: int, found: dict[str, Any]) -> Sheet:
-        task: Any = self.bench.task
-        error = found["error"][: self.count] if "error" in found else None
+    def _sheet(self, step: int, found: dict[str, Any], count: int) -> Sheet:
+        task: Any = self.task
+        error = found["error"][:count] if "error" in found else None
         if "columns" in found:
-            tiles = {k: self._bytes(found["columns"][k]) for k in self._order}
+            tiles = {k: as_bytes(found["columns"][k][:count]) for k in self.order}
             masked, note = found["mask"].mean(), task.picture_note
         else:
             norm = getattr(task, "pixel_norm", "none")
-            found = {k: v[: self.count] for k, v in found.items()}
+            found = {k: v[:count] for k, v in found.items()}
             tiles = pictures.reconstruct(
                 found["image"],
                 found["pred"],
@@ -119,5 +142,7 @@ class Pictures:
         caption = f"{type(task).__name__}, step {step:,}{share}. {note}"
         return Sheet(tiles, caption, error)
 
-    def _bytes(self, images: np.ndarray) -> np.ndarray:
-        return (np.clip(images[: self.count], 0, 1) * 255 + 0.5).astype(np.uint8)
+
+def as_bytes(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] as uint8."""
+    return (np.clip(images, 0, 1) * 255 + 0.5).astype(np.uint8)

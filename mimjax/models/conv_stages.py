@@ -309,11 +309,7 @@ class ConvViT(nn.Module):
         grid = images.shape[1] // self.patch, images.shape[2] // self.patch
         x, fused = self.stages(images, grid, ids, train)
         x = dense(self.width, "patch_embed4", self.dtype)(x)
-        if self.pos_embed == "learned":
-            init, shape = nn.initializers.normal(0.02), (1, self.num_patches, self.width)
-            pos = self.param("pos_embed", init, shape)[0]
-        else:
-            pos = jnp.asarray(sincos_table(grid, self.width, "xy"))
+        pos = self.positions(grid)
         x = x + (pos if ids is None else pos[ids]).astype(x.dtype)
         blocks = []
         for i in range(self.depth):
@@ -323,6 +319,13 @@ class ConvViT(nn.Module):
             blocks.append(x)
         x = sum([blocks[i] for i in self.fuse_layers] + fused)
         return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), 0)
+
+    def positions(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
+        """Fixed ones, column first, of any grid; learned ones of `image_size`."""
+        if self.pos_embed == "learned":
+            init, shape = nn.initializers.normal(0.02), (1, self.num_patches, self.width)
+            return self.param("pos_embed", init, shape)[0]
+        return jnp.asarray(sincos_table(grid, self.width, "xy"))
 
     def stages(self, images, grid: tuple[int, int], ids, train: bool):
         """Tokens of `ids` out of patch_embed3, [b v d], and the stages' shares of the sum."""

@@ -9,13 +9,13 @@ import re
 from collections.abc import Iterable
 
 from mimjax.errors import ConfigError
-from mimjax.torch_io import ecosystem, methods, teachers
+from mimjax.torch_io import ecosystem, imports, methods, teachers
 from mimjax.torch_io.layouts import LAYOUTS, Row
 
 __all__ = ["LAYOUTS", "OWN", "TABLES", "Row", "detect", "rows_for"]
 
 OWN = "mimjax"  # the layout of our own .safetensors files, whose keys are our paths
-TABLES = methods.TABLES | ecosystem.TABLES | teachers.TABLES | {OWN: ([], {})}
+TABLES = imports.with_heads(methods.TABLES | ecosystem.TABLES | teachers.TABLES | {OWN: ([], {})})
 # Layouts of the same keys: the second is meant where its network is asked for and not the first's.
 TWINS = {"mae": "dino"}
 
@@ -79,7 +79,7 @@ def check_roots(layout: str, roots: Iterable[str], where: str) -> None:
       ConfigError: it holds other networks; the line says which layouts would do.
     """
     roots = set(roots)
-    if not roots & held(layout):
+    if layout != OWN and not roots & held(layout):
         fit = ", ".join(sorted(name for name in TABLES if roots & held(name)))
         raise ConfigError(
             f"{where} has layout {layout!r}, which holds {', '.join(sorted(held(layout)))}; "

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 
+import ml_dtypes
 import numpy as np
 from scipy.interpolate import RectBivariateSpline
 
 from mimjax.errors import ConfigError
 from mimjax.models.layers import table_rows
 from mimjax.models.positions import Grid, resize_absolute
+from mimjax.models.vit import sincos_table
 
 CLS_ROWS = 3  # the last rows of a relative table: CLS to patch, patch to CLS, CLS to itself
 
@@ -100,3 +102,32 @@ def square(rows: int, absolute: bool) -> Grid | None:
     root = max(0, rows - (1 if absolute else CLS_ROWS)) ** 0.5
     side = round(root if absolute else (root + 1) / 2)
     return (side, side) if positions_in((side, side), absolute) == rows else None
+
+
+def tolerance(table: np.ndarray) -> float:
+    """How far a fixed table may be from its formula: files in half precision hold it rounded."""
+    # bfloat16 first: float16 holds most of its numbers too
+    for dtype, error in ((ml_dtypes.bfloat16, 8e-3), (np.float16, 1e-3)):
+        if np.array_equal(table, table.astype(dtype).astype(table.dtype)):
+            return error
+    return 1e-4
+
+
+def fixed(table: np.ndarray, grid: Grid | None = None) -> tuple[str, Grid] | None:
+    """The formula and grid of a fixed sine-cosine table [n d], or None: its numbers are learned.
+
+    Args:
+      grid: None = whichever fits.
+
+    Returns:
+      "sincos_xy" or "sincos_yx", and (height, width) in patches.
+    """
+    n, width = table.shape
+    grids = [grid] if grid else [(h, n // h) for h in range(1, n + 1) if n % h == 0]
+    if width % 4:
+        return None
+    for shape in sorted(grids, key=lambda g: abs(g[0] - g[1])):  # a square first
+        for order in ("xy", "yx"):
+            if np.abs(table - sincos_table(shape, width, order)).max() < tolerance(table):
+                return f"sincos_{order}", shape
+    return None

@@ -30,7 +30,7 @@ def test_writes_the_same_images_at_every_step():
     rows = slice(top, top + 3 * (size + pictures.GAP) - pictures.GAP)
     np.testing.assert_array_equal(first[rows, :third], second[rows, :third])
     assert (first[rows, third:] != second[rows, third:]).any()
-    assert evaluator._predict._cache_size() == 1
+    assert evaluator.painter.predict._cache_size() == 1
 
 
 def test_tasks_without_pixels_make_no_picture():
@@ -62,7 +62,7 @@ def test_a_task_that_makes_its_own_columns():
     picture = np.asarray(Image.open(io.BytesIO(files["reconstruction_0000000.png"])))
     size = 8 * 16
     assert picture.shape[1] == 2 * pictures.MARGIN + 4 * (size + pictures.GAP) - pictures.GAP
-    assert evaluator._order == ["original", "masked", "prediction", "no regressor"]
+    assert evaluator.painter.order == ["original", "masked", "prediction", "no regressor"]
     top = pictures.MARGIN + pictures.FONT_SIZE + 5
     column = lambda i: picture[top : top + size, pictures.MARGIN + i * (size + pictures.GAP) :]
     original, prediction = column(0)[:, :size], column(2)[:, :size]

@@ -56,7 +56,7 @@ def optimizer(c):
 def pretrain(z, meta):
     c = meta["config"]
     task = build(c, Clock(1, c["epochs"]), c["mask_num"])
-    params = load.from_torch(common.arrays(z, "sd"), common.shapes(task), "bootmae")
+    params = common.imported(common.arrays(z, "sd"), task)
     shapes = {"encoder": common.shapes(task)["encoder"]}
     # single-step files leave out the average of the final norm, which no target reads
     average = common.arrays(z, "sd") | common.arrays(z, "ema")

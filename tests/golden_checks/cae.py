@@ -100,7 +100,7 @@ def gradients(theirs, grads, layout):
 def pretrain(z, meta):
     c = meta["config"]
     task = build(c, Clock(1, 1))
-    params = load.from_torch(common.arrays(z, "sd"), common.shapes(task), "cae")
+    params = common.imported(common.arrays(z, "sd"), task)
     batch = batch_of(task, z["in/images"], z["in/mask"], z["in/token_targets"])
 
     @jax.jit
@@ -218,7 +218,7 @@ def steps_ema(z, meta):
         decay=(SPARED, (".*", 1.0)),
     )
     sd = common.arrays(z, "sd")
-    params = load.from_torch(sd, common.shapes(task), "cae_older")
+    params = common.imported(sd, build(c, clock, **align))
     first = batch_of(task, z["in/images"][0], z["in/mask"][0])
     latents = task.latents(params, first, KEY, False)
     common.close("latent_predict", latents, z["out/latent_predict_step0"], 1e-4)
@@ -302,7 +302,7 @@ def caev2(z, meta):
         return key
 
     sd = {official(k): v for k, v in common.arrays(z, "sd").items()}
-    params = load.from_torch(sd, common.shapes(task), "cae")
+    params = common.imported(sd, task)
     batch = batch_of(task, z["in/images"], z["in/mask"])
     features = jnp.asarray(z["in/clip_features"])
     order = jnp.concatenate([batch["ids_v"], batch["ids_m"]], axis=1) + 1
@@ -353,7 +353,7 @@ def build_beit(c):
 
 def beit(z, meta):
     task = build_beit(meta["config"])
-    params = load.from_torch(common.arrays(z, "sd"), common.shapes(task), "beit")
+    params = common.imported(common.arrays(z, "sd"), task)
     batch = batch_of(task, z["in/images"], z["in/mask"], z["in/token_targets"])
     real = jnp.take_along_axis(batch["mask"], batch["ids_m"], axis=1).astype(jnp.float32)
     batch["weight_m"] = real / real.mean()

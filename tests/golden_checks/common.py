@@ -2,11 +2,15 @@
 
 import functools
 import random
+import tempfile
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 
-from mimjax import rules
+from mimjax import published, rules, schema, start
 from mimjax.rng import step_key
 from mimjax.torch_io import load, names
 from mimjax.train import optim
@@ -21,6 +25,51 @@ def arrays(z, prefix):
 
 def shapes(task):
     return jax.eval_shape(task.init, jax.random.key(0))[0]
+
+
+def settings(task):
+    """Every setting of a task by dotted name; of a layer scale only whether there is one."""
+    flat = start.flatten(schema.section(task).to_dict())
+    return {k: bool(v) if k.endswith("layer_scale") else v for k, v in flat.items()}
+
+
+def imported(sd, task):
+    """Parameters of `task` from a real file of the tensors `sd`, by the importer.
+
+    It gets a config with other sizes and must find those of `task` in the file; only heads, which
+    no tensor shows, are told.
+    """
+    c = ConfigDict({"task": schema.class_path(type(task)), "dtype": "float32"})
+    c.method = schema.section(task)
+    m, decoder_heads = c.method, None
+    if type(task.encoder) is not type(schema.defaults(type(task))["encoder"]):
+        m.encoder.type = schema.class_path(type(task.encoder))
+    m.encoder.update({"width": 8, "depth": 9, "heads": 1, "mlp_ratio": 9.0, "image_size": (8, 8)})
+    if "strides" in m.encoder:
+        wrong = {"strides": (2, 2, 1), "stage_depths": (9, 9), "stage_mlp_ratios": (9.0, 9.0)}
+        m.encoder.update(wrong | {"stage_widths": (4, 4)})
+    else:
+        m.encoder.update({"patch": 2, "pos_embed": "sincos_xy", "rel_pos": "none", "bias": "full"})
+    for name in ("decoder", "pixel_decoder", "feature_decoder", "regressor"):
+        if name in m and "depth" in m[name]:
+            m[name].depth = 9
+            if "width" in m[name]:
+                m[name].width = 4
+            if not name.endswith("_decoder"):
+                decoder_heads = getattr(task, name).heads
+            else:
+                m[name].heads = 0  # the encoder's
+    if hasattr(getattr(getattr(task, "target", None), "network", None), "vocab"):
+        m.target.network.vocab = 3
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/published.safetensors"
+        save_file({k: np.ascontiguousarray(v) for k, v in sd.items()}, path)
+        held, _ = published.open_file(path, "auto", "--weights")
+    choice = published.Choice(task.encoder.heads, decoder_heads)
+    found = published.fit(c, held, None, choice)
+    assert settings(found.task) == settings(task)
+    assert not found.absent
+    return jax.tree.map(jnp.asarray, found.params)
 
 
 def nhwc(images):

@@ -41,7 +41,7 @@ def optimizer(c):
 def pretrain(z, meta):
     c = meta["config"]
     task = build(c, Clock(1, c["epochs"]))
-    params = load.from_torch(common.arrays(z, "sd"), common.shapes(task), "mae")
+    params = common.imported(common.arrays(z, "sd"), task)
     common.check_groups(meta, optimizer(c), common.shapes(task), "mae")
     mask = mask_from_noise(z["in/noise"], z["in/ids_keep"].shape[1])
     np.testing.assert_array_equal(mask, z["in/mask"])

@@ -109,7 +109,7 @@ def stage_maps(z, task, params, batch, keep):
 def pretrain(z, meta):
     c = meta["config"]
     task = build(c, Clock(1, 1))
-    params = read(common.arrays(z, "sd"), common.shapes(task))
+    params = common.imported(common.arrays(z, "sd"), task)
     check_positions(z, task)
     keep = z["out/ids_keep"]
     mask = mask_from_noise(z["in/noise"], keep.shape[1])
@@ -133,7 +133,7 @@ def pretrain(z, meta):
 def fast(z, meta):
     c = meta["config"]
     task = build(c, Clock(1, 1), fast=True)
-    params = read(common.arrays(z, "sd"), common.shapes(task))
+    params = common.imported(common.arrays(z, "sd"), task)
     check_positions(z, task)
     order = np.argsort(z["in/noise"], axis=1, kind="stable")
     # set-major, as the official batch of stage 3

@@ -94,7 +94,7 @@ def batch_of(task, c, images, features, attention, noise):
 def pretrain(z, meta):
     c = meta["config"]
     task = build(c, Clock(1, 1))
-    params = load.from_torch(common.arrays(z, "sd"), common.shapes(task), layout(c))
+    params = common.imported(common.arrays(z, "sd"), task)
     features, attention = (
         z[f"{'out' if 'clip' in c else 'in'}/teacher_{k}"] for k in ("features", "cls_attn")
     )

@@ -298,6 +298,10 @@ def test_published_files(tmp_path):
     assert "decoder not in the file: random" in said[0]
     tuned = {k: v for k, v in released.items() if not k.startswith("norm.")}
     tuned |= {f"fc_norm.{k}": np.ones(16, np.float32) for k in ("weight", "bias")}
+    # a fine-tuned model has a norm of its own, and none for tokens
+    got = load.from_torch(tuned, {"encoder": random_params(alone)["encoder"]})
+    assert got["encoder"]["norm"] == {"scale": None, "bias": None}
+    del tuned["fc_norm.weight"], tuned["fc_norm.bias"]
     with pytest.raises(ConfigError, match=r"missing: norm\.bias, norm\.weight"):
         load.from_torch(tuned, {"encoder": random_params(alone)["encoder"]})
 

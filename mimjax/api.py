@@ -1,0 +1,348 @@
+"""`mimjax.load`: a trained run or a published file as an object that encodes images.
+
+Images, crops, features, masks and pictures are those of the evaluators and programs, by the same
+functions. One device and no mesh; compiled once for each shape of a batch.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from mimjax import encoders, published, schema, start, trained
+from mimjax.data.augment import Augment
+from mimjax.data.images import to_rgb
+from mimjax.errors import ConfigError
+from mimjax.evaluators import features
+from mimjax.evaluators.pictures import Painter, Sheet
+from mimjax.rng import example_seed, step_key
+from mimjax.schema import Config
+from mimjax.task import Task, View
+from mimjax.torch_io import load as torch_load
+from mimjax.train.state import TrainState
+
+PyTree = Any
+Images = np.ndarray | Sequence[Any]
+POOLS = ("cls", "mean", "all")
+
+
+class Model:
+    """A network with its weights.
+
+    Attributes:
+      config: task and method settings; for a run all of its settings.
+      report: lines that say where the weights came from and what was derived.
+      image_size: (height, width) that images are brought to.
+      num_classes: of `classify`; 0 = there is no head.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: encoders.Network,
+        params: PyTree,
+        report: list[str],
+        augment: Augment,
+        reconstructor: Reconstructor | str,
+    ):
+        self.config, self.report = config, report
+        self.image_size = tuple(network.image_size)
+        self.num_classes = network.head.classes if network.head else 0
+        self._network, self._params, self._augment = network, params, augment
+        self._reconstructor = reconstructor
+        self._candidates = jax.jit(lambda p, x: features.candidates(network.features(p, x)))
+        self._tokens = jax.jit(self._read_tokens, static_argnums=2)
+        self._pool = jax.jit(lambda p, x: network.pool(p, network.features(p, x)))
+        self._logits = jax.jit(network.logits)
+
+    def encode(
+        self, images: Images, pool: str = "mean", layer: int | None = None, batch_size: int = 64
+    ) -> np.ndarray:
+        """Features of full images.
+
+        Args:
+          images: uint8 [b h w c], or a list of arrays, Pillow images or paths. Those that are not
+            of `image_size` are resized and cropped as the run's evaluators do.
+          pool: "mean" of the patch tokens or "cls" ([b d]), or "all" tokens ([b p+n d], CLS first).
+          layer: block from 0, negative from the end; None = after the final norm. A fine-tuned
+            model has a norm after pooling and none for tokens: "mean" alone, as its head reads it.
+          batch_size: images at once.
+
+        Returns:
+          float32.
+
+        Raises:
+          ConfigError: an image, pool or layer that the model cannot read.
+        """
+        depth, module = self._network.module.depth, self._network.module
+        if pool not in POOLS:
+            raise ConfigError(f"pool: {pool!r}; allowed: {', '.join(POOLS)}")
+        if pool == "cls" and hasattr(module, "strides"):
+            raise ConfigError("pool: 'cls', and this encoder has no CLS token; allowed: mean, all")
+        if layer is not None and not -depth <= layer < depth:
+            raise ConfigError(f"layer: {layer}; allowed: None, or {-depth} to {depth - 1}")
+        if layer is None and not self._network.normed:
+            if pool == "mean" and self._network.pooled:
+                return self._batched(self._pool, images, batch_size)
+            mean = "pool='mean', or " if self._network.pooled else ""
+            raise ConfigError(
+                f"pool: {pool!r} with layer=None: the file has no norm for tokens (fine-tuned "
+                f"models have one after pooling, backbones none); allowed: {mean}a layer"
+            )
+        if pool == "all":
+            fn = lambda p, x: self._tokens(p, x, layer)
+        else:
+            name = f"{pool} of " + ("norm" if layer is None else f"block_{layer % depth:02d}")
+            fn = lambda p, x: self._candidates(p, x)[name]
+        return self._batched(fn, images, batch_size)
+
+    def classify(self, images: Images, batch_size: int = 64) -> np.ndarray:
+        """Logits float32 [b classes] of a fine-tuned or linearly probed file.
+
+        Raises:
+          ConfigError: the model has no head.
+        """
+        if not self.num_classes:
+            raise ConfigError(
+                "classify: this model has no classifier; allowed: files of fine-tuned or linearly "
+                "probed models"
+            )
+        return self._batched(self._logits, images, batch_size)
+
+    def reconstruct(
+        self, images: Images, mask: np.ndarray | None = None, seed: int | None = None
+    ) -> Sheet:
+        """What the model makes of masked images, as `mimjax.reconstruct` draws it.
+
+        Args:
+          images: see `encode`.
+          mask: bool [b n], True = masked, in raster order; None = the method's own masks.
+          seed: of those; None = the run's.
+
+        Returns:
+          `columns` by name ("original", "masked", "reconstruction"), uint8 [b h w c]; a `caption`;
+          the `error` of each image at its masked patches; `png()`.
+
+        Raises:
+          ConfigError: there is no decoder, or the target is no picture.
+        """
+        if isinstance(self._reconstructor, str):
+            raise ConfigError(f"reconstruct: {self._reconstructor}")
+        return self._reconstructor(images, mask, seed, self._augment)
+
+    def _read_tokens(self, params: PyTree, images: jax.Array, layer: int | None) -> jax.Array:
+        return self._network.features(params, images).read("all", layer).astype(jnp.float32)
+
+    def _batched(self, fn: Callable[..., Any], images: Images, size: int) -> np.ndarray:
+        """`fn` over batches of one shape; the last one is filled up with its last image."""
+        view = View(self.image_size)
+        arrays = read_images(images, {"image": view}, self._augment, len(self._network.mean))
+        x, out = arrays["image"], []
+        size = min(max(size, 1), len(x))
+        for i in range(0, len(x), size):
+            part = x[i : i + size]
+            full = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+            out.append(np.asarray(fn(self._params, full))[: len(part)])
+        return np.concatenate(out)
+
+
+class Reconstructor:
+    """Pictures of a task; frozen networks are read when the first picture is asked for."""
+
+    def __init__(
+        self,
+        task: Any,
+        state: Callable[[], TrainState],
+        frozen: Callable[[], PyTree],
+        seed: int = 0,
+    ):
+        self.task, self._load, self._seed = task, (state, frozen), seed
+        self._ready: tuple[TrainState, PyTree] | None = None
+        self._painters: dict[int, Painter] = {}  # a seed is part of what is compiled
+
+    def __call__(
+        self, images: Images, mask: np.ndarray | None, seed: int | None, augment: Augment
+    ) -> Sheet:
+        task, seed = self.task, self._seed if seed is None else seed
+        batch: dict[str, Any] = read_images(images, task.views, augment, len(task.mean))
+        count = len(batch["image"])
+        if task.mask_fn is not None:
+            batch["mask"] = self._masks(mask, count, seed)
+        elif mask is not None:
+            raise ConfigError("mask: the method chooses the patches itself; allowed: None")
+        if self._ready is None:
+            self._ready = self._load[0](), self._load[1]()
+        painter = self._painters.setdefault(seed, Painter(task, seed))
+        sheet = painter.sheet(*self._ready, batch, count)
+        if sheet is None:
+            raise ConfigError(
+                f"reconstruct: {type(task).__name__} with this target predicts no pixels; allowed: "
+                "models that do"
+            )
+        return sheet
+
+    def _masks(self, mask: np.ndarray | None, count: int, seed: int) -> np.ndarray:
+        task = self.task
+        if mask is None:
+            seeds = [example_seed(seed, 0, i, "eval_mask") for i in range(count)]
+            return np.stack([np.asarray(task.mask_fn(random.Random(s)), bool) for s in seeds])
+        mask = np.asarray(mask)
+        shape = (count, task.encoder.num_patches)
+        if mask.dtype != bool or mask.shape != shape or (mask.sum(1) != task.num_masked).any():
+            raise ConfigError(
+                f"mask: {mask.dtype} {list(mask.shape)}; allowed: bool {list(shape)} with "
+                f"{task.num_masked} masked patches in each image"
+            )
+        return mask
+
+
+def read_images(
+    images: Images, views: dict[str, View], augment: Augment, channels: int
+) -> dict[str, np.ndarray]:
+    """Every view of some images, uint8 [b h w c]; arrays of a view's size pass as they are.
+
+    Raises:
+      ConfigError: no image, or one that cannot be read.
+    """
+    whole = isinstance(images, np.ndarray) or hasattr(images, "__array__")
+    found: Any = np.asarray(images) if whole else list(images)
+    if whole and (found.dtype != np.uint8 or found.ndim != 4 or found.shape[3] != channels):
+        raise ConfigError(
+            f"images: {found.dtype} {list(found.shape)}; allowed: uint8 [b h w {channels}], or a "
+            "list of arrays, Pillow images or paths"
+        )
+    if not len(found):
+        raise ConfigError("images: none; allowed: one or more")
+    rng = np.random.default_rng(0)  # nothing is drawn
+    out: dict[str, list[np.ndarray]] = {name: [] for name in views}
+    if whole and all(view.size == found.shape[1:3] for view in views.values()):
+        shared: dict[str, Any] = dict.fromkeys(views, found)
+        return shared
+    for number, image in enumerate(found):
+        pillow = open_image(image, number)
+        for name, x in augment(pillow, views, rng, train=False).items():
+            out[name].append(x)
+    return {name: np.stack(x) for name, x in out.items()}
+
+
+def open_image(image: Any, number: int) -> Image.Image:
+    """An RGB image of an array, a Pillow image or a path."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, str | os.PathLike):
+        from mimjax.data.files import Files
+
+        return Files(os.fspath(image), key="images").image(0)
+    x = np.asarray(image)
+    if x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3:
+        raise ConfigError(
+            f"images: number {number} is {x.dtype} {list(x.shape)}; allowed: uint8 [h w 3]"
+        )
+    return Image.fromarray(x)
+
+
+def load(
+    path: str | os.PathLike,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    *,
+    step: int | None = None,
+    ema: bool = False,
+    layout: str = "auto",
+    image_size: tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    teacher: str = "",
+) -> Model:
+    """A model from a workdir of this project or from a published checkpoint file.
+
+    Args:
+      path: workdir, .safetensors or .pth (weights-only loading).
+      heads, decoder_heads: of a file's encoder and of the networks behind it, where no tensor
+        shows them and the size is no published one.
+      step: of a workdir's checkpoint; None = the newest.
+      ema: the moving average's encoder (BootMAE) instead of the trained one.
+      layout: of a file; a name of `mimjax/torch_io/names.py`.
+      image_size: (height, width), where a file's patches fill no square or its learned positions
+        are to be resized.
+      mean, std: of a file's images, where they are not its method's.
+      teacher: file of the tokenizer or teacher that a file's method reconstructs with.
+
+    Raises:
+      ConfigError: what is wrong, in one line.
+    """
+    path = os.fspath(path)
+    choice = published.Choice(heads, decoder_heads, image_size, published=True)
+    if not path.endswith(torch_load.SUFFIXES):
+        return _from_run(path, step, ema)
+    held, average = published.open_file(path, layout, "path")
+    if ema and not average:
+        raise ConfigError(f"ema: True, but {path} holds no moving average; allowed: False")
+    if ema:
+        held = type(held)(average, held.layout, held.where)
+    if not published.method_of(held):
+        network, params, config, report = encoders.read(held, choice, mean, std)
+        why = f"{path} holds an encoder and no decoder"
+        return Model(config, network, params, report, Augment(), why)
+    return _from_method(path, held, choice, mean, std, teacher)
+
+
+def _from_run(path: str, step: int | None, ema: bool) -> Model:
+    run = trained.open_run(path, step)
+    c, task = run.config, run.program.task
+    if not hasattr(task, "encoder") or "mean" not in c.method:
+        raise ConfigError(f"path: {path} is a run of {c.task}, which has no encoder of images")
+    encoder: Any = run.state().ema.get("encoder") if ema else run.encoder()
+    if encoder is None:
+        raise ConfigError(f"ema: True, but {c.task} in {path} averages no encoder; allowed: False")
+    network = encoders.Network(task.encoder, tuple(task.mean), tuple(task.std))
+    augment = schema.build(Augment, c.data.augment, "data.augment")
+    reconstruct = Reconstructor(task, run.state, run.frozen, c.seed)
+    line = f"from {path}: {run.title}" + (", moving average" if ema else "")
+    return Model(c, network, {"encoder": encoder}, [line], augment, reconstruct)
+
+
+def _from_method(
+    path: str, held: Any, choice: published.Choice, mean: Any, std: Any, teacher: str
+) -> Model:
+    """A file of a pretraining method, with the method's published settings."""
+    task_path = published.method_of(held)
+    if task_path.endswith("MRMAE"):
+        raise ConfigError(
+            f"path: {path} is of MR-MAE, whose fused blocks no tensor shows; make a workdir of it: "
+            "python -m mimjax.convert --config=configs/mrmae.py --weights=..."
+        )
+    given = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
+    c = ConfigDict({"task": task_path, "dtype": "auto", "seed": 0})
+    c.method = schema.section(schema.find_class(task_path, "task"), **given)
+    found = published.fit(c, held, None, choice)
+    task: Any = found.task
+    init = jax.jit(task.init)(step_key(0, "init", 0))[0]
+    params = jax.tree.map(jnp.asarray, published.complete(found.params, init))
+    network = encoders.Network(task.encoder, tuple(task.mean), tuple(task.std))
+    lacking = [k for k in found.absent if "/" not in k]
+    reconstruct: Any = f"{path} holds no {', '.join(lacking)}"
+    if not lacking:
+        state = lambda: TrainState(jnp.zeros((), jnp.int32), params, {}, task.init_ema(params), ())
+        reconstruct = Reconstructor(task, state, lambda: _teacher(task, teacher))
+    return Model(found.config, network, params, found.report, Augment(), reconstruct)
+
+
+def _teacher(task: Task, path: str) -> PyTree:
+    """Frozen networks of a file's method, from the path that `load` was given."""
+    like = jax.eval_shape(task.init_frozen, jax.random.key(0))
+    if like and not path:
+        raise ConfigError(
+            f"teacher: missing, but {type(task).__name__} reconstructs with a frozen network "
+            f"({', '.join(like)}); allowed: mimjax.load(..., teacher=FILE)"
+        )
+    grid = task.encoder.grid  # pyright: ignore[reportAttributeAccessIssue]
+    return start.read_teachers(path, like, lambda line: None, grid) if like else {}

@@ -1,0 +1,101 @@
+"""Turns a published PyTorch file into a workdir that every program of mimjax can open.
+
+  python -m mimjax.convert --weights=FILE --config=configs/mae.py --workdir=DIR [--heads=12]
+
+The file's sizes replace the config's; what no tensor shows is asked for. Nothing is trained: the
+workdir holds the config and a checkpoint of step 0, from which `mimjax.main` continues.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import flags
+
+from mimjax import cli
+
+
+def main() -> None:
+    from mimjax import published
+    from mimjax.errors import ConfigError
+
+    f = flags.FLAGS
+    for name in ("heads", "decoder_heads"):
+        value = getattr(f, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name}: {value}; allowed: 1 or more")
+    size = cli.integers("image_size", f.image_size, 1, 1 << 16) if f.image_size else None
+    if size and len(size) > 2:
+        raise ConfigError(f"--image_size: {f.image_size}; allowed: height,width in pixels")
+    sides = (size[0], size[-1]) if size else None
+    choice = published.Choice(f.heads, f.decoder_heads, sides)
+    for line in convert(f.weights, f.config, f.workdir, f.layout, choice):
+        print(line)
+    print(f"workdir: {f.workdir} holds config.json and a checkpoint of step 0")
+
+
+def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> list[str]:
+    """Writes the workdir; see `published.fit`.
+
+    Returns:
+      Lines that say what came from the file, what was derived and what is random.
+
+    Raises:
+      ConfigError: the workdir holds a run, or the file cannot become one of this config. Nothing
+        is written then.
+    """
+    from mimjax import published, start
+    from mimjax.errors import ConfigError
+    from mimjax.files import Workdir
+    from mimjax.train.checkpoints import Checkpoints, versions
+
+    taken = Workdir(workdir_path, writer=False)
+    if any(taken.file(name).exists() for name in ("config.json", "checkpoints")):
+        raise ConfigError(f"--workdir: {workdir_path} holds a run already; allowed: a new folder")
+    held, average = published.open_file(path, layout, "--weights")
+    found = published.fit(c, held, average, choice)
+    state = make_state(found)
+    workdir = Workdir(workdir_path)
+    workdir.write_text("config.json", start.to_json(found.config))
+    checkpoints = Checkpoints(workdir)
+    meta = {"config": found.config.to_dict(), "versions": versions(), "teacher": {}}
+    meta["weights"] = {"path": path, "sha256": start.checksum(path, {}), "layout": held.layout}
+    checkpoints.save(state, {"step": 0, "fingerprint": ""}, meta)
+    checkpoints.close()
+    return found.report
+
+
+def make_state(found: Any) -> Any:
+    """The state at step 0 with the file's weights; what it lacks is initialized from the seed."""
+    import jax
+    import jax.numpy as jnp
+
+    from mimjax import build, published
+    from mimjax.rng import step_key
+    from mimjax.task import Clock
+    from mimjax.train.state import TrainState
+
+    c, task = found.config, found.task
+    clock = Clock(1, max(c.steps, 1))
+    params, model_state = jax.jit(task.init)(step_key(c.seed, "init", 0))
+    params = published.complete(found.params, params)
+    tx, _ = build.make_tx(c, params, clock)
+    ema = task.init_ema(params)
+    if found.average:
+        ema = ema | published.complete(found.average, {"encoder": ema["encoder"]})
+    asarray = lambda tree: jax.tree.map(jnp.asarray, tree)
+    params, ema = asarray(params), asarray(ema)
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, ema, tx.init(params))
+
+
+if __name__ == "__main__":
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", None, "configs/METHOD.py[:name=value,...]")
+    cli.define_base_flags()
+    flags.DEFINE_string("weights", None, "The file: .safetensors, .pth.")
+    flags.DEFINE_string("layout", "auto", "auto, or a name of mimjax/torch_io/names.py.")
+    flags.DEFINE_integer("heads", None, "Of the encoder, where the config has another width.")
+    flags.DEFINE_integer("decoder_heads", None, "Of the networks behind it, likewise.")
+    flags.DEFINE_list("image_size", None, "height,width; needed where patches fill no square.")
+    cli.run(main, required=("weights", "config", "workdir"))
