@@ -28,7 +28,7 @@ from mimjax.targets.clip import CLIP_MEAN, CLIP_STD
 from mimjax.torch_io import derive, load, names
 
 PyTree = Any
-CONV = "encoder/patch_embed4/kernel"
+CONV, STEM = "encoder/patch_embed4/kernel", "encoder/patch_embed1/proj/kernel"
 CLASSIFIER = "classifier/params/linear/kernel"
 
 
@@ -96,6 +96,12 @@ def read(
     head, shapes = head_of(held)
     default = (CLIP_MEAN, CLIP_STD) if root == "clip" else _statistics(held.layout)
     mean, std = tuple(mean or default[0]), tuple(std or default[1])
+    first = next(k for k in (f"{root}/patch_embed/kernel", STEM) if k in held)
+    if held.shape(first)[1] != len(mean):
+        raise ConfigError(
+            f"mean: {len(mean)} values, but {held.where} reads images of {held.shape(first)[1]} "
+            "channels; allowed: as many in mean and std"
+        )
     pooled = "classifier/params/norm/scale" in held
     normed = any(f"{root}/{name}/scale" in held for name in ("norm", "norm_post"))
     net = Network(module, mean, std, head, pooled, normed)

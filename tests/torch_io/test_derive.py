@@ -4,7 +4,9 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+import mimjax
 from mimjax import published
 from mimjax.errors import ConfigError
 from mimjax.models.vit import ViT, sincos_table
@@ -101,3 +103,14 @@ def test_a_norm_of_queries_is_another_function():
     with pytest.raises(ConfigError, match=r"f: 1 keys in blocks .*: blocks\.0\.attn\.q_norm"):
         held.check_blocks()
     assert published.method_of(held) == ""
+
+
+def test_channels_need_as_many_means(tmp_path):
+    state = file(image_size=(8, 8), pos_embed="learned")
+    kernel = state["patch_embed.proj.weight"]
+    state["patch_embed.proj.weight"] = np.ascontiguousarray(kernel[:, :1])
+    save_file(state, tmp_path / "gray.safetensors")
+    with pytest.raises(ConfigError, match=r"mean: 3 values, but .* images of 1 channels"):
+        mimjax.load(tmp_path / "gray.safetensors", heads=2)
+    model = mimjax.load(tmp_path / "gray.safetensors", heads=2, mean=(0.5,), std=(0.5,))
+    assert model.encode(np.zeros((2, 8, 8, 1), np.uint8)).shape == (2, WIDTH)
