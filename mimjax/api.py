@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
-from mimjax import encoders, published, schema, start, trained
+from mimjax import build, encoders, published, schema, start, trained
 from mimjax.data.augment import Augment
-from mimjax.data.images import to_rgb
+from mimjax.data.decoding import Decoding
+from mimjax.data.given import Images, Reader
 from mimjax.errors import ConfigError
 from mimjax.evaluators import features
 from mimjax.evaluators.pictures import Painter, Sheet
@@ -30,7 +30,6 @@ from mimjax.torch_io import load as torch_load
 from mimjax.train.state import TrainState
 
 PyTree = Any
-Images = np.ndarray | Sequence[Any]
 POOLS = ("cls", "mean", "all")
 
 
@@ -50,13 +49,13 @@ class Model:
         network: encoders.Network,
         params: PyTree,
         report: list[str],
-        augment: Augment,
+        reader: Reader,
         reconstructor: Reconstructor | str,
     ):
         self.config, self.report = config, report
         self.image_size = tuple(network.image_size)
         self.num_classes = network.head.classes if network.head else 0
-        self._network, self._params, self._augment = network, params, augment
+        self._network, self._params, self._reader = network, params, reader
         self._reconstructor = reconstructor
         self._candidates = jax.jit(lambda p, x: features.candidates(network.features(p, x)))
         self._tokens = jax.jit(self._read_tokens, static_argnums=2)
@@ -136,7 +135,7 @@ class Model:
         """
         if isinstance(self._reconstructor, str):
             raise ConfigError(f"reconstruct: {self._reconstructor}")
-        return self._reconstructor(images, mask, seed, self._augment)
+        return self._reconstructor(images, mask, seed, self._reader)
 
     def _read_tokens(self, params: PyTree, images: jax.Array, layer: int | None) -> jax.Array:
         return self._network.features(params, images).read("all", layer).astype(jnp.float32)
@@ -144,7 +143,7 @@ class Model:
     def _batched(self, fn: Callable[..., Any], images: Images, size: int) -> np.ndarray:
         """`fn` over batches of one shape; the last one is filled up with its last image."""
         view = View(self.image_size)
-        arrays = read_images(images, {"image": view}, self._augment, len(self._network.mean))
+        arrays = self._reader(images, {"image": view})
         x, out = arrays["image"], []
         size = min(max(size, 1), len(x))
         for i in range(0, len(x), size):
@@ -169,10 +168,10 @@ class Reconstructor:
         self._painters: dict[int, Painter] = {}  # a seed is part of what is compiled
 
     def __call__(
-        self, images: Images, mask: np.ndarray | None, seed: int | None, augment: Augment
+        self, images: Images, mask: np.ndarray | None, seed: int | None, reader: Reader
     ) -> Sheet:
         task, seed = self.task, self._seed if seed is None else seed
-        batch: dict[str, Any] = read_images(images, task.views, augment, len(task.mean))
+        batch: dict[str, Any] = reader(images, task.views)
         count = len(batch["image"])
         if task.mask_fn is not None:
             batch["mask"] = self._masks(mask, count, seed)
@@ -202,51 +201,6 @@ class Reconstructor:
                 f"{task.num_masked} masked patches in each image"
             )
         return mask
-
-
-def read_images(
-    images: Images, views: dict[str, View], augment: Augment, channels: int
-) -> dict[str, np.ndarray]:
-    """Every view of some images, uint8 [b h w c]; arrays of a view's size pass as they are.
-
-    Raises:
-      ConfigError: no image, or one that cannot be read.
-    """
-    whole = isinstance(images, np.ndarray) or hasattr(images, "__array__")
-    found: Any = np.asarray(images) if whole else list(images)
-    if whole and (found.dtype != np.uint8 or found.ndim != 4 or found.shape[3] != channels):
-        raise ConfigError(
-            f"images: {found.dtype} {list(found.shape)}; allowed: uint8 [b h w {channels}], or a "
-            "list of arrays, Pillow images or paths"
-        )
-    if not len(found):
-        raise ConfigError("images: none; allowed: one or more")
-    rng = np.random.default_rng(0)  # nothing is drawn
-    out: dict[str, list[np.ndarray]] = {name: [] for name in views}
-    if whole and all(view.size == found.shape[1:3] for view in views.values()):
-        shared: dict[str, Any] = dict.fromkeys(views, found)
-        return shared
-    for number, image in enumerate(found):
-        pillow = open_image(image, number)
-        for name, x in augment(pillow, views, rng, train=False).items():
-            out[name].append(x)
-    return {name: np.stack(x) for name, x in out.items()}
-
-
-def open_image(image: Any, number: int) -> Image.Image:
-    """An RGB image of an array, a Pillow image or a path."""
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    if isinstance(image, str | os.PathLike):
-        from mimjax.data.files import Files
-
-        return Files(os.fspath(image), key="images").image(0)
-    x = np.asarray(image)
-    if x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3:
-        raise ConfigError(
-            f"images: number {number} is {x.dtype} {list(x.shape)}; allowed: uint8 [h w 3]"
-        )
-    return Image.fromarray(x)
 
 
 def load(
@@ -291,8 +245,13 @@ def load(
     if not published.method_of(held):
         network, params, config, report = encoders.read(held, choice, mean, std)
         why = f"{path} holds an encoder and no decoder"
-        return Model(config, network, params, report, Augment(), why)
+        return Model(config, network, params, report, reader_of(network), why)
     return _from_method(path, held, choice, mean, std, teacher)
+
+
+def reader_of(network: encoders.Network) -> Reader:
+    """Of a file, which says nothing of its images but how many channels they have."""
+    return Reader(Augment(), Decoding(channels=len(network.mean)))
 
 
 def _from_run(path: str, step: int | None, ema: bool) -> Model:
@@ -305,9 +264,10 @@ def _from_run(path: str, step: int | None, ema: bool) -> Model:
         raise ConfigError(f"ema: True, but {c.task} in {path} averages no encoder; allowed: False")
     network = encoders.Network(task.encoder, tuple(task.mean), tuple(task.std))
     augment = schema.build(Augment, c.data.augment, "data.augment")
+    reader = Reader(augment, build.decoding(c))
     reconstruct = Reconstructor(task, run.state, run.frozen, c.seed)
     line = f"from {path}: {run.title}" + (", moving average" if ema else "")
-    return Model(c, network, {"encoder": encoder}, [line], augment, reconstruct)
+    return Model(c, network, {"encoder": encoder}, [line], reader, reconstruct)
 
 
 def _from_method(
@@ -333,7 +293,7 @@ def _from_method(
     if not lacking:
         state = lambda: TrainState(jnp.zeros((), jnp.int32), params, {}, task.init_ema(params), ())
         reconstruct = Reconstructor(task, state, lambda: _teacher(task, teacher))
-    return Model(found.config, network, params, found.report, Augment(), reconstruct)
+    return Model(found.config, network, params, found.report, reader_of(network), reconstruct)
 
 
 def _teacher(task: Task, path: str) -> PyTree:

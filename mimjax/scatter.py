@@ -55,9 +55,10 @@ def draw(
       caption: below the map.
       size: longer side of a thumbnail in pixels.
     """
-    known = np.unique(labels[labels >= 0]) if labels is not None else np.zeros(0, np.int64)
+    labels = np.full(len(points), -1) if labels is None else labels
+    known = np.unique(labels[labels >= 0])
     palette = dict(zip(known.tolist(), colors(len(known)), strict=True))
-    color = [palette.get(int(k), NO_LABEL) for k in labels] if len(known) else [NO_LABEL]
+    color = [palette.get(int(k), NO_LABEL) for k in labels]
     font, line = ImageFont.load_default(FONT_SIZE), FONT_SIZE + 5
     width = SIDE + 2 * MARGIN + (LEGEND if len(known) else 0)
     lines = wrap(caption, font, width - 2 * MARGIN)
@@ -67,7 +68,7 @@ def draw(
     where = spread(np.asarray(points, np.float64)) * inner
     for i, (x, y) in enumerate(where):
         center = MARGIN + size + x, MARGIN + size + inner - y
-        rim = color[i % len(color)]
+        rim = color[i]
         if thumbnails is None:
             box = [center[0] - DOT, center[1] - DOT, center[0] + DOT, center[1] + DOT]
             pen.ellipse(box, fill=rim, outline=BACKGROUND)

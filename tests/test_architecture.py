@@ -24,6 +24,7 @@ FLOORS = [
         "evaluators",
         "pictures",
         "heatmaps",
+        "scatter",
         "schema",
         "flops",
         "hlo",
