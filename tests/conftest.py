@@ -1,12 +1,20 @@
 """Eight CPU devices for every test, and run-time checks of the annotated array shapes."""
 
 import os
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # Most of these tests' time is compilation: level 0 halves it. `.ci/run` checks the golden numbers
 # once more with the default, which is what users run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+# Programs that several tests, workers and subprocesses run are compiled once per test session. The
+# workers of xdist inherit the folder of the process that started them, which removes it at its end.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="mimjax_tests_", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 from jaxtyping import install_import_hook
 

@@ -7,6 +7,7 @@ Nothing here decides anything: a run without boards is the same run. wandb is im
 from __future__ import annotations
 
 import importlib
+import sys
 import uuid
 from typing import Any, Protocol
 
@@ -32,9 +33,7 @@ class TensorBoard:
     """Event files in the workdir."""
 
     def __init__(self, workdir: Workdir):
-        from tensorboardX import SummaryWriter  # imports protobuf: only where it writes
-
-        self.writer = SummaryWriter(str(workdir.path))
+        self.writer = summary_writer()(str(workdir.path))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -43,6 +42,22 @@ class TensorBoard:
 
     def close(self) -> None:
         self.writer.close()
+
+
+def summary_writer() -> Any:
+    """The class of tensorboardX, imported where it writes (it imports protobuf), and without torch.
+
+    It imports torch where that is installed, to recognize its tensors: seconds at every start.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  # makes imports fail
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 class WandB:

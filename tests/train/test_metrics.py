@@ -1,9 +1,11 @@
 """The progress line's rates, and the boards beside metrics.jsonl."""
 
 import json
+import subprocess
 import sys
 import types
 
+import helpers
 import jax.numpy as jnp
 import pytest
 
@@ -119,3 +121,13 @@ def test_tensorboard_reads_what_was_written(tmp_path):
         data = data[16 + size :]
     values = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
     assert values == [(3, "loss/total", 0.25)]
+
+
+def test_the_board_does_not_load_torch():
+    """Where torch is installed, tensorboardX alone would load it: seconds at every start."""
+    code = (
+        "import sys; from mimjax.train import boards; boards.summary_writer();"
+        "assert 'torch' not in sys.modules; import torch; assert torch.__version__"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=helpers.ROOT, check=False)
+    assert done.returncode == 0

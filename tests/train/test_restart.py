@@ -13,6 +13,14 @@ import pytest
 TOTAL = 22  # two epochs of 11 steps
 
 
+@pytest.fixture(scope="module", autouse=True)
+def every_process_compiles():
+    """As a user's restart does; the tests' compilation cache would make it easier."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+        yield
+
+
 @pytest.fixture(scope="module")
 def config():
     """BootMAE with everything that a restart could lose."""
