@@ -7,6 +7,7 @@ with a head, classify; there is nothing to reconstruct.
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import jax
@@ -92,18 +93,22 @@ def read(
     Raises:
       ConfigError: heads are not given and cannot be told, or tensors do not fit.
     """
-    root, module = root_of(held), module_of(held, choice)
+    if held.layout == names.OWN:
+        root, module = "encoder", own_module(held)
+    else:
+        root, module = root_of(held), module_of(held, choice)
     head, shapes = head_of(held)
-    default = (CLIP_MEAN, CLIP_STD) if root == "clip" else _statistics(held.layout)
+    default = (CLIP_MEAN, CLIP_STD) if root == "clip" else _statistics(held)
     mean, std = tuple(mean or default[0]), tuple(std or default[1])
-    first = next(k for k in (f"{root}/patch_embed/kernel", STEM) if k in held)
-    if held.shape(first)[1] != len(mean):
+    channels = channels_of(held, root, module)
+    if channels != len(mean):
         raise ConfigError(
-            f"mean: {len(mean)} values, but {held.where} reads images of {held.shape(first)[1]} "
-            "channels; allowed: as many in mean and std"
+            f"mean: {len(mean)} values, but {held.where} reads images of {channels} channels; "
+            "allowed: as many in mean and std"
         )
     pooled = "classifier/params/norm/scale" in held
-    normed = any(f"{root}/{name}/scale" in held for name in ("norm", "norm_post"))
+    norms = [f"{root}/{name}/scale" for name in ("norm", "norm_post")]
+    normed = any(k in held or k in held.state for k in norms)
     net = Network(module, mean, std, head, pooled, normed)
     params = {"encoder": trunk(held, net, root)}
     if shapes:
@@ -131,6 +136,29 @@ def trunk(held: derive.Held, net: Network, root: str) -> PyTree:
     plain = lambda path, x: jnp.ones(x.shape) if path.endswith("scale") else jnp.zeros(x.shape)
     leaves = [plain(p, x) for p, x in zip(paths(like), jax.tree.leaves(like))]
     return published.complete(found, jax.tree.unflatten(jax.tree.structure(like), leaves))
+
+
+def own_module(held: derive.Held) -> Any:
+    """The encoder of a file in our own names, which says what it is."""
+    settings = json.loads(held.about["encoder"])
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    cls = ConvViT if "strides" in settings else ViT
+    if wrong := settings.keys() - {f.name for f in dataclasses.fields(cls)}:
+        raise ConfigError(
+            f"{held.where}: its metadata names settings that {cls.__name__} does not have: "
+            f"{', '.join(sorted(wrong))}; it was made by another version"
+        )
+    return cls(**settings, dtype=build.compute_dtype("auto"))
+
+
+def channels_of(held: derive.Held, root: str, module: Any) -> int:
+    """Of the images that the encoder reads."""
+    if held.layout != names.OWN:
+        stem = next(k for k in (f"{root}/patch_embed/kernel", STEM) if k in held)
+        return held.shape(stem)[1]
+    if isinstance(module, ConvViT):
+        return held.state[STEM].shape[2]
+    return held.state["encoder/patch_embed/kernel"].shape[0] // module.patch**2
 
 
 def root_of(held: derive.Held) -> str:
@@ -180,8 +208,11 @@ def _nested(flat: dict[str, Any]) -> PyTree:
     return out
 
 
-def _statistics(layout: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the images; BootMAE's are its own."""
-    if layout == "bootmae":
+def _statistics(held: derive.Held) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the images: what the file says; BootMAE's are its own."""
+    if "mean" in held.about:
+        values = lambda name: tuple(map(float, held.about[name].split(",")))
+        return values("mean"), values("std")
+    if held.layout == "bootmae":
         return pixels.HALF, pixels.HALF
     return pixels.IMAGENET_MEAN, pixels.IMAGENET_STD

@@ -70,14 +70,14 @@ def open_file(path: str, layout: str, key: str) -> tuple[derive.Held, load.State
     where = f"{key}: {path}"
     if layout == "auto":
         layout = names.detect(file.state, f"{where}: ", ["encoder"])
-    if layout == names.OWN:
+    if layout == names.OWN and "encoder" not in file.about:
         raise ConfigError(
             f"{where} has mimjax's own names and no sizes; allowed: the workdir of its run, or "
             "--config.init_from with that run's config"
         )
     if layout not in names.TABLES:
         raise ConfigError(f"--layout: {layout!r}; allowed: auto, {', '.join(names.TABLES)}")
-    held = derive.Held(file.state, layout, where)
+    held = derive.Held(file.state, layout, where, file.about)
     held.check_blocks()
     return held, file.average
 
@@ -109,6 +109,11 @@ def check_method(held: derive.Held, c: Config) -> None:
       ConfigError: it is of another method, or its encoder is of the other kind.
     """
     names.check_roots(held.layout, ["encoder"], held.where)
+    if held.layout == names.OWN:
+        raise ConfigError(
+            f"{held.where} has mimjax's own names; allowed: the workdir of its run, or "
+            "--config.init_from with that run's config"
+        )
     if "heads" not in c.method.get("encoder", {}):
         raise ConfigError(f"--config: {c.task} has no transformer; allowed: pretraining methods")
     found, wanted = method_of(held).rpartition(":")[2], c.task.rpartition(":")[2]
@@ -176,7 +181,7 @@ def size_encoder(held: derive.Held, section: Config, choice: Choice, root: str =
     found = derive.conv_vit(held, size) if conv else derive.vit(held, root, size)
     if choice.image_size:
         found["image_size"] = tuple(choice.image_size)
-    heads = found.pop("heads", None) or choice.heads
+    heads = found.pop("heads", None) or choice.heads or int(held.about.get("heads", 0)) or None
     if heads is None:
         heads = section.heads if section.width == found["width"] else None
     if heads is None and choice.published:

@@ -26,10 +26,17 @@ class Held:
 
     Attributes:
       keys: our path -> their keys.
+      about: see `files.File`.
     """
 
-    def __init__(self, state: State, layout: str, where: str = "checkpoint"):
-        self.state, self.layout, self.where = state, layout, where
+    def __init__(
+        self,
+        state: State,
+        layout: str,
+        where: str = "checkpoint",
+        about: dict[str, str] | None = None,
+    ):
+        self.state, self.layout, self.where, self.about = state, layout, where, about or {}
         self.keys: dict[str, tuple[str, ...]] = {}
         for row in names.TABLES[layout][0]:
             pattern = re.compile(re.sub(r"\\{[ij]\\}", r"(\\d+)", re.escape(row.keys[0])))

@@ -35,10 +35,15 @@ BROKEN = "it is truncated, corrupted or no checkpoint; copy or download it again
 
 
 class File(NamedTuple):
-    """What a checkpoint file holds: its weights, and their moving average if it has one."""
+    """What a checkpoint file holds: its weights, and their moving average if it has one.
+
+    Attributes:
+      about: what one of our own exports says about itself (`exporting.Export.metadata`), else {}.
+    """
 
     state: State
     average: State | None = None
+    about: dict[str, str] = {}
 
 
 def read_file(path: str) -> State:
@@ -68,19 +73,30 @@ def read(path: str) -> File:
     if not os.path.isfile(path):
         raise ConfigError(f"{path}: no such file")
     if path.endswith(".safetensors"):
-        return File(official_names(backbone(_safetensors(path))))
+        state, about = _safetensors(path)
+        state = backbone(state)
+        return File(state if about else official_names(state), None, about)
     whole = _torch_load(path)
     state = next((whole[w] for w in WRAPPERS if isinstance(whole.get(w), dict)), whole)
     average = next((whole[w] for w in AVERAGES if isinstance(whole.get(w), dict)), None)
-    named = lambda tensors: official_names(backbone(_arrays(tensors, path)))
-    return File(named(state), named(average) if average else None)
+    about = _about(whole.get("mimjax"))
+    official = (lambda state: state) if about else official_names
+    named = lambda tensors: official(backbone(_arrays(tensors, path)))
+    return File(named(state), named(average) if average else None, about)
 
 
-def _safetensors(path: str) -> State:
+def _about(metadata: Any) -> dict[str, str]:
+    """The metadata of one of our own exports; {} of anybody else's."""
+    ours = isinstance(metadata, dict) and {"method", "layout", "weights"} <= metadata.keys()
+    return {str(k): str(v) for k, v in metadata.items()} if ours else {}
+
+
+def _safetensors(path: str) -> tuple[State, dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:
             # The library has compared the header's sizes and offsets with the file by now.
-            return {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}  # noqa: SIM118
+            state = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}  # noqa: SIM118
+            return state, _about(file.metadata())
     except (SafetensorError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({_reason(error)}); {BROKEN}") from None
     except OSError as error:
