@@ -38,11 +38,32 @@ def pixels(mean=IMAGENET_MEAN, std=IMAGENET_STD):
     return torch.tensor(x.transpose(0, 3, 1, 2), dtype=torch.float32)
 
 
-def near(ours, theirs, atol=1e-4):
-    np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=0, atol=atol)
+FOUND = {}  # test -> the largest difference
 
 
-def test_vit(tmp_path):
+@pytest.fixture(scope="module", autouse=True)
+def show_table(request):
+    """Per kind of file: the library, its version, the largest difference."""
+    yield
+    lines = ["", f"read by mimjax, written by transformers {transformers.__version__}"]
+    lines += [f"{name:40} {difference:.1e}" for name, difference in FOUND.items()]
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n".join(lines))
+
+
+@pytest.fixture
+def near(request):
+    """Asserts that ours is theirs, and keeps the difference for the table."""
+
+    def check(ours, theirs, atol=1e-4):
+        theirs, name = theirs.detach().numpy(), request.node.name
+        FOUND[name] = max(FOUND.get(name, 0.0), float(np.abs(ours - theirs).max()))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
+
+    return check
+
+
+def test_vit(tmp_path, near):
     config = transformers.ViTConfig(**ViT)
     theirs, path = live(transformers.ViTModel(config, add_pooling_layer=False), tmp_path)
     model = mimjax.load(path, heads=4)
@@ -54,7 +75,7 @@ def test_vit(tmp_path):
         mimjax.load(path)
 
 
-def test_vit_with_a_classifier(tmp_path):
+def test_vit_with_a_classifier(tmp_path, near):
     config = transformers.ViTConfig(**ViT, num_labels=5)
     theirs, path = live(transformers.ViTForImageClassification(config), tmp_path)
     model = mimjax.load(path, heads=4)
@@ -63,7 +84,7 @@ def test_vit_with_a_classifier(tmp_path):
 
 
 @pytest.mark.parametrize("version", [4, 5])
-def test_vit_mae(tmp_path, version):
+def test_vit_mae(tmp_path, near, version):
     """Both generations of names: features, and the loss with the same noise."""
     sizes = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 2}
     sizes |= {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 64}
@@ -104,7 +125,7 @@ def test_vit_mae(tmp_path, version):
     near(ours, theirs(pixels(), noise=torch.tensor(noise)).loss, 1e-5)
 
 
-def test_beit_with_a_classifier(tmp_path):
+def test_beit_with_a_classifier(tmp_path, near):
     """Relative positions show the heads; features as the head reads them."""
     config = transformers.BeitConfig(
         **SIZES, layer_norm_eps=1e-6, num_labels=5, use_relative_position_bias=True
@@ -116,7 +137,7 @@ def test_beit_with_a_classifier(tmp_path):
     near(model.encode(IMAGES), theirs.beit(pixels()).pooler_output)
 
 
-def test_clip(tmp_path):
+def test_clip(tmp_path, near):
     config = transformers.CLIPVisionConfig(**SIZES, projection_dim=24)
     theirs, path = live(transformers.CLIPVisionModelWithProjection(config), tmp_path)
     model = mimjax.load(path, heads=4)
