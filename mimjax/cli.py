@@ -203,7 +203,7 @@ def _guard(main: Callable[[], None]) -> None:
         if FLAGS.debug:
             raise
         _fail(about_file(error))
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError):
         reason = no_backend()
         if FLAGS.debug or not reason:
             raise

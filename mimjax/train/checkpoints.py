@@ -118,8 +118,8 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
             raise ConfigError(
-                f"--workdir: {self.workdir.file(FOLDER)}: a checkpoint cannot be written: {reason}; "
-                "those before it are kept"
+                f"--workdir: {self.workdir.file(FOLDER)}: a checkpoint cannot be written "
+                f"({reason}); those before it are kept"
             ) from error
 
     def restore(self, like: TrainState, say: Say) -> tuple[TrainState, dict[str, Any]] | None:
