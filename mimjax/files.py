@@ -135,7 +135,8 @@ def naming(path: Any) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or os.fspath(path)
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
         raise
 
 

@@ -65,6 +65,24 @@ def shrink(
     return buffer.getvalue()
 
 
+def write_whole(target: epath.Path, data: bytes) -> None:
+    """Under its own name only when complete: an interrupted run leaves no half image.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    partial = target.parent / f".{target.name}.part"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(target)
+    except OSError as err:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = err.strerror or err
+        raise ConfigError(f"output: cannot write {target} ({reason})") from None
+
+
 def prepare(
     path: str,
     output: str,
@@ -112,17 +130,7 @@ def prepare(
             data = shrink(read_bytes(source), source, short_side, quality, max_pixels)
         except ConfigError as err:
             return "failed", str(err)
-        # Under its own name only when complete: an interrupted run leaves no half image.
-        partial = target.parent / f".{target.name}.part"
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            partial.replace(target)
-        except OSError as err:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            reason = err.strerror or err
-            raise ConfigError(f"output: cannot write {target} ({reason})") from None
+        write_whole(target, data)
         return "written", ""
 
     with futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
