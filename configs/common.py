@@ -50,6 +50,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> Config:
         except (ValueError, SyntaxError):
             value = text
         value = text if isinstance(old, str) else value
+        value = float(value) if isinstance(old, float) and type(value) is int else value
         if type(value) is not type(old):
             raise ConfigError(f"config argument {name}={text!r}: no {type(old).__name__}")
         values[name] = value

@@ -173,6 +173,16 @@ def check_choices(c: Config) -> None:
     if c.on_nonfinite_retries < 1:
         raise ConfigError(f"on_nonfinite_retries: {c.on_nonfinite_retries}; allowed: 1 or more")
     boards.check(c.wandb)
+    # 0 = never, none, or a default; log_every among them: the first and last step are logged
+    every = ("steps", "log_every", "checkpoint_every", "eval.every", "eval.pictures")
+    for key, least in {
+        **dict.fromkeys((*every, "eval.batch_size", "data.workers", "seed"), 0),
+        **dict.fromkeys(("eval.max_images", "data.threads"), 1),
+    }.items():
+        section, _, name = key.rpartition(".")
+        found = (c[section] if section else c)[name]
+        if found < least:
+            raise ConfigError(f"{key}: {found}; allowed: {least} or more")
 
 
 def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = None) -> Run:
@@ -195,6 +205,7 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
     log, lock = Log(workdir), RunLock(workdir)
     lock.acquire(log.say)
     checkpoints = Checkpoints(workdir, keep=c.keep_checkpoints, keep_every=c.keep_every)
+    checkpoints.check_space(program.abstract_state)
     changed = start.check_workdir(c, workdir, checkpoints, log.say)
     block = describe.start_block(c, program, data, clock)
     log.say(block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -54,7 +55,7 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ("config", "workdi
       required: flags that must be given.
     """
     # Overrides of a config are flags of their own, made while parsing: errors arise here too.
-    app.run(lambda _: _guard(lambda: _start(main, required)), flags_parser=_parse)
+    app.run(lambda argv: _guard(lambda: _start(main, required, argv[1:])), flags_parser=_parse)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -130,7 +131,9 @@ def integers(flag: str, values: list[str], low: int, high: int, others: str = ""
     return out
 
 
-def _start(main: Callable[[], None], required: tuple[str, ...]) -> None:
+def _start(main: Callable[[], None], required: tuple[str, ...], rest: list[str]) -> None:
+    if rest:
+        raise ConfigError(f"{rest[0]!r}: no flag; allowed: flags alone, --name=value (see --help)")
     for name in required:
         if FLAGS[name].value is None:
             raise ConfigError(f"--{name}: missing; allowed: see --help")
@@ -140,15 +143,51 @@ def _start(main: Callable[[], None], required: tuple[str, ...]) -> None:
 
 
 def join_processes() -> None:
-    """jax.distributed, before anything touches a device."""
+    """jax.distributed, before anything touches a device.
+
+    Raises:
+      ConfigError: flags that do not go together, or processes that cannot be joined.
+    """
+    check_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    if not FLAGS.coordinator and FLAGS.distributed == "off":
+        return
     import jax
 
-    if FLAGS.coordinator:
-        if "cpu" in (jax.config.jax_platforms or ""):
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    elif FLAGS.distributed == "auto":
-        jax.distributed.initialize()
+    try:
+        if FLAGS.coordinator:
+            if "cpu" in (jax.config.jax_platforms or ""):
+                jax.config.update("jax_cpu_collectives_implementation", "gloo")
+            jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        else:
+            jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        if FLAGS.debug:
+            raise
+        flag = f"coordinator={FLAGS.coordinator}" if FLAGS.coordinator else "distributed=auto"
+        raise ConfigError(
+            f"--{flag}: the processes cannot be joined ({_line(error)}); allowed: auto on a TPU "
+            "pod or under SLURM, else --coordinator=HOST:PORT --num_processes=N --process_id=I"
+        ) from None
+
+
+def check_processes(coordinator: str | None, count: int, number: int) -> None:
+    """The flags of a run of several processes.
+
+    Raises:
+      ConfigError: they name no address, no process, or several processes without an address.
+    """
+    if coordinator is None:
+        if (count, number) != (1, 0):
+            raise ConfigError(
+                f"--coordinator: missing, but --num_processes={count} --process_id={number}; "
+                "allowed: host:port of process 0"
+            )
+    elif not re.fullmatch(r".+:[0-9]+", coordinator):
+        raise ConfigError(f"--coordinator: {coordinator!r}; allowed: host:port of process 0")
+    elif count < 1:
+        raise ConfigError(f"--num_processes: {count}; allowed: 1 or more")
+    elif not 0 <= number < count:
+        raise ConfigError(f"--process_id: {number}; allowed: 0 to {count - 1} (--num_processes)")
 
 
 def _guard(main: Callable[[], None]) -> None:
@@ -160,8 +199,49 @@ def _guard(main: Callable[[], None]) -> None:
         if FLAGS.debug:
             raise
         _fail(str(error))
+    except OSError as error:  # a full disk, a folder that cannot be written
+        if FLAGS.debug:
+            raise
+        _fail(about_file(error))
+    except (RuntimeError, AssertionError):
+        reason = no_backend()
+        if FLAGS.debug or not reason:
+            raise
+        _fail(reason)
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues from the newest checkpoint", 130)
+
+
+def about_file(error: OSError) -> str:
+    """One line about a file that cannot be read or written."""
+    name, reason = error.filename, error.strerror or _line(error)
+    if name is None:
+        return f"{reason} ({type(error).__name__}); more with --debug"
+    name = os.path.abspath(os.fsdecode(name))
+    workdir = FLAGS["workdir"].value if "workdir" in FLAGS else None
+    # the workdir, what lies in it, and what it would lie in
+    shared = os.path.commonpath([name, os.path.abspath(workdir)]) if workdir else ""
+    key = "--workdir: " if workdir and shared in (name, os.path.abspath(workdir)) else ""
+    return f"{key}{name}: {reason}; allowed: a place that can be written, with space left"
+
+
+def no_backend() -> str:
+    """Why jax finds no device, in one line; "" if it finds some."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        return (
+            f"JAX_PLATFORMS: {jax.config.jax_platforms!r} has no device here "
+            f"({_line(error) or 'no such hardware, or jax without its plugin'}); allowed: cpu, "
+            "cuda (a GPU and mimjax[gpu]), tpu (mimjax[tpu]), or unset = whatever there is"
+        )
+    return ""
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

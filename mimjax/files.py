@@ -6,11 +6,17 @@ shows an object only when it is whole. Nothing remote is appended to, renamed or
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
+
+from mimjax.errors import ConfigError
 
 
 class Workdir:
@@ -37,11 +43,33 @@ class Workdir:
         """The file's text, "" if there is none."""
         return self.file(name).read_text() if self.file(name).exists() else ""
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file, {} if there is none.
+
+        Raises:
+          ConfigError: the file is broken.
+        """
+        text = self.read_text(name)
+        try:
+            found = json.loads(text) if text else {}
+            if not isinstance(found, dict):
+                raise ValueError(f"a {type(found).__name__}")
+            return found
+        except ValueError as error:
+            raise ConfigError(
+                f"--workdir: {self.file(name)} is damaged ({error}); allowed: the file as a run "
+                "wrote it (restore it from a copy; other readers of its checkpoints need it)"
+            ) from None
+
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Writes a new file beside the old one, then puts it in its place."""
+        """Writes a new file beside the old one, then puts it in its place.
+
+        Raises:
+          OSError: it cannot be written; the old file is as it was, and nothing lies beside it.
+        """
         if not self.writer:
             return
         target = self.file(name)
@@ -50,15 +78,21 @@ class Workdir:
             target.write_bytes(data)
             return
         new = target.parent / f".{target.name}.new"
-        new.write_bytes(data)
-        new.replace(target)
+        try:
+            with naming(target):
+                new.write_bytes(data)
+                new.replace(target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+            raise
 
     def append(self, name: str, line: str) -> None:
         """Adds one line; remote stores cannot append, there the file is written anew."""
         if not self.writer:
             return
         if self.is_local:
-            with self.file(name).open("a") as f:
+            with naming(self.file(name)), self.file(name).open("a") as f:
                 f.write(line + "\n")
         else:
             self.write_text(name, self.read_text(name) + line + "\n")
@@ -85,10 +119,25 @@ class Workdir:
             else:
                 _move(self.file(name), target)
 
+    def free(self) -> float:
+        """Bytes that are free where the folder lies; infinity for remote stores."""
+        return shutil.disk_usage(self.path).free if self.is_local else math.inf
+
     def remove(self, name: str) -> None:
         """Deletes a file, if it is there."""
         if self.writer:
             self.file(name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Any) -> Iterator[None]:
+    """Gives errors of writing (a full disk) the file's name, which only those of opening have."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def _move(source: epath.Path, target: epath.Path) -> None:

@@ -33,9 +33,17 @@ def match(rules: Rules, tree: PyTree, key: str = "rules") -> PyTree:
     """A tree like `tree` that holds each leaf's value.
 
     Raises:
-      ConfigError: no rule matches a leaf, or a rule (other than ".*") matches none.
+      ConfigError: no rule matches a leaf, a rule (other than ".*") matches none or is no regex.
     """
     names, used = paths(tree), set()
+    for pattern, _ in rules:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(
+                f"{key}: {pattern!r} is no regular expression ({error}); allowed: one that "
+                "matches whole paths, like '.*/bias'"
+            ) from None
 
     def value(name: str):
         for i, (pattern, result) in enumerate(rules):

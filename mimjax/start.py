@@ -57,10 +57,10 @@ def check_workdir(
     Raises:
       ConfigError: task, method or optimizer differ: the checkpoints do not fit.
     """
-    text = workdir.read_text("config.json")
-    if not text or checkpoints.manager.latest_step() is None:
+    found = workdir.read_json("config.json")
+    if not found or checkpoints.manager.latest_step() is None:
         return {}  # nothing to continue from
-    old, new = flatten(json.loads(text)), flatten(json.loads(to_json(c)))
+    old, new = flatten(found), flatten(json.loads(to_json(c)))
     keys = sorted(old.keys() | new.keys(), key=lambda k: (k != "task", k))  # the cause first
     changed = [k for k in keys if old.get(k) != new.get(k)]
     for key in changed:
@@ -172,7 +172,11 @@ def read_params(
       order: of the encoder's fixed positions, see `load.from_torch`.
     """
     if not path.endswith(load.SUFFIXES):
-        params = Checkpoints(existing(path, key), read_only=True).params(like)
+        try:
+            params = Checkpoints(existing(path, key), read_only=True).params(like)
+        except ConfigError as error:
+            text = str(error)
+            raise ConfigError(text if text.startswith(key) else f"{key}: {text}") from None
         say(f"weights: all of {', '.join(like)} from {path}")
         return params
     state = load.read_file(path)
@@ -244,7 +248,7 @@ def check_teacher(source: dict[str, str], workdir: Workdir) -> None:
     Raises:
       ConfigError: they are not.
     """
-    before = json.loads(workdir.read_text(TEACHER_FILE) or "{}")
+    before = workdir.read_json(TEACHER_FILE)
     if source and before and before["sha256"] != source["sha256"]:
         raise ConfigError(
             f"teacher.path: {source['path']} (sha256 {source['sha256'][:14]}), but the workdir was "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from typing import Any
 
@@ -106,8 +105,8 @@ def open_run(path: str, step: int | None = None) -> Trained:
       ConfigError: no workdir, no config, no such checkpoint.
     """
     workdir = start.existing(path, "--workdir")
-    text = workdir.read_text("config.json")
-    if not text:
+    settings = workdir.read_json("config.json")
+    if not settings:
         raise ConfigError(f"--workdir: no config.json in {path}; allowed: the workdir of a run")
     checkpoints = Checkpoints(workdir, read_only=True)
     steps = sorted(checkpoints.manager.all_steps())
@@ -115,7 +114,7 @@ def open_run(path: str, step: int | None = None) -> Trained:
         raise ConfigError(f"--workdir: no checkpoint in {path}; allowed: the workdir of a run")
     if step is not None and step not in steps:
         raise ConfigError(f"--step: {step}; allowed: {', '.join(map(str, steps))}")
-    c: Config = ConfigDict(json.loads(text))
+    c: Config = ConfigDict(settings)
     # The length of an epoch is known to the training data alone. It decides weights of losses
     # and decays of averages, and no prediction.
     task = build.make_task(c, Clock(1, max(c.steps, 1)))

@@ -26,3 +26,14 @@ _HOOK = install_import_hook(
 import jax  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of mistakes and answers, from every worker, see test_bad_input.py."""
+    passed = terminalreporter.stats.get("passed", [])
+    rows = [text for report in passed for key, text in report.user_properties if key == "mistake"]
+    if rows:
+        terminalreporter.section(f"{len(rows)} mistakes, each answered in one line")
+    for text in rows:
+        name, _, line = text.partition(": error: ")
+        terminalreporter.write_line(f"{name:32} {line[:160]}")

@@ -1,52 +1,32 @@
-"""Wrong settings through the real command line: one line, the key in it, nothing half-written."""
+"""Wrong input through the real command line: one line, the key in it, nothing harmed or half-made.
 
+The mistakes stand in `mistakes.py`; pytest prints all of them with their answers at the end.
+"""
+
+import contextlib
 import json
 import os
+import shutil
+import subprocess
 
 import helpers
+import jax
+import numpy as np
 import pytest
+from mistakes import MAE, MISTAKES, SHORT
+from PIL import Image
+from safetensors.numpy import save_file
 
-MAE, BOOT = "--config=configs/mae.py:demo", "--config=configs/bootmae.py:demo"
-SHORT = ["--config.steps=2", "--config.eval.probes=False", "--config.eval.error=False"]
-SHORT += ["--config.eval.health=False", "--config.eval.pictures=0", "--config.batch_size=16"]
-SHORT += ["--config.optimizer.warmup_steps=0"]
+from mimjax.files import Workdir
+from mimjax.lock import FILE, RunLock
+from mimjax.torch_io import load
 
-# what is typed -> what the line must name
-MISTAKES = {
-    "mistyped key": ([MAE, "--config.method.encoder.widht=3"], "config.method.encoder.widht"),
-    "unknown section": ([MAE, "--config.optimiser.lr=3"], "config.optimiser"),
-    "no such config": (["--config=configs/nothing.py"], "configs/nothing.py"),
-    "config argument": (["--config=configs/mae.py:size=xxl"], "size='xxl'"),
-    "value of another type": ([MAE, "--config.batch_size=many"], "config.batch_size"),
-    "image and patch": ([MAE, "--config.method.encoder.patch=3"], "method.encoder.image_size"),
-    "batch and accumulation": ([MAE, "--config.accum=3", "--config.batch_size=16"], "batch_size"),
-    "ratio above one": ([MAE, "--config.method.masking.ratio=1.5"], "method.masking.ratio"),
-    "ratio that leaves nothing": ([MAE, "--config.method.masking.ratio=0.99"], "masking.ratio"),
-    "heads and width": ([MAE, "--config.method.encoder.heads=5"], "method.encoder.heads"),
-    "injected layer": ([BOOT, "--config.method.pixel_layer=9"], "method.pixel_layer"),
-    "unknown kind of mask": ([MAE, "--config.method.masking.kind=blok"], "method.masking.kind"),
-    "missing folder": ([MAE, "--config.data.source=folder", "--config.data.path=/no"], "data.path"),
-    "no path": ([MAE, "--config.data.source=folder"], "data.path"),
-    "unknown source": ([MAE, "--config.data.source=digit"], "data.source"),
-    "warm-up longer than the run": (
-        [MAE, "--config.optimizer.warmup_steps=99"],
-        "optimizer.warmup",
-    ),
-    "no teacher": ([MAE, "--config.method.target=features"], "teacher.path"),
-    "no tokenizer": (["--config=configs/cae.py:demo"], "teacher.path"),
-    "a tokenizer's grid": (
-        ["--config=configs/cae.py:demo,path=random", "--config.method.target.size=(12,12)"],
-        "method.target.size",
-    ),
-    "unknown tokenizer": (["--config=configs/beit.py:tokenizer=dallee"], "tokenizer='dallee'"),
-    "no such weights": ([MAE, "--config.init_from=/no/file.safetensors"], "/no/file.safetensors"),
-    "no such workdir": ([MAE, "--config.resume=/no/workdir"], "resume"),
-    "unknown dtype": ([MAE, "--config.dtype=float8"], "dtype"),
-    "unknown answer to NaN": ([MAE, "--config.on_nonfinite=skip"], "on_nonfinite: 'skip'"),
-    "no retry": ([MAE, "--config.on_nonfinite_retries=0"], "on_nonfinite_retries: 0"),
-    "unknown schedule": ([MAE, "--config.optimizer.schedule=poly"], "optimizer.schedule"),
-    "mesh that does not fit": ([MAE, "--config.mesh.fsdp=3"], "mesh"),
-}
+DISKS = {"full": "64k", "small": "1m", "tight": "3m"}  # of 2-layer runs, 1.7 MiB per checkpoint
+LIMIT = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh"]  # where no disk can be mounted
+# what a run that is refused may leave, and what one that fails later may
+SAID = {"train.log", "bad_files.txt"}
+BEGUN = {"config.json", "parameters.txt", "metrics.jsonl", "report.html", "data_index.npz"}
+HALF = (".new", ".part", "-tmp", FILE)
 
 
 def one_line(out):
@@ -58,43 +38,118 @@ def one_line(out):
     return errors[0]
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistake(name, tmp_path):
-    args, key = MISTAKES[name]
-    # the mistake stands last, so that it wins over the shortening flags
-    out = helpers.run(
-        "mimjax.main", args[0], *SHORT, *args[1:], f"--workdir={tmp_path / 'run'}", check=False
-    )
-    assert key in one_line(out), out.stderr
-    for made in ("config.json", "metrics.jsonl", "checkpoints/2"):
-        assert not (tmp_path / "run" / made).exists()
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    helpers.run("mimjax.main", MAE, *SHORT, f"--workdir={workdir}")
+    return workdir
 
 
-def test_batch_not_divisible_by_devices(tmp_path):
-    out = helpers.run(
-        "mimjax.main",
-        MAE,
-        "--config.batch_size=12",
-        f"--workdir={tmp_path}",
-        devices=8,
+def mount(place, size):
+    """A disk of this size at `place`; whether that is allowed here."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
+    with contextlib.suppress(FileNotFoundError):
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return False
+
+
+@pytest.fixture(scope="module")
+def places(finished, tmp_path_factory):
+    """Everything that the commands name: runs, folders, weights, disks; and what may be mounted."""
+    root = tmp_path_factory.mktemp("places")
+    for name in ("images", "broken", "empty", "held"):
+        (root / name).mkdir()
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(256, size=(16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"images/{i}.png")
+        (root / f"broken/{i}.jpg").write_bytes(b"no image")
+    (root / "file").write_text("text")
+    for name in ("run", "corrupt", "unreadable", "bare"):
+        shutil.copytree(finished, root / name)
+    (root / "corrupt/config.json").write_text((root / "run/config.json").read_text()[:200])
+    shutil.rmtree(root / "bare/checkpoints")
+    for file in (root / "unreadable/checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    made = {p.name: str(p) for p in root.iterdir()}
+    made |= {name: str(root / f"{name}.safetensors") for name in ("foreign", "cut", "headless")}
+    save_file({"a.weight": np.zeros((3, 3), np.float32)}, made["foreign"])
+    with open(made["foreign"], "rb") as whole, open(made["cut"], "wb") as cut:
+        cut.write(whole.read()[:40])
+    params = helpers.make(helpers.small("mae"))[1].abstract_state.params
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), params)
+    save_file(load.to_torch(zeros, "mae"), made["headless"])
+    mounted = [name for name, size in DISKS.items() if mount(root / name, size)]
+    made |= {name: str(root / name) for name in DISKS}
+    if "full" in mounted:
+        with contextlib.suppress(OSError), open(root / "full/filler", "wb") as file:
+            file.write(bytes(1 << 20))
+    lock = RunLock(Workdir(made["held"]))
+    lock.acquire(print)
+    yield root, made, mounted
+    lock.release()
+    for name in mounted:
+        subprocess.run(["umount", made[name]], check=True)
+
+
+def files(*roots):
+    """Every file's bytes; logs and pulses are appended to in all innocence."""
+    found = [p for root in roots for p in root.rglob("*") if p.is_file()]
+    return {p: p.read_bytes() for p in found if p.name not in ("train.log", FILE)}
+
+
+def run(mistake, args, limited):
+    """The program as a real process; `limited` = every file that it writes ends at 0 bytes."""
+    env = helpers.environment(mistake.devices) | mistake.env
+    command = [*(LIMIT if limited else []), *helpers.command(mistake.program)]
+    return subprocess.run(
+        [*command, *args],
+        cwd=helpers.ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
         check=False,
     )
-    assert "batch_size: 12 is not divisible by devices 8" in one_line(out)
 
 
-def test_empty_folder(tmp_path):
-    (tmp_path / "images").mkdir()
-    out = helpers.run(
-        "mimjax.main",
-        MAE,
-        "--config.data.source=folder",
-        f"--config.data.path={tmp_path / 'images'}",
-        f"--workdir={tmp_path / 'run'}",
-        check=False,
-    )
+def slow(name):
+    return pytest.param(name, marks=pytest.mark.slow) if MISTAKES[name].slow else name
+
+
+@pytest.mark.parametrize("name", map(slow, MISTAKES))
+def test_mistake(name, places, tmp_path, record_property):
+    root, made, mounted = places
+    mistake = MISTAKES[name]
+    fill = (made | {"new": str(tmp_path / "new")}).items()
+
+    def filled(text):
+        for key, value in fill:
+            text = text.replace("{" + key + "}", value)
+        return text
+
+    before = files(root, tmp_path)
+    limited = mistake.disk and len(mounted) < len(DISKS)
+    out = run(mistake, [filled(a) for a in mistake.args], limited)
     line = one_line(out)
-    assert "data.path" in line
-    assert "images" in line
+    assert filled(mistake.key) in line
+    after = files(root, tmp_path)
+    assert {p: after.get(p) for p in before} == before
+    for place in after.keys() - before.keys():
+        named = place.name in SAID | BEGUN or place.name.startswith("events.")
+        assert place.name in SAID or (mistake.begun and (named or "checkpoints" in place.parts))
+        assert not any(half in str(place.relative_to(place.parents[1])) for half in HALF), place
+    for place in {p for top in (root, tmp_path) for p in top.rglob(FILE)}:
+        assert place.parent.name == "held"  # no lock is left
+    place = str(tmp_path)
+    record_property("mistake", f"{name}: {line.replace(place, '').replace(str(root), '')}")
+
+
+def test_there_are_forty_of_them():
+    quick = [m for m in MISTAKES.values() if not m.slow]
+    assert len(quick) >= 40
+    assert len({(m.program, m.args) for m in MISTAKES.values()}) == len(MISTAKES)
 
 
 def test_debug_shows_the_traceback(tmp_path):
@@ -105,37 +160,8 @@ def test_debug_shows_the_traceback(tmp_path):
     assert "Traceback" in out.stderr
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("finished")
-    helpers.run("mimjax.main", MAE, *SHORT, f"--workdir={workdir}")
-    return workdir
-
-
-@pytest.mark.parametrize(
-    ("args", "key"),
-    [
-        ([BOOT], "task"),
-        ([MAE, "--config.method.encoder.depth=2"], "method.encoder.depth"),
-        ([MAE, "--config.method.pixel_norm=channel"], "method.pixel_norm"),
-        ([MAE, "--config.method.target=pca", "--config.method.pca_components=4"], "method."),
-    ],
-)
-def test_workdir_of_another_model(finished, args, key):
-    before = {
-        p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and p.name != "train.log"
-    }
-    out = helpers.run(
-        "mimjax.main", args[0], *SHORT, *args[1:], f"--workdir={finished}", check=False
-    )
-    line = one_line(out)
-    assert key in line
-    assert "was made with" in line
-    after = {p: p.read_bytes() for p in before}
-    assert before == after
-
-
-def test_other_changes_are_applied_and_shown(finished):
+def test_other_changes_are_applied_and_shown(finished, places):
+    """Last, after `places` has copied the run."""
     out = helpers.run(
         "mimjax.main",
         MAE,

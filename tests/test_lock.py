@@ -104,15 +104,3 @@ def test_the_pulse_moves_and_a_stolen_lock_ends_the_run(tmp_path):
         lock.check()
     lock.release()
     assert json.loads((tmp_path / FILE).read_text())["token"] == "x"  # not ours to delete
-
-
-def test_the_program_refuses_in_one_line(tmp_path):
-    process = hold(tmp_path)
-    args = ["--config=configs/mae.py:demo", "--config.steps=1", "--config.optimizer.warmup_steps=0"]
-    out = helpers.run("mimjax.main", *args, f"--workdir={tmp_path}", check=False)
-    process.kill()
-    process.wait()
-    assert out.returncode == 1
-    (line,) = [x for x in out.stderr.splitlines() if x.startswith("error: ")]
-    assert f"{tmp_path} is in use by another run, process {process.pid}" in line
-    assert sorted(p.name for p in tmp_path.iterdir()) == [FILE]

@@ -11,12 +11,14 @@ the originals.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent import futures
+from typing import NoReturn
 
 from etils import epath
 from PIL import Image
@@ -63,6 +65,24 @@ def shrink(
     return buffer.getvalue()
 
 
+def write_whole(target: epath.Path, data: bytes) -> None:
+    """Under its own name only when complete: an interrupted run leaves no half image.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    partial = target.parent / f".{target.name}.part"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(target)
+    except OSError as err:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        reason = err.strerror or err
+        raise ConfigError(f"output: cannot write {target} ({reason})") from None
+
+
 def prepare(
     path: str,
     output: str,
@@ -85,7 +105,7 @@ def prepare(
       Counts of "written", "skipped" and "failed", and one error line per failed file.
 
     Raises:
-      ConfigError: wrong folders or settings.
+      ConfigError: wrong folders or settings, or a file that cannot be written.
     """
     check_option("short_side", short_side, short_side >= 1, "1 or more")
     check_option("quality", quality, 1 <= quality <= 95, "1 to 95")
@@ -110,11 +130,7 @@ def prepare(
             data = shrink(read_bytes(source), source, short_side, quality, max_pixels)
         except ConfigError as err:
             return "failed", str(err)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Under its own name only when complete: an interrupted run leaves no half image.
-        partial = target.parent / f".{target.name}.part"
-        partial.write_bytes(data)
-        partial.replace(target)
+        write_whole(target, data)
         return "written", ""
 
     with futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
@@ -122,9 +138,16 @@ def prepare(
     return Counter(kind for kind, _ in results), [error for _, error in results if error]
 
 
+class Parser(argparse.ArgumentParser):
+    """Answers wrong arguments as the other programs do."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(1, f"error: {message}; allowed: see --help\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code, 1 if anything failed."""
-    parser = argparse.ArgumentParser(prog="python -m mimjax.data.prepare", description=__doc__)
+    parser = Parser(prog="python -m mimjax.data.prepare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--source", default="folder", choices=["folder"], help="kind of input")
     parser.add_argument("--path", required=True, help="folder to read")

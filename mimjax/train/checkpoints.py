@@ -7,8 +7,10 @@ Restoring goes into an abstract tree with today's shardings, so the number of de
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,10 +18,12 @@ import orbax.checkpoint as ocp
 
 from mimjax.errors import ConfigError
 from mimjax.files import Workdir
+from mimjax.rules import paths
 from mimjax.train.state import TrainState
 
 PyTree = Any
 FOLDER = "checkpoints"
+MARGIN = 2**20  # bytes: what a checkpoint and a run's other files take besides the arrays
 ITEMS = ("params", "rest", "data", "meta")
 Say = Callable[[str], None]
 
@@ -63,20 +67,60 @@ class Checkpoints:
                     entry.rmtree()
 
     def save(self, state: TrainState, data: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Starts saving in the background; a save of the same step is left as it is."""
+        """Starts saving in the background; a save of the same step is left as it is.
+
+        Raises:
+          ConfigError: no space is left, or this save or the one before it failed.
+        """
         step = int(state.step)
         if step in self.manager.all_steps():
             return
         params, rest = _split(state)
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                rest=ocp.args.StandardSave(rest),
-                data=ocp.args.JsonSave(data),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
+        with self._writing():
+            self.manager.wait_until_finished()  # of the save before
+            self.check_space(state)
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    rest=ocp.args.StandardSave(rest),
+                    data=ocp.args.JsonSave(data),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
+
+    def check_space(self, state: TrainState) -> None:
+        """Before a save begins, and before a run does: a full disk would leave half a checkpoint.
+
+        Args:
+          state: its arrays, or their shapes.
+
+        Raises:
+          ConfigError: the disk has less space left than one checkpoint takes.
+        """
+        if not self.workdir.writer:
+            return
+        need = MARGIN + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        if self.workdir.free() < need:
+            raise ConfigError(
+                f"--workdir: {self.workdir.path}: {self.workdir.free() / 2**20:,.1f} MiB are free, "
+                f"but a checkpoint takes {need / 2**20:,.1f}; allowed: a disk with more space "
+                "(or a smaller keep_checkpoints, keep_every=0)"
+            )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Failures of a save, which orbax and tensorstore raise as many kinds, in one line."""
+        try:
+            yield
+        except ConfigError:
+            raise
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            raise ConfigError(
+                f"--workdir: {self.workdir.file(FOLDER)}: a checkpoint cannot be written "
+                f"({reason}); those before it are kept"
+            ) from error
 
     def restore(self, like: TrainState, say: Say) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read, and its `data` item; None if there is none.
@@ -146,7 +190,7 @@ class Checkpoints:
         item = self.workdir.file(f"{FOLDER}/{step}/{item_name}")
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                return reader.restore(
+                tree = reader.restore(
                     item,
                     ocp.args.PyTreeRestore(
                         like,
@@ -157,12 +201,25 @@ class Checkpoints:
         except (ValueError, KeyError, OSError) as error:
             reason = str(error).strip().splitlines()[0][:300]
             broken = (
-                isinstance(error, OSError) or "OCDBT database" in reason
+                isinstance(error, OSError | json.JSONDecodeError) or "OCDBT database" in reason
             )  # missing or cut short
             problem = (
                 "its files cannot be read" if broken else "its parameters do not fit this model"
             )
             raise ConfigError(f"{where}: checkpoint {step}: {problem}: {reason}") from None
+        # what a partial restore does not find stays abstract
+        lacks = [
+            name
+            for name, x in zip(paths(tree), jax.tree.leaves(tree), strict=True)
+            if isinstance(x, jax.ShapeDtypeStruct)
+        ]
+        if lacks:
+            raise ConfigError(
+                f"{where}: checkpoint {step}: its parameters do not fit this model: it holds no "
+                f"{lacks[0]} ({len(lacks)} are missing in all); allowed: a run of the same method "
+                "and sizes"
+            )
+        return tree
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the cluster asked all processes to stop (multi-process runs)."""
@@ -170,8 +227,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for a save in progress."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        with self._writing():
+            self.manager.wait_until_finished()
+            self.manager.close()
 
 
 def _split(state: TrainState) -> tuple[PyTree, PyTree]:

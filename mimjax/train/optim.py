@@ -64,7 +64,8 @@ class OptimizerConfig:
     def __post_init__(self):
         choice("optimizer.name", self.name, ("adamw",))
         choice("optimizer.schedule", self.schedule, ("mae", "beit", "constant"))
-        for name in ("base_lr", "lr", "min_lr", "weight_decay", "eps", "clip_norm"):
+        rates = ("base_lr", "lr", "min_lr", "weight_decay", "eps", "clip_norm")
+        for name in (*rates, "warmup_epochs", "warmup_steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"optimizer.{name}: {getattr(self, name)}; allowed: 0 or more")
 

@@ -1,0 +1,244 @@
+"""What people type wrongly: programs, arguments, and what the one line of the answer must name."""
+
+import dataclasses
+import os
+
+MAE, BOOT, CAE = (f"--config=configs/{name}.py:demo" for name in ("mae", "bootmae", "cae"))
+SHORT = ["--config.steps=2", "--config.eval.probes=False", "--config.eval.error=False"]
+SHORT += ["--config.eval.health=False", "--config.eval.pictures=0", "--config.batch_size=16"]
+SHORT += ["--config.optimizer.warmup_steps=0"]
+SHORT += ["--config.method.encoder.width=32", "--config.method.encoder.depth=2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """One command, with {names} of the places that `test_bad_input.py` makes.
+
+    Attributes:
+      key: what the line must name.
+      begun: the run had begun when it failed: what it wrote until then may stay.
+      disk: writes to a small disk; where none can be mounted, files are limited in size instead.
+      slow: much like another one, or one that trains; `make test` leaves it out.
+    """
+
+    program: str
+    args: tuple[str, ...]
+    key: str
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    devices: int = 1
+    begun: bool = False
+    disk: bool = False
+    slow: bool = False
+
+
+def main(key, *args, config=MAE, workdir="{new}", **options):
+    """A mistake of mimjax.main; it stands last, so that it wins over the shortening flags."""
+    args = (config, *SHORT, *args, f"--workdir={workdir}")
+    return Mistake("mimjax.main", args, key, **options)
+
+
+def typed(program, key, *args, **options):
+    """A mistake of another program."""
+    return Mistake(f"mimjax.{program}", args, key, **options)
+
+
+def look(program, key, *args, run="{run}", **options):
+    """A mistake of a program that looks at a run."""
+    return typed(program, key, f"--workdir={run}", *args, **options)
+
+
+def folder(path):
+    return ("--config.data.source=folder", f"--config.data.path={path}")
+
+
+KEYS = {
+    "mistyped key": main("config.method.encoder.widht", "--config.method.encoder.widht=3"),
+    "unknown section": main("config.optimiser", "--config.optimiser.lr=3", slow=True),
+    "mistyped flag": main("wrkdir", "--wrkdir=runs/a"),
+    "override without dashes": main("config.steps=3", "config.steps=3"),
+    "no workdir": typed("main", "--workdir: missing", MAE),
+    "no such config": main("configs/nothing.py", config="--config=configs/nothing.py"),
+    "config argument": main("size='xxl'", config="--config=configs/mae.py:size=xxl"),
+    "unknown tokenizer": main(
+        "tokenizer='dallee'", config="--config=configs/beit.py:tokenizer=dallee", slow=True
+    ),
+    "no such task": main("task: 'mae'", "--config.task=mae", slow=True),
+}
+VALUES = {
+    "value of another type": main("config.batch_size", "--config.batch_size=many"),
+    "image and patch": main("method.encoder.image_size", "--config.method.encoder.patch=3"),
+    "heads and width": main("method.encoder.heads", "--config.method.encoder.heads=5"),
+    "batch and accumulation": main("batch_size", "--config.accum=3", slow=True),
+    "ratio above one": main("method.masking.ratio", "--config.method.masking.ratio=1.5", slow=True),
+    "ratio that leaves nothing": main(
+        "masking.ratio", "--config.method.masking.ratio=0.99", slow=True
+    ),
+    "unknown kind of mask": main(
+        "method.masking.kind", "--config.method.masking.kind=blok", slow=True
+    ),
+    "injected layer": main(
+        "method.pixel_layer", "--config.method.pixel_layer=9", config=BOOT, slow=True
+    ),
+    "two means for three channels": main("method.mean", "--config.method.mean=(0.5,0.5)"),
+    "warm-up longer than the run": main("optimizer.warmup", "--config.optimizer.warmup_steps=99"),
+    "negative warm-up": main(
+        "optimizer.warmup_epochs: -1", "--config.optimizer.warmup_epochs=-1.0", slow=True
+    ),
+    "negative rate": main("optimizer.lr: -1", "--config.optimizer.lr=-1.0", slow=True),
+    "unknown schedule": main("optimizer.schedule", "--config.optimizer.schedule=poly", slow=True),
+    "decay rule": main(
+        "optimizer.decay: no rule", "--config.optimizer.decay=(('.*/bias',0.0),)", slow=True
+    ),
+    "broken rule": main("sharding: '('", "--config.sharding=(('(','fsdp'),)", slow=True),
+    "negative epochs": main("epochs: -1", "--config.steps=0", "--config.epochs=-1.0"),
+    "negative interval": main("eval.every: -5", "--config.eval.every=-5"),
+    "no threads": main("data.threads: 0", "--config.data.threads=0", slow=True),
+    "no checkpoint kept": main("keep_checkpoints: 0", "--config.keep_checkpoints=0", slow=True),
+    "unknown dtype": main("dtype", "--config.dtype=float8", slow=True),
+    "unknown answer to NaN": main("on_nonfinite: 'skip'", "--config.on_nonfinite=skip", slow=True),
+    "no retry": main("on_nonfinite_retries: 0", "--config.on_nonfinite_retries=0", slow=True),
+    "unknown board": main("wandb: 'on'", "--config.wandb=on", slow=True),
+}
+DEVICES = {
+    "batch and devices": main(
+        "batch_size: 12 is not divisible by devices 8", "--config.batch_size=12", devices=8
+    ),
+    "mesh that does not fit": main("mesh", "--config.mesh.fsdp=3"),
+    "no GPU": main("JAX_PLATFORMS: 'cuda'", env={"JAX_PLATFORMS": "cuda"}),
+    "no such platform": look(
+        "reconstruct", "JAX_PLATFORMS: 'gpuu'", env={"JAX_PLATFORMS": "gpuu"}, slow=True
+    ),
+    "processes without an address": main("--coordinator", "--num_processes=2"),
+    "address without a port": main(
+        "--coordinator: 'node1'", "--coordinator=node1", "--num_processes=2", slow=True
+    ),
+    "process number": main(
+        "--process_id: 5", "--coordinator=localhost:1", "--num_processes=2", "--process_id=5"
+    ),
+    "no cluster": main("--distributed=auto", "--distributed=auto"),
+    "topology": typed("plan", "h100:8", MAE, "--topology=h100:8", slow=True),
+}
+DATA = {
+    "unknown source": main("data.source", "--config.data.source=digit", slow=True),
+    "no path": main("data.path", "--config.data.source=folder", slow=True),
+    "missing folder": main("data.path: '/no'", *folder("/no")),
+    "file for a folder": main("{file}", *folder("{file}")),
+    "empty folder": main("{empty}", *folder("{empty}"), slow=True),
+    "no image can be read": main(
+        "{broken}", *folder("{broken}"), "--config.batch_size=4", begun=True, slow=True
+    ),
+    "channels": main(
+        "data.channels: 4", *folder("{images}"), "--config.data.channels=4", slow=True
+    ),
+    "share of bad files": main(
+        "data.max_bad_fraction", "--config.data.max_bad_fraction=2.0", slow=True
+    ),
+    "statistics of nothing": typed("data.stats", "--config, --images", slow=True),
+    "statistics of broken files": typed("data.stats", "{broken}", "--images={broken}"),
+    "prepare: missing folder": typed(
+        "data.prepare", "path: '/no'", "--path=/no", "--output={new}", slow=True
+    ),
+    "prepare: into its source": typed(
+        "data.prepare", "{images}/small", "--path={images}", "--output={images}/small"
+    ),
+    "prepare: into a file": typed("data.prepare", "{file}", "--path={images}", "--output={file}"),
+    "prepare: no number": typed(
+        *("data.prepare", "--short_side", "--path={images}", "--output={new}", "--short_side=big")
+    ),
+}
+WORKDIRS = {
+    "workdir is a file": main("{file}", workdir="{file}"),
+    "workdir that cannot be made": main("--workdir: /proc", workdir="/proc/mimjax/run"),
+    "full disk": main("{full}/run", workdir="{full}/run", disk=True),
+    "disk too small for a checkpoint": main("{small}/run", workdir="{small}/run", disk=True),
+    "disk full after some steps": main(
+        "{tight}/run",
+        *("--config.checkpoint_every=1", "--config.keep_checkpoints=9", "--config.steps=9"),
+        workdir="{tight}/run",
+        disk=True,
+        begun=True,
+        slow=True,
+    ),
+    "two runs on one workdir": main(
+        f"in use by another run, process {os.getpid()} on", workdir="{held}"
+    ),
+    "damaged config.json": main("{corrupt}/config.json", workdir="{corrupt}"),
+    "another method's workdir": main("task", config=BOOT, workdir="{run}"),
+    "another depth": main(
+        "method.encoder.depth", "--config.method.encoder.depth=3", workdir="{run}", slow=True
+    ),
+    "another target": main(
+        "method.pixel_norm", "--config.method.pixel_norm=channel", workdir="{run}", slow=True
+    ),
+    "resume: missing": main("resume: /no/workdir", "--config.resume=/no/workdir", slow=True),
+    "resume: no workdir": main("{images}", "--config.resume={images}"),
+}
+WEIGHTS = {
+    "init_from: missing": main(
+        "/no/file.safetensors", "--config.init_from=/no/file.safetensors", slow=True
+    ),
+    "init_from: cut short": main("{cut}", "--config.init_from={cut}"),
+    "init_from: another method": main("init_from: {run}", "--config.init_from={run}", config=BOOT),
+    "no tokenizer": main("teacher.path", config=CAE),
+    "no teacher": main("teacher.path", "--config.method.target=features", slow=True),
+    "a tokenizer's grid": main(
+        "method.target.size",
+        "--config.method.target.size=(12,12)",
+        config=f"{CAE},path=random",
+        slow=True,
+    ),
+    "teacher of no known layout": main("teacher.path: {foreign}", config=f"{CAE},path={{foreign}}"),
+    "convert: foreign file": typed(
+        "convert", "--weights: {foreign}", MAE, "--weights={foreign}", "--workdir={new}"
+    ),
+    "convert: cut short": typed(
+        "convert", "{cut}", MAE, "--weights={cut}", "--workdir={new}", slow=True
+    ),
+    "convert: no weights": typed(
+        "convert", "{file}", MAE, "--weights={file}", "--workdir={new}", slow=True
+    ),
+    "convert: heads not told": typed(
+        *("convert", "--heads", MAE, "--weights={headless}", "--workdir={new}"),
+        "--image_size=8,8",
+    ),
+    "convert: workdir taken": typed(
+        "convert", "{run} holds a run", MAE, "--weights={headless}", "--workdir={run}"
+    ),
+}
+LOOKS = {
+    "reconstruct: no workdir": look("reconstruct", "{images}", run="{images}"),
+    "reconstruct: no checkpoint": look("reconstruct", "{bare}", run="{bare}", slow=True),
+    "reconstruct: damaged config": look(
+        "reconstruct", "{corrupt}/config.json", run="{corrupt}", slow=True
+    ),
+    "reconstruct: broken checkpoint": look("reconstruct", "{unreadable}", run="{unreadable}"),
+    "reconstruct: no such step": look("reconstruct", "--step: 99", "--step=99"),
+    "reconstruct: no image": look("reconstruct", "--count: 0", "--count=0", slow=True),
+    "reconstruct: no PNG": look("reconstruct", "--output: 'x.jpg'", "--output=x.jpg"),
+    "reconstruct: place": look(
+        "reconstruct", "/proc/x.png", "--output=/proc/x.png", "--count=1", begun=True, slow=True
+    ),
+    "reconstruct: broken image": look("reconstruct", "{broken}/0.jpg", "--images={broken}"),
+    "attention: no such block": look("attention", "--layers: '9'", "--layers=9"),
+    "attention: no such head": look("attention", "--heads: '9'", "--heads=9", slow=True),
+    "attention: share": look("attention", "--mass=2", "--mass=2"),
+    "export: format": look("export", "'onnx'", "--format=onnx", "--output={new}.pth"),
+    "export: not this method": look(
+        "export", "--format: beit", "--format=beit", "--output={new}.pth"
+    ),
+    "export: suffix": look("export", "{new}.bin", "--format=mae", "--output={new}.bin", slow=True),
+    "export: output exists": look(
+        "export", "{foreign}", "--format=safetensors", "--output={foreign}"
+    ),
+    "export: image size": look(
+        *("export", "--image_size: 'big'", "--format=timm", "--output={new}.safetensors"),
+        "--image_size=big",
+        slow=True,
+    ),
+    "export: broken checkpoint": look(
+        *("export", "{unreadable}", "--format=safetensors", "--output={new}.safetensors"),
+        run="{unreadable}",
+        slow=True,
+    ),
+}
+MISTAKES = KEYS | VALUES | DEVICES | DATA | WORKDIRS | WEIGHTS | LOOKS

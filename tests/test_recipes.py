@@ -1,0 +1,114 @@
+"""The recipes: parsed whole by the real command line, then run small on files as they describe."""
+
+import helpers
+import numpy as np
+import pytest
+from PIL import Image
+from test_ablations import parse
+
+from configs.recipes import continued, multi_channel, one_gpu, small_data
+from mimjax import build
+from mimjax.errors import ConfigError
+from mimjax.task import Clock
+from mimjax.train.loop import train
+
+RECIPES = {
+    "small_data": small_data,
+    "one_gpu": one_gpu,
+    "multi_channel": multi_channel,
+    "continued": continued,
+}
+WHOLE = {
+    "small_data": ["", ":size=s,res=64,patch=4,labels"],
+    "one_gpu": ["", ":method=bootmae,size=l,images=64", ":method=cae,path=random", ":method=mcmae"],
+    "multi_channel": ["", ":channels=1,bits=12,flip"],
+    "continued": [":path=a.pth", ":path=a.pth,method=bootmae,size=l,epochs=20"],
+}
+
+
+def test_every_recipe_is_covered():
+    found = {p.stem for p in (helpers.ROOT / "configs/recipes").glob("*.py")} - {"__init__"}
+    assert found == set(RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "arg"), [(name, arg) for name, args in WHOLE.items() for arg in args]
+)
+def test_whole(name, arg, monkeypatch):
+    """Tasks and batches at full size; nothing is computed."""
+    c = parse(f"--config=configs/recipes/{name}.py{arg} --config.seed=3", monkeypatch)
+    assert c.seed == 3
+    task = build.make_task(c, Clock(1, 1))
+    assert task.views["image"].channels == c.data.channels
+    build.check_batch(c, 1)
+    build.check_choices(c)
+    if name == "one_gpu":
+        published = build.make_task(helpers.CONFIGS["mae"].get_config(), Clock(1, 1))
+        assert c.batch_size // c.accum == (64 if "images=64" in arg else 256)
+        assert arg or task.encoder == published.encoder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arg", "line"),
+    [
+        (one_gpu, "images=100", "images=100; allowed: divisors of the batch 4096"),
+        (one_gpu, "method=dvae", "method='dvae'; allowed: mae, "),
+        (one_gpu, "path=a.pth", "path='a.pth' with method=mae"),
+        (continued, "", "path: missing"),
+        (multi_channel, "channels=0", "channels=0"),
+    ],
+)
+def test_wrong_arguments(recipe, arg, line):
+    with pytest.raises(ConfigError, match=line):
+        recipe.get_config(arg)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of photographs, and arrays of 12 channels and 12 bits beside them."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for n in range(40):
+        place = root / "photos" / "ab"[n % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(256, size=(20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{n}.png")
+        (root / "bands").mkdir(exist_ok=True)
+        np.save(root / f"bands/{n}.npy", rng.integers(4096, size=(20, 20, 12), dtype=np.uint16))
+    return root
+
+
+def run(c, path, workdir):
+    """Two updates of a narrow copy; what the run said, and its losses."""
+    c.unlock()
+    c.data.path, c.steps, c.optimizer.warmup_steps, c.log_every = str(path), 2, 1, 1
+    c.batch_size = 8 * c.accum  # eight devices
+    e, m = c.method.encoder, c.method
+    e.width, e.depth, e.heads, e.patch, e.image_size = 16, 1, 2, 4, (16, 16)
+    m.decoder.width, m.decoder.depth, m.decoder.heads = 16, 1, 2
+    c.eval.probes, c.eval.error, c.eval.health, c.eval.pictures = False, False, False, 0
+    run = build.make_run(c, str(workdir))
+    train(run)
+    run.log.close()
+    run.lock.release()
+    losses = [row["loss/total"] for row in helpers.losses(workdir).values()]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+    return (workdir / "train.log").read_text()
+
+
+def test_runs_on_photographs(folder, tmp_path):
+    """Small data, its weights continued, and accumulation."""
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    run(small_data.get_config("labels"), folder / "photos", first)
+    said = run(continued.get_config(f"path={first}"), folder / "photos", second)
+    assert f"weights: all of decoder, encoder from {first}" in said
+    assert "schedule: from its beginning" in said
+    said = run(one_gpu.get_config("images=1024"), folder / "photos", third)
+    assert "batch       32 = 8 devices x 1 x 4 accumulated" in said
+
+
+def test_runs_on_bands(folder, tmp_path):
+    c = multi_channel.get_config("bits=12")
+    said = run(c, folder / "bands", tmp_path / "run")
+    assert "image 16x16x12" in said
