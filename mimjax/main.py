@@ -43,4 +43,5 @@ def finish(run: Run) -> None:
 
 if __name__ == "__main__":
     cli.define_run_flags()
+    flags.adopt_module_key_flags(cli)
     cli.run(main)
