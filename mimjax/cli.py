@@ -49,8 +49,7 @@ def define_encode_flags() -> None:
     flags.DEFINE_string("images", None, "Folder or file; without it the run's own images.")
     flags.DEFINE_enum("split", None, ["train", "test"], "Of the run's own images; default: test.")
     flags.DEFINE_integer("batch_size", 64, "Images at once.")
-    flags.DEFINE_integer("threads", 8, "That decode images.")
-    flags.DEFINE_bool("overwrite", False, "Replace an output that exists.")
+    flags.DEFINE_integer("threads", 8, "That decode images.", lower_bound=1)
 
 
 def define_run_flags() -> None:

@@ -24,6 +24,7 @@ INNER = 50  # dimensions that t-SNE works on
 COVER = 0.35  # of the map's area, by thumbnails
 SIDES = 12, 64  # of a thumbnail, in pixels
 WORDS = {"tsne": "t-SNE", "pca": "Two leading principal components"}
+READ = {"mean": "the mean of their tokens", "cls": "their CLS tokens", "all": "their tokens"}
 
 
 class Points(NamedTuple):
@@ -40,6 +41,11 @@ class Points(NamedTuple):
     labels: np.ndarray
     images: np.ndarray
     about: str
+
+
+def words(pool: str, layer: str) -> str:
+    """What represents images or patches: "their CLS tokens after block 3"."""
+    return f"{READ[pool]} after {'the final norm' if layer == 'norm' else layer.replace('_', ' ')}"
 
 
 def images_for(count: int, grid: tuple[int, int]) -> int:
@@ -59,10 +65,10 @@ def gather(rows: list[Any], name: str, of: str, model: Any, count: int) -> Point
     """
     vectors = np.concatenate([row.features[name] for row in rows])
     labels = np.concatenate([row.labels for row in rows])
-    images = np.concatenate([row.images for row in rows])
+    images = np.concatenate([row.images for row in rows])  # none where dots are drawn
     if of == "images":
-        check_count(len(images), "images")
-        return Points(vectors, labels, images, f"{len(images):,} images")
+        check_count(len(vectors), "images")
+        return Points(vectors, labels, images, f"{len(vectors):,} images")
     vectors = vectors[:, model.num_prefix :]
     if not count:
         return Points(vectors, labels, images, f"patches of {len(images):,} images")
@@ -112,8 +118,7 @@ def place(vectors: np.ndarray, method: str) -> np.ndarray:
 def draw(
     found: Points,
     places: np.ndarray,
-    title: str,
-    method: str,
+    caption: str,
     label_name: str,
     names: list[str] | None,
     thumbnails: bool,
@@ -123,28 +128,33 @@ def draw(
     Args:
       label_name: what a label means; names: of the labels, None = numbers.
     """
-    caption = f"{WORDS[method]} of {title}: {found.about}."
     labels = found.labels if (found.labels >= 0).any() else None
     if labels is not None:
         caption += f" {'Frame' if thumbnails else 'Color'}: {label_name}."
     images = pictures.colors(found.images) if thumbnails else None
-    return scatter.draw(places, labels, names, images, caption, thumbnail_side(len(places)))
+    side = thumbnail_side(len(places), max(found.images.shape[1:3]) if thumbnails else 1)
+    return scatter.draw(places, labels, names, images, caption, side)
 
 
-def thumbnail_side(count: int) -> int:
-    """Pixels of a thumbnail's longer side, so that all of them cover about COVER of the map."""
+def thumbnail_side(count: int, pixels: int) -> int:
+    """Pixels of a thumbnail's longer side, so that all of them cover about COVER of the map.
+
+    Args:
+      pixels: of the image's longer side; a small one is enlarged by a whole number.
+    """
     side = round(scatter.SIDE * (COVER / count) ** 0.5)
-    return min(max(side, SIDES[0]), SIDES[1])
+    side = min(max(side, SIDES[0]), SIDES[1])
+    return side // pixels * pixels if pixels <= side else side
 
 
-def color_sheet(found: Points, grid: tuple[int, int], title: str) -> Image.Image:
+def color_sheet(found: Points, grid: tuple[int, int], caption: str) -> Image.Image:
     """Images beside their patches' colors."""
     colors = np.asarray(feature_colors(*[jnp.asarray(found.vectors)] * 2)[0])
     maps = (rearrange(colors, "b (h w) c -> b h w c", h=grid[0]) * 255 + 0.5).astype(np.uint8)
     h, w = found.images.shape[1:3]
     maps = maps.repeat(h // grid[0], 1).repeat(w // grid[1], 2)
-    caption = (
-        f"{title}. Colors: the three leading principal components of the directions of all shown "
-        "patches' features, as red, green and blue."
+    caption += (
+        " Colors: the three leading principal components of the directions of all these vectors, as "
+        "red, green and blue."
     )
     return pictures.draw({"original": found.images, "features": maps}, caption)

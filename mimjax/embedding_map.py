@@ -9,73 +9,65 @@ Patches with pca: the three leading components of each patch as a color, beside 
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING
-
 from absl import flags
 
 from mimjax import cli
 
-if TYPE_CHECKING:
-    from mimjax.embedding import Points
-
 
 def main() -> None:
     from mimjax import embedding, encoding, pictures, trained
+
+    f = flags.FLAGS
+    colors, count = f.of == "patches" and f.method == "pca", points()
+    opened = encoding.open_model()
+    pool = "all" if f.of == "patches" else f.pool
+    ((_, layer),) = wanted = encoding.readings([pool], [f.layer], opened.model, "layer")
+    name = opened.model.check(pool, layer)
+    images = count if f.of == "images" or colors else embedding.images_for(count, opened.model.grid)
+    subset = encoding.open_source(opened, f.images, f.split, images)
+    source = encoding.Readable(subset, opened.model.reader.how.channels)
+    batches = encoding.encode(opened, source, wanted, f.batch_size, f.threads)
+    small = f.thumbnails
+    if small is None or colors:
+        small = f.of == "patches" or min(count, len(subset)) <= embedding.MOST_THUMBNAILS
+    rows = [r if small else r._replace(images=r.images[:0]) for r in batches]  # dots need none
+    skipped = encoding.say_bad(source)
+    found = embedding.gather(rows, f"{pool}_{name}", f.of, opened.model, 0 if colors else count)
+    what = f"{found.about} by {embedding.words(pool, name)} ({opened.title})."
+    if colors:
+        sheet = embedding.color_sheet(found, opened.model.grid, what[0].upper() + what[1:])
+    else:
+        places = embedding.place(found.vectors, f.method)
+        names = encoding.label_names(subset)
+        caption = f"{embedding.WORDS[f.method]} of {what}"
+        sheet = embedding.draw(found, places, caption, subset.label_name, names, small)
+    print("\n".join([f"{opened.title}: {found.about}", *skipped]))
+    name = f"embedding_{f.of}_{f.method}.png"
+    print(f"picture: {trained.save(opened, name, f.output, pictures.png(sheet))}")
+
+
+def points() -> int:
+    """How many are wanted, or images of patches' colors.
+
+    Raises:
+      ConfigError: too few, or flags that do not go together.
+    """
+    from mimjax import embedding, trained
     from mimjax.errors import ConfigError
 
     f = flags.FLAGS
     colors = f.of == "patches" and f.method == "pca"
     if f.output is None and f.workdir is None:
         raise ConfigError("--output: missing; it may be left out with --workdir alone")
+    if f.of == "patches" and f["pool"].present:
+        raise ConfigError("--pool: with --of=patches, each is a token; allowed: --of=images")
+    if colors and f["thumbnails"].present:
+        raise ConfigError("--thumbnails: with --of=patches --method=pca; allowed: other maps")
     count = (embedding.SHOWN if colors else embedding.POINTS) if f.count is None else f.count
     trained.check_flags(count, f.output)
-    least = 1 if colors else embedding.LEAST
-    if count < least:
-        raise ConfigError(f"--count: {count}; allowed: {least} or more")
-    opened = encoding.open_model()
-    pool = "all" if f.of == "patches" else f.pool
-    ((_, layer),) = wanted = encoding.readings([pool], [f.layer], opened.model)
-    name = opened.model.check(pool, layer)
-    images = count if f.of == "images" or colors else embedding.images_for(count, opened.model.grid)
-    subset = encoding.open_source(opened, f.images, f.split, images)
-    source = encoding.Readable(subset, opened.model.reader.how.channels)
-    rows = list(encoding.encode(opened, source, wanted, f.batch_size, f.threads))
-    skipped = encoding.say_bad(source)
-    found = embedding.gather(rows, f"{pool}_{name}", f.of, opened.model, 0 if colors else count)
-    layer_name = "the final norm" if name == "norm" else name.replace("_", " ")
-    title = f"{opened.title}, {layer_name}"
-    if colors:
-        sheet = embedding.color_sheet(found, opened.model.grid, title)
-    else:
-        sheet = map_of(found, f"{title}, {f.pool}" if f.of == "images" else title, subset)
-    print("\n".join([f"{title}: {found.about}", *skipped]))
-    print(f"picture: {write(opened, pictures.png(sheet))}")
-
-
-def map_of(found: Points, title: str, subset):
-    """The map that the flags ask for, as a Pillow image."""
-    from mimjax import embedding, encoding
-
-    f = flags.FLAGS
-    small = f.thumbnails
-    if small is None:
-        small = f.of == "patches" or len(found.vectors) <= embedding.MOST_THUMBNAILS
-    places = embedding.place(found.vectors, f.method)
-    names = encoding.label_names(subset)
-    return embedding.draw(found, places, title, f.method, subset.label_name, names, small)
-
-
-def write(opened, data: bytes) -> str:
-    """Puts the picture where --output says, or into the workdir; returns where that is."""
-    from mimjax import trained
-    from mimjax.torch_io import save
-
-    f = flags.FLAGS
-    if f.output is None:
-        return trained.save(opened, f"embedding_{f.of}_{f.method}.png", None, data)
-    save.free(f.output, f.overwrite)
-    return trained.save(opened, "", f.output, data)
+    if count < embedding.LEAST and not colors:
+        raise ConfigError(f"--count: {count}; allowed: {embedding.LEAST} or more for a map")
+    return count
 
 
 if __name__ == "__main__":

@@ -173,19 +173,24 @@ def open_source(opened: Opened, images: str | None, split: str | None, count: in
     return Subset(source, count or len(source))
 
 
-def readings(pools: Sequence[str], layers: Sequence[str], model: api.Model) -> list[api.Reading]:
+def readings(
+    pools: Sequence[str], layers: Sequence[str], model: api.Model, flag: str = "layers"
+) -> list[api.Reading]:
     """Every pool with every layer that the flags name; -1 and the last block's number are one.
+
+    Args:
+      flag: that names the layers.
 
     Raises:
       ConfigError: the model cannot read one of them.
     """
     if not pools or not layers:
-        raise ConfigError(f"--{'layers' if pools else 'pool'}: empty; allowed: see --help")
+        raise ConfigError(f"--{flag if pools else 'pool'}: empty; allowed: see --help")
     out: dict[str, api.Reading] = {}
     for text in layers:
         text = text.strip()
         if text != "norm" and not text.lstrip("-").isdecimal():
-            raise ConfigError(f"--layers: {text!r}; allowed: norm, or numbers of blocks")
+            raise ConfigError(f"--{flag}: {text!r}; allowed: norm, or numbers of blocks")
         layer = None if text == "norm" else int(text)
         for pool in pools:
             pool = pool.strip()
@@ -193,8 +198,7 @@ def readings(pools: Sequence[str], layers: Sequence[str], model: api.Model) -> l
                 out.setdefault(f"{pool}_{model.check(pool, layer)}", (pool, layer))
             except ConfigError as error:
                 name, _, what = str(error).partition(":")
-                flag = {"layer": "layers"}.get(name, name)
-                raise ConfigError(f"--{flag}:{what}") from None
+                raise ConfigError(f"--{flag if name == 'layer' else name}:{what}") from None
     return list(out.values())
 
 

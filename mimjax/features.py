@@ -54,4 +54,5 @@ if __name__ == "__main__":
     flags.DEFINE_list("layers", ["norm"], "norm, or blocks from 0; negative: from the end.")
     flags.DEFINE_list("pool", ["mean"], "mean (of the patches' tokens), cls, all (tokens).")
     flags.DEFINE_integer("count", 0, "At most that many images, drawn from all; 0 = all.")
+    flags.DEFINE_bool("overwrite", False, "Replace an output that exists.")
     cli.run(main, required=())
