@@ -310,6 +310,11 @@ def reader_of(network: encoders.Network) -> Reader:
     return Reader(Augment(), Decoding(channels=len(network.mean)))
 
 
+def encodes(task: Any) -> bool:
+    """Whether a task has an encoder of images in blocks, as tokenizers have none."""
+    return hasattr(getattr(task, "encoder", None), "depth") and hasattr(task, "mean")
+
+
 def of_run(run: trained.Trained, path: str, ema: bool = False) -> Model:
     """The model of a run that is open already; `path` is what it was opened with.
 
@@ -317,7 +322,7 @@ def of_run(run: trained.Trained, path: str, ema: bool = False) -> Model:
       ConfigError: it has no encoder of images, or no average of it.
     """
     c, task = run.config, run.program.task
-    if not hasattr(task, "encoder") or "mean" not in c.method:
+    if not encodes(task):
         raise ConfigError(f"path: {path} is a run of {c.task}, which has no encoder of images")
     encoder: Any = run.state().ema.get("encoder") if ema else run.encoder()
     if encoder is None:

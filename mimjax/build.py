@@ -229,7 +229,14 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
         evaluators=evaluators,
         meta=made_with,
         publish=functools.partial(
-            report.publish, workdir, evaluators, block, made_with["versions"], settings(c), recipe
+            report.publish,
+            workdir,
+            evaluators,
+            block,
+            made_with["versions"],
+            settings(c),
+            recipe,
+            program.task.story,
         ),
         **options(c),
     )
