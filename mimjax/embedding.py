@@ -21,6 +21,7 @@ LEAST = 4  # points that a map needs
 MOST_THUMBNAILS = 600
 FROM_EACH = 16  # patches of an image, about, in a map of patches
 INNER = 50  # dimensions that t-SNE works on
+FEW = 2000  # points for which threads wait for each other longer than they work
 COVER = 0.35  # of the map's area, by thumbnails
 SIDES = 12, 64  # of a thumbnail, in pixels
 WORDS = {"tsne": "t-SNE", "pca": "Two leading principal components"}
@@ -71,14 +72,15 @@ def gather(rows: list[Any], name: str, of: str, model: Any, count: int) -> Point
         return Points(vectors, labels, images, f"{len(vectors):,} images")
     vectors = vectors[:, model.num_prefix :]
     if not count:
-        return Points(vectors, labels, images, f"patches of {len(images):,} images")
+        return Points(vectors, labels, images, f"patches of {len(vectors):,} images")
     h, w = model.grid
     patches = rearrange(images, "b (h p) (w q) c -> (b h w) p q c", h=h, w=w)
     flat = rearrange(vectors, "b n d -> (b n) d")
     check_count(len(flat), "patches")
     chosen = np.sort(np.random.default_rng(0).permutation(len(flat))[:count])
-    about = f"{len(chosen):,} patches of {len(images):,} images"
-    return Points(flat[chosen], labels.repeat(h * w)[chosen], patches[chosen], about)
+    about = f"{len(chosen):,} patches of {len(vectors):,} images"
+    patches = patches[chosen] if len(patches) else patches
+    return Points(flat[chosen], labels.repeat(h * w)[chosen], patches, about)
 
 
 def check_count(count: int, what: str) -> None:
@@ -99,6 +101,7 @@ def place(vectors: np.ndarray, method: str) -> np.ndarray:
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     x = np.asarray(vectors, np.float64)
     if not np.isfinite(x).all():
@@ -111,8 +114,9 @@ def place(vectors: np.ndarray, method: str) -> np.ndarray:
         return PCA(2, svd_solver="full").fit_transform(x)
     if x.shape[1] > INNER and len(x) > INNER:
         x = PCA(INNER, random_state=0).fit_transform(x)
-    perplexity = min(30.0, (len(x) - 1) / 3)
-    return TSNE(init="pca", random_state=0, perplexity=perplexity).fit_transform(x)
+    tsne = TSNE(init="pca", random_state=0, perplexity=min(30.0, (len(x) - 1) / 3))
+    with threadpool_limits(1 if len(x) <= FEW else None):
+        return tsne.fit_transform(x)
 
 
 def draw(
@@ -154,7 +158,7 @@ def color_sheet(found: Points, grid: tuple[int, int], caption: str) -> Image.Ima
     h, w = found.images.shape[1:3]
     maps = maps.repeat(h // grid[0], 1).repeat(w // grid[1], 2)
     caption += (
-        " Colors: the three leading principal components of the directions of all these vectors, as "
-        "red, green and blue."
+        " Colors: the three leading principal components of the directions of all these vectors, "
+        "as red, green and blue."
     )
     return pictures.draw({"original": found.images, "features": maps}, caption)

@@ -107,6 +107,8 @@ def open_model() -> Opened:
     try:
         return _of_workdir(f) if f.workdir is not None else _of_file(f)
     except ConfigError as error:
+        if f.weights and str(error).startswith(f"{f.weights}: "):
+            raise ConfigError(f"--weights: {error}") from None
         name, colon, text = str(error).partition(":")
         flag = {"path": "workdir" if f.workdir else "weights", "ema": "ema"}.get(name)
         if not flag:

@@ -61,8 +61,9 @@ def commands(run: Run, reconstructs: bool) -> list[str]:
             out.append(program("attention", f"--images={FOLDER}"))
         out.append(program("features", f"--images={FOLDER} --output=features.npz"))
     name = next(iter(formats.pairs_of(exporting.method_of(task))))
-    output = f"encoder{formats.FORMATS[name].suffixes[0]}"
-    return [*out, program("export", f"--format={name} --output=exported/{output}")]
+    suffixes = formats.FORMATS[name].suffixes
+    suffix = ".safetensors" if ".safetensors" in suffixes else suffixes[0]  # needs no torch
+    return [*out, program("export", f"--format={name} --output=exported/encoder{suffix}")]
 
 
 def shown(path: os.PathLike) -> str:

@@ -146,7 +146,9 @@ class Parquet:
         if not self.held:
             return
         pa, schema = self.arrow, self.writer.schema
-        paths = [path for part, _, _ in self.held for path in part]
+        # names that are no UTF-8 are escaped: Parquet's strings are
+        escaped = lambda path: path.encode("utf-8", "backslashreplace").decode()
+        paths = [escaped(path) for part, _, _ in self.held for path in part]
         arrays = [pa.array(paths, pa.string())]
         arrays.append(pa.array(np.concatenate([labels for _, labels, _ in self.held])))
         for field in list(schema)[2:]:
@@ -157,7 +159,7 @@ class Parquet:
 
 
 def import_parquet(path: str) -> tuple[Any, Any]:
-    """pyarrow and its module for Parquet.
+    """Pyarrow and its module for Parquet.
 
     Raises:
       ConfigError: it is not installed.

@@ -5,8 +5,8 @@
   python -m mimjax.features --weights=FILE --heads=12 --images=FOLDER --output=FILE.parquet
 
 They are those of `mimjax.load(...).encode` and of the evaluators' probes. Columns are called
-"mean_norm", "cls_block_11"; beside them stand `path` and `label`. Files that cannot be read are left
-out, counted and named.
+"mean_norm", "cls_block_11"; beside them stand `path` and `label`. Files that cannot be read are
+left out, counted and named.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "img") -> Iterator[T]:
+def track(
+    items: Iterable[T], what: str, total: int | None = None, unit: str = "img"
+) -> Iterator[T]:
     """`items`, while a bar called `what` counts them.
 
     Args:

@@ -18,7 +18,6 @@ from mimjax.data.folder import TEST_FOLDERS, extensions, list_images, read_image
 from mimjax.data.images import Lazy, fingerprint
 from mimjax.task import ConfigError
 
-
 SPLITS = {"train", *TEST_FOLDERS}  # folders that are no classes
 
 
@@ -39,6 +38,7 @@ class Files(Lazy):
     key: str = "--images"
     how: Decoding = Decoding()
     names: list[str] = dataclasses.field(init=False, default_factory=list)
+    num_classes: int = dataclasses.field(init=False, default=0)
     class_names: list[str] = dataclasses.field(init=False, default_factory=list)
     fingerprint: str = dataclasses.field(init=False, default="")
 
@@ -63,6 +63,7 @@ class Files(Lazy):
         self.names = [name for name, _ in found]
         found_in = [self._class_of(name) for name in self.names]
         self.class_names = sorted(set(found_in)) if all(found_in) else []
+        self.num_classes = len(self.class_names)
         flat = (part for name, size in found for part in (os.fsencode(name), size))
         self.fingerprint = fingerprint([self.name, *flat])
 
@@ -75,10 +76,6 @@ class Files(Lazy):
     def image(self, index: int) -> Image.Image | Bands:
         path = os.path.join(self.path, self.names[index])
         return read_image(path, self.key, self.how)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
     def label(self, index: int) -> int:
         if not self.class_names:
