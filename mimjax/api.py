@@ -31,6 +31,7 @@ from mimjax.train.state import TrainState
 
 PyTree = Any
 POOLS = ("cls", "mean", "all")
+Reading = tuple[str, int | None]  # pool and layer, as `Model.encode` takes them
 
 
 class Model:
@@ -59,6 +60,7 @@ class Model:
         self._reconstructor = reconstructor
         self._candidates = jax.jit(lambda p, x: features.candidates(network.features(p, x)))
         self._tokens = jax.jit(self._read_tokens, static_argnums=2)
+        self._many = jax.jit(self._read_many, static_argnums=2)
         self._pool = jax.jit(lambda p, x: network.pool(p, network.features(p, x)))
         self._logits = jax.jit(network.logits)
 
@@ -81,6 +83,21 @@ class Model:
         Raises:
           ConfigError: an image, pool or layer that the model cannot read.
         """
+        name = self.check(pool, layer)
+        if layer is None and not self._network.normed:
+            fn = self._pool
+        elif pool == "all":
+            fn = lambda p, x: self._tokens(p, x, layer)
+        else:
+            fn = lambda p, x: self._candidates(p, x)[f"{pool} of {name}"]
+        return self._batched(fn, images, batch_size)
+
+    def check(self, pool: str, layer: int | None) -> str:
+        """The name of the layer that `encode` reads: "norm", "block_00".
+
+        Raises:
+          ConfigError: the model cannot read it.
+        """
         depth, module = self._network.module.depth, self._network.module
         if pool not in POOLS:
             raise ConfigError(f"pool: {pool!r}; allowed: {', '.join(POOLS)}")
@@ -88,20 +105,47 @@ class Model:
             raise ConfigError("pool: 'cls', and this encoder has no CLS token; allowed: mean, all")
         if layer is not None and not -depth <= layer < depth:
             raise ConfigError(f"layer: {layer}; allowed: None, or {-depth} to {depth - 1}")
-        if layer is None and not self._network.normed:
-            if pool == "mean" and self._network.pooled:
-                return self._batched(self._pool, images, batch_size)
-            mean = "pool='mean', or " if self._network.pooled else ""
+        pooled = self._network.pooled
+        if layer is None and not self._network.normed and not (pooled and pool == "mean"):
+            mean = "pool='mean', or " if pooled else ""
             raise ConfigError(
                 f"pool: {pool!r} with layer=None: the file has no norm for tokens (fine-tuned "
                 f"models have one after pooling, backbones none); allowed: {mean}a layer"
             )
-        if pool == "all":
-            fn = lambda p, x: self._tokens(p, x, layer)
-        else:
-            name = f"{pool} of " + ("norm" if layer is None else f"block_{layer % depth:02d}")
-            fn = lambda p, x: self._candidates(p, x)[name]
-        return self._batched(fn, images, batch_size)
+        return "norm" if layer is None else f"block_{layer % depth:02d}"
+
+    def read(self, images: np.ndarray, readings: Sequence[Reading]) -> dict[str, np.ndarray]:
+        """Several of `encode`'s features of one batch, in one pass of the encoder.
+
+        Args:
+          images: uint8 [b h w c] of `image_size`; compiled once for each b.
+          readings: what `check` allows.
+
+        Returns:
+          float32 by name: "mean_norm", "cls_block_11", "all_norm".
+        """
+        return jax.device_get(self._many(self._params, images, tuple(readings)))
+
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches in pool="all"; 1 = CLS."""
+        return 0 if hasattr(self._network.module, "strides") else 1
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        module = self._network.module
+        return tuple(module.pos_grid if hasattr(module, "pos_grid") else module.grid)
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std of the images, per channel."""
+        return self._network.mean, self._network.std
+
+    @property
+    def reader(self) -> Reader:
+        """Makes images of the model's size out of others."""
+        return self._reader
 
     def classify(self, images: Images, batch_size: int = 64) -> np.ndarray:
         """Logits float32 [b classes] of a fine-tuned or linearly probed file.
@@ -139,6 +183,18 @@ class Model:
 
     def _read_tokens(self, params: PyTree, images: jax.Array, layer: int | None) -> jax.Array:
         return self._network.features(params, images).read("all", layer).astype(jnp.float32)
+
+    def _read_many(
+        self, params: PyTree, images: jax.Array, readings: tuple[Reading, ...]
+    ) -> dict[str, jax.Array]:
+        found, out = self._network.features(params, images), {}
+        for pool, layer in readings:
+            if layer is None and not self._network.normed:
+                value = self._network.pool(params, found)
+            else:
+                value = found.read(pool, layer)
+            out[f"{pool}_{self.check(pool, layer)}"] = value.astype(jnp.float32)
+        return out
 
     def _batched(self, fn: Callable[..., Any], images: Images, size: int) -> np.ndarray:
         """`fn` over batches of one shape; the last one is filled up with its last image."""
@@ -236,7 +292,7 @@ def load(
     path = os.fspath(path)
     choice = published.Choice(heads, decoder_heads, image_size, published=True)
     if not path.endswith(torch_load.SUFFIXES):
-        return _from_run(path, step, ema)
+        return of_run(trained.open_run(path, step), path, ema)
     held, average = published.open_file(path, layout, "path")
     if ema and not average:
         raise ConfigError(f"ema: True, but {path} holds no moving average; allowed: False")
@@ -254,10 +310,19 @@ def reader_of(network: encoders.Network) -> Reader:
     return Reader(Augment(), Decoding(channels=len(network.mean)))
 
 
-def _from_run(path: str, step: int | None, ema: bool) -> Model:
-    run = trained.open_run(path, step)
+def encodes(task: Any) -> bool:
+    """Whether a task has an encoder of images in blocks, as tokenizers have none."""
+    return hasattr(getattr(task, "encoder", None), "depth") and hasattr(task, "mean")
+
+
+def of_run(run: trained.Trained, path: str, ema: bool = False) -> Model:
+    """The model of a run that is open already; `path` is what it was opened with.
+
+    Raises:
+      ConfigError: it has no encoder of images, or no average of it.
+    """
     c, task = run.config, run.program.task
-    if not hasattr(task, "encoder") or "mean" not in c.method:
+    if not encodes(task):
         raise ConfigError(f"path: {path} is a run of {c.task}, which has no encoder of images")
     encoder: Any = run.state().ema.get("encoder") if ema else run.encoder()
     if encoder is None:

@@ -225,6 +225,7 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
     evaluators = make_evals(c, program, data, workdir, index, log)
     if workdir.writer and index.listings:
         workdir.write_bytes(INDEX_FILE, index.to_bytes())
+    story = program.task.story
     made_with = {"config": json.loads(start.to_json(c)), "versions": versions(), "teacher": source}
     return Run(
         program=program,
@@ -240,7 +241,7 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
         evaluators=evaluators,
         meta=made_with,
         publish=functools.partial(
-            report.publish, workdir, evaluators, block, made_with["versions"], settings(c), recipe
+            report.publish, workdir, evaluators, block, versions(), settings(c), recipe, story
         ),
         **options(c),
     )

@@ -33,6 +33,26 @@ def define_look_flags() -> None:
     flags.DEFINE_string("output", None, "The PNG file; without it one in WORKDIR/pictures.")
 
 
+def define_file_flags() -> None:
+    """What only the user can know about a published file; see `file_sizes`."""
+    flags.DEFINE_integer("heads", None, "Of a file's encoder, where no tensor shows them.")
+    flags.DEFINE_integer("decoder_heads", None, "Of the networks behind it, likewise.")
+    flags.DEFINE_list("image_size", None, "height,width; needed where patches fill no square.")
+
+
+def define_encode_flags() -> None:
+    """Those of programs that encode the images of a run or file, in one process."""
+    define_base_flags()
+    flags.DEFINE_string("weights", None, "A published file instead of --workdir.")
+    define_file_flags()
+    flags.DEFINE_integer("step", None, "Which checkpoint; without it the newest.")
+    flags.DEFINE_bool("ema", False, "The moving average of the encoder, where there is one.")
+    flags.DEFINE_string("images", None, "Folder or file; without it the run's own images.")
+    flags.DEFINE_enum("split", None, ["train", "test"], "Of the run's own images; default: test.")
+    flags.DEFINE_integer("batch_size", 64, "Images at once.")
+    flags.DEFINE_integer("threads", 8, "That decode images.", lower_bound=1)
+
+
 def define_run_flags() -> None:
     """--config, --workdir, --debug and those of multi-process runs."""
     config_flags.DEFINE_config_file("config", None, "configs/METHOD.py[:name=value,...]")
@@ -129,6 +149,22 @@ def integers(flag: str, values: list[str], low: int, high: int, others: str = ""
     if not out:
         raise ConfigError(f"--{flag}: empty; allowed: {allowed}")
     return out
+
+
+def file_sizes() -> tuple[int | None, int | None, tuple[int, int] | None]:
+    """--heads, --decoder_heads and --image_size of a published file; None = not given.
+
+    Raises:
+      ConfigError: numbers below 1, or more than two sides.
+    """
+    for name in ("heads", "decoder_heads"):
+        value = FLAGS[name].value
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name}: {value}; allowed: 1 or more")
+    size = integers("image_size", FLAGS.image_size, 1, 1 << 16) if FLAGS.image_size else []
+    if len(size) > 2:
+        raise ConfigError(f"--image_size: {FLAGS.image_size}; allowed: height,width in pixels")
+    return FLAGS.heads, FLAGS.decoder_heads, (size[0], size[-1]) if size else None
 
 
 def _start(main: Callable[[], None], required: tuple[str, ...], rest: list[str]) -> None:

@@ -17,18 +17,9 @@ from mimjax import cli
 
 def main() -> None:
     from mimjax import published
-    from mimjax.errors import ConfigError
 
     f = flags.FLAGS
-    for name in ("heads", "decoder_heads"):
-        value = getattr(f, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name}: {value}; allowed: 1 or more")
-    size = cli.integers("image_size", f.image_size, 1, 1 << 16) if f.image_size else None
-    if size and len(size) > 2:
-        raise ConfigError(f"--image_size: {f.image_size}; allowed: height,width in pixels")
-    sides = (size[0], size[-1]) if size else None
-    choice = published.Choice(f.heads, f.decoder_heads, sides)
+    choice = published.Choice(*cli.file_sizes())
     for line in convert(f.weights, f.config, f.workdir, f.layout, choice):
         print(line)
     print(f"workdir: {f.workdir} holds config.json and a checkpoint of step 0")
@@ -93,9 +84,8 @@ if __name__ == "__main__":
 
     config_flags.DEFINE_config_file("config", None, "configs/METHOD.py[:name=value,...]")
     cli.define_base_flags()
+    cli.define_file_flags()
+    flags.adopt_module_key_flags(cli)
     flags.DEFINE_string("weights", None, "The file: .safetensors, .pth.")
     flags.DEFINE_string("layout", "auto", "auto, or a name of mimjax/torch_io/names.py.")
-    flags.DEFINE_integer("heads", None, "Of the encoder, where the config has another width.")
-    flags.DEFINE_integer("decoder_heads", None, "Of the networks behind it, likewise.")
-    flags.DEFINE_list("image_size", None, "height,width; needed where patches fill no square.")
     cli.run(main, required=("weights", "config", "workdir"))

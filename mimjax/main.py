@@ -29,7 +29,8 @@ def main() -> None:
 
 
 def finish(run: Run) -> None:
-    """Trains, and says where everything lies."""
+    """Trains, and says what was learned, where everything lies and what can be done next."""
+    from mimjax import ending
     from mimjax.evaluators import render
     from mimjax.train.loop import train
 
@@ -37,10 +38,11 @@ def finish(run: Run) -> None:
     if int(state.step) == run.clock.total_steps:
         if table := render(run.evaluators):  # "" where a finished run was started again
             run.workdir.write_text("table.md", table)
-        run.log.say("\n" + run.workdir.read_text("table.md"))
+        run.log.say(f"\n{ending.text(run)}\n")
         run.log.say(f"done: {run.workdir.path} holds report.html, config, metrics and checkpoints")
 
 
 if __name__ == "__main__":
     cli.define_run_flags()
+    flags.adopt_module_key_flags(cli)
     cli.run(main)

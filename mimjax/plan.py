@@ -363,6 +363,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     cli.define_run_flags()
+    flags.adopt_module_key_flags(cli)
     flags.DEFINE_string("topology", None, f"What to compile for, for example {EXAMPLES}.")
     flags.DEFINE_bool("json", False, "Print the report as JSON.")
     flags.DEFINE_string("hlo", None, "File for the text of the optimized program.")

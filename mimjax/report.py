@@ -56,6 +56,7 @@ def publish(
     versions: dict[str, str],
     settings: dict[str, Any],
     recipe: tuple[str, dict[str, Any]] | None = None,
+    story: str = "",
 ) -> None:
     """Writes report.html, process 0 only.
 
@@ -64,11 +65,13 @@ def publish(
       start: the block that the run said of itself.
       settings: the resolved config by dotted name.
       recipe: the config file's name and its own settings.
+      story: what is predicted.
     """
     if not workdir.writer:
         return
     table = render(evaluators) or workdir.read_text("table.md")
     parts = [
+        section("What is predicted", f"<p>{html.escape(story)}</p>" * bool(story)),
         curves(rows := workdir.read_lines("metrics.jsonl")),
         section("Pictures", pictures(workdir)),
         section("Table", markdown(table)),

@@ -12,10 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mimjax.pictures import BACKGROUND, FAINT, FONT_SIZE, INK, MARGIN, wrap
 
-SIDE = 900  # of the map, in pixels
+SIDE = 900  # of the map, in pixels; lower where its points are
 DOT = 4
 FRAME = 2  # of small images
 LEGEND = 170
+ROW = 7  # of it, more than its letters
 MOST_NAMES = 36  # that a legend shows
 NO_LABEL = (70, 110, 170)
 
@@ -62,12 +63,15 @@ def draw(
     font, line = ImageFont.load_default(FONT_SIZE), FONT_SIZE + 5
     width = SIDE + 2 * MARGIN + (LEGEND if len(known) else 0)
     lines = wrap(caption, font, width - 2 * MARGIN)
-    sheet = Image.new("RGB", (width, SIDE + 2 * MARGIN + len(lines) * line + MARGIN), BACKGROUND)
+    where = spread(np.asarray(points, np.float64)) * (SIDE - 2 * size)
+    where[:, 1] = where[:, 1].max() - where[:, 1]  # rows count downwards, from the highest point
+    rows = min(len(known), MOST_NAMES + 1)
+    height = max(round(where[:, 1].max()) + 2 * size, rows * (FONT_SIZE + ROW))
+    below = 2 * MARGIN + height
+    sheet = Image.new("RGB", (width, below + len(lines) * line + MARGIN), BACKGROUND)
     pen = ImageDraw.Draw(sheet)
-    inner = SIDE - 2 * size
-    where = spread(np.asarray(points, np.float64)) * inner
     for i, (x, y) in enumerate(where):
-        center = MARGIN + size + x, MARGIN + size + inner - y
+        center = MARGIN + size + x, MARGIN + size + y
         rim = color[i]
         if thumbnails is None:
             box = [center[0] - DOT, center[1] - DOT, center[0] + DOT, center[1] + DOT]
@@ -76,7 +80,7 @@ def draw(
             paste(sheet, pen, thumbnails[i], center, size, rim)
     legend(pen, font, palette, names)
     for row, text in enumerate(lines):
-        pen.text((MARGIN, SIDE + 2 * MARGIN + row * line), text, fill=FAINT, font=font)
+        pen.text((MARGIN, below + row * line), text, fill=FAINT, font=font)
     return sheet
 
 
@@ -92,7 +96,7 @@ def paste(sheet, pen, image: np.ndarray, center, size: int, rim) -> None:
 
 def legend(pen, font, palette: dict[int, tuple[int, int, int]], names: list[str] | None) -> None:
     """Color and name of each label, at the right."""
-    line, x = FONT_SIZE + 7, SIDE + 2 * MARGIN
+    line, x = FONT_SIZE + ROW, SIDE + 2 * MARGIN
     for row, (label, color) in enumerate(list(palette.items())[:MOST_NAMES]):
         y = MARGIN + row * line
         pen.rectangle([x, y + 2, x + 11, y + 13], fill=color)

@@ -154,6 +154,11 @@ class Task:
         return {}
 
     @property
+    def story(self) -> str:
+        """What is predicted, and from what: one sentence for who has not read the paper."""
+        return f"what {type(self).__name__} learns."
+
+    @property
     def picture_note(self) -> str:
         """What a reader must know about the columns of `pictures`."""
         return ""

@@ -154,8 +154,11 @@ def check_flags(count: int, output: str | None) -> None:
         raise ConfigError(f"--output: {output!r}; allowed: a file name that ends in .png")
 
 
-def save(run: Trained, name: str, output: str | None, data: bytes) -> str:
+def save(run: Any, name: str, output: str | None, data: bytes) -> str:
     """Writes a picture to `output`, or else as `pictures/<name>` of the workdir.
+
+    Args:
+      run: has a `workdir`; read without an output alone.
 
     Returns:
       Where it is.

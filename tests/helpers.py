@@ -3,14 +3,17 @@
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import numpy as np
+from absl import flags as absl_flags
 
 from configs import beit, bootmae, cae, caev2, dvae, mae, mcmae, mrmae
-from mimjax import build
+from mimjax import build, cli
 from mimjax.files import Workdir
 from mimjax.task import Clock
 from mimjax.train import sharding
@@ -113,6 +116,31 @@ def run(*args, devices=1, check=True, timeout=300):
     if check:
         assert out.returncode == 0, out.stdout + out.stderr
     return out
+
+
+def program(module, *words, parse_only=False):
+    """A program in this process, with its own flags alone; its errors are raised.
+
+    Returns:
+      The names of its flags.
+    """
+    flags = absl_flags.FLAGS
+    before, made = set(flags), []
+
+    def parse(main, required=("config", "workdir")):
+        made.extend(set(flags) - before)
+        assert not flags([module, *words])[1:], "left over"
+        if not parse_only:
+            main()
+
+    with mock.patch.object(cli, "run", parse):
+        try:
+            runpy.run_module(module, run_name="__main__")
+        finally:
+            for name in set(flags) - before:
+                delattr(flags, name)
+            flags.unparse_flags()
+    return made
 
 
 def start(*args, devices=1):

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import mimjax
-from mimjax import convert, published, trained
+from mimjax import api, convert, published, trained
 from mimjax.errors import ConfigError
 from mimjax.evaluators.attention import Attention
 from mimjax.evaluators.common import Bench, Subset
@@ -179,6 +179,20 @@ def test_features_are_the_evaluators(file, model, workdir):
     average = mimjax.load(file[0], heads=4, ema=True).encode(arrays)
     assert np.abs(average - parts).max() > 0.1
     np.testing.assert_allclose(mimjax.load(workdir[0], ema=True).encode(arrays), average, atol=1e-5)
+
+
+def test_the_features_program_reads_files(file, photos, tmp_path):
+    """And refuses what has no encoder."""
+    place = tmp_path / "features.npz"
+    args = f"--weights={file[0]}", "--heads=4", f"--images={photos}", f"--output={place}"
+    helpers.program("mimjax.features", *args, "--ema", "--pool=cls", "--layers=0")
+    found = np.load(place)
+    ours = mimjax.load(file[0], heads=4, ema=True)
+    theirs = ours.encode([photos / p for p in found["path"]], pool="cls", layer=0)
+    np.testing.assert_allclose(found["cls_block_00"], theirs, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"--weights: .*the number of heads cannot be told"):
+        helpers.program("mimjax.features", *args[:1], *args[2:], "--overwrite")
+    assert not api.encodes(helpers.make(helpers.small("dvae"))[0])
 
 
 def test_compiled_once_for_each_shape(model):

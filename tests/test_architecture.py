@@ -23,6 +23,7 @@ FLOORS = [
         "report",
         "evaluators",
         "pictures",
+        "progress",
         "heatmaps",
         "scatter",
         "schema",
@@ -32,6 +33,7 @@ FLOORS = [
     {
         *("build", "start", "describe", "trained", "cli", "extend", "main", "plan", "export"),
         *("reconstruct", "attention", "api", "convert", "encoders", "published", "data/stats"),
+        *("features", "feature_files", "encoding", "embedding", "embedding_map", "ending"),
     },
 ]
 # methods see none of these: no flags, configs, checkpoints, loaders or files

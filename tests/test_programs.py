@@ -2,7 +2,10 @@
 
 import io
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 import types
 from typing import Any
 
@@ -14,12 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimjax import attention, cli, heatmaps, pictures, trained
+import mimjax
+from mimjax import attention, cli, embedding, ending, feature_files, heatmaps, pictures, trained
 from mimjax.data.augment import Augment
 from mimjax.data.files import Files
 from mimjax.errors import ConfigError
 from mimjax.evaluators.attention import Attention
 from mimjax.evaluators.common import Bench, Subset
+from mimjax.evaluators.features import FeatureBank
 from mimjax.evaluators.pictures import Pictures
 from mimjax.models.layers import Block, layer_norm
 from mimjax.models.vit import patchify
@@ -257,3 +262,250 @@ def test_the_smallest_set_and_its_contour():
     np.testing.assert_array_equal(drawn[0, :, :4], plain[0, :, :4])
     sheet = pictures.png(pictures.draw(heatmaps.columns(images, {"a": share}, (2, 2), 0.5)))
     assert Image.open(io.BytesIO(sheet)).size[0] == width(2)
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """Six images in two class folders, and a file that is none."""
+    folder = tmp_path_factory.mktemp("classes")
+    rng = np.random.default_rng(1)
+    for i in range(6):
+        place = folder / ("val/cats" if i % 2 else "train/bees")
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (9 + i, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{i}.png")
+    (folder / "train/bees/2b.png").write_text("no image")
+    return folder
+
+
+LAYERS = ["--layers=norm,-1,1,0", "--pool=mean,cls,all", "--batch_size=4"]
+
+
+def test_features_are_those_of_load(runs, classes, tmp_path, capsys):
+    """Whatever the batches; a bad file is no row and shifts none; labels are class folders."""
+    place, workdir = tmp_path / "deep/features.npz", str(runs["mae"])
+    args = f"--workdir={workdir}", f"--images={classes}", f"--output={place}"
+    helpers.program("mimjax.features", *args, *LAYERS)
+    said = capsys.readouterr().out
+    assert "skipped 1 of 7 files that cannot be read" in said
+    assert "2b.png" in said
+    found = dict(np.load(place, allow_pickle=False))
+    assert [p.split("/")[-1][0] for p in found["path"]] == list("024135")
+    assert found["label"].tolist() == [0, 0, 0, 1, 1, 1]
+    about = json.loads(str(found["about"]))
+    assert (about["method"], about["step"], about["weights"]) == ("MAE", "2", workdir)
+    model = mimjax.load(workdir)
+    images = [classes / str(p) for p in found["path"]]
+    names = {(pool, layer) for pool in ("mean", "cls", "all") for layer in ("norm", 0, 1)}
+    assert len(found) == len(names) + 3
+    for pool, layer in names:
+        key = f"{pool}_norm" if layer == "norm" else f"{pool}_block_{layer:02d}"
+        assert found[key].dtype == np.float32
+        theirs = model.encode(images, pool=pool, layer=None if layer == "norm" else layer)
+        np.testing.assert_allclose(found[key], theirs, atol=1e-5)
+    before = place.read_bytes()
+    with pytest.raises(ConfigError, match=r"--output: .* exists; allowed: --overwrite"):
+        helpers.program("mimjax.features", *args)
+    assert place.read_bytes() == before
+    assert list(place.parent.iterdir()) == [place]
+    helpers.program("mimjax.features", *args, "--overwrite", "--count=2")
+    assert len(np.load(place)["path"]) <= 2
+
+
+def test_features_are_those_of_the_probes(runs, tmp_path):
+    """As a real process, of the run's own images, in Parquet."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    place, workdir = tmp_path / "features.parquet", runs["mae"]
+    args = f"--workdir={workdir}", f"--output={place}", "--count=20", "--pool=mean,all"
+    helpers.run("mimjax.features", *args)
+    run = trained.open_run(str(workdir))
+    subset = Subset(run.bench(None).test, 20)
+    bench = Bench(run.program.task, run.program.mesh, subset, subset, batch_size=20)
+    theirs = FeatureBank(bench).read("pretrained", run.state())["mean of norm"].test
+    table = parquet.read_table(place)
+    columns = table.to_pydict()
+    np.testing.assert_allclose(columns["mean_norm"], theirs, atol=1e-5)
+    tokens = np.reshape(columns["all_norm"], (20, *json.loads(_meta(table, "all_norm")["shape"])))
+    np.testing.assert_allclose(tokens[:, 1:].mean(1), theirs, atol=1e-5)
+    assert columns["label"] == subset.labels().tolist()
+    assert table.schema.metadata[b"method"] == b"MAE"
+
+
+def _meta(table, name):
+    return {k.decode(): v.decode() for k, v in table.schema.field(name).metadata.items()}
+
+
+def test_tables_are_written_in_parts(tmp_path, monkeypatch):
+    """Rows stay in order over row groups; what fails leaves nothing."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(k, 3, 2)).astype(np.float32) for k in (4, 4, 1)]
+    monkeypatch.setattr(feature_files, "GROUP_BYTES", 150)  # more than one part, less than two
+
+    def write(path, error=None):
+        with feature_files.create(str(path), False, {"method": "X"}) as table:
+            for x in parts:
+                table.add(["\udce9"] * len(x), np.arange(len(x)), {"all_norm": x})
+            if error:
+                raise error
+
+    write(tmp_path / "a.npz")
+    write(tmp_path / "a.parquet")
+    ours = np.load(tmp_path / "a.npz", allow_pickle=False)
+    np.testing.assert_array_equal(ours["all_norm"], np.concatenate(parts))
+    assert ours["label"].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0]
+    file = parquet.ParquetFile(tmp_path / "a.parquet")
+    assert file.metadata.num_row_groups == 2
+    values = np.reshape(file.read().to_pydict()["all_norm"], (9, 3, 2))
+    np.testing.assert_array_equal(values, np.concatenate(parts))
+    for name in ("b.npz", "b.parquet"):
+        with pytest.raises(ConfigError, match=f"cannot write .*{name} .No space"):
+            write(tmp_path / name, OSError(28, "No space left"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "a.parquet"]
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigError, match=r"needs pyarrow: pip install mimjax\[parquet\]"):
+        feature_files.check("c.parquet", False)
+
+
+def test_maps_of_images_and_patches(runs, classes, tmp_path, capsys):
+    workdir = runs["mae"]
+    maps = {
+        "images_tsne": [f"--images={classes}", "--layer=0", "--pool=cls"],
+        "patches_pca": ["--of=patches", "--method=pca", "--count=5"],
+        "patches_tsne": ["--of=patches", "--count=40", "--nothumbnails"],
+    }
+    for name, args in maps.items():
+        place = tmp_path / f"{name}.png"
+        helpers.program("mimjax.embedding_map", f"--workdir={workdir}", f"--output={place}", *args)
+    said = capsys.readouterr().out
+    assert "MAE, step 2: 6 images\nskipped 1 of 7 files" in said
+    assert "MAE, step 2: 40 patches of 3 images" in said
+    sheet = np.asarray(Image.open(tmp_path / "images_tsne.png"))
+    for color in embedding.scatter.colors(2):  # both classes
+        assert (sheet == color).all(-1).sum() > 100
+    assert Image.open(tmp_path / "patches_pca.png").size[0] > 4 * pictures.TILE
+    dots = np.asarray(Image.open(tmp_path / "patches_tsne.png"))
+    assert dots.shape[1] == embedding.scatter.SIDE + 2 * pictures.MARGIN + embedding.scatter.LEGEND
+
+
+@pytest.mark.parametrize("method", ["tsne", "pca"])
+def test_places_keep_clusters_apart(method):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(40, 60)) + 100 * np.repeat([[0], [1]], 20, 0)
+    places = embedding.place(vectors, method)
+    np.testing.assert_array_equal(places, embedding.place(vectors, method))
+    center = [places[:20].mean(0), places[20:].mean(0)]
+    nearest = [np.linalg.norm(places - c, axis=1) for c in center]
+    assert ((nearest[1] < nearest[0]) == (np.arange(40) >= 20)).all()
+    with pytest.raises(ConfigError, match="all features are the same"):
+        embedding.place(np.ones((5, 3)), method)
+
+
+@pytest.mark.parametrize(
+    ("program", "args", "text"),
+    [
+        ("features", ["--workdir=W", "--layers=2"], "--layers: 2; allowed: None, or -2 to 1"),
+        ("features", ["--workdir=W", "--layers=last"], "--layers: 'last'; allowed: norm, or"),
+        ("features", ["--workdir=W", "--pool=max"], "--pool: 'max'; allowed: cls, mean, all"),
+        ("features", ["--workdir=W", "--pool="], "--pool: empty"),
+        ("features", ["--workdir=W", "--batch_size=0"], "--batch_size: 0; allowed: 1 or more"),
+        ("features", ["--workdir=W", "--output=a.csv"], "--output: 'a.csv'; allowed: file names"),
+        ("features", ["--workdir=W", "--ema"], "--ema: True, but .* averages no encoder"),
+        ("features", ["--workdir=W", "--heads=4"], "--heads: with --workdir"),
+        ("features", ["--workdir=W", "--images=I", "--split=test"], "--split: with --images"),
+        ("features", ["--workdir=W", "--weights=a.pth"], "--workdir, --weights: both or none"),
+        ("features", ["--output=a.npz"], "--workdir, --weights: both or none"),
+        ("features", ["--weights=a.jpg", "--output=a.npz"], "--weights: 'a.jpg'; allowed: files"),
+        ("features", ["--weights=a.pth", "--output=a.npz"], "--weights: a.pth: no such file"),
+        ("features", ["--workdir=W", "--images=B"], "--images: none of 1 files can be read"),
+        ("embedding_map", ["--workdir=W", "--images=I"], "--images: 2 images; allowed: 4 or more"),
+        ("embedding_map", ["--workdir=W", "--count=3"], "--count: 3; allowed: 4 or more"),
+        ("embedding_map", ["--workdir=W", "--layer=9"], "--layer: 9; allowed: None, or -2 to 1"),
+        ("embedding_map", ["--workdir=W", "--output=a.npz"], "--output: 'a.npz'; allowed: a file"),
+        ("embedding_map", ["--workdir=W", "--of=patches", "--pool=cls"], "--pool: with --of=pat"),
+    ],
+)
+def test_mistakes_with_features(runs, images, tmp_path, monkeypatch, program, args, text):
+    (tmp_path / "bad.png").write_text("no image")
+    places = {"=W": f"={runs['mae']}", "=I": f"={images}", "=B": f"={tmp_path / 'bad.png'}"}
+    for short, place in places.items():
+        args = [a.removesuffix(short) + place if a.endswith(short) else a for a in args]
+    monkeypatch.chdir(tmp_path)
+    before = files(runs["mae"])
+    with pytest.raises(ConfigError, match=text) as error:
+        helpers.program(f"mimjax.{program}", *args)
+    assert "\n" not in str(error.value)
+    assert files(runs["mae"]) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.png"]
+
+
+def test_the_end_of_a_run_has_one_form(runs):
+    for name, workdir in runs.items():
+        said = (workdir / "train.log").read_text()
+        what, picture, *_, next_ = (
+            said.rpartition(t)[2] for t in ("predicted: ", "Picture: ", "Next:")
+        )
+        task = trained.open_run(str(workdir)).program.task
+        assert what.startswith(task.story + "\n\nPicture: "), name
+        assert picture.split("\n")[0].endswith("pictures/reconstruction_0000002.png")
+        commands = [line.split(" -m ")[1] for line in next_.splitlines() if " -m " in line]
+        programs = []
+        for command in commands:
+            module, *words = shlex.split(command)
+            helpers.program(module, *words, parse_only=True)
+            assert f"--workdir={workdir}" in words
+            programs.append(module.removeprefix("mimjax."))
+        assert programs == ["reconstruct", "attention", "features", "export"]
+
+
+@pytest.mark.parametrize("name", helpers.CONFIGS)
+def test_every_method_says_what_it_predicts(name):
+    task, compiled = helpers.make(helpers.small(name))
+    assert task.story[0].islower()
+    assert task.story.endswith(".")
+    assert type(task).__name__ not in task.story
+    workdir = types.SimpleNamespace(path="runs/a b")
+    found = ending.commands(types.SimpleNamespace(program=compiled, workdir=workdir), True)
+    wanted = ["reconstruct", "attention", "features", "export"]
+    if name == "dvae":
+        wanted = ["reconstruct", "export"]
+    assert [shlex.split(line)[2].removeprefix("mimjax.") for line in found] == wanted
+    assert all("'runs/a b'" in line for line in found)
+
+
+HELP = """
+import os, runpy, sys
+import mimjax.cli, mimjax.data.sources  # what they all import, once
+for name in sys.argv[1:]:
+    sys.stdout.write(f"\\0{name}\\n")
+    sys.stdout.flush()
+    if not os.fork():
+        sys.argv = [name, "--help"]
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    os.wait()
+"""
+PROGRAMS = ["main", "plan", "convert", "export", "reconstruct", "attention", "features"]
+PROGRAMS += ["embedding_map", "data.stats", "data.prepare"]
+
+
+def test_help_names_every_flag():
+    """Of each program as the command line shows it, with the module's text above."""
+    modules = [f"mimjax.{name}" for name in PROGRAMS]
+    out = subprocess.run(
+        [sys.executable, "-c", HELP, *modules],
+        cwd=helpers.ROOT,
+        env=helpers.environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    shown = dict(part.split("\n", 1) for part in out.stdout.split("\0")[1:])
+    assert list(shown) == modules
+    for module in modules:
+        path = helpers.ROOT / f"{module.replace('.', '/')}.py"
+        first = path.read_text().split("\n")[0].removeprefix('"""')
+        assert first.split(" `")[0] in " ".join(shown[module].split()), module
+        if module != "mimjax.data.prepare":
+            for flag in helpers.program(module, parse_only=True):
+                assert f"{flag}" in shown[module].replace("[no]", ""), (module, flag)

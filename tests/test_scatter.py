@@ -32,5 +32,12 @@ def test_one_scale_for_both_axes_and_points_that_coincide():
     np.testing.assert_allclose(scatter.spread(np.ones((3, 2))), 0.5)
 
 
+def test_a_flat_map_is_a_low_picture():
+    flat = np.array([[0.0, 0.0], [10.0, 1.0]])
+    tall, low = scatter.draw(corners(), caption="a"), scatter.draw(flat, caption="a")
+    inner = scatter.SIDE - 60
+    assert tall.size[1] - low.size[1] == inner - inner // 10
+
+
 def test_colors_differ():
     assert len(set(scatter.colors(40))) == 40

@@ -1,10 +1,11 @@
-"""Some image files as a source: all at or below a path, without split, labels or classes.
+"""Some image files as a source: all at or below a path, without splits.
 
 For programs that look at images; `folder.py` is the source that training reads.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import os
 
@@ -13,14 +14,19 @@ from PIL import Image
 
 from mimjax.data.bands import Bands
 from mimjax.data.decoding import Decoding
-from mimjax.data.folder import extensions, list_images, read_image
+from mimjax.data.folder import TEST_FOLDERS, extensions, list_images, read_image
 from mimjax.data.images import Lazy, fingerprint
 from mimjax.task import ConfigError
+
+SPLITS = {"train", *TEST_FOLDERS}  # folders that are no classes
 
 
 @dataclasses.dataclass
 class Files(Lazy):
     """The images below a folder, by path, or a single file of any extension.
+
+    The label is the number of the first folder below the path (below "train" and the like, where
+    all lie in such) if every image lies in one, else -1.
 
     Attributes:
       path: local or gs://.
@@ -32,11 +38,12 @@ class Files(Lazy):
     key: str = "--images"
     how: Decoding = Decoding()
     names: list[str] = dataclasses.field(init=False, default_factory=list)
+    num_classes: int = dataclasses.field(init=False, default=0)
+    class_names: list[str] = dataclasses.field(init=False, default_factory=list)
     fingerprint: str = dataclasses.field(init=False, default="")
 
     name = "files"
-    num_classes = 0
-    label_name = ""
+    label_name = "class folder"
 
     def __post_init__(self):
         self.path = os.path.expanduser(self.path)
@@ -54,6 +61,9 @@ class Files(Lazy):
                 f"{', '.join(extensions(self.how.channels))}"
             )
         self.names = [name for name, _ in found]
+        found_in = [self._class_of(name) for name in self.names]
+        self.class_names = sorted(set(found_in)) if all(found_in) else []
+        self.num_classes = len(self.class_names)
         flat = (part for name, size in found for part in (os.fsencode(name), size))
         self.fingerprint = fingerprint([self.name, *flat])
 
@@ -68,4 +78,11 @@ class Files(Lazy):
         return read_image(path, self.key, self.how)
 
     def label(self, index: int) -> int:
-        return -1
+        if not self.class_names:
+            return -1
+        return bisect.bisect_left(self.class_names, self._class_of(self.names[index]))
+
+    def _class_of(self, name: str) -> str:
+        """The folder that names the class, "" if there is none."""
+        folders = name.split("/")[:-1]
+        return next((folder for folder in folders if folder not in SPLITS), "")

@@ -23,6 +23,7 @@ from typing import NoReturn
 from etils import epath
 from PIL import Image
 
+from mimjax import progress
 from mimjax.data.decoding import MAX_PIXELS, Decoding, decode
 from mimjax.data.folder import list_images, read_bytes
 from mimjax.data.images import check_option
@@ -134,7 +135,7 @@ def prepare(
         return "written", ""
 
     with futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        results = list(pool.map(one, files))
+        results = list(progress.track(pool.map(one, files), "prepare", len(files), "file"))
     return Counter(kind for kind, _ in results), [error for _, error in results if error]
 
 

@@ -9,13 +9,14 @@ whatever its size. Files that cannot be read are left out and counted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent import futures
 
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from mimjax import cli
+from mimjax import cli, progress
 from mimjax.data.bad_files import BadFiles
 from mimjax.data.decoding import BadImage
 from mimjax.data.sources import Source, make_source
@@ -49,21 +50,27 @@ def statistics(
     indices = np.random.default_rng(0).permutation(len(source))[:count].tolist()
     total, done, bad = np.zeros(()), 0, 0
     with futures.ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(indices), CHUNK):  # in chunks, so that an error ends it early
-            chunk = indices[start : start + CHUNK]
-            for found in pool.map(lambda i: moments(source, i), chunk):
-                if not isinstance(found, BadImage):
-                    total, done = total + found, done + 1
-                    continue
-                if not bad_files.skip:
-                    raise found
-                bad += 1
-                bad_files.add([[found.path, found.reason]])
-                bad_files.judge(bad, done + bad, len(indices), [found.path, found.reason])
+        for found in progress.track(_each(pool, source, indices), "statistics", len(indices)):
+            if not isinstance(found, BadImage):
+                total, done = total + found, done + 1
+                continue
+            if not bad_files.skip:
+                raise found
+            bad += 1
+            bad_files.add([[found.path, found.reason]])
+            bad_files.judge(bad, done + bad, len(indices), [found.path, found.reason])
     if not done:
         raise ConfigError("--images: no file could be read; allowed: at least one")
     mean, square = total / done
     return mean, np.sqrt(np.maximum(square - mean**2, 0)), done
+
+
+def _each(
+    pool: futures.Executor, source: Source, indices: list[int]
+) -> Iterator[np.ndarray | BadImage]:
+    """`moments` of all indices in order; in chunks, so that an error ends the work early."""
+    for start in range(0, len(indices), CHUNK):
+        yield from pool.map(lambda i: moments(source, i), indices[start : start + CHUNK])
 
 
 def overrides(mean: np.ndarray, std: np.ndarray, sections: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimjax import heatmaps
+from mimjax import heatmaps, progress
 from mimjax.errors import ConfigError
 from mimjax.evaluators.common import Bench, Subset
 from mimjax.models.maps import attention_maps, num_blocks
@@ -69,7 +69,7 @@ class Attention:
         maps = self.bench.jit(lambda p, x: self._maps(p, x, tuple(layers)))
         shares = [
             heatmaps.on_patches(jax.device_get(maps(params, x)), queries, self.num_prefix)
-            for x in self.batches
+            for x in progress.track(self.batches, "attention", unit="batch")
         ]
         count = len(self.images)
         images = np.concatenate([np.asarray(x) for x in self.batches])[:count]

@@ -23,6 +23,7 @@ from mimjax.models.decoders import InjectedDecoder
 from mimjax.models.vit import ViT, patchify
 from mimjax.rng import named
 from mimjax.targets import pixels
+from mimjax.targets.patches import Pixels
 from mimjax.task import Batch, Key, LossOutput, PyTree
 
 
@@ -103,6 +104,13 @@ class BootMAE(MaskedTask):
             return self.num_masked
         count = round(self.teacher_fraction * self.encoder.num_patches)
         return count if count <= self.num_masked else 0
+
+    @property
+    def story(self) -> str:
+        parts = [Pixels(self.pixel_norm).story] if self.pixel_weight else []
+        if self.feature_weight:
+            parts.append("the features that the encoder's own moving average has of the full image")
+        return f"{' and '.join(parts)}, at the masked {self.hidden}, from the visible rest."
 
     def init(self, key: Key) -> tuple[PyTree, PyTree]:
         images, *ids = self.example()

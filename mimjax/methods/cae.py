@@ -229,6 +229,13 @@ class CAE(LatentTask):
         return columns
 
     @property
+    def story(self) -> str:
+        return (
+            f"the latents of the masked {self.hidden}, from the visible rest, and from these "
+            f"latents {self.target.story}."
+        )
+
+    @property
     def picture_note(self) -> str:
         return (
             super().picture_note + " No regressor: the full image encoded and decoded without it "

@@ -145,6 +145,11 @@ class CAEv2(LatentTask):
         return {"original": original, "masked": masked, "teacher": teacher, "student": student}
 
     @property
+    def story(self) -> str:
+        masked = f", and through a regressor of the masked {self.hidden}" * self.regresses
+        return f"{self.target.story} of the visible patches{masked}."
+
+    @property
     def picture_note(self) -> str:
         return (
             "Colors: the three leading principal components of the teacher's latents of these "

@@ -136,6 +136,14 @@ class DiscreteVAE(Task):
         return {k: jnp.clip(v * std + mean, 0.0, 1.0) for k, v in columns.items()}
 
     @property
+    def story(self) -> str:
+        step, vocab = self.encoder.step, self.encoder.vocab
+        return (
+            f"whole images, from one of {vocab:,} codes for each {step}x{step} pixels; nothing is "
+            "masked. BEiT and CAE predict such codes."
+        )
+
+    @property
     def error_name(self) -> str:
         return "mean squared, of whole images reconstructed from their codes"
 

@@ -22,6 +22,7 @@ from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import patchify
 from mimjax.rng import named
 from mimjax.targets import pixels
+from mimjax.targets.patches import Pixels
 from mimjax.task import Batch, Key, LossOutput, PyTree
 
 TARGETS = ("pixels", "pca", "features")
@@ -68,6 +69,12 @@ class MAE(MaskedTask):
             mask_tokens=not self.encoder.use_mask_token,
         )
         object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass
+
+    @property
+    def story(self) -> str:
+        what = {"pca": "leading PCA coefficients", "features": "features of a frozen encoder"}
+        found = f"the {what[self.target]}" if self.target in what else Pixels(self.pixel_norm).story
+        return f"{found} of the masked {self.hidden}, from the visible rest."
 
     def init(self, key: Key) -> tuple[PyTree, PyTree]:
         images, ids_v, ids_m = self.example()

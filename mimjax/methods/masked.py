@@ -60,6 +60,11 @@ class MaskedTask(Task):
     def mask_fn(self) -> MaskFn:
         return self.masking.sampler(self.encoder.grid)
 
+    @property
+    def hidden(self) -> str:
+        """How much is masked, in words."""
+        return f"{100 * self.num_masked / self.encoder.num_patches:.0f} % of the patches"
+
     def example(self):
         """Zero images [1 h w c], ids_v [1 v] and ids_m [1 m], to initialize networks with."""
         images = jnp.zeros((1, *self.encoder.image_size, len(self.mean)))
@@ -171,6 +176,10 @@ class TargetTask(MaskedTask):
         columns["prediction"] = self.target.decode(frozen, pred, self.encoder, image)
         # a tokenizer's view may be smaller than the student's
         return {k: jax.image.resize(v, original.shape, "nearest") for k, v in columns.items()}
+
+    @property
+    def story(self) -> str:
+        return f"{self.target.story} of the masked {self.hidden}, from the visible rest."
 
     @property
     def picture_note(self) -> str:

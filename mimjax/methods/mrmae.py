@@ -221,6 +221,14 @@ class MRMAE(MaskedTask):
         return columns
 
     @property
+    def story(self) -> str:
+        where = "visible" if self.mimic_at == "encoder" else "masked"
+        pixel = f"{Pixels(self.pixel_norm).story} of the masked {self.hidden}"
+        parts = [pixel] * bool(self.pixel_weight)
+        parts += [f"{self.target.story} of the {where} ones"] * bool(self.mimic_weight)
+        return f"{' and '.join(parts)}, from the visible ones."
+
+    @property
     def picture_note(self) -> str:
         chosen = "at random" if self.select == "random" else "by the teacher's attention"
         return f"Visible patches chosen {chosen}. " + Pixels(self.pixel_norm).picture_note

@@ -95,6 +95,13 @@ class Target:
         raise NotImplementedError(type(self).__name__)
 
     @property
+    def story(self) -> str:
+        """What it is, as the object of a sentence."""
+        name = type(self).__name__
+        kind = "codes of a frozen tokenizer" if self.discrete else "features of a frozen teacher"
+        return f"the {kind} ({name})"
+
+    @property
     def picture_note(self) -> str:
         """What a reader must know about what `decode` shows."""
         return ""

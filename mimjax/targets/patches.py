@@ -62,6 +62,10 @@ class Pixels(Target):
         return jnp.clip(out * jnp.asarray(self.std) + jnp.asarray(self.mean), 0, 1)
 
     @property
+    def story(self) -> str:
+        return "the pixels" if self.norm == "none" else "the pixels, normalized in each patch,"
+
+    @property
     def picture_note(self) -> str:
         true = "" if self.norm == "none" else ", un-normalized with the true patch statistics"
         return f"Masked patches: predicted{true}. Visible patches: pasted from the original."
