@@ -63,7 +63,7 @@ def read_timm(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
     except RuntimeError as error:
         raise refused("timm", error) from None
     x = channels_first(images)
-    with torch.inference_mode():
+    with torch.no_grad():
         tokens, pooled = model.eval().forward_features(x), model(x)
     if export.pool == "avg":
         out = {"raw": tokens, "pooled": pooled}
@@ -87,7 +87,7 @@ def read_transformers(export: Export, path: str, images: np.ndarray, noise: np.n
     if wrong := {k: sorted(map(str, v))[:4] for k, v in info.items() if v}:
         raise refused("transformers", wrong)
     x = channels_first(images)
-    with torch.inference_mode():
+    with torch.no_grad():
         if layout == "vitmae_transformers":
             found = model.eval()(x, noise=torch.from_numpy(noise))
             rows = found.mask.bool()
@@ -110,7 +110,7 @@ def read_convmae(export: Export, path: str, images: np.ndarray, noise: np.ndarra
     from mimjax.torch_io.convmae_torch import ConvMAE
 
     model = ConvMAE.from_file(path, heads=export.carried[0].heads).eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         tokens = model(channels_first(images))
     return f"torch {torch.__version__} (convmae_torch)", numbers({"tokens": tokens})
 
@@ -142,7 +142,7 @@ def read_mmpretrain(export: Export, path: str, images: np.ndarray, noise: np.nda
     state = torch.load(path, weights_only=True)["state_dict"]
     load_mm(model, {k.removeprefix("backbone."): v for k, v in state.items()}, ())
     model.eval()  # returns nothing
-    with torch.inference_mode():
+    with torch.no_grad():
         out = model(channels_first(images))[-1]
     return f"mmpretrain {version('mmpretrain')}", numbers({"pooled" if pooled else "tokens": out})
 
@@ -183,7 +183,7 @@ def read_mmseg(export: Export, path: str, images: np.ndarray, noise: np.ndarray)
     fresh = () if beit else ("relative_position_bias_table",)
     load_mm(model, state, fresh if encoder.layer_scale else (*fresh, "gamma_1", "gamma_2"))
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         maps = model(channels_first(images))[-1]
     patches = maps.flatten(2).transpose(1, 2)
     return f"mmsegmentation {version('mmsegmentation')}", numbers({"patches": patches})

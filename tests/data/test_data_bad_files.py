@@ -184,13 +184,13 @@ def test_wrong_fraction(fraction):
 
 def test_a_remote_list_is_complete_in_the_end(folder, tmp_path, monkeypatch):
     """It is written as a whole, not at every file."""
-    monkeypatch.setattr(Workdir, "is_local", False)
-    writes = []
+    workdir, writes = Workdir(str(tmp_path)), []
+    workdir.is_local = False
     monkeypatch.setattr(
         Workdir, "write_bytes", lambda self, name, data: writes.append(data.decode())
     )
     pipeline = make(folder)
-    pipeline.bad_files.open(Workdir(str(tmp_path)), "bad_files.txt", lambda text: None)
+    pipeline.bad_files.open(workdir, "bad_files.txt", lambda text: None)
     list(pipeline.iterate(0, 10, threads=1))
     assert len(writes[-1].splitlines()) == 4
     assert len(writes) <= 2
