@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.slow  # four programs as real processes
+pytestmark = pytest.mark.slow  # six programs as real processes
 
 GOOD, BAD = 285, 15
 RUN = ["--config=configs/mae.py:demo,data=photos", "--config.data.source=folder"]
@@ -181,3 +181,19 @@ def test_look(program, folder, pretrained, tmp_path):
     assert out.returncode == 1
     assert "000 broken.png" in out.stderr
     assert (workdir / made).read_bytes() == before
+
+
+def test_features_and_a_map_of_all_that_can_be_read(folder, pretrained, tmp_path):
+    workdir, _, _ = pretrained
+    common = f"--workdir={workdir}", f"--images={folder}"
+    out = helpers.run("mimjax.features", *common, f"--output={tmp_path / 'f.npz'}")
+    assert f"skipped {BAD} of {GOOD + BAD} files" in out.stdout
+    with np.load(tmp_path / "f.npz") as found:
+        assert found["mean_norm"].shape == (GOOD, 64)
+        assert np.isfinite(found["mean_norm"]).all()
+        names = set(found["path"].tolist())
+    assert len(names) == GOOD
+    assert not [name for name in names if "broken" in name]
+    out = helpers.run("mimjax.embedding_map", *common)
+    picture = Image.open(workdir / "pictures/embedding_images_tsne.png")
+    assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
