@@ -56,7 +56,7 @@ test-all: .venv/dev .venv/mm
 	$(BIN)/python -m pytest -n 2
 
 golden: .venv/dev
-	$(BIN)/python -m pytest tests/test_golden.py -rA
+	$(BIN)/python -m pytest tests/test_golden.py tests/torch_io/test_import_golden.py -rA
 
 lint: .venv/dev
 	$(BIN)/ruff check .

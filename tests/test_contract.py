@@ -119,7 +119,7 @@ def test_the_published_configuration_is_as_committed(name):
 
 
 # the trainer is the same for all: a few show it on every run, the rest in test-all
-TRACED = [m if m in ("bootmae", "cae", "mrmae") else slow(m) for m in METHODS]
+TRACED = [m if m in ("bootmae", "cae") else slow(m) for m in METHODS]
 
 
 @pytest.mark.parametrize("name", TRACED)

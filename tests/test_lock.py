@@ -17,7 +17,8 @@ from mimjax.files import Workdir
 from mimjax.lock import FILE, RunLock
 
 HOLD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 from mimjax.files import Workdir
 from mimjax.lock import RunLock
 RunLock(Workdir(sys.argv[1])).acquire(print)

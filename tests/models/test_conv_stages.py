@@ -67,7 +67,14 @@ def with_gradients(name, skip):
     return run(params, images)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "official",
+        "no cells",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("patch 8", "fine")),
+    ],
+)
 def test_leaving_masked_positions_out_changes_nothing(name):
     (grads, tokens), (dense_grads, dense) = (with_gradients(name, s) for s in (True, False))
     np.testing.assert_allclose(tokens, dense, atol=2e-5)

@@ -97,7 +97,7 @@ def test_files(tmp_path):
         load.read_file(str(tmp_path / "model.onnx"))
 
 
-@pytest.mark.parametrize("name", ["mae", "bootmae"])
+@pytest.mark.parametrize("name", [pytest.param("mae", marks=pytest.mark.slow), "bootmae"])
 def test_init_from_a_published_file_and_from_a_workdir(name, tmp_path):
     """By the real command line; an encoder-only file leaves the decoder random, and says so."""
     _, params = random_params(name)

@@ -13,14 +13,6 @@ import pytest
 TOTAL = 22  # two epochs of 11 steps
 
 
-@pytest.fixture(scope="module", autouse=True)
-def every_process_compiles():
-    """As a user's restart does; the tests' compilation cache would make it easier."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
-        yield
-
-
 @pytest.fixture(scope="module")
 def config():
     """BootMAE with everything that a restart could lose."""
@@ -70,6 +62,13 @@ def assert_same_run(config, workdir, straight):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.fixture
+def every_process_compiles(monkeypatch):
+    """As a user's restart does; the tests' compilation cache would make it easier."""
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+
+
+@pytest.mark.usefixtures("every_process_compiles")
 def test_killed_in_mid_epoch(config, straight, tmp_path):
     kill_when(config, tmp_path, lambda: logged(tmp_path, 7))
     out = helpers.run("mimjax.main", *helpers.flags(config), f"--workdir={tmp_path}")
