@@ -105,15 +105,27 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return out
 
 
-def number(value: float) -> str:
+def numbers(values: Sequence[float]) -> list[str]:
+    """Ticks of an axis: with as many digits as tell them apart."""
+    out: list[str] = []
+    for digits in range(4, 10):
+        out = [number(value, digits) for value in values]
+        if len(set(out)) == len(values):
+            break
+    return out
+
+
+def number(value: float, digits: int = 4) -> str:
     """Short, as on an axis: 12k, 0.05, 3e-05."""
     if value == 0:
         return "0"
     size = abs(value)
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= limit:
-            return f"{value / (1e3 if letter == 'k' else limit):.4g}{letter}"
-    return f"{value:.1e}".replace("e-0", "e-") if size < 1e-3 else f"{value:.4g}"
+            return f"{value / (1e3 if letter == 'k' else limit):.{digits}g}{letter}"
+    if size < 1e-3:
+        return f"{value:.{digits - 3}e}".replace("e-0", "e-")
+    return f"{value:.{digits}g}"
 
 
 def thin(steps: Sequence[float], values: Sequence[float | None]) -> list[Point]:
@@ -139,10 +151,10 @@ def _value(point: Point) -> float:
 def _grid(x: Axis, y: Axis, unit: str) -> list[str]:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     parts = []
-    for value in y.ticks:
+    for value, text in zip(y.ticks, numbers(y.ticks), strict=True):
         at = f"{y(value):.1f}"
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at}" y2="{at}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{at}" dy=".32em" class="end">{number(value)}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{at}" dy=".32em" class="end">{text}</text>')
     for value in x.ticks:
         if x.low <= value <= x.high:
             parts.append(

@@ -131,3 +131,10 @@ def test_ticks_are_round_and_values_inside_the_frame(values, log):
     assert all(-1e-6 <= axis(v) <= 100 + 1e-6 for v in [*values, *axis.ticks])
     for tick in axis.ticks:
         assert re.fullmatch(r"-?[\d.]+(e-?\d+|[kMG])?", charts.number(tick))
+
+
+def test_ticks_can_be_told_apart():
+    assert charts.numbers([0.0, 0.5, 1.0]) == ["0", "0.5", "1"]
+    assert charts.numbers([54.0801, 54.0802]) == ["54.0801", "54.0802"]
+    assert charts.numbers([0.00052, 0.00054]) == ["5.2e-4", "5.4e-4"]
+    assert len(set(charts.numbers([1_000_100.0, 1_000_200.0]))) == 2
