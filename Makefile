@@ -50,10 +50,10 @@ endif
 	  --workdir=$(WORKDIR) --config.seed=$(SEED) $(ARGS)
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-all: .venv/dev .venv/mm
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 golden: .venv/dev
 	$(BIN)/python -m pytest tests/test_golden.py tests/torch_io/test_import_golden.py -rA

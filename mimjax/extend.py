@@ -63,7 +63,7 @@ def explain(
     others = [key for key in changed if not key.startswith(NEUTRAL)]
     if others:
         say(f"  other settings changed too ({', '.join(others)}): it is another run")
-    elif old_program.lower().as_text() == program.lower().as_text():
+    elif _text(old_program) == _text(program):
         say(
             f"  no schedule depends on the length: this is the run that had {clock.total_steps} "
             "steps from the start"
@@ -80,3 +80,8 @@ def explain(
             f"  this is not the run that had {clock.total_steps} steps from the start: at step "
             f"{worst} its rate was {before[worst]:.4g} and not {after[worst]:.4g}"
         )
+
+
+def _text(program: Program) -> str:
+    """The lowered train step, which tells two programs apart."""
+    return program.trace().lower().as_text()

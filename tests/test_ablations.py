@@ -1,4 +1,4 @@
-"""Every command of configs/ablations.md: parsed by the real command line, then two steps small."""
+"""Every command of configs/ablations.md: parsed by the real command line, traced or run small."""
 
 import functools
 import re
@@ -151,18 +151,30 @@ def representatives():
     return chosen
 
 
-# `make test-all` runs every row
-QUICK = set(representatives())
-ROWS = [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in COMMANDS]
-
-
 def test_every_command_is_a_valid_run(monkeypatch):
     """At its published size."""
     for command in COMMANDS:
         build.make_task(parse(command, monkeypatch), Clock(1, 800))
 
 
-@pytest.mark.parametrize("command", ROWS, ids=lambda c: c.replace("--config", "").strip("="))
+def short(command):
+    return command.replace("--config", "").strip("=")
+
+
+@pytest.mark.parametrize("command", representatives(), ids=short)
+def test_row_is_traced(command, monkeypatch):
+    """Two steps of every row take a quarter of an hour: they are below, for `make test-all`."""
+    task, tx, data = make(shrink(parse(command, monkeypatch)))
+    frozen = jax.eval_shape(task.init_frozen, jax.random.key(1))
+    state = jax.eval_shape(lambda: init_state(jax.random.key(0), task=task, tx=tx))
+    step = functools.partial(train_step, task=task, tx=tx)
+    after, metrics = jax.eval_shape(step, state, frozen, jax.tree.map(jnp.asarray, data.batch(0)))
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert metrics["loss/total"].shape == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS, ids=short)
 def test_row(command, monkeypatch):
     c = shrink(parse(command, monkeypatch))
     key = c.to_json(sort_keys=True)
@@ -171,8 +183,8 @@ def test_row(command, monkeypatch):
         DONE.add(key)
 
 
-def two_steps(c):
-    """Two updates of a small config, with frozen networks of random weights."""
+def make(c):
+    """(task, optimizer, data) of a run of two steps."""
     clock = Clock(1, 2)
     task = build.make_task(c, clock)
     data = Pipeline(
@@ -184,6 +196,12 @@ def two_steps(c):
         0,
     )
     tx, _ = build.make_tx(c, jax.eval_shape(task.init, jax.random.key(0))[0], clock)
+    return task, tx, data
+
+
+def two_steps(c):
+    """Two updates of a small config, with frozen networks of random weights."""
+    task, tx, data = make(c)
     # Not jitted: rows share the compiled primitives of one another, which is far quicker.
     frozen = task.fit_frozen(
         task.init_frozen(jax.random.key(1)),

@@ -25,6 +25,8 @@ from mimjax.models.vit import sincos_table
 from mimjax.torch_io import load
 from mimjax.train.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.xdist_group("api")  # one worker makes the runs they share
+
 
 def random_like(tree, seed):
     rng = np.random.default_rng(seed)

@@ -21,6 +21,8 @@ from mimjax.files import Workdir
 from mimjax.lock import FILE, RunLock
 from mimjax.torch_io import load
 
+pytestmark = pytest.mark.xdist_group("bad_input")  # one worker makes the runs they share
+
 DISKS = {"full": "64k", "small": "1m", "tight": "3m"}  # of 2-layer runs, 1.7 MiB per checkpoint
 LIMIT = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh"]  # where no disk can be mounted
 # what a run that is refused may leave, and what one that fails later may

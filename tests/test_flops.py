@@ -1,5 +1,6 @@
 """The FLOP formulas against published tables, the count on the program, and XLA."""
 
+import helpers
 import jax
 import pytest
 
@@ -8,6 +9,7 @@ from mimjax.flops import count, step_flops
 from mimjax.methods.bootmae import BootMAE
 from mimjax.methods.mae import MAE
 from mimjax.models.vit import ViT
+from mimjax.train import sharding
 
 GIGA = 1e9
 
@@ -65,6 +67,14 @@ def test_xla_agrees():
     lowered = jax.jit(jax.grad(loss)).lower(params, batch, key)
     by_xla = lowered.compile().cost_analysis()["flops"] / 2
     assert 1.0 <= by_xla / formulas.mae(task).train <= 1.05
+
+
+def test_the_run_counts_on_the_step_that_it_compiles():
+    """Of a whole batch in micro-batches on several devices: so a run traces its step only once."""
+    task, program = helpers.make(
+        helpers.small("bootmae", accum=2), sharding.make_mesh(2, 2, devices=jax.devices()[:4])
+    )
+    assert count(program.trace().jaxpr) / 16 == step_flops(task)
 
 
 def test_loops_and_branches():

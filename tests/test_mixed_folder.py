@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.slow  # six programs as real processes
+# six programs as real processes; one worker makes the run they share
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mixed_folder")]
 
 GOOD, BAD = 285, 15
 RUN = ["--config=configs/mae.py:demo,data=photos", "--config.data.source=folder"]

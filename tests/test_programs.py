@@ -31,6 +31,8 @@ from mimjax.models.vit import patchify
 from mimjax.task import View
 from mimjax.train.sharding import make_mesh
 
+pytestmark = pytest.mark.xdist_group("programs")  # one worker makes the runs they share
+
 SHORT = ["--config.steps=2", "--config.eval.probes=False", "--config.eval.error=False"]
 SHORT += ["--config.eval.pictures=3", "--config.batch_size=16", "--config.checkpoint_every=1"]
 SHORT += ["--config.optimizer.warmup_steps=0", "--config.seed=5"]

@@ -12,6 +12,8 @@ from mimjax.errors import ConfigError
 from mimjax.task import Clock
 from mimjax.train.loop import train
 
+pytestmark = pytest.mark.xdist_group("recipes")  # one worker makes the runs they share
+
 RECIPES = {
     "small_data": small_data,
     "one_gpu": one_gpu,

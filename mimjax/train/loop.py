@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from mimjax.flops import step_flops
+from mimjax.flops import count
 from mimjax.train import metrics as m
 from mimjax.train import rollback, sharding
 from mimjax.train.run import Run
@@ -88,8 +88,9 @@ def due(step: int, every: int, total: int) -> bool:
 def compile_step(run: Run):
     """Compiles the train step once, ahead of time, and says what it costs."""
     begin = time.perf_counter()
-    compiled = run.program.compile()
-    per_image = step_flops(run.program.task)
+    traced = run.program.trace()
+    compiled = run.program.compile(traced)
+    per_image = count(traced.jaxpr) / run.data.batch_size
     run.log.say(
         f"train step compiled in {time.perf_counter() - begin:.1f} s; "
         f"{per_image / 1e9:,.3g} GFLOP per image in matrix products"

@@ -48,15 +48,15 @@ class Program:
     seed: int = 0
     accum: int = 1
 
-    def compile(self):
-        """The train step, lowered and compiled for this mesh; never compiled twice."""
+    def compile(self, traced=None):
+        """The train step, `traced` or traced here, compiled for this mesh; never compiled twice."""
         with jax.set_mesh(self.mesh):
-            return self.lower().compile()
+            return (traced or self.trace()).lower().compile()
 
-    def lower(self):
-        """The train step as a program for this mesh, not yet compiled."""
+    def trace(self):
+        """The train step as a traced program: `.jaxpr`, and `.lower().compile()` for this mesh."""
         with jax.set_mesh(self.mesh):
-            return self.step.lower(self.abstract_state, self.abstract_frozen, self.abstract_batch)
+            return self.step.trace(self.abstract_state, self.abstract_frozen, self.abstract_batch)
 
 
 def make_program(

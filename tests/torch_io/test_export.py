@@ -22,6 +22,8 @@ from mimjax.files import Workdir
 from mimjax.torch_io import load
 from mimjax.train.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.xdist_group("export")  # one worker makes the runs they share
+
 STEPS = (3, 5)
 
 

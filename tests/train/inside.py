@@ -19,9 +19,9 @@ COMPILED = {}
 TINY = {"method.encoder.depth": 1, "method.decoder.depth": 1}
 
 
-def compile_once(self):
+def compile_once(self, traced=None):
     """In place of `Program.compile`: the same program text is compiled once."""
-    lowered = self.lower()
+    lowered = (traced or self.trace()).lower()
     text = lowered.as_text()
     if text not in COMPILED:
         COMPILED[text] = lowered.compile()

@@ -11,6 +11,8 @@ from mimjax.errors import ConfigError
 from mimjax.files import Workdir
 from mimjax.train.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.xdist_group("extend")  # one worker makes the runs they share
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):

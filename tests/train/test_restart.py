@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.xdist_group("restart")  # one worker makes the runs they share
+
 TOTAL = 22  # two epochs of 11 steps
 
 

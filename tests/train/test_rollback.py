@@ -10,6 +10,8 @@ from mimjax import build
 from mimjax.files import Workdir
 from mimjax.train.metrics import NonFiniteError
 
+pytestmark = pytest.mark.xdist_group("rollback")  # one worker makes the runs they share
+
 BROKEN = 5  # the update whose batch holds the black image
 TOTAL = 8
 
