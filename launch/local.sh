@@ -7,7 +7,7 @@ NUM="${NUM:-2}"
 PORT="${PORT:-12621}"
 PYTHON="${PYTHON:-python}"
 pids=()
-stop() { kill "${pids[@]}" 2>/dev/null || true; }
+stop() { kill "$@" "${pids[@]}" 2>/dev/null || true; }
 trap stop INT TERM
 for ((i = 0; i < NUM; i++)); do
   CUDA_VISIBLE_DEVICES="$i" "$PYTHON" -m mimjax.main "$@" \
@@ -15,7 +15,24 @@ for ((i = 0; i < NUM; i++)); do
   pids+=($!)
 done
 code=0
-for pid in "${pids[@]}"; do
-  wait "$pid" || { code=$?; stop; }  # one that fails would leave the others waiting for it
+while ((${#pids[@]})); do
+  for i in "${!pids[@]}"; do
+    if kill -0 "${pids[i]}" 2>/dev/null; then continue; fi
+    status=0
+    wait "${pids[i]}" || status=$?
+    unset "pids[i]"
+    if ((status && !code)); then
+      code=$status
+      echo "$0: process $i ended with code $code; its error is above" >&2
+    fi
+  done
+  # one that fails leaves the others waiting for it: those that stop by themselves get ten seconds
+  if ((code && ${#pids[@]})); then
+    sleep "${GRACE:-10}"
+    stop -KILL
+    wait
+    break
+  fi
+  sleep 0.2
 done
 exit "$code"

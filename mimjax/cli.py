@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -75,7 +76,28 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ("config", "workdi
       required: flags that must be given.
     """
     # Overrides of a config are flags of their own, made while parsing: errors arise here too.
-    app.run(lambda argv: _guard(lambda: _start(main, required, argv[1:])), flags_parser=_parse)
+    guarded = lambda argv: _guard(lambda: _start(main, required, argv[1:]))
+    app.run(lambda argv: _leave_at_once(lambda: guarded(argv)), flags_parser=_parse)
+
+
+def _leave_at_once(main: Callable[[], None]) -> None:
+    """An error in one of several processes ends it without a goodbye.
+
+    At a usual exit jax would wait minutes for the others, which wait in a collective for this one.
+    Gone, it is missed: by `launch/local.sh` or SLURM, or by jax's heartbeats.
+    """
+    try:
+        main()
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        jax = sys.modules.get("jax")
+        if not code or jax is None or not jax.distributed.is_initialized():
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
 
 
 def _parse(argv: list[str]) -> list[str]:

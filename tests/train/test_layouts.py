@@ -4,11 +4,13 @@ import functools
 import socket
 import subprocess
 import sys
+import time
 
 import helpers
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from mimjax import rules
 from mimjax.train import sharding
@@ -94,24 +96,30 @@ def test_accumulation_averages_gradients():
     assert_close(state_pieces.params, state_whole.params)
 
 
-def test_two_processes_equal_one(tmp_path):
-    """launch/local.sh: two real processes, each with half of every batch, write the run of one."""
-    c = helpers.small("bootmae", log_every=1, steps=6, checkpoint_every=3)
-    c.data.threads = 2
-    helpers.run("mimjax.main", *helpers.flags(c), f"--workdir={tmp_path / 'one'}", devices=2)
+def launch_two(c, workdir):
+    """launch/local.sh with two processes on a port that is free."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    workdir = tmp_path / "two"
-    out = subprocess.run(
+    env = {"NUM": "2", "PORT": str(port), "PYTHON": sys.executable, "GRACE": "1"}
+    return subprocess.run(
         ["bash", "launch/local.sh", *helpers.flags(c), f"--workdir={workdir}"],
         cwd=helpers.ROOT,
-        env=helpers.environment() | {"NUM": "2", "PORT": str(port), "PYTHON": sys.executable},
+        env=helpers.environment() | env,
         capture_output=True,
         text=True,
         timeout=280,
         check=False,
     )
+
+
+def test_two_processes_equal_one(tmp_path):
+    """launch/local.sh: two real processes, each with half of every batch, write the run of one."""
+    c = helpers.small("bootmae", log_every=1, steps=6, checkpoint_every=3)
+    c.data.threads = 2
+    helpers.run("mimjax.main", *helpers.flags(c), f"--workdir={tmp_path / 'one'}", devices=2)
+    workdir = tmp_path / "two"
+    out = launch_two(c, workdir)
     assert out.returncode == 0, out.stdout + out.stderr
     assert "2 process(es), mesh data=2" in out.stdout
     one, two = helpers.losses(tmp_path / "one"), helpers.losses(workdir)
@@ -121,3 +129,22 @@ def test_two_processes_equal_one(tmp_path):
             assert two[step][name] == pytest.approx(value, rel=1e-5, abs=1e-7), (step, name)
     a, b = (helpers.final_params(w, c) for w in (tmp_path / "one", workdir))
     assert_close(a, b)
+
+
+def test_one_of_two_processes_that_fails_ends_the_run(tmp_path):
+    """In seconds, with its line: the other waits for it in a collective, for minutes if it may."""
+    (tmp_path / "images").mkdir()
+    for i in range(64):
+        file = tmp_path / f"images/{i:02}.png"
+        file.write_bytes(b"no image")
+        if i % 16:  # each process draws 2 of these 4 on average, of which one is allowed
+            pixels = np.random.default_rng(i).integers(256, size=(16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(file)
+    c = helpers.small("mae", steps=100, log_every=10)
+    c.data.source, c.data.path = "folder", str(tmp_path / "images")
+    begin = time.monotonic()
+    out = launch_two(c, tmp_path / "run")
+    assert time.monotonic() - begin < 120  # jax would wait 300 s at exit
+    assert out.returncode != 0
+    assert "error: data.max_bad_fraction: " in out.stderr
+    assert "launch/local.sh: process " in out.stderr
