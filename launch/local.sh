@@ -28,11 +28,11 @@ while ((${#pids[@]})); do
   done
   # one that fails leaves the others waiting for it: those that stop by themselves get ten seconds
   if ((code && ${#pids[@]})); then
-    sleep "${GRACE:-10}"
+    sleep "${GRACE:-10}" || true
     stop -KILL
     wait
     break
   fi
-  sleep 0.2
+  sleep 0.2 || true  # a signal to the whole group ends it: the processes decide when to stop
 done
 exit "$code"

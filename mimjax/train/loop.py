@@ -138,10 +138,15 @@ def evaluate(run: Run, state: TrainState, step: int) -> None:
 
 
 class StopSignal:
-    """SIGTERM (preemption) asks for a last checkpoint instead of killing the run."""
+    """SIGTERM (preemption) asks for a last checkpoint instead of killing the run.
+
+    Of several processes any may receive it: jax's own handler, made when they joined, tells all.
+    """
 
     def __init__(self):
         self.received = False
+        if jax.process_count() > 1:
+            return
         with contextlib.suppress(ValueError):  # not in the main thread: somebody else's program
             signal.signal(signal.SIGTERM, self._receive)
 

@@ -1,6 +1,11 @@
 """The same numbers however the work is laid out: devices, sharding, processes, accumulation."""
 
+import contextlib
 import functools
+import os
+import pathlib
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -96,21 +101,32 @@ def test_accumulation_averages_gradients():
     assert_close(state_pieces.params, state_whole.params)
 
 
-def launch_two(c, workdir):
+@contextlib.contextmanager
+def launched(c, workdir):
     """launch/local.sh with two processes on a port that is free."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
     env = {"NUM": "2", "PORT": str(port), "PYTHON": sys.executable, "GRACE": "1"}
-    return subprocess.run(
+    with subprocess.Popen(
         ["bash", "launch/local.sh", *helpers.flags(c), f"--workdir={workdir}"],
         cwd=helpers.ROOT,
         env=helpers.environment() | env,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=280,
-        check=False,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()  # with all that it started
+
+
+def launch_two(c, workdir):
+    """(exit code, stdout, stderr)"""
+    with launched(c, workdir) as process:
+        out, err = process.communicate(timeout=280)
+    return process.returncode, out, err
 
 
 def test_two_processes_equal_one(tmp_path):
@@ -119,9 +135,9 @@ def test_two_processes_equal_one(tmp_path):
     c.data.threads = 2
     helpers.run("mimjax.main", *helpers.flags(c), f"--workdir={tmp_path / 'one'}", devices=2)
     workdir = tmp_path / "two"
-    out = launch_two(c, workdir)
-    assert out.returncode == 0, out.stdout + out.stderr
-    assert "2 process(es), mesh data=2" in out.stdout
+    code, out, err = launch_two(c, workdir)
+    assert code == 0, out + err
+    assert "2 process(es), mesh data=2" in out
     one, two = helpers.losses(tmp_path / "one"), helpers.losses(workdir)
     assert one.keys() == two.keys()
     for step, row in one.items():
@@ -143,8 +159,32 @@ def test_one_of_two_processes_that_fails_ends_the_run(tmp_path):
     c = helpers.small("mae", steps=100, log_every=10)
     c.data.source, c.data.path = "folder", str(tmp_path / "images")
     begin = time.monotonic()
-    out = launch_two(c, tmp_path / "run")
+    code, _, err = launch_two(c, tmp_path / "run")
     assert time.monotonic() - begin < 120  # jax would wait 300 s at exit
-    assert out.returncode != 0
-    assert "error: data.max_bad_fraction: " in out.stderr
-    assert "launch/local.sh: process " in out.stderr
+    assert code != 0
+    assert "error: data.max_bad_fraction: " in err
+    assert "launch/local.sh: process " in err
+
+
+def second_of(process):
+    """The pid of process 1 of a launch."""
+    children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    named = lambda pid: b"--process_id=1" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    return next(int(pid) for pid in children.split() if named(pid))
+
+
+def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(tmp_path):
+    c = helpers.small("mae", steps=1_000_000, log_every=10)
+    log = tmp_path / "run" / "metrics.jsonl"
+    with launched(c, tmp_path / "run") as process:
+        deadline = time.monotonic() + 240
+        while not log.exists() or not log.read_text():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.kill(second_of(process), signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    stopped = re.search(r"stopped at step (\d+): the same command continues", out)
+    assert stopped
+    assert (tmp_path / "run" / "checkpoints" / stopped[1]).is_dir()
