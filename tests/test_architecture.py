@@ -7,7 +7,7 @@ import helpers
 import pytest
 
 PACKAGE = helpers.ROOT / "mimjax"
-BASE = {"models", "losses", "masking", "rng", "rules", "errors", "checks", "ema"}
+BASE = {"models", "losses", "masking", "rng", "rules", "errors", "checks", "ema", "config_version"}
 # rooms from the ground up; a room may import from its own floor and those below
 FLOORS = [
     BASE,
