@@ -83,6 +83,7 @@ def base() -> Config:
     c.steps = 0  # above 0 it replaces epochs
     c.init_from = ""  # weights only: a workdir, .safetensors or .pth
     c.resume = ""  # a whole state: another workdir
+    c.restart = False  # True = begin anew where a workdir's checkpoints are lost; keeps the rest
     c.method = ConfigDict()
     c.teacher = ConfigDict({"path": ""})  # frozen weights that a method reads
     c.optimizer = section(OptimizerConfig)

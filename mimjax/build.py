@@ -5,9 +5,11 @@ Reads ConfigDicts, files of frozen networks and workdirs; hands plain dataclasse
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from mimjax import describe, extend, report, start
+from mimjax import describe, extend, report, restore, start
 from mimjax.checks import choice
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles
@@ -35,7 +38,7 @@ from mimjax.train import boards, optim
 from mimjax.train.checkpoints import Checkpoints, versions
 from mimjax.train.metrics import Log
 from mimjax.train.program import Program, make_program
-from mimjax.train.run import Run
+from mimjax.train.run import Length, Run
 from mimjax.train.sharding import make_mesh
 
 
@@ -192,7 +195,7 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
       recipe: the config file's name and its `settings` before any was overridden, for the report.
 
     Raises:
-      ConfigError: any wrong setting, before anything is written but the folder itself.
+      ConfigError: any wrong setting, or a workdir that refuses it; then nothing was written.
     """
     check_batch(c, jax.device_count())
     check_choices(c)
@@ -201,49 +204,114 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
     data = make_data(c, make_task(c, Clock(1, 1)), "train", index)
     clock = make_clock(c, data.steps_per_epoch)
     program, lr = make_length(c, mesh, clock)
+    there = os.path.exists(workdir_path)
     workdir = Workdir(workdir_path, writer=jax.process_index() == 0)
-    log, lock = Log(workdir), RunLock(workdir)
-    lock.acquire(log.say)
-    checkpoints = Checkpoints(workdir, keep=c.keep_checkpoints, keep_every=c.keep_every)
-    checkpoints.check_space(program.abstract_state)
-    changed = start.check_workdir(c, workdir, checkpoints, log.say)
-    block = describe.start_block(c, program, data, clock)
-    log.say(block)
-    open_files(c, data, index, kept, Workdir(workdir_path), log.say)
-    sample = functools.partial(sample_images, c, data)
-    frozen, source = start.make_frozen(c, program, workdir, sample, log.say)
-    state, skip = start.find_start(c, program, checkpoints, data.fingerprint, log.say)
-    if changed:
-        before = make_clock(start.before(c, changed), data.steps_per_epoch)
-        make = functools.partial(make_length, c, mesh)
-        now = (clock, program, lr)
-        extend.explain(int(state.step), before, now, make, changed, log.say)
-    log.truncate(int(state.step) or -1)  # a fresh start keeps nothing
+    log, lock = Log(workdir, held=True), RunLock(workdir)
+    try:
+        lock.acquire(log.say)
+        run = Run(
+            program=program,
+            state=None,  # pyright: ignore[reportArgumentType]  # `open_run` reads it
+            frozen=None,
+            data=data,
+            clock=clock,
+            lr=lr,
+            log=log,
+            lock=lock,
+            checkpoints=Checkpoints(workdir, read_only=True),
+            workdir=workdir,
+            **options(c),
+        )
+        return open_run(c, run, index, kept, recipe)
+    except BaseException:
+        log.close()
+        lock.release()
+        if not there and workdir.writer and workdir.is_local:
+            with contextlib.suppress(OSError):
+                workdir.path.rmdir()  # only if it is empty
+        raise
+
+
+def open_run(
+    c: Config, run: Run, index: Index, kept: Index | None, recipe: tuple[str, dict] | None
+) -> Run:
+    """Reads where `run` starts, checks the rest of the settings, and only then writes.
+
+    Args:
+      run: without state and frozen networks; its workdir is locked.
+      index, kept: of the files, now and at the last start.
+    """
+    workdir, program, log, say = run.workdir, run.program, run.log, run.log.say
+    reader, block = run.checkpoints, describe.start_block(c, run.program, run.data, run.clock)
+    settings_before = start.own_settings(workdir, reader, say)
+    changed = start.check_workdir(c, workdir, settings_before, say)
+    say(block)
+    say_files(c, index, kept, say)
+    decided, restored = restore.own_start(
+        workdir,
+        reader,
+        program.abstract_state,
+        say,
+        restart=c.restart,
+        resume=c.resume,
+        init_from=c.init_from,
+    )
+    meta = restored.meta if restored else {}
+    sample = functools.partial(sample_images, c, run.data)
+    run.frozen, source = start.make_frozen(c, program, workdir, sample, say, meta)
+    begin = start.first_state(decided, restored, c, program, run.data.fingerprint, say)
+    run.state, run.data = begin.state, dataclasses.replace(run.data, skip=begin.skipped)
+    if decided.kind == "continue":
+        say_length(c, run, begin, settings_before, changed)
+    run.evaluators = make_evals(c, program, run.data, workdir, index, log)
+    run.checkpoints = Checkpoints(workdir, keep=c.keep_checkpoints, keep_every=c.keep_every)
+    run.checkpoints.check_space(program.abstract_state)
     # only now: until here a wrong setting leaves the workdir as it was
+    restore.set_aside(decided, workdir, run.checkpoints, say)
+    log.begin()
+    log.truncate(int(run.state.step) or -1)  # a fresh start keeps nothing
     write_settings(c, program, workdir, source)
+    number = jax.process_index()
+    name = f"bad_files_{number}.txt" if number else "bad_files.txt"
+    run.data.bad_files.open(Workdir(str(workdir.path)), name, say)
     log.boards = boards.open_boards(workdir, c.wandb, c.wandb_project, c.to_dict())
-    evaluators = make_evals(c, program, data, workdir, index, log)
     if workdir.writer and index.listings:
         workdir.write_bytes(INDEX_FILE, index.to_bytes())
-    story = program.task.story
-    made_with = {"config": json.loads(start.to_json(c)), "versions": versions(), "teacher": source}
-    return Run(
-        program=program,
-        state=state,
-        frozen=frozen,
-        data=dataclasses.replace(data, skip=skip),
-        clock=clock,
-        lr=lr,
-        log=log,
-        lock=lock,
-        checkpoints=checkpoints,
-        workdir=workdir,
-        evaluators=evaluators,
-        meta=made_with,
-        publish=functools.partial(
-            report.publish, workdir, evaluators, block, versions(), settings(c), recipe, story
-        ),
-        **options(c),
+    config = json.loads(start.config_json(c))
+    run.meta = {"config": config, "versions": versions(), "teacher": source}
+    known = versions(), settings(c), recipe, program.task.story
+    run.publish = functools.partial(report.publish, workdir, run.evaluators, block, *known)
+    return run
+
+
+def say_length(
+    c: Config,
+    run: Run,
+    begin: start.Begin,
+    settings_before: dict[str, Any],
+    changed: dict[str, tuple[Any, Any]],
+) -> None:
+    """Says what became of the length and the learning rate of a run that is continued.
+
+    Raises:
+      ConfigError: the run is longer already than it is to be.
+    """
+    before: Config = ConfigDict(settings_before)
+    old = Length.from_json(begin.data.get("length"))
+    if old is None:  # a checkpoint of an older version: today's data, with the settings of then
+        count = len(run.data.source)
+        clock = make_clock(before, max(count // before.batch_size, 1))
+        old = Length(*clock, before.batch_size, count)
+    if begin.same_data:
+        changed = {k: v for k, v in changed.items() if k != "data.path"}  # a folder was renamed
+    cfg = build(optim.OptimizerConfig, before.optimizer, "optimizer")
+    extend.explain(
+        int(run.state.step),
+        extend.Version(old, optim.learning_rate(cfg, old.clock, old.batch_size)),
+        extend.Version(run.length, run.lr, run.program),
+        functools.partial(make_length, c, run.program.mesh),
+        changed,
+        run.log.say,
     )
 
 
@@ -267,32 +335,18 @@ def settings(c: Config) -> dict[str, Any]:
 
 def write_settings(c: Config, program: Program, workdir: Workdir, source: dict[str, str]) -> None:
     """config.json, parameters.txt and the teacher's checksum."""
-    workdir.write_text("config.json", start.to_json(c))
+    workdir.write_text("config.json", start.config_json(c))
     workdir.write_text("parameters.txt", describe.parameter_table(c, program))
     if source:
         workdir.write_text(start.TEACHER_FILE, json.dumps(source, indent=2) + "\n")
 
 
-def open_files(
-    c: Config,
-    data: Pipeline,
-    index: Index,
-    kept: Index | None,
-    workdir: Workdir,
-    say: Callable[[str], None],
-) -> None:
-    """Says which files changed since the last start, and opens the list of bad ones.
-
-    Args:
-      workdir: that every process may write: each has a list of its own rows' files.
-    """
+def say_files(c: Config, index: Index, kept: Index | None, say: Callable[[str], None]) -> None:
+    """Says which files changed since the last start."""
     if kept is not None and c.data.trust_index:
         say(f"data.trust_index: the files are those of {INDEX_FILE}; none was looked at")
     elif kept is not None and (changes := index.changes(kept)):
         say(f"files changed since the last start: {changes}")
-    number = jax.process_index()
-    name = f"bad_files_{number}.txt" if number else "bad_files.txt"
-    data.bad_files.open(workdir, name, say)
 
 
 def make_evals(

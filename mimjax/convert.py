@@ -8,6 +8,7 @@ workdir holds the config and a checkpoint of step 0, from which `mimjax.main` co
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from absl import flags
@@ -47,9 +48,10 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
     found = published.fit(c, held, average, choice)
     state = make_state(found)
     workdir = Workdir(workdir_path)
-    workdir.write_text("config.json", start.to_json(found.config))
+    workdir.write_text("config.json", start.config_json(found.config))
     checkpoints = Checkpoints(workdir)
-    meta = {"config": found.config.to_dict(), "versions": versions(), "teacher": {}}
+    config = json.loads(start.config_json(found.config))
+    meta: dict[str, Any] = {"config": config, "versions": versions(), "teacher": {}}
     meta["weights"] = {"path": path, "sha256": start.checksum(path, {}), "layout": held.layout}
     checkpoints.save(state, {"step": 0, "fingerprint": ""}, meta)
     checkpoints.close()

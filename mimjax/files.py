@@ -40,8 +40,10 @@ class Workdir:
         return self.path / name
 
     def read_text(self, name: str) -> str:
-        """The file's text, "" if there is none."""
-        return self.file(name).read_text() if self.file(name).exists() else ""
+        """The file's text, "" if there is none; bytes that are no UTF-8 are replaced."""
+        if not self.file(name).exists():
+            return ""
+        return self.file(name).read_bytes().decode(errors="replace")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """The object in a JSON file, {} if there is none.
@@ -97,27 +99,58 @@ class Workdir:
         else:
             self.write_text(name, self.read_text(name) + line + "\n")
 
-    def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """JSON lines; a last line that a crash cut short is left out."""
-        out = []
-        for line in self.read_text(name).splitlines():
-            try:
-                out.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return out
+    def read_lines(self, name: str) -> tuple[list[dict[str, Any]], int]:
+        """Read a file of JSON lines, each an object with an integer "step".
 
-    def move_aside(self, name: str, to: str) -> None:
-        """Moves a file or folder within the workdir, replacing what was there."""
-        if self.writer:
-            target = self.file(to)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                target.rmtree() if target.is_dir() else target.unlink()
-            if self.is_local:
-                self.file(name).rename(target)
-            else:
-                _move(self.file(name), target)
+        Returns:
+          The lines that can be read, and how many cannot. A last line that a crash cut short does
+          not count.
+        """
+        if not self.file(name).exists():
+            return [], 0
+        text = self.file(name).read_bytes().decode(errors="replace")
+        out, bad = [], 0
+        for line in text.splitlines(keepends=True):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            step = row.get("step") if isinstance(row, dict) else None
+            if isinstance(step, int) and not isinstance(step, bool):
+                out.append(row)
+            elif line.strip() and line.endswith("\n"):
+                bad += 1
+        return out, bad
+
+    def move_aside(self, name: str, to: str) -> str:
+        """Move a file or folder within the workdir to a name that is free; nothing is replaced.
+
+        Returns:
+          Where it is now: `to`, or `to` with a number.
+        """
+        if not self.writer:
+            return to
+        free = self._free_name(to)
+        target = self.file(free)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if self.is_local:
+            self.file(name).rename(target)
+        else:
+            _move(self.file(name), target)
+        return free
+
+    def copy_aside(self, name: str, to: str) -> str:
+        """Copy a file within the workdir to a name that is free, and return that name."""
+        free = self._free_name(to)
+        self.write_bytes(free, self.file(name).read_bytes())
+        return free
+
+    def _free_name(self, name: str) -> str:
+        free, count = name, 1
+        while self.file(free).exists():
+            count += 1
+            free = f"{name}_{count}"
+        return free
 
     def free(self) -> float:
         """Bytes that are free where the folder lies; infinity for remote stores."""

@@ -72,7 +72,7 @@ def publish(
     table = render(evaluators) or workdir.read_text("table.md")
     parts = [
         section("What is predicted", f"<p>{html.escape(story)}</p>" * bool(story)),
-        curves(rows := workdir.read_lines("metrics.jsonl")),
+        curves(rows := workdir.read_lines("metrics.jsonl")[0]),
         section("Pictures", pictures(workdir)),
         section("Table", markdown(table)),
         section("Configuration", configuration(settings, recipe)),

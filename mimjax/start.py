@@ -1,33 +1,53 @@
-"""How a run finds its start: the workdir's config, checkpoints, other runs' weights, files.
+"""What a run starts with: the workdir's settings, a state or weights, and frozen networks.
 
-Order: the own workdir -> config.resume (a whole state) -> config.init_from (weights) -> scratch.
+`restore.choose` decides where it starts; here that is read, and compared with the settings.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from mimjax import rules
+from mimjax import config_version, contradictions, rules
 from mimjax.errors import ConfigError
 from mimjax.files import Workdir
+from mimjax.restore import Start
 from mimjax.rng import step_key
 from mimjax.schema import Config
 from mimjax.torch_io import load, names
-from mimjax.train.checkpoints import Checkpoints
+from mimjax.train.checkpoints import Checkpoints, Restored
 from mimjax.train.program import Program
 from mimjax.train.state import TrainState
+from mimjax.train.verdicts import Damaged, in_words
 
 PyTree = Any
 Say = Callable[[str], None]
 TEACHER_FILE = "teacher.json"  # where frozen weights came from, and their checksum
 # A checkpoint fits only while these stay the same; all other settings may change between starts.
 STRUCTURE = ("task", "method.", "optimizer.name")
+
+
+class Begin(NamedTuple):
+    """Where a run begins.
+
+    Attributes:
+      state: its arrays.
+      skipped: batches that are left out.
+      data, meta: the checkpoint's items, {} for a new run.
+      same_data: whether the training data are those of the checkpoint.
+    """
+
+    state: TrainState
+    skipped: tuple[int, ...] = ()
+    data: dict[str, Any] = {}
+    meta: dict[str, Any] = {}
+    same_data: bool = True
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -46,10 +66,51 @@ def to_json(c: Config) -> str:
     return json.dumps(c.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
+def config_json(c: Config) -> str:
+    """Return what `config.json` holds: the resolved config and its version."""
+    whole = {config_version.KEY: config_version.VERSION} | c.to_dict()
+    return json.dumps(whole, indent=2, sort_keys=True) + "\n"
+
+
+def own_settings(workdir: Workdir, checkpoints: Checkpoints, say: Say) -> dict[str, Any]:
+    """Return the settings that a workdir's checkpoints were made with, {} if there are none.
+
+    They stand in `config.json` and, should that be gone or damaged, in each checkpoint.
+
+    Raises:
+      ConfigError: they cannot be read anywhere, or a newer mimjax wrote them.
+    """
+    steps, problem, found = checkpoints.steps(), "is missing", {}
+    try:
+        found = workdir.read_json("config.json")
+    except ConfigError:
+        if not steps:
+            raise
+        problem = "is damaged"
+    if not steps:
+        found = {}  # nothing to continue from
+    elif not found:
+        for step in steps:
+            with contextlib.suppress(Damaged):
+                if found := checkpoints.read_json(step, "meta").get("config", {}):
+                    say(f"config.json {problem}: the settings are read from checkpoint {step}")
+                    break
+    if steps and not found:
+        raise ConfigError(
+            f"--workdir: {workdir.file('config.json')} {problem}, and no checkpoint holds the "
+            "settings; allowed: the file as a run wrote it (restore it from a copy)"
+        )
+    return config_version.upgrade(found, str(workdir.file("config.json"))) if found else {}
+
+
 def check_workdir(
-    c: Config, workdir: Workdir, checkpoints: Checkpoints, say: Say
+    c: Config, workdir: Workdir, found: dict[str, Any], say: Say, key: str = "--workdir"
 ) -> dict[str, tuple[Any, Any]]:
-    """Compares the config with the one that made the workdir's checkpoints; says what changed.
+    """Compare the config with the one that made a workdir's checkpoints; say what changed.
+
+    Args:
+      found: that one, as `own_settings` returns it; {} = there is nothing to continue from.
+      key: the flag or setting that names the workdir, for errors.
 
     Returns:
       The changed settings by dotted name: what they were, what they are.
@@ -57,78 +118,91 @@ def check_workdir(
     Raises:
       ConfigError: task, method or optimizer differ: the checkpoints do not fit.
     """
-    found = workdir.read_json("config.json")
-    if not found or checkpoints.manager.latest_step() is None:
-        return {}  # nothing to continue from
+    if not found:
+        return {}
     old, new = flatten(found), flatten(json.loads(to_json(c)))
     keys = sorted(old.keys() | new.keys(), key=lambda k: (k != "task", k))  # the cause first
     changed = [k for k in keys if old.get(k) != new.get(k)]
-    for key in changed:
-        if key.startswith(STRUCTURE):
+    for name in changed:
+        if name.startswith(STRUCTURE):
             raise ConfigError(
-                f"{key}: {new.get(key)!r}, but the workdir {workdir.path} was made with "
-                f"{old.get(key)!r}; use another --workdir (its weights: --config.init_from)"
+                f"{name}: {new.get(name)!r}, but the workdir {workdir.path} was made with "
+                f"{old.get(name)!r}; use another {key} (its weights: --config.init_from)"
             )
-    for key in changed:
-        say(f"changed since the last start: {key}: {old.get(key)!r} -> {new.get(key)!r}")
-    return {key: (old.get(key), new.get(key)) for key in changed}
+    if key == "--workdir":
+        for name in changed:
+            say(f"changed since the last start: {name}: {old.get(name)!r} -> {new.get(name)!r}")
+    return {name: (old.get(name), new.get(name)) for name in changed}
 
 
-def before(c: Config, changed: dict[str, tuple[Any, Any]]) -> Config:
-    """The config with the length that it had."""
-    old = c.copy_and_resolve_references().unlock()
-    old.update({key: changed[key][0] for key in ("steps", "epochs") if key in changed})
-    return old
+def first_state(
+    start: Start, restored: Restored | None, c: Config, program: Program, fingerprint: str, say: Say
+) -> Begin:
+    """The state to begin with; one line says where it is from.
 
-
-def find_start(
-    c: Config, program: Program, checkpoints: Checkpoints, fingerprint: str, say: Say
-) -> tuple[TrainState, tuple[int, ...]]:
-    """The state to begin with, and the batches that are left out; one line says where from."""
-    found = checkpoints.restore(program.abstract_state, say)
+    Args:
+      restored: the workdir's own checkpoint, where `start` continues from it.
+      fingerprint: of the training data.
+    """
     where = "this workdir"
-    if found is None and c.resume:
+    if start.kind == "resume":
         where = c.resume
-        other = Checkpoints(existing(where, "resume"), read_only=True)
-        found = other.restore(program.abstract_state, say)
-        if found is None:
-            raise ConfigError(f"resume: no readable checkpoint in {where}")
-    if found is not None:
-        state, data = found
-        say(f"weights: continued from step {data['step']} of {where}")
-        skipped = tuple(data.get("skipped", ()))
-        if data["fingerprint"] != fingerprint:
-            say(
-                "the data are not those of the checkpoint (files, crops or batch size changed): "
-                "the run continues, but is not the uninterrupted one"
-            )
-            skipped = ()  # they name batches of the old data
-        if skipped:
-            say(f"batches left out after numbers that were not finite: {skipped}")
-        return state, skipped
+        other = existing(where, "resume")
+        checkpoints = Checkpoints(other, read_only=True)
+        check_workdir(c, other, own_settings(other, checkpoints, say), say, key="resume")
+        outcomes, restored = checkpoints.survey(program.abstract_state, say)
+        for outcome in outcomes:
+            if outcome.problem:
+                say(f"WARNING: {where}: checkpoint {in_words(outcome)}")
+        if restored is None:
+            reason = f": {in_words(outcomes[-1])}" if outcomes else ""
+            raise ConfigError(f"resume: no readable checkpoint in {where}{reason}")
+    if restored is not None:
+        return continued(restored, where, fingerprint, say)
     state = program.init()
-    if c.init_from:
-        like = program.abstract_state.params
-        order = order_of(program)
-        params = read_params(c.init_from, like, "init_from", say, grid_of(program), order)
-        params = jax.tree.map(
-            lambda new, old: old if new is None else jax.device_put(new, old.sharding),
-            params,
-            state.params,
-            is_leaf=lambda x: x is None,
-        )
-        # EMA targets start as copies of the weights, not of the random ones
-        ema = jax.jit(
-            program.task.init_ema,
-            out_shardings=jax.tree.map(lambda x: x.sharding, program.abstract_state.ema),
-        )(params)
-        say(
-            f"schedule: from its beginning, with a warm-up of {warmup_words(c)}; optimizer slots "
-            "are empty (a whole state: --config.resume)"
-        )
-        return state.replace(params=params, ema=ema), ()
+    if start.kind == "init_from":
+        return Begin(with_weights(state, c, program, say))
     say("weights: random, the method's own initialization")
-    return state, ()
+    return Begin(state)
+
+
+def continued(restored: Restored, where: str, fingerprint: str, say: Say) -> Begin:
+    """A checkpoint's state, and what goes with it."""
+    data = restored.data
+    say(f"weights: continued from step {data['step']} of {where}")
+    skipped, same = tuple(data.get("skipped", ())), data["fingerprint"] == fingerprint
+    if not same:
+        say(
+            "the data are not those of the checkpoint (files, crops or batch size changed): "
+            "the run continues, but is not the uninterrupted one"
+        )
+        skipped = ()  # they name batches of the old data
+    if skipped:
+        say(f"batches left out after numbers that were not finite: {skipped}")
+    return Begin(restored.state, skipped, data, restored.meta, same)
+
+
+def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> TrainState:
+    """The state at step 0 with the weights that `init_from` names."""
+    like, task = program.abstract_state.params, program.task
+    contradictions.check(c.init_from, "init_from", contradictions.own_readers(task, like), say)
+    params = read_params(c.init_from, like, "init_from", say, grid_of(program), order_of(program))
+    params = jax.tree.map(
+        lambda new, old: old if new is None else jax.device_put(new, old.sharding),
+        params,
+        state.params,
+        is_leaf=lambda x: x is None,
+    )
+    # EMA targets start as copies of the weights, not of the random ones
+    ema = jax.jit(
+        task.init_ema,
+        out_shardings=jax.tree.map(lambda x: x.sharding, program.abstract_state.ema),
+    )(params)
+    say(
+        f"schedule: from its beginning, with a warm-up of {warmup_words(c)}; optimizer slots "
+        "are empty (a whole state: --config.resume)"
+    )
+    return state.replace(params=params, ema=ema)
 
 
 def warmup_words(c: Config) -> str:
@@ -188,9 +262,17 @@ def read_params(
 
 
 def make_frozen(
-    c: Config, program: Program, workdir: Workdir, sample, say: Say
+    c: Config,
+    program: Program,
+    workdir: Workdir,
+    sample,
+    say: Say,
+    meta: dict[str, Any] | None = None,
 ) -> tuple[PyTree, dict[str, str]]:
     """Frozen parameters, read from `teacher.path` or estimated from the data, and their source.
+
+    Args:
+      meta: of the checkpoint that is continued.
 
     Returns:
       The tree, and {"path", "sha256"} of what was read ({} if nothing was).
@@ -216,6 +298,7 @@ def make_frozen(
         say("WARNING: teacher.path=random: the targets are noise; for tests and benchmarks only")
         source = {"path": path, "sha256": "random weights"}
     elif like:
+        contradictions.check(path, "teacher.path", task.frozen_readers(), say)
         trees = read_teachers(path, like, say, grid_of(program))
         count = lambda tree: len(jax.tree.leaves(tree))
         if absent := [k for k, v in trees.items() if count(v) < count(like[k])]:
@@ -223,7 +306,7 @@ def make_frozen(
         source = {"path": path, "sha256": ",".join(checksum(p, trees) for p in path.split(","))}
         say(f"teacher: {path}, sha256 {source['sha256']}")
         frozen |= trees
-    check_teacher(source, workdir)
+    check_teacher(source, workdir, meta or {}, say)
     return jax.tree.map(lambda x, s: jax.device_put(x, s), frozen, sharding), source
 
 
@@ -242,17 +325,35 @@ def read_teachers(path: str, like: PyTree, say: Say, grid: tuple[int, int] | Non
     return trees
 
 
-def check_teacher(source: dict[str, str], workdir: Workdir) -> None:
-    """The frozen weights are those that the workdir's run began with.
+def check_teacher(source: dict[str, str], workdir: Workdir, meta: dict[str, Any], say: Say) -> None:
+    """Compare the frozen weights with those that the workdir's run began with.
+
+    Args:
+      meta: of the checkpoint that is continued, which says the same as teacher.json; {} = none.
 
     Raises:
-      ConfigError: they are not.
+      ConfigError: they differ, or nothing says what they were.
     """
-    before = workdir.read_json(TEACHER_FILE)
-    if source and before and before["sha256"] != source["sha256"]:
+    if not source:
+        return
+    complete = lambda found: {"path", "sha256"} <= (found or {}).keys()
+    kept, there = meta.get("teacher"), workdir.file(TEACHER_FILE).exists()
+    try:
+        before = workdir.read_json(TEACHER_FILE)
+    except ConfigError:
+        before = {}
+    if there and not complete(before):
+        if not complete(kept):
+            raise ConfigError(
+                f"--workdir: {workdir.file(TEACHER_FILE)} is damaged; allowed: the file as a run "
+                "wrote it (restore it from a copy)"
+            )
+        say(f"{TEACHER_FILE} is damaged: the checkpoint says what it held")
+    known = before if complete(before) else kept or {}
+    if complete(known) and known["sha256"] != source["sha256"]:
         raise ConfigError(
             f"teacher.path: {source['path']} (sha256 {source['sha256'][:14]}), but the workdir was "
-            f"made with {before['path']} (sha256 {before['sha256'][:14]}); use the same weights or "
+            f"made with {known['path']} (sha256 {known['sha256'][:14]}); use the same weights or "
             "another --workdir"
         )
 

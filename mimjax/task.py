@@ -70,6 +70,19 @@ class LossOutput(NamedTuple):
     preds: dict[str, jax.Array] = {}
 
 
+class Reader(NamedTuple):
+    """How a network that comes from elsewhere is read.
+
+    Attributes:
+      network: its module, whose settings must be those that it was trained with.
+      mean, std: of the images that it sees, per channel on the scale 0 to 1; None = not its own.
+    """
+
+    network: Any = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """Base class with defaults: most tasks have no EMA, nothing frozen and no second view.
@@ -105,6 +118,10 @@ class Task:
 
         A name is that of the tree in a workdir's parameters and in the tables of `torch_io`.
         """
+        return {}
+
+    def frozen_readers(self) -> dict[str, Reader]:
+        """How each network of `init_frozen` that a workdir can hold is read, by name."""
         return {}
 
     def fit_frozen(self, frozen: PyTree, sample: Callable[[int], np.ndarray]) -> PyTree:

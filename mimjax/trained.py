@@ -15,7 +15,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from mimjax import build, schema, start
+from mimjax import build, config_version, schema, start
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles
 from mimjax.data.files import Files
@@ -105,7 +105,7 @@ def open_run(path: str, step: int | None = None) -> Trained:
       ConfigError: no workdir, no config, no such checkpoint.
     """
     workdir = start.existing(path, "--workdir")
-    settings = workdir.read_json("config.json")
+    settings = config_version.upgrade(workdir.read_json("config.json"), f"{path}/config.json")
     if not settings:
         raise ConfigError(f"--workdir: no config.json in {path}; allowed: the workdir of a run")
     checkpoints = Checkpoints(workdir, read_only=True)

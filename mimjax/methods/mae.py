@@ -23,7 +23,7 @@ from mimjax.models.vit import patchify
 from mimjax.rng import named
 from mimjax.targets import pixels
 from mimjax.targets.patches import Pixels
-from mimjax.task import Batch, Key, LossOutput, PyTree
+from mimjax.task import Batch, Key, LossOutput, PyTree, Reader
 
 TARGETS = ("pixels", "pca", "features")
 
@@ -90,6 +90,11 @@ class MAE(MaskedTask):
         if self.target == "features":
             return {"encoder": self.encoder.init(key, self.example()[0])["params"]}
         return {}
+
+    def frozen_readers(self) -> dict[str, Reader]:
+        if self.target != "features":
+            return {}
+        return {"encoder": Reader(self.encoder, self.mean, self.std)}
 
     def fit_frozen(self, frozen: PyTree, sample: Callable[[int], np.ndarray]) -> PyTree:
         if self.target != "pca":

@@ -19,7 +19,7 @@ from mimjax.rng import named
 from mimjax.targets import pixels
 from mimjax.targets.base import Target, checked_views
 from mimjax.targets.patches import Pixels
-from mimjax.task import Batch, Key, PyTree, Task, View
+from mimjax.task import Batch, Key, PyTree, Reader, Task, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +122,9 @@ class TargetTask(MaskedTask):
 
     def init_frozen(self, key: Key) -> PyTree:
         return self.target.init_frozen(named(key, "target"), self.encoder)
+
+    def frozen_readers(self) -> dict[str, Reader]:
+        return self.target.readers()
 
     def target_batch(self, frozen: PyTree, batch: Batch, key: Key, train: bool) -> Batch:
         """`masked_batch` with "target", [b m] codes or [b m d], at the masked patches.

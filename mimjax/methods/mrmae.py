@@ -26,7 +26,7 @@ from mimjax.targets import pixels
 from mimjax.targets.base import Target, checked_views
 from mimjax.targets.clip import CLIP
 from mimjax.targets.patches import Pixels
-from mimjax.task import Batch, Key, LossOutput, PyTree, View
+from mimjax.task import Batch, Key, LossOutput, PyTree, Reader, View
 
 NORMS = ("none", "layernorm", "l2")
 
@@ -126,6 +126,9 @@ class MRMAE(MaskedTask):
 
     def init_frozen(self, key: Key) -> PyTree:
         return self.target.init_frozen(named(key, "target"), self.encoder)
+
+    def frozen_readers(self) -> dict[str, Reader]:
+        return self.target.readers()
 
     def prepare(
         self, ema: PyTree, frozen: PyTree, batch: Batch, key: Key, step, train: bool

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import jax
 
 from mimjax.errors import ConfigError
-from mimjax.task import Batch, Key, PyTree, View
+from mimjax.task import Batch, Key, PyTree, Reader, View
 
 # An encoder module: of all it is, targets read `grid`, `patch`, `image_size` and `num_patches`.
 Student = Any
@@ -52,6 +52,10 @@ class Target:
 
     def init_frozen(self, key: Key, encoder: Student) -> PyTree:
         """{name: tree} with random weights. Each name is read from `teacher.path`."""
+        return {}
+
+    def readers(self) -> dict[str, Reader]:
+        """How each of its networks that a run of this project can have trained is read, by name."""
         return {}
 
     def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:

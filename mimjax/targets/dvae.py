@@ -18,7 +18,7 @@ from mimjax.models.discrete_vae import DVAEDecoder, DVAEEncoder
 from mimjax.rng import named
 from mimjax.targets import pixels
 from mimjax.targets.base import Student, Target, target_image, target_view
-from mimjax.task import Batch, Key, PyTree, View
+from mimjax.task import Batch, Key, PyTree, Reader, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,10 @@ class DVAE(Target):
         if self.with_decoder:
             out["decoder"] = self.decoder.init(named(key, "decoder"), codes)["params"]
         return out
+
+    def readers(self) -> dict[str, Reader]:
+        names = ("encoder", "decoder") if self.with_decoder else ("encoder",)
+        return {name: Reader(getattr(self, name), self.mean, self.std) for name in names}
 
     def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         """[b n d] in raster order, before the last convolution."""

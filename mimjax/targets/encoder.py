@@ -16,7 +16,7 @@ from mimjax.models.cls_attention import with_cls_attention
 from mimjax.models.vit import ViT
 from mimjax.targets import pixels
 from mimjax.targets.base import Student, Target, target_image, target_view
-from mimjax.task import Batch, Key, PyTree, View
+from mimjax.task import Batch, Key, PyTree, Reader, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,9 @@ class EncoderFeatures(Target):
     def init_frozen(self, key: Key, encoder: Student) -> PyTree:
         images = jnp.zeros((1, *self.network.image_size, len(self.mean)))
         return {"encoder": self.network.init(key, images)["params"]}
+
+    def readers(self) -> dict[str, Reader]:
+        return {"encoder": Reader(self.network, self.mean, self.std)}
 
     def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         images = pixels.normalize(target_image(batch), self.mean, self.std)

@@ -16,7 +16,7 @@ from mimjax.errors import ConfigError
 from mimjax.targets.base import Student, Target
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dino import DINO
-from mimjax.task import Batch, Key, PyTree, View
+from mimjax.task import Batch, Key, PyTree, Reader, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,9 @@ class Joint(Target):
         if first.keys() & second.keys():
             raise ConfigError("method.target: two teachers of one kind; allowed: CLIP and DINO")
         return first | second
+
+    def readers(self) -> dict[str, Reader]:
+        return self.first.readers() | self.second.readers()
 
     def encode_with_attention(
         self, frozen: PyTree, batch: Batch, encoder: Student

@@ -31,12 +31,13 @@ def train(run: Run) -> TrainState:
     run.state = None  # type: ignore[assignment]  # its buffers are donated below
     stop = StopSignal()
     with jax.set_mesh(run.program.mesh):
+        if not run.checkpoints.steps():
+            run.save(state)  # from here on a workdir without a checkpoint has lost it
         compiled, meter = compile_step(run)
+        run.checkpoints.wait()
         start, error = int(state.step), None
         if start == 0 or (due(start, run.eval_every, total) and not run.log.evaluated(start)):
             evaluate(run, state, start)
-        if run.rollbacks and run.checkpoints.manager.latest_step() is None:
-            run.save(state)  # somewhere to go back to
         while True:
             try:
                 state = advance(run, compiled, meter, stop, state)

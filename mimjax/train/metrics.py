@@ -54,16 +54,29 @@ class Log:
 
     Attributes:
       boards: get the numbers of every line too.
+      held: lines that are to stand in train.log once the run begins; None = it has begun.
     """
 
-    def __init__(self, workdir: Workdir):
+    def __init__(self, workdir: Workdir, held: bool = False):
+        """Begins at once, or with `held` at `begin`: until then no file is written."""
         self.workdir = workdir
         self.boards: list[Board] = []
+        self.held: list[str] | None = [] if held else None
+
+    def begin(self) -> None:
+        """Writes the lines that were held back, and from now on each at once."""
+        lines, self.held = self.held, None
+        if lines:
+            self.workdir.append("train.log", "\n".join(lines))
 
     def say(self, text: str) -> None:
         """A line on the screen and in train.log."""
-        if self.workdir.writer:
-            print(text, flush=True)
+        if not self.workdir.writer:
+            return
+        print(text, flush=True)
+        if self.held is not None:
+            self.held.append(text)
+        else:
             self.workdir.append("train.log", text)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -87,7 +100,12 @@ class Log:
         Args:
           rollbacks: keep what was said of batches that stay left out.
         """
-        rows = self.workdir.read_lines("metrics.jsonl")
+        rows, bad = self.workdir.read_lines("metrics.jsonl")
+        if bad and self.workdir.writer:
+            kept_as = self.workdir.copy_aside("metrics.jsonl", "broken/metrics.jsonl")
+            self.say(
+                f"metrics.jsonl: {bad} damaged lines are left out; the file is kept in {kept_as}"
+            )
         keep = lambda r: r["step"] <= step or (rollbacks and "nonfinite" in r)
         kept = [json.dumps(r) for r in rows if keep(r)]
         if self.workdir.writer and (rows or self.workdir.file("metrics.jsonl").exists()):
@@ -95,7 +113,7 @@ class Log:
 
     def evaluated(self, step: int) -> bool:
         """Whether metrics.jsonl has an evaluation of `step`."""
-        rows = self.workdir.read_lines("metrics.jsonl")
+        rows, _ = self.workdir.read_lines("metrics.jsonl")
         return any(r["step"] == step and any(k.startswith("eval/") for k in r) for r in rows)
 
     def close(self) -> None:

@@ -96,10 +96,10 @@ def replay(run: Run, compiled: Any, step: int) -> TrainState:
 
 def newest(run: Run) -> TrainState:
     """The state of the last checkpoint; the loop saves none that is not finite."""
-    found = run.checkpoints.restore(run.program.abstract_state, run.log.say)
+    found = run.checkpoints.newest(run.program.abstract_state, run.log.say)
     if found is None:
         raise RuntimeError(f"{run.workdir.path}: no readable checkpoint to roll back to")
-    return found[0]
+    return found.state
 
 
 def examine(run: Run, state: TrainState, step: int, names: list[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mimjax.data.pipeline import Pipeline
 from mimjax.data.prefetch import Prefetched
@@ -22,6 +22,35 @@ if TYPE_CHECKING:
     from mimjax.evaluators import Evaluator
 
 PyTree = Any
+
+
+class Length(NamedTuple):
+    """How long a run is, and what decides it.
+
+    Attributes:
+      steps_per_epoch, total_steps: as in `Clock`.
+      batch_size: images of an update.
+      images: in the training data.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    batch_size: int
+    images: int
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(self.steps_per_epoch, self.total_steps)
+
+    def to_json(self) -> dict[str, int]:
+        """As a checkpoint keeps it."""
+        return self._asdict()
+
+    @classmethod
+    def from_json(cls, found: Any) -> Length | None:
+        """What `to_json` gave; None for checkpoints of older versions."""
+        fits = isinstance(found, dict) and found.keys() == set(cls._fields)
+        return cls(**found) if fits else None
 
 
 def nothing() -> None:
@@ -69,6 +98,11 @@ class Run:
     flukes: int = 0
     publish: Callable[[], None] = nothing
 
+    @property
+    def length(self) -> Length:
+        """How long the run is, and what decides it."""
+        return Length(*self.clock, self.data.batch_size, len(self.data.source))
+
     def feed(self, start: int, stop: int) -> Prefetched:
         """Batches of updates start + 1 to stop, the rows of this process."""
         rows = sharding.local_rows(self.program.mesh, self.data.batch_size)
@@ -80,5 +114,6 @@ class Run:
             "step": int(state.step),
             "fingerprint": self.data.fingerprint,
             "skipped": list(self.data.skip),
+            "length": self.length.to_json(),
         }
         self.checkpoints.save(state, data, self.meta)
