@@ -130,6 +130,8 @@ def make_index(c: Config, workdir: str) -> tuple[Index, Index | None]:
         )
     place = Workdir(workdir, writer=False).file(INDEX_FILE)
     kept = Index.from_bytes(place.read_bytes()) if place.exists() else None
+    if kept is None and place.exists():
+        print(f"{place} is damaged: all files are listed anew", flush=True)
     return Index(kept if c.data.trust_index else None), kept
 
 

@@ -24,6 +24,7 @@ from mimjax.errors import ConfigError
 from mimjax.files import Workdir
 
 FILE = "run.lock"
+FIELDS = {"token", "host", "machine", "pid", "born", "started", "pulse"}
 PULSE = 20.0  # seconds between two pulses
 PATIENCE = 60.0  # seconds without one after which another machine's run counts as dead
 
@@ -54,6 +55,8 @@ class RunLock:
         if other and not self._is_me(other):
             self._outlive(other, say)
             say(f"run.lock: taken over from a run that has died ({_who(other)})")
+        elif not other and self.workdir.read_text(FILE):
+            self._outlive_damaged(say)
         self.mine = {
             "token": uuid.uuid4().hex,
             "host": socket.gethostname(),
@@ -105,6 +108,19 @@ class RunLock:
                 "one run per workdir (end that one, or choose another folder)"
             )
 
+    def _outlive_damaged(self, say: Callable[[str], None]) -> None:
+        """Watches a file that names nobody: a living run writes it anew at its next pulse."""
+        say(
+            f"run.lock: damaged, so that nobody is named; watching for {self.patience:.0f} s "
+            "whether a living run writes it anew"
+        )
+        deadline = time.monotonic() + self.patience
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, self.patience / 10))
+            if other := self._read():
+                return self._outlive(other, say)
+        say("run.lock: damaged, and no run writes it: taken over")
+
     def _moves(self, other: dict[str, Any]) -> bool:
         deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline:
@@ -129,10 +145,10 @@ class RunLock:
 
     def _read(self) -> dict[str, Any]:
         try:
-            text = self.workdir.read_text(FILE)
-            return json.loads(text) if text else {}
+            found = json.loads(self.workdir.read_text(FILE) or "{}")
         except (json.JSONDecodeError, FileNotFoundError):
             return {}  # being written or deleted
+        return found if isinstance(found, dict) and found.keys() >= FIELDS else {}
 
     def _write(self) -> None:
         self.workdir.write_text(FILE, json.dumps(self.mine) + "\n")

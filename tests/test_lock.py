@@ -91,6 +91,25 @@ def test_another_machine_s_run_is_watched(tmp_path):
     beat.join()
 
 
+def test_a_damaged_lock_is_watched(tmp_path):
+    """Nobody is named in it; a living run writes it anew, a dead one does not."""
+    said = []
+    for text in ("{broken", '{"pid": 1}', "[]"):
+        (tmp_path / FILE).write_text(text)
+        lock = RunLock(Workdir(str(tmp_path)), patience=0.1)
+        lock.acquire(said.append)
+        assert "damaged, and no run writes it: taken over" in said[-1]
+        lock.release()
+    (tmp_path / FILE).write_text("{broken")
+    beats = [threading.Timer(t, elsewhere, [tmp_path], {"pulse": t}) for t in (0.1, 0.6)]
+    for beat in beats:
+        beat.start()
+    with pytest.raises(ConfigError, match="in use by another run, process 7 on far"):
+        RunLock(Workdir(str(tmp_path)), patience=5.0).acquire(said.append)
+    for beat in beats:
+        beat.join()
+
+
 def test_the_pulse_moves_and_a_stolen_lock_ends_the_run(tmp_path):
     lock = RunLock(Workdir(str(tmp_path)), pulse=0.02)
     lock.acquire(print)

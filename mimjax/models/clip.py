@@ -131,9 +131,9 @@ class CLIPVision(nn.Module):
 
     def setup(self):
         scale = nn.initializers.normal(self.width**-0.5)
-        self.cls_token = self.param("cls_token", scale, (self.width,))
+        self.cls_token = self.param("cls_token", scale, (self.width,), jnp.float32)
         positions = self.pos_grid[0] * self.pos_grid[1]
-        self.pos_embed = self.param("pos_embed", scale, (1 + positions, self.width))
+        self.pos_embed = self.param("pos_embed", scale, (1 + positions, self.width), jnp.float32)
         # A patch convolution without bias is a product with flattened patches.
         self.patch_embed = nn.Dense(self.width, use_bias=False, dtype=self.dtype)
         self.norm_pre = norm(None, self.dtype)

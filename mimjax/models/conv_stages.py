@@ -176,8 +176,8 @@ class PatchConv(nn.Module):
             flat = xavier_uniform() if self.xavier else torch_uniform(fan_in)
             return flat(key, (fan_in, self.features), dtype).reshape(shape)
 
-        kernel = self.param("kernel", init, (p, p, fan_in // p**2, self.features))
-        bias = self.param("bias", torch_uniform(fan_in), (self.features,))
+        kernel = self.param("kernel", init, (p, p, fan_in // p**2, self.features), jnp.float32)
+        bias = self.param("bias", torch_uniform(fan_in), (self.features,), jnp.float32)
         flat = kernel.reshape(fan_in, self.features).astype(self.dtype)
         return x.astype(self.dtype) @ flat + bias.astype(self.dtype)
 
@@ -207,8 +207,8 @@ class Depthwise(nn.Module):
     @nn.compact
     def __call__(self, x, near=None):
         init, reach = torch_uniform(25), 2 * REACH + 1
-        kernel = self.param("kernel", init, (reach, reach, 1, x.shape[-1]))
-        bias = self.param("bias", init, (x.shape[-1],))
+        kernel = self.param("kernel", init, (reach, reach, 1, x.shape[-1]), jnp.float32)
+        bias = self.param("bias", init, (x.shape[-1],), jnp.float32)
         return depthwise(x, kernel[:, :, 0], near, self.place) + bias.astype(x.dtype)
 
 
@@ -324,7 +324,7 @@ class ConvViT(nn.Module):
         """Fixed ones, column first, of any grid; learned ones of `image_size`."""
         if self.pos_embed == "learned":
             init, shape = nn.initializers.normal(0.02), (1, self.num_patches, self.width)
-            return self.param("pos_embed", init, shape)[0]
+            return self.param("pos_embed", init, shape, jnp.float32)[0]
         return jnp.asarray(sincos_table(grid, self.width, "xy"))
 
     def stages(self, images, grid: tuple[int, int], ids, train: bool):

@@ -115,8 +115,8 @@ class TokenHead(nn.Module):
     def __call__(self, x: Float[Array, "*s d"]) -> Float[Array, "*s v"]:
         x = self.activation(x) if self.activation else x
         init = torch_uniform(x.shape[-1])
-        kernel = self.param("kernel", init, (x.shape[-1], self.vocab))
-        bias = self.param("bias", init, (self.vocab,))
+        kernel = self.param("kernel", init, (x.shape[-1], self.vocab), jnp.float32)
+        bias = self.param("bias", init, (self.vocab,), jnp.float32)
         product = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
         return product + bias
 

@@ -40,8 +40,8 @@ class PixelHead(nn.Module):
     @nn.compact
     def __call__(self, x):
         init = torch_uniform(self.features)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        bias = self.param("bias", init, (self.channels,))
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", init, (self.channels,), jnp.float32)
         bias = jnp.tile(bias, self.features // self.channels)  # (row, column, channel) order
         return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
@@ -87,7 +87,9 @@ class MAEDecoder(nn.Module):
         """
         x = dense(self.width, "embed", self.dtype)(tokens)
         if self.mask_tokens:
-            token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width))
+            token = self.param(
+                "mask_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32
+            )
             token = jnp.broadcast_to(token.astype(x.dtype), (*ids_m.shape, self.width))
             x = jnp.concatenate([x, token], axis=1)
         ids = jnp.concatenate([ids_v, ids_m], axis=1)
@@ -152,7 +154,7 @@ class InjectedDecoder(nn.Module):
           context: output of the injected encoder block, same shape.
         """
         x = dense(self.width, "down", self.dtype)(latents)
-        token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width))
+        token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width), jnp.float32)
         pos = positions(self.grid, self.width, self.pos_embed.removeprefix("sincos_"), ids_m)
         x = jnp.concatenate([x, (token + pos).astype(x.dtype)], axis=1)
         x = run_blocks(

@@ -31,8 +31,8 @@ class Deconv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w d"]:
         init = torch_uniform(self.features * 16)
-        kernel = self.param("kernel", init, (4, 4, self.features, x.shape[-1]))
-        bias = self.param("bias", init, (self.features,))
+        kernel = self.param("kernel", init, (4, 4, self.features, x.shape[-1]), jnp.float32)
+        bias = self.param("bias", init, (self.features,), jnp.float32)
         corners = rearrange(kernel[::-1, ::-1], "(u p) (v q) o i -> (u v i) (p q o)", p=2, q=2)
         height, width = x.shape[1:3]
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -147,7 +147,9 @@ class DVAEDecoder(nn.Module):
     ) -> Float[Array, "b h w c"]:
         """Integers pick code vectors, floats weigh them (a relaxed one-hot)."""
         init = nn.initializers.normal(1.0)  # nn.Embedding's
-        codebook = self.param("codebook", init, (self.vocab, self.codebook_dim)).astype(self.dtype)
+        codebook = self.param(
+            "codebook", init, (self.vocab, self.codebook_dim), jnp.float32
+        ).astype(self.dtype)
         integers = jnp.issubdtype(codes.dtype, jnp.integer)
         x = codebook[codes] if integers else codes.astype(self.dtype) @ codebook
         index = 0

@@ -145,8 +145,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         return (normalize(x, self.eps) * scale + bias).astype(self.dtype)
 
 
@@ -241,7 +241,9 @@ class RelativeBias(nn.Module):
     @nn.compact
     def __call__(self, ids: Int[Array, "b v"] | None = None) -> Float[Array, "k h q q"]:
         """Bias of [CLS, all patches] (k = 1), or of [CLS, patches `ids`] (k = b)."""
-        table = self.param("table", nn.initializers.zeros, (table_rows(self.grid), self.heads))
+        table = self.param(
+            "table", nn.initializers.zeros, (table_rows(self.grid), self.heads), jnp.float32
+        )
         index = jnp.asarray(relative_index(self.grid))[None]
         if ids is not None:
             ids = jnp.pad(ids + 1, ((0, 0), (1, 0)))
@@ -278,8 +280,12 @@ class Attention(nn.Module):
             q = layer(inner, "q", init=init())(x)
             k, v = jnp.split(layer(2 * inner, "kv", init=init())(context), 2, axis=-1)
         if self.bias == "qv":
-            q = q + self.param("q_bias", nn.initializers.zeros, (inner,)).astype(q.dtype)
-            v = v + self.param("v_bias", nn.initializers.zeros, (inner,)).astype(v.dtype)
+            q = q + self.param("q_bias", nn.initializers.zeros, (inner,), jnp.float32).astype(
+                q.dtype
+            )
+            v = v + self.param("v_bias", nn.initializers.zeros, (inner,), jnp.float32).astype(
+                v.dtype
+            )
         q, k, v = (rearrange(t, "b n (h d) -> b n h d", h=self.heads) for t in (q, k, v))
         out = rearrange(attend(q, k, v, rel_bias), "b n h d -> b n (h d)")
         return dense(width, "proj", self.dtype, init=init(depth=self.depth))(out)
@@ -318,7 +324,9 @@ class Branch(nn.Module):
           gamma: name of the factor's parameter (official names).
         """
         if self.layer_scale:
-            scale = self.param(gamma, nn.initializers.constant(self.layer_scale), (y.shape[-1],))
+            scale = self.param(
+                gamma, nn.initializers.constant(self.layer_scale), (y.shape[-1],), jnp.float32
+            )
             y = y * scale.astype(y.dtype)
         if not train or self.drop_path == 0.0:
             return y

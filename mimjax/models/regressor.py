@@ -55,8 +55,8 @@ class CrossAttention(nn.Module):
         inner = self.heads * (width // self.heads)
         layer = functools.partial(dense, inner, dtype=self.dtype, bias=False)
         q, k, v = layer(name="q")(q), layer(name="k")(k), layer(name="v")(v)
-        q = q + self.param("q_bias", nn.initializers.zeros, (inner,)).astype(q.dtype)
-        v = v + self.param("v_bias", nn.initializers.zeros, (inner,)).astype(v.dtype)
+        q = q + self.param("q_bias", nn.initializers.zeros, (inner,), jnp.float32).astype(q.dtype)
+        v = v + self.param("v_bias", nn.initializers.zeros, (inner,), jnp.float32).astype(v.dtype)
         q, k, v = (rearrange(t, "b n (h d) -> b n h d", h=self.heads) for t in (q, k, v))
         return dense(width, "proj", self.dtype)(rearrange(attend(q, k, v), "b n h d -> b n (h d)"))
 
@@ -119,7 +119,7 @@ class Regressor(nn.Module):
         pos_v, pos_m = (
             positions(self.grid, self.width, "yx", i).astype(self.dtype) for i in (ids_v, ids_m)
         )
-        token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width))
+        token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width), jnp.float32)
         x = jnp.broadcast_to(token.astype(self.dtype), (*ids_m.shape, self.width))
         for i in range(self.depth):
             block = RegressorBlock(

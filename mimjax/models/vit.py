@@ -141,12 +141,12 @@ class ViT(nn.Module):
     ) -> Features:
         """Encodes the patches `ids` (all if None); `mask` marks those shown as the mask token."""
         x = self.embed(images, ids, mask)
-        cls = self.param("cls_token", self.token_init(), (1, 1, self.width))
+        cls = self.param("cls_token", self.token_init(), (1, 1, self.width), jnp.float32)
         cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, self.width))
         x = jnp.concatenate([cls, x], axis=1)
         if self.pos_embed == "learned":
             shape = (1, 1 + self.num_patches, self.width)
-            pos = self.param("pos_embed", self.token_init(), shape)
+            pos = self.param("pos_embed", self.token_init(), shape, jnp.float32)
             rows = pos if ids is None else pos[0][jnp.pad(ids + 1, ((0, 0), (1, 0)))]
             x = x + rows.astype(x.dtype)
         blocks = []
@@ -193,7 +193,7 @@ class ViT(nn.Module):
             name="patch_embed",
         )(patches)
         if self.use_mask_token:
-            token = self.param("mask_token", self.token_init(), (1, 1, self.width))
+            token = self.param("mask_token", self.token_init(), (1, 1, self.width), jnp.float32)
             if mask is not None:
                 x = jnp.where(mask[..., None], token.astype(x.dtype), x)
         if not self.pos_embed.startswith("sincos"):

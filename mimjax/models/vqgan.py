@@ -177,11 +177,11 @@ class VQGANModel(nn.Module):
         if self.kind == "gumbel":
             # Choosing among thousands of codes needs float32, also where products are TF32.
             self.proj = nn.Dense(self.n_embed, precision="highest")
-            self.embed = self.param("embed", nn.initializers.normal(1.0), shape)
+            self.embed = self.param("embed", nn.initializers.normal(1.0), shape, jnp.float32)
         else:
             bound = 1 / self.n_embed
             init = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-            self.embedding = self.param("embedding", init, shape)
+            self.embedding = self.param("embedding", init, shape, jnp.float32)
 
     @property
     def codebook(self) -> Float[Array, "v d"]:

@@ -3,13 +3,15 @@
 import shutil
 
 import helpers
+import numpy as np
 import pytest
 from train import inside
 
-from mimjax import build
+from mimjax import build, extend
 from mimjax.errors import ConfigError
 from mimjax.files import Workdir
 from mimjax.train.checkpoints import Checkpoints
+from mimjax.train.run import Length
 
 pytestmark = pytest.mark.xdist_group("extend")  # one worker makes the runs they share
 
@@ -113,3 +115,78 @@ def test_init_from_begins_the_schedule_anew(finished, tmp_path, capsys):
     assert int(run.state.step) == 0
     assert float(run.lr(0)) == 0.0
     assert "schedule: from its beginning, with a warm-up of 1 epochs" in capsys.readouterr().out
+
+
+def lengths(step, before, now, changed=None, rates=(1e-3, 1e-3)):
+    """What `explain` says of two lengths, each (steps per epoch, steps, batch, images)."""
+    said = []
+    versions = [
+        extend.Version(Length(*x), lambda s, r=r: np.full(np.shape(s), r))
+        for x, r in zip((before, now), rates)
+    ]
+    make = lambda clock: (None, versions[0].rate)
+    extend.explain(step, *versions, make, changed or {}, said.append)
+    return "\n".join(said)
+
+
+def test_whatever_changes_an_epoch_is_said_with_numbers():
+    """Half the batch, more files, fewer files: before and after, and the cause."""
+    base = (12, 720, 16, 200)
+    assert lengths(320, base, base) == ""
+    said = lengths(320, base, (25, 1500, 8, 200), {"batch_size": (16, 8)}, (1e-3, 5e-4))
+    assert "extended from 720 to 1500 steps: the learning rate of the next step is 0.0005" in said
+    assert "with the old length it would be 0.001 (batch_size 16 -> 8)" in said
+    assert "an epoch was 12 steps and is 25: step 320 was epoch 26.7 and is epoch 12.8" in said
+    assert "before: 60.0 epochs of 12 steps = 720 steps, now: 60.0 epochs of 25 steps" in said
+    said = lengths(320, base, (50, 3000, 16, 800))
+    assert "(images 200 -> 800)" in said
+    assert "the number of images): it is another run" in said
+    # a length in steps stays, and the epoch jumps all the same
+    said = lengths(320, base, (5, 720, 16, 95))
+    assert "the length stays" in said
+    assert "was epoch 26.7 and is epoch 64.0" in said
+    # another rate alone
+    changed = {"optimizer.lr": (1e-3, 2e-3)}
+    said = lengths(320, base, base, changed, (1e-3, 2e-3))
+    assert "the next step is 0.002; with the old length it would be 0.001 (optimizer.lr" in said
+
+
+def test_a_length_that_is_passed_is_an_error_that_names_the_cause():
+    with pytest.raises(ConfigError) as error:
+        lengths(327, (12, 720, 16, 200), (5, 300, 16, 95))
+    text = str(error.value)
+    assert "steps: 300 (60.0 epochs of 5 steps = 300 steps), but the workdir is at step 327" in text
+    assert "allowed: 327 or more, what gave 60.0 epochs of 12 steps = 720 steps" in text
+    assert "(changed: images 200 -> 95)" in text
+
+
+def test_a_restart_with_another_batch_is_told(finished, tmp_path, capsys):
+    """Through the checkpoint: what an epoch was stands in it."""
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    run = build.make_run(config(3.0, "constant", batch_size=240), str(workdir))
+    run.lock.release()
+    run.log.close()
+    said = capsys.readouterr().out
+    assert "extended from 6 to 15 steps" in said
+    assert "an epoch was 3 steps and is 5: step 6 was epoch 2.0 and is epoch 1.2" in said
+    assert "batch_size 472 -> 240" in said
+    with pytest.raises(ConfigError, match=r"at step 6; allowed: 6 or more.*batch_size 472 -> 1416"):
+        build.make_run(config(3.0, "constant", batch_size=1416), str(workdir))
+
+
+def test_a_folder_with_another_name_is_the_same_run(tmp_path, capsys):
+    """The fingerprint says that the files are the same."""
+    from PIL import Image
+
+    for i in range(60):
+        place = tmp_path / f"images/{i}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(place)
+    settings = {"data.source": "folder", "batch_size": 16, "data.path": str(tmp_path / "images")}
+    inside.go(config(1.0, "constant", **settings), tmp_path / "run")
+    (tmp_path / "images").rename(tmp_path / "renamed")
+    settings["data.path"] = str(tmp_path / "renamed")
+    inside.go(config(2.0, "constant", **settings), tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "this is the run that had 6 steps from the start" in said
+    assert "another run" not in said
