@@ -48,3 +48,8 @@ def demo(c, data, tokenizer):
     common.demo(c, data)
     common.demo_target(c, data, tokenizer)
     c.data.augment.color_jitter = 0.0
+    # The published recipe's relative bias starts at zero and learns slowly where a patch is; layer
+    # scale 0.1 and drop path slow a run of hundreds of steps down further, and a block of a small
+    # grid leaves little to predict from. With them, digits came to k-NN 56.6 % and linear 87.5 %.
+    c.method.encoder.pos_embed, c.method.masking.kind = "learned", "random"
+    c.method.encoder.layer_scale = c.method.encoder.drop_path = 0.0

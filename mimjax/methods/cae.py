@@ -40,7 +40,7 @@ class LatentTask(TargetTask):
     """
 
     encoder: ViT = ENCODER
-    masking: Masking = Masking(kind="block", ratio=0.5, max_block=0)
+    masking: Masking = Masking(kind="block", ratio=0.5, rounding="cae", max_block=0)
     regressor: Regressor = Regressor()
 
     def __post_init__(self):
