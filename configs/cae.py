@@ -14,11 +14,12 @@ the code; ViT-L is the script as it runs: a regressor 768 wide behind a projecti
 
 from configs import common
 from mimjax.methods.cae import CAE
+from mimjax.rules import VECTORS
 from mimjax.schema import section
 
 HEADS = {"ti": 12, "s": 12}  # the code's small sizes keep 12 heads
 DECAY = (  # CAE's code decays cls_token and mask_token: only 1-D tensors and biases are spared
-    (".*/(bias|scale|q_bias|v_bias|gamma_1|gamma_2|gamma_1_cross|gamma_2_cross)", 0.0),
+    (VECTORS, 0.0),
     (".*", 1.0),
 )
 

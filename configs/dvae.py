@@ -14,9 +14,10 @@ with it the temperature's: 0.6 of the run, which are DALL-E's 150,000 updates on
 from configs import common
 from mimjax.errors import ConfigError
 from mimjax.methods.dvae import DiscreteVAE
+from mimjax.rules import VECTORS
 from mimjax.schema import section
 
-DECAY = ((".*/bias", 0.0), (".*", 1.0))
+DECAY = ((VECTORS, 0.0), (".*", 1.0))
 
 
 def get_config(arg=None):

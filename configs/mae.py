@@ -11,10 +11,11 @@ step for B. Expected (published, not reproduced by this project): ViT-B fine-tun
 
 from configs import common
 from mimjax.methods.mae import MAE
+from mimjax.rules import VECTORS
 from mimjax.schema import section
 
 DECAY = (  # MAE's code decays cls_token and mask_token: only 1-D tensors and biases are spared
-    (".*/(bias|scale)", 0.0),
+    (VECTORS, 0.0),
     (".*", 1.0),
 )
 

@@ -14,10 +14,11 @@ from configs import common
 from mimjax.errors import ConfigError
 from mimjax.methods.mcmae import MCMAE
 from mimjax.models.conv_stages import CONV_SIZES
+from mimjax.rules import VECTORS
 from mimjax.schema import section
 
 DECAY = (  # the code decays mask_token: only 1-D tensors and biases are spared
-    (".*/(bias|scale)", 0.0),
+    (VECTORS, 0.0),
     (".*", 1.0),
 )
 STAGES = {"stage_widths": (32, 64), "stage_depths": (1, 1)}
