@@ -148,6 +148,10 @@ class CAE(LatentTask):
         decoder = decoder.clone(grid=self.encoder.grid, out=self.pred_dim)
         object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return super().notes + self.regressor.guesses(self.encoder.width)
+
     def init(self, key: Key) -> tuple[PyTree, PyTree]:
         params, _, latents = self.init_latents(key)
         ids_m = self.example()[2]
