@@ -12,11 +12,12 @@ difference is an option of `mimjax.methods.bootmae.BootMAE`.
 
 from configs import common
 from mimjax.methods.bootmae import BootMAE
+from mimjax.rules import VECTORS
 from mimjax.schema import section
 
-DECAY = (  # BootMAE's code spares cls_token, but decays both mask tokens
-    (".*/(bias|scale|q_bias|v_bias)", 0.0),
-    ("encoder/cls_token", 0.0),
+DECAY = (  # BootMAE's code spares cls_token and pos_embed, but decays both mask tokens
+    (VECTORS, 0.0),
+    ("encoder/(cls_token|pos_embed)", 0.0),
     (".*", 1.0),
 )
 

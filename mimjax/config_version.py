@@ -18,7 +18,24 @@ Settings = dict[str, Any]
 
 def from_1(settings: Settings) -> Settings:
     """Translate version 1, which stood in no file: sentinels (0, -1, "") became None."""
+    settings = masking_from_1(settings)
     return settings
+
+
+def masking_from_1(settings: Settings) -> Settings:
+    """Name the rounding that version 1 had; drop its largest block where no block is drawn."""
+    method = dict(settings.get("method", {}))
+    if "masking" not in method:
+        return settings
+    kind = method["masking"].get("kind")
+    # all methods rounded as MAE; for blocks that is what CAE's rounding does, too
+    cae = settings.get("task") in ("mimjax.methods.cae:CAE", "mimjax.methods.caev2:CAEv2")
+    method["masking"] = {"rounding": "cae" if cae and kind != "random" else "mae"} | method[
+        "masking"
+    ]
+    if kind in ("random", "grid"):
+        method["masking"]["max_block"] = 0  # the default was BootMAE's 60, which these never read
+    return settings | {"method": method}
 
 
 TRANSLATIONS: dict[int, Callable[[Settings], Settings]] = {1: from_1}

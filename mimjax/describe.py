@@ -58,6 +58,7 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
             f"  WARNING     optimizer.min_lr {o.min_lr:g} is above the peak rate {peak:.3g}: "
             "the rate will rise; it is absolute and does not follow a smaller batch"
         )
+    lines += [f"  NOTE        {note}" for note in program.task.notes]
     return "\n".join(lines)
 
 

@@ -27,6 +27,8 @@ OFFICIAL_PATCHES = 196  # the 14x14 grid on which the papers give their block co
 MAX_TRIES = 10_000
 ATTEMPTS = 10  # BEiT's generator gives up after so many tries that add nothing
 KINDS = ("random", "block", "block_random", "block_at_most", "grid")
+EXACT = tuple(k for k in KINDS if k != "block_at_most")  # no mask has fewer patches than asked
+ROUNDINGS = ("mae", "cae")
 SELECTIONS = ("topk", "sample", "random")  # of `select_visible`
 
 
@@ -210,25 +212,34 @@ class Masking:
         (BootMAE's code: blocks topped up at random), "block_at_most" (BEiT's code: blocks that may
         cover fewer patches; for methods that weigh patches by whether they are masked) or "grid"
         (MAE ablation f).
-      ratio: share of masked patches; n - int(n * (1 - ratio)) are masked, as in MAE's code.
-      num_block, min_block, max_block: BootMAE's 120, 16, 60 on 14x14, scaled by n / 196 elsewhere
+      ratio: share of masked patches.
+      rounding: how the ratio becomes a number of the n patches. "mae" = n - int(n (1 - ratio)) are
+        masked, as in MAE's and ConvMAE's code; it also gives the numbers that the scripts of BEiT
+        (75 of 196), BootMAE (147), CAE (98) and CAE v2 (30, 49, 98) name. "cae" = the same, but
+        int(n ratio) for kind "random", as in CAE's generator: 29 and not 30 of 196 at 0.15.
+      num_block, min_block, max_block: 120 (BootMAE) and 16 on 14x14, scaled by n / 196 elsewhere
         (at least 1, maximum at least the minimum). `num_block` is read by "block_random" only;
-        max_block 0 = the number of masked patches (BEiT, CAE).
+        max_block 0 = the number of masked patches (BEiT, CAE); BootMAE has 60.
       min_aspect: aspect ratios are log-uniform in (min_aspect, 1 / min_aspect).
       roll_max: how many block patches may be exchanged for others (0 = none).
     """
 
     kind: str = "random"
     ratio: float = 0.75
+    rounding: str = "mae"
     num_block: int = 120
     min_block: int = 16
-    max_block: int = 60
+    max_block: int = 0
     min_aspect: float = 0.3
     roll_max: int = 3
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ConfigError(f"method.masking.kind: {self.kind!r}; allowed: {', '.join(KINDS)}")
+        if self.rounding not in ROUNDINGS:
+            raise ConfigError(
+                f"method.masking.rounding: {self.rounding!r}; allowed: {', '.join(ROUNDINGS)}"
+            )
         if not 0 < self.ratio < 1:
             raise ConfigError(f"method.masking.ratio: {self.ratio}; allowed: above 0 and below 1")
         if min(self.min_block, self.num_block) < 1 or self.max_block < 0:
@@ -241,12 +252,19 @@ class Masking:
                 f"method.masking.ratio: {self.ratio}; kind=grid keeps one patch in four: 0.75"
             )
 
+    @property
+    def exact(self) -> bool:
+        """Whether every mask has `num_masked` patches; else it may have fewer."""
+        return self.kind in EXACT
+
     def num_masked(self, grid: Grid) -> int:
         """The static number of masked patches on this grid."""
         n = grid[0] * grid[1]
         if self.kind == "grid":
             return int(grid_mask(grid).sum())
         masked = n - int(n * (1 - self.ratio))
+        if self.rounding == "cae" and self.kind == "random":
+            masked = int(n * self.ratio)
         if not 0 < masked < n:
             raise ConfigError(
                 f"method.masking.ratio: {self.ratio} masks {masked} of {n} patches; "

@@ -17,6 +17,8 @@ from mimjax.errors import ConfigError
 
 PyTree = Any
 Rules = Sequence[tuple[str, Any]]
+# Parameters of one dimension: biases, scales of norms, layer scales. No official code decays them.
+VECTORS = r".*/(bias|scale|[qv]_bias|gamma_.+)"
 
 
 def path_name(path) -> str:

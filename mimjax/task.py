@@ -171,6 +171,14 @@ class Task:
         return {}
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What is a guess in these settings, where no official source decides; said at the start.
+
+        A network says it of itself (an attribute of this name); a method adds its own.
+        """
+        return tuple(getattr(getattr(self, "encoder", None), "notes", ()))
+
+    @property
     def story(self) -> str:
         """What is predicted, and from what: one sentence for who has not read the paper."""
         return f"what {type(self).__name__} learns."

@@ -34,6 +34,13 @@ CONFIGS = {
 # what makes an encoder small; methods whose encoder is no ViT have settings of their own
 NARROW = {"method.encoder.width": 32, "method.encoder.depth": 2}
 SMALL = {
+    "beit": NARROW  # as published, where the demo differs
+    | {
+        "method.encoder.pos_embed": "none",
+        "method.encoder.layer_scale": 0.1,
+        "method.encoder.drop_path": 0.1,
+        "method.masking.kind": "block",
+    },
     "dvae": {
         "method.encoder.vocab": 16,
         "method.encoder.hidden": 16,

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimjax import build, describe, start
+from mimjax import build, describe, schema, start
+from mimjax.errors import ConfigError
 from mimjax.masking import split
 from mimjax.rules import paths
 from mimjax.task import Clock
@@ -102,6 +103,19 @@ def test_masked_pixels_cannot_influence_visible_latents(name):
     encode = jax.jit(lambda x: apply(x, *args).tokens)
     np.testing.assert_array_equal(encode(batch["image"]), encode(other))
     assert np.any(encode(batch["image"]) != encode(batch["image"] + 1.0))
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_that_fall_short_are_weighed_or_refused(name):
+    """BEiT's own sampler masks fewer patches than asked in a third of the images."""
+    c = helpers.small(name, **{"method.masking.kind": "block_at_most"})
+    if schema.find_class(
+        c.task, "task"
+    ).WEIGHS_MASKS:  # tests/methods/test_beit.py: by whether masked
+        assert build.make_task(c, Clock(4, 8)).WEIGHS_MASKS
+        return
+    with pytest.raises(ConfigError, match=r"method\.masking\.kind: 'block_at_most'.*allowed: ran"):
+        build.make_task(c, Clock(4, 8))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -35,6 +35,18 @@ def test_the_start_block_says_that_the_target_sees_another_size():
     assert "target_image" not in block(helpers.small("mae"))
 
 
+def test_the_start_block_says_what_is_a_guess():
+    small = {"method.encoder.width": 192, "method.encoder.depth": 1}
+    guess = "NOTE        the regressor is 192 wide, as the encoder: a guess"
+    assert guess in block(helpers.small("cae", **small))
+    small["method.regressor.width"] = 768
+    assert build.make_task(helpers.small("cae", **small), Clock(4, 8)).notes == ()
+    for name in ("cae", "mcmae", "mrmae"):
+        published = helpers.CONFIGS[name]
+        assert build.make_task(published.get_config(), Clock(4, 8)).notes == ()
+        assert len(build.make_task(published.get_config("size=s"), Clock(4, 8)).notes) == 1
+
+
 def test_the_parameter_table_names_every_parameter():
     c = helpers.small("bootmae")
     _, program = helpers.make(c)

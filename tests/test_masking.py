@@ -1,17 +1,23 @@
 import collections
+import dataclasses
 import functools
 import itertools
 import pickle
 import random
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimjax import masking
+from mimjax import config_version, masking
 from mimjax.errors import ConfigError
 from mimjax.masking import Masking
+from mimjax.methods.beit import BEiT
+from mimjax.methods.bootmae import BootMAE
+from mimjax.methods.cae import CAE
+from mimjax.methods.mae import MAE
 
 GRIDS = [(14, 14), (4, 4), (8, 8), (3, 5), (16, 12), (2, 2), (32, 32)]
 
@@ -40,6 +46,58 @@ def test_counts_are_exact_at_any_ratio(kind, ratio):
     m = Masking(kind, ratio)
     masks = [m.sampler((14, 14))(random.Random(seed)) for seed in range(20)]
     assert {int(x.sum()) for x in masks} == {196 - int(196 * (1 - ratio))}
+
+
+@pytest.mark.parametrize(
+    ("rounding", "kind", "ratio", "count"),
+    [
+        ("cae", "random", 0.15, 29),  # CAE's RandomMaskingGenerator: int(n * ratio)
+        ("cae", "random", 0.9, 176),
+        ("cae", "block", 0.15, 30),  # CAE v2's scripts
+        ("cae", "block", 0.25, 49),
+        ("cae", "block", 0.5, 98),
+        ("mae", "random", 0.15, 30),  # MAE's random_masking: int(n * (1 - ratio)) stay visible
+        ("mae", "random", 0.75, 147),
+        ("mae", "block", 0.38, 75),  # BEiT's script
+    ],
+)
+def test_a_ratio_becomes_the_official_number(rounding, kind, ratio, count):
+    m = Masking(kind, ratio, rounding=rounding)
+    assert m.num_masked((14, 14)) == count
+    assert m.sampler((14, 14))(random.Random(0)).sum() == count
+    with pytest.raises(ConfigError, match=r"method\.masking\.rounding: 'up'; allowed: mae, cae"):
+        Masking(rounding="up")
+
+
+def test_only_bootmae_s_blocks_have_a_largest_size():
+    """BEiT's generator has none: the first block may be as large as all that is masked."""
+
+    def largest(task):
+        """What a block may cover at most."""
+        m = dataclasses.replace(task.masking, kind="block", ratio=0.75)
+        with mock.patch.object(masking, "add_rectangle", wraps=masking.add_rectangle) as add:
+            for seed in range(20):
+                m.sampler((14, 14))(random.Random(seed))
+        return max(call.args[2] for call in add.call_args_list)
+
+    assert [largest(t) for t in (MAE(), BEiT(), CAE(), BootMAE())] == [147, 147, 147, 60]
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "most", "rounding", "then"),
+    [
+        ("mimjax.methods.mae:MAE", "random", 60, "mae", 0),
+        ("mimjax.methods.mae:MAE", "block", 60, "mae", 60),
+        ("mimjax.methods.cae:CAE", "block", 0, "cae", 0),
+        ("mimjax.methods.cae:CAE", "random", 0, "mae", 0),
+    ],
+)
+def test_an_older_workdir_keeps_its_masks(task, kind, most, rounding, then):
+    old = {"task": task, "method": {"masking": {"kind": kind, "ratio": 0.15, "max_block": most}}}
+    new = config_version.masking_from_1(old)["method"]["masking"]
+    assert new == {"kind": kind, "ratio": 0.15, "max_block": then, "rounding": rounding}
+    mask = lambda m: Masking(**m).sampler((14, 14))(random.Random(0))
+    np.testing.assert_array_equal(mask(new), mask(old["method"]["masking"]))
 
 
 def test_a_mask_depends_on_its_seed_alone():

@@ -51,6 +51,24 @@ def test_whole(name, arg, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("arg", "warmup"),
+    [
+        ("method=cae", 10.0),  # CAE's scripts: 10, 20 and 40 for 300, 800 and 1600
+        ("method=cae,epochs=800", 20.0),
+        ("method=cae,epochs=1600", 40.0),
+        ("method=caev2", 10.0),
+        ("method=mae", 40.0),  # mmpretrain's runs of 300 epochs
+        ("method=mrmae", 60.0),  # 80 of 400
+        ("method=mae,epochs=30", 6.0),
+    ],
+)
+def test_one_gpu_warms_up_as_published_for_its_length(arg, warmup):
+    c = one_gpu.get_config(arg)
+    assert c.optimizer.warmup_epochs == pytest.approx(warmup)
+    assert one_gpu.get_config(f"{arg},images=64").accum == 4 * c.accum
+
+
+@pytest.mark.parametrize(
     ("recipe", "arg", "line"),
     [
         (one_gpu, "images=100", "images=100; allowed: divisors of the batch 4096"),

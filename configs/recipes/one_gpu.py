@@ -6,10 +6,13 @@
   images=256 (in memory at once), epochs=300, path=FILE (tokenizer or teacher, where one is read)
 
 An update sums the gradients of batch / images micro-batches: the same update as on many devices.
-Hardware, calculated and not measured: at 256 images, bfloat16, activations of ViT-B take 10 to 15
-GB and those of ViT-L some 18 to 27; images=64 takes a quarter. `python -m mimjax.plan` prints what
-the step takes on a TPU chip. Expected for MAE-B (mmpretrain's runs): fine-tuned 83.1 % after 300
-epochs, 83.3 % after 800.
+Hardware, calculated and not measured, at 256 images in bfloat16: activations of MAE-B and BootMAE-B
+take 10 to 15 GB, of CAE-B 13 to 20, of BEiT-B, whose encoder sees all patches, 16 to 24; of ViT-L
+18 to 27, 27 to 40 and 40 to 60. Tokenizers and teachers run before them and are freed: DALL-E's
+needs up to 8 GB, VQGAN 5, VQ-KD 4, CLIP 2. images=64 takes a quarter of it all. The state
+takes 16 to 20 bytes for each parameter beside. `python -m mimjax.plan` prints what the step takes
+on a TPU chip. Expected for MAE-B (mmpretrain's runs): fine-tuned 83.1 % after 300 epochs, 83.3 %
+after 800.
 """
 
 import importlib
@@ -40,6 +43,10 @@ def get_config(arg=None):
         )
     c.accum = c.batch_size // a.images
     c.epochs = a.epochs  # mmpretrain: 0.2 % below 800 for MAE-B
+    # Warm-up: what a method's scripts have for this length, or as published; at most a fifth of the
+    # run, which is the longest that any of them has (MR-MAE: 80 of 400 epochs).
+    warmup = getattr(official, "warmup", lambda epochs: c.optimizer.warmup_epochs)(a.epochs)
+    c.optimizer.warmup_epochs = min(warmup, 0.2 * a.epochs)
     # A step is many passes (ours): save and look more often than a pod does.
     c.checkpoint_every, c.log_every, c.eval.every = 200, 10, 2000
     c.eval.batch_size = a.images  # evaluations do not accumulate

@@ -37,6 +37,8 @@ class BEiT(TargetTask):
       target: DALL-E tokens.
     """
 
+    WEIGHS_MASKS = True
+
     encoder: ViT = ViT(
         pos_embed="none",
         rel_pos="shared",
@@ -69,7 +71,7 @@ class BEiT(TargetTask):
         self, ema: PyTree, frozen: PyTree, batch: Batch, key: Key, step, train: bool
     ) -> Batch:
         out = self.target_batch(frozen, batch, key, train)
-        if self.masking.kind == "block_at_most":
+        if not self.masking.exact:
             # `split` puts visible patches first: where too few are masked, the first of the
             # static number of "masked" ids are visible ones. Weights have mean 1 over the batch.
             real = jnp.take_along_axis(batch["mask"], out["ids_m"], axis=1).astype(jnp.float32)

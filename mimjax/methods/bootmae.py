@@ -37,6 +37,7 @@ class BootMAE(MaskedTask):
       pixel_layer, feature_layer: encoder blocks injected into the two decoders: first and last
         (section 3.3, Table 8). `*_decoder.inject=False` removes the cross-attention (Table 2).
       masking: 120 block patches topped up to 147 (code); kind=block: the paper's block-wise 75 %.
+        Blocks have 16 to 60 patches (appendix C and code).
       pixel_norm: "channel" (code); "mae" is what the paper says.
       feature_norm: "both" = LayerNorm of target and prediction (code), "target", or "none" (eq. 5).
       pixel_weight, feature_weight: 1 and lambda = 1 (eq. 6); 0 leaves the branch out.
@@ -56,7 +57,7 @@ class BootMAE(MaskedTask):
     feature_decoder: InjectedDecoder = InjectedDecoder()
     pixel_layer: int = 0
     feature_layer: int = -1
-    masking: Masking = Masking(kind="block_random")
+    masking: Masking = Masking(kind="block_random", max_block=60)
     pixel_norm: str = "channel"
     feature_norm: str = "both"
     pixel_weight: float = 1.0

@@ -40,7 +40,7 @@ class LatentTask(TargetTask):
     """
 
     encoder: ViT = ENCODER
-    masking: Masking = Masking(kind="block", ratio=0.5, max_block=0)
+    masking: Masking = Masking(kind="block", ratio=0.5, rounding="cae", max_block=0)
     regressor: Regressor = Regressor()
 
     def __post_init__(self):
@@ -147,6 +147,10 @@ class CAE(LatentTask):
             )
         decoder = decoder.clone(grid=self.encoder.grid, out=self.pred_dim)
         object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return super().notes + self.regressor.guesses(self.encoder.width)
 
     def init(self, key: Key) -> tuple[PyTree, PyTree]:
         params, _, latents = self.init_latents(key)

@@ -22,6 +22,9 @@ from mimjax.targets import pixels
 from mimjax.task import Batch, Key, LossOutput, PyTree, Task, View
 
 LOSSES = ("mse", "smooth_l1")
+# DALL-E's 150,000 and 5,000 updates as shares of the 250,000 of configs/dvae.py (ours; DALL-E's own
+# run had 3 million). In updates, a run on a smaller data set would end before its codes harden.
+TEMPERATURE_SHARE, KL_SHARE = 0.6, 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +37,12 @@ class DiscreteVAE(Task):
       reconstruction: "mse" (DALLE-pytorch's default) or "smooth_l1" (its option), on normalized
         pixels. DALL-E's own likelihood, logit-Laplace, is not built.
       temperature, temperature_end, temperature_steps: of the Gumbel-softmax, on half a cosine: 1 to
-        1/16 over 150,000 updates (DALL-E, appendix A.2). DALLE-pytorch stops at 0.5.
+        1/16 over 150,000 updates (DALL-E, appendix A.2; of 3 million). DALLE-pytorch stops at 0.5.
+        Steps 0 = TEMPERATURE_SHARE of the run, so that a short run ends with hard codes too.
       kl_weight, kl_steps: of the KL divergence to the uniform prior, in nats per token; rises
         linearly from 0. 6.6 / 192 over 5,000 updates in DALL-E (a loss per pixel value: 192 of them
-        to a token), beside its other likelihood; 0 in DALLE-pytorch's train_vae.py.
+        to a token), beside its other likelihood; 0 in DALLE-pytorch's train_vae.py. Steps 0 =
+        KL_SHARE of the run.
       straight_through: hard codes forward, gradients of the soft ones; off in DALLE-pytorch.
       mean, std: 0.5, the inputs of CAE's "customized" tokenizer.
     """
@@ -89,10 +94,12 @@ class DiscreteVAE(Task):
 
     def schedules(self, step) -> tuple[jax.Array, jax.Array]:
         """Temperature and KL weight at `step`."""
-        done = jnp.clip(step / max(self.temperature_steps, 1), 0.0, 1.0)
+        total = self.clock.total_steps
+        annealing = self.temperature_steps or max(1.0, TEMPERATURE_SHARE * total)
+        done = jnp.clip(step / annealing, 0.0, 1.0)
         left = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
         temperature = self.temperature_end + (self.temperature - self.temperature_end) * left
-        rise = jnp.clip((step + 1) / max(self.kl_steps, 1), 0.0, 1.0)
+        rise = jnp.clip((step + 1) / (self.kl_steps or max(1.0, KL_SHARE * total)), 0.0, 1.0)
         return temperature, self.kl_weight * rise
 
     def loss(

@@ -7,13 +7,14 @@ that make their targets themselves, `TargetTask` those with a pluggable frozen t
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from mimjax import checks
 from mimjax.losses import cross_entropy, distance, patch_cross_entropy
-from mimjax.masking import MaskFn, Masking, gather, split
+from mimjax.masking import EXACT, MaskFn, Masking, gather, split
 from mimjax.models.vit import ViT
 from mimjax.rng import named
 from mimjax.targets import pixels
@@ -31,7 +32,11 @@ class MaskedTask(Task):
       masking: which patches are masked.
       mean, std: of the student's images, per channel on the scale 0 to 1; ImageNet's in most
         official codes. Their number is that of the channels.
+      WEIGHS_MASKS: whether the loss leaves out patches that a mask with too few of them leaves
+        visible.
     """
+
+    WEIGHS_MASKS: ClassVar[bool] = False
 
     encoder: ViT = ViT()
     masking: Masking = Masking()
@@ -42,6 +47,12 @@ class MaskedTask(Task):
         checks.encoder("method.encoder", self.encoder)
         checks.statistics("method", self.mean, self.std)
         _ = self.num_masked  # raises for a ratio that leaves nothing
+        if not (self.masking.exact or self.WEIGHS_MASKS):
+            raise checks.ConfigError(
+                f"method.masking.kind: {self.masking.kind!r} may mask fewer patches than "
+                f"{type(self).__name__} predicts, and it weighs all alike; allowed: "
+                + ", ".join(EXACT)
+            )
 
     @property
     def patch_dim(self) -> int:

@@ -27,7 +27,7 @@ class MCMAE(MAE):
 
     Attributes:
       encoder: the hierarchical network. The decoder's MLP ratio is that of its first stage, as in
-        the code (4 for S and B, 8 for L and H).
+        the code (of which Base is the only size).
       masking: random 75 % of the patches that the last stage sees (paper section 3.2).
       fast: FastConvMAE: every image is seen with complementary visible sets, 4 at ratio 0.75, in
         training; evaluation reads the first alone.

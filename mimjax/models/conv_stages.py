@@ -34,13 +34,22 @@ from mimjax.models.layers import (
 )
 from mimjax.models.vit import Features, patchify, sincos_table
 
-# Stages: widths, depths, mlp ratios; transformer: width, depth, heads. B is the official code's;
-# S, L and H are not in it: third-party forks agree on them, no published checkpoint confirms them.
+# Stages: widths, depths, mlp ratios; transformer: width, depth, heads. Only B is in the official
+# code. S, L and H are one reading, of which no published checkpoint was opened here: public forks
+# disagree (depths of L; heads of S; H stands in one file), and ConvMAE issue 32 says that the
+# released files contradict the paper in the MLP ratios of L and H and in the patch of H.
 CONV_SIZES = {
     "s": ((128, 256), (2, 2), (4.0, 4.0), 384, 11, 6),
     "b": ((256, 384), (2, 2), (4.0, 4.0), 768, 11, 12),
     "l": ((384, 768), (2, 2), (8.0, 8.0), 1024, 23, 16),
     "h": ((768, 1024), (2, 2), (8.0, 8.0), 1280, 31, 16),
+}
+CONV_ALTERNATIVES = {
+    "s12": ((128, 256), (2, 2), (4.0, 4.0), 384, 11, 12),
+    "l4": ((384, 768), (2, 2), (4.0, 4.0), 1024, 23, 16),
+    "l20": ((384, 768), (2, 2), (4.0, 4.0), 1024, 20, 16),
+    "l12": ((384, 768), (4, 4), (4.0, 4.0), 1024, 12, 16),
+    "h4": ((768, 1024), (2, 2), (4.0, 4.0), 1280, 31, 16),
 }
 STAGE_EPS = 1e-5  # torch's default, which the code has in the stages; 1e-6 everywhere else
 REACH = 2  # of the 5x5 convolution
@@ -296,6 +305,20 @@ class ConvViT(nn.Module):
     @property
     def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not certain about a published size; see `task.Task.notes`."""
+        names = [k for k in ("s", "l", "h") if CONV_SIZES[k][3] == self.width]
+        if not names or CONV_SIZES[names[0]][0] != tuple(self.stage_widths):
+            return ()
+        others = [k for k in CONV_ALTERNATIVES if k.startswith(names[0])]
+        return (
+            f"size {names[0]} is not in the official code: public forks disagree on depths, MLP "
+            "ratios and heads, and released files contradict the paper (ConvMAE issue 32). Other "
+            f"readings: config argument size={'|'.join(others)}; method.encoder.strides for other "
+            "patches. Where you have a file, python -m mimjax.convert takes its sizes.",
+        )
 
     @nn.compact
     def __call__(

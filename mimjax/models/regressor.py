@@ -28,6 +28,9 @@ from mimjax.models.layers import (
     shard_batch,
 )
 
+SMALL = (192, 384)  # widths of ViT-Ti and ViT-S
+OFFICIAL_WIDTH = 768  # --decoder_embed_dim of CAE's code
+
 
 class Projection(nn.Module):
     """From the encoder's width to the regressor's: a linear layer and a LayerNorm.
@@ -105,6 +108,16 @@ class Regressor(nn.Module):
     dtype: Dtype = jnp.float32
 
     DERIVED = ("grid", "final_norm")
+
+    def guesses(self, encoder_width: int) -> tuple[str, ...]:
+        """What CAE's sources leave open about this network; see `task.Task.notes`."""
+        if encoder_width not in SMALL or self.width != encoder_width:
+            return ()
+        return (
+            f"the regressor is {self.width} wide, as the encoder: a guess, after CAE v2's ViT-S. "
+            "CAE's paper and scripts give no width for ViT-Ti and ViT-S; the code's default is "
+            f"--config.method.regressor.width={OFFICIAL_WIDTH}.",
+        )
 
     @nn.compact
     def __call__(

@@ -58,7 +58,7 @@ class OptimizerConfig:
     b2: float = 0.95
     eps: float = 1e-8
     clip_norm: float = 0.0
-    decay: tuple = ((".*/(bias|scale|q_bias|v_bias)", 0.0), (".*", 1.0))
+    decay: tuple = ((rules.VECTORS, 0.0), (".*", 1.0))
     lr_scale: tuple = ((".*", 1.0),)
 
     def __post_init__(self):

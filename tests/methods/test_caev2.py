@@ -5,6 +5,7 @@ import method_runs as runs
 import numpy as np
 import pytest
 
+from configs import caev2 as config
 from mimjax.checks import ConfigError
 from mimjax.losses import distance
 from mimjax.methods.caev2 import CAEv2
@@ -26,6 +27,13 @@ def run(task):
     pred, target = out.preds["pred"], out.preds["target"]
     apart = np.asarray(distance(task.distance, jnp.asarray(pred), jnp.asarray(target)))
     return params, out, apart
+
+
+@pytest.mark.parametrize(("size", "rate"), [("ti", 0.1), ("s", 0.1), ("b", 0.1), ("l", 0.2)])
+def test_one_drop_path_for_encoder_and_regressor(size, rate):
+    """Table 8."""
+    method = config.get_config(f"size={size}").method
+    assert (method.encoder.drop_path, method.regressor.drop_path) == (rate, rate)
 
 
 def test_the_code_s_loss_is_one_mean_with_cls():

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import dvae as config
+from mimjax import build
 from mimjax.errors import ConfigError
 from mimjax.methods import dvae
 from mimjax.methods.dvae import DiscreteVAE
 from mimjax.models.discrete_vae import DVAEEncoder
+from mimjax.task import Clock
 
 
 def test_published_schedules():
@@ -18,6 +21,18 @@ def test_published_schedules():
     np.testing.assert_allclose(at(75_000), [(1 + 1 / 16) / 2, 6.6 / 192], rtol=1e-6)
     for step in (150_000, 3_000_000):
         np.testing.assert_allclose(at(step), [1 / 16, 6.6 / 192], rtol=1e-6)
+
+
+@pytest.mark.parametrize("total", [1, 2_000, 250_000])
+def test_a_run_of_any_length_ends_with_hard_codes(total):
+    c = config.get_config()
+    c.method.unlock().kl_weight = 0.1
+    task = build.make_task(c, Clock(1, total))
+    np.testing.assert_allclose(task.schedules(total), [1 / 16, 0.1], rtol=1e-6)
+    if total == 250_000:  # the recipe's own length: DALL-E's updates
+        np.testing.assert_allclose(task.schedules(75_000)[0], (1 + 1 / 16) / 2, rtol=1e-6)
+        assert task.schedules(149_000)[0] > 1 / 16
+        np.testing.assert_allclose(task.schedules(4_998)[1], 0.1 * 4_999 / 5_000, rtol=1e-5)
 
 
 def test_relaxation():

@@ -10,16 +10,24 @@ import pytest
 from safetensors.numpy import save_file
 
 from configs import mcmae as config
+from configs import mrmae
+from mimjax import build
 from mimjax.errors import ConfigError
 from mimjax.masking import Masking
 from mimjax.methods.mcmae import MCMAE
-from mimjax.models.conv_stages import CONV_SIZES, ConvViT, depthwise, neighbors
+from mimjax.models.conv_stages import (
+    CONV_ALTERNATIVES,
+    CONV_SIZES,
+    ConvViT,
+    depthwise,
+    neighbors,
+)
 from mimjax.models.vit import sincos_table
 from mimjax.rng import step_key
 from mimjax.rules import paths
 from mimjax.start import read_params
 from mimjax.task import Clock
-from mimjax.torch_io import load, names
+from mimjax.torch_io import derive, load, names
 
 TINY = {
     "width": 16,
@@ -216,6 +224,37 @@ def test_published_sizes():
         if size == "b":
             assert total == pytest.approx(114.79, abs=0.005)
     assert set(table) == set(CONV_SIZES)
+
+
+@pytest.mark.parametrize("size", [*CONV_SIZES, *CONV_ALTERNATIVES])
+def test_guessed_sizes_say_so_and_have_alternatives(size):
+    task = MCMAE(encoder=ConvViT(**config.encoder_size(size, 224)))
+    assert bool(task.notes) == (size != "b")
+    for other in CONV_ALTERNATIVES:
+        if size[0] == other[0]:
+            assert other in task.notes[0]
+    mimic = build.make_task(mrmae.get_config(f"size={size}"), Clock(1, 1))
+    assert mimic.notes == task.notes
+    assert mimic.encoder.fuse_layers[-1] == mimic.encoder.depth - 1
+
+
+def test_a_file_shows_all_sizes_but_heads():
+    sizes = {
+        "width": 16,
+        "depth": 3,
+        "stage_widths": (8, 12),
+        "stage_depths": (3, 1),
+        "stage_mlp_ratios": (8.0, 4.0),
+        "strides": (7, 2, 1),
+        "image_size": (28, 28),
+    }
+    net = ConvViT(**sizes, heads=2)
+    params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 28, 28, 3)))["params"]
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), {"encoder": params})
+    state = load.to_torch(zeros, "mcmae")
+    found = derive.conv_vit(derive.Held(state, "mcmae"), (28, 28))
+    assert {k: found[k] for k in sizes} == sizes
+    assert "heads" not in found
 
 
 def test_fast_views_fill_the_image():
