@@ -42,5 +42,4 @@ def get_config(arg=None):
     c.epochs = a.epochs  # mmpretrain: 0.2 % below 800 for MAE-B
     # A step is many passes (ours): save and look more often than a pod does.
     c.checkpoint_every, c.log_every, c.eval.every = 200, 10, 2000
-    c.eval.batch_size = a.images  # evaluations do not accumulate
     return c.lock()
