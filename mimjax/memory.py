@@ -50,9 +50,9 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def is_shortage(error: BaseException) -> bool:
     """Whether memory was missing: numpy's and Python's error, or one of XLA's."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, jax.errors.JaxRuntimeError) and bool(SHORT_OF_MEMORY.search(str(error)))
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return SHORT_OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError)
 
 
 def settings(c, notes: str) -> list[str]:
