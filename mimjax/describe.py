@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import jax
+from clu import parameter_overview
 
 from mimjax import __version__, rules
 from mimjax.data.pipeline import Pipeline
@@ -65,20 +66,33 @@ def _size(view: View) -> str:
     return "x".join(map(str, (*view.size, view.channels) if view.channels != 3 else view.size))
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A parameter's line in the table; the fields' names are its headings."""
+
+    parameter: str
+    shape: str
+    decay: str
+    lr_scale: str
+    sharding: str
+
+
 def parameter_table(c: Config, program: Program) -> str:
     """Every parameter with its shape and what the rules decided for it, as text."""
     params = program.abstract_state.params
     decay = jax.tree.leaves(rules.match(c.optimizer.decay, params, "optimizer.decay"))
     scale = jax.tree.leaves(rules.match(c.optimizer.lr_scale, params, "optimizer.lr_scale"))
-    rows: list[tuple[Any, ...]] = [("parameter", "shape", "weight decay", "lr scale", "sharding")]
-    for name, x, d, s in zip(
-        rules.paths(params), jax.tree.leaves(params), decay, scale, strict=True
-    ):
-        spec = ",".join(str(a) for a in x.sharding.spec) or "replicated"
-        shape = "x".join(map(str, x.shape))
-        rows.append((name, shape, f"{d * c.optimizer.weight_decay:g}", f"{s:g}", spec))
-    widths = [max(len(r[i]) for r in rows) for i in range(5)]
-    return "".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() + "\n"
-        for r in rows
-    )
+    rows = [
+        Row(
+            parameter=name,
+            shape="x".join(map(str, x.shape)),
+            decay=f"{d * c.optimizer.weight_decay:g}",
+            lr_scale=f"{s:g}",
+            sharding=",".join(str(axis) for axis in x.sharding.spec) or "replicated",
+        )
+        for name, x, d, s in zip(
+            rules.paths(params), jax.tree.leaves(params), decay, scale, strict=True
+        )
+    ]
+    total = parameter_overview.count_parameters(params)
+    return f"{parameter_overview.make_table(rows)}\nTotal: {total:,}\n"

@@ -1,4 +1,5 @@
 import helpers
+import jax
 
 from mimjax import build, describe
 from mimjax.task import Clock
@@ -38,9 +39,13 @@ def test_the_start_block_says_that_the_target_sees_another_size():
 def test_the_parameter_table_names_every_parameter():
     c = helpers.small("bootmae")
     _, program = helpers.make(c)
-    lines = describe.parameter_table(c, program).splitlines()
-    assert lines[0].split()[:2] == ["parameter", "shape"]
-    table = {line.split()[0]: line.split() for line in lines[1:]}
-    assert table["encoder/cls_token"][2] == "0"  # BootMAE spares it
-    assert table["pixel_decoder/mask_token"][2] == "0.05"
-    assert table["encoder/patch_embed/kernel"][1] == "12x32"
+    header, *lines, total = describe.parameter_table(c, program).splitlines()[1:]
+    cells = lambda line: [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells(header) == ["Parameter", "Shape", "Decay", "Lr_scale", "Sharding"]
+    table = {cells(line)[0]: cells(line)[1:] for line in lines}
+    assert table["encoder/cls_token"][1] == "0"  # BootMAE spares it
+    assert table["pixel_decoder/mask_token"][1:] == ["0.05", "1", "replicated"]
+    assert table["encoder/patch_embed/kernel"][0] == "12x32"
+    leaves = jax.tree.leaves(program.abstract_state.params)
+    assert total == f"Total: {sum(x.size for x in leaves):,}"
+    assert len(table) == len(leaves) + 1  # the table's lines above and below

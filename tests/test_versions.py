@@ -1,4 +1,4 @@
-"""What is declared is used, and what is pinned goes together, for every Python that is supported."""
+"""What is declared is used, and what is pinned goes together, for every supported Python."""
 
 import ast
 import importlib.metadata
