@@ -9,8 +9,9 @@ from clu import parameter_overview
 
 from mimjax import __version__, rules
 from mimjax.data.pipeline import Pipeline
-from mimjax.schema import Config
+from mimjax.schema import Config, build
 from mimjax.task import Clock, View
+from mimjax.train import optim
 from mimjax.train.program import Program
 
 
@@ -54,12 +55,32 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
                 f"  {name}  the same crop resized to {view.size[0]}x{view.size[1]}, so that the "
                 f"target has one token per patch of the student's {student[0]}x{student[1]}"
             )
-    if o.min_lr > peak and o.schedule != "constant":
-        lines.append(
-            f"  WARNING     optimizer.min_lr {o.min_lr:g} is above the peak rate {peak:.3g}: "
-            "the rate will rise; it is absolute and does not follow a smaller batch"
-        )
+    lines += [f"  WARNING     {text}" for text in warnings(c, peak, clock)]
     return "\n".join(lines)
+
+
+def warnings(c: Config, peak: float, clock: Clock) -> list[str]:
+    """What is allowed in a schedule, but hardly meant.
+
+    Args:
+      peak: the rate after the warm-up.
+    """
+    o, total = c.optimizer, clock.total_steps
+    if o.schedule == "constant":
+        return []
+    if o.min_lr > peak:
+        return [
+            f"optimizer.min_lr {o.min_lr:g} is above the peak rate {peak:.3g}: "
+            "the rate will rise; it is absolute and does not follow a smaller batch"
+        ]
+    rate = optim.learning_rate(build(optim.OptimizerConfig, o, "optimizer"), clock, c.batch_size)
+    if total > 1 and rate(total - 1) > rate(total - 2):
+        key = "warmup_steps" if o.warmup_steps else "warmup_epochs"
+        return [
+            f"optimizer.{key} {o[key]:g} is the whole run of {total} steps: the rate never decays; "
+            + optim.shorter_warmup(key, clock)
+        ]
+    return []
 
 
 def _size(view: View) -> str:

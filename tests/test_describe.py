@@ -1,5 +1,6 @@
 import helpers
 import jax
+import pytest
 
 from mimjax import build, describe
 from mimjax.task import Clock
@@ -25,6 +26,22 @@ def test_the_start_block_says_what_people_debug_from():
     # BootMAE's absolute min_lr of 1e-4 is above this peak
     assert "WARNING     optimizer.min_lr 0.0001 is above the peak rate" in text
     c.optimizer.lr = 1e-3
+    assert "WARNING" not in block(c)
+
+
+@pytest.mark.parametrize(
+    ("key", "whole", "override"), [("warmup_steps", 8, "1"), ("warmup_epochs", 2.0, "0.25")]
+)
+def test_a_warm_up_that_is_the_whole_run_is_a_warning(key, whole, override):
+    """Of the block's eight steps in two epochs."""
+    c = helpers.small("mae", **{f"optimizer.{key}": whole})
+    line = f"WARNING     optimizer.{key} {whole:g} is the whole run of 8 steps: the rate never"
+    text = block(c)
+    assert line in text
+    assert text.endswith(f"add --config.optimizer.{key}={override} (5% of the run)")
+    c.optimizer[key] = type(whole)(override)
+    assert "WARNING" not in block(c)
+    c.optimizer[key], c.optimizer.schedule = whole, "constant"  # to be extended later
     assert "WARNING" not in block(c)
 
 
