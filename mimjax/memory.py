@@ -57,10 +57,12 @@ def is_shortage(error: BaseException) -> bool:
 
 def settings(c, notes: str) -> list[str]:
     """What makes a run smaller; evaluations have a setting of their own."""
+    smaller = "a smaller eval.batch_size (unset, it is batch_size / accum)"
+    remat = "method.encoder.remat=True (activations are computed twice)"
     return [
-        *(["a smaller eval.batch_size (unset, it is batch_size / accum)"] * ("evaluator" in notes)),
+        *([smaller] if "evaluator" in notes else []),
         f"accum above {c.accum} (the same update from smaller pieces)",
-        "method.encoder.remat=True (activations are computed twice)",
+        *([remat] if "remat" in c.method.get("encoder", ()) else []),  # tokenizers have none
         f"mesh.fsdp above {c.mesh.fsdp} (parameters are spread over devices)",
     ]
 

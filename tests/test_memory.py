@@ -65,6 +65,12 @@ def test_a_run_names_its_settings_and_the_planner(main, monkeypatch, capsys):
     assert text.startswith(said), text
 
 
+def test_a_method_without_remat_is_not_told_to_use_it(monkeypatch, capsys):
+    text = end(a_step, ["--config=configs/dvae.py"], monkeypatch, capsys)
+    assert "accum above 1" in text
+    assert "remat" not in text
+
+
 def test_a_program_without_a_config_names_its_own_flags(monkeypatch, capsys):
     text = end(a_step, ["--batch_size=32"], monkeypatch, capsys)
     assert text.endswith("; allowed: --batch_size below 32\n"), text
