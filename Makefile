@@ -1,30 +1,33 @@
-# Two commands from nothing: `make demo` and `make test`. Each creates .venv and installs what it needs.
+# Two commands from nothing: `make demo` and `make test`. Each creates .venv and installs what it needs;
+# with another Python (`make test PYTHON=python3.12`) an environment of its own, .venv-python3.12.
 PYTHON ?= python3
+VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 METHOD ?= bootmae
 DATA ?= digits
 SEED ?= 0
 WORKDIR ?= runs/$(METHOD)_$(DATA)_$(SEED)
 ARGS ?=
-BIN := .venv/bin
+BIN := $(VENV)/bin
 COMMA := ,
 export JAX_PLATFORMS ?= cpu
 
 .PHONY: demo test test-all lint types golden clean
 
-.venv/demo: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+$(VENV)/demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
 	touch $@
 
-# torch first and by its exact version: other builds bring gigabytes of CUDA libraries
-.venv/dev: .venv/demo
+# torch first and by its exact version: where a build for CPUs is at hand it is taken, while others
+# bring gigabytes of CUDA libraries
+$(VENV)/dev: $(VENV)/demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,dev,torch]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps timm
 	touch $@
 
 # timm above and OpenMMLab's packages here without what they depend on (torchvision, OpenCV): tests/stubs.py
-.venv/mm: .venv/dev
+$(VENV)/mm: $(VENV)/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
 	  addict mmcv-lite mmengine mmpretrain mmsegmentation
 	touch $@
@@ -38,7 +41,7 @@ FIRST_mrmae := mae
 FIRST := $(FIRST_$(METHOD))
 TEACHER ?= $(if $(FIRST),runs/$(FIRST)_$(DATA)_$(SEED))
 
-demo: .venv/demo
+demo: $(VENV)/demo
 ifneq ($(FIRST),)
 ifeq ($(origin TEACHER),file)
 	$(BIN)/python -m mimjax.main --config=configs/$(FIRST).py:demo,data=$(DATA) \
@@ -49,21 +52,21 @@ endif
 	  --config=configs/$(METHOD).py:demo,data=$(DATA)$(if $(TEACHER),$(COMMA)path=$(TEACHER)) \
 	  --workdir=$(WORKDIR) --config.seed=$(SEED) $(ARGS)
 
-test: .venv/dev
+test: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
-test-all: .venv/dev .venv/mm
+test-all: $(VENV)/dev $(VENV)/mm
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-golden: .venv/dev
+golden: $(VENV)/dev
 	$(BIN)/python -m pytest tests/test_golden.py tests/torch_io/test_import_golden.py -rA
 
-lint: .venv/dev
+lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/dev
+types: $(VENV)/dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf .venv runs
+	rm -rf $(VENV) runs

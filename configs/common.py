@@ -115,7 +115,7 @@ def base() -> Config:
     c.eval.error = True  # held-out masked error beside naive predictors
     c.eval.health = True  # spread and rank of features, variance of the run's own targets
     c.eval.pictures = 8  # images in a reconstruction picture; 0 = none
-    c.eval.batch_size = 0  # 0 = batch_size
+    c.eval.batch_size = 0  # 0 = batch_size / accum, what a step has in memory at once
     c.eval.max_images = 2000  # per split, for each evaluator
     return c
 

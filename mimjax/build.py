@@ -370,7 +370,7 @@ def make_evals(
         health=e.health,
         probes=e.probes,
         pictures=e.pictures,
-        batch_size=e.batch_size or c.batch_size,
+        batch_size=e.batch_size or c.batch_size // c.accum,
         max_images=e.max_images,
         augment=build(Augment, c.data.augment, "data.augment"),
         threads=c.data.threads,

@@ -249,6 +249,7 @@ def check_processes(coordinator: str | None, count: int, number: int) -> None:
 
 
 def _guard(main: Callable[[], None]) -> None:
+    from mimjax import memory
     from mimjax.train.metrics import NonFiniteError
 
     try:
@@ -261,8 +262,8 @@ def _guard(main: Callable[[], None]) -> None:
         if FLAGS.debug:
             raise
         _fail(about_file(error))
-    except (RuntimeError, AssertionError):
-        reason = no_backend()
+    except (RuntimeError, AssertionError, MemoryError) as error:
+        reason = memory.explain(error, FLAGS) or no_backend()
         if FLAGS.debug or not reason:
             raise
         _fail(reason)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import jax
+from clu import parameter_overview
 
 from mimjax import __version__, rules
 from mimjax.data.pipeline import Pipeline
-from mimjax.schema import Config
+from mimjax.schema import Config, build
 from mimjax.task import Clock, View
+from mimjax.train import optim
 from mimjax.train.program import Program
 
 
@@ -53,17 +55,48 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
                 f"  {name}  the same crop resized to {view.size[0]}x{view.size[1]}, so that the "
                 f"target has one token per patch of the student's {student[0]}x{student[1]}"
             )
-    if o.min_lr > peak and o.schedule != "constant":
-        lines.append(
-            f"  WARNING     optimizer.min_lr {o.min_lr:g} is above the peak rate {peak:.3g}: "
-            "the rate will rise; it is absolute and does not follow a smaller batch"
-        )
+    lines += [f"  WARNING     {text}" for text in warnings(c, peak, clock)]
     lines += [f"  NOTE        {note}" for note in program.task.notes]
     return "\n".join(lines)
 
 
+def warnings(c: Config, peak: float, clock: Clock) -> list[str]:
+    """What is allowed in a schedule, but hardly meant.
+
+    Args:
+      peak: the rate after the warm-up.
+    """
+    o, total = c.optimizer, clock.total_steps
+    if o.schedule == "constant":
+        return []
+    if o.min_lr > peak:
+        return [
+            f"optimizer.min_lr {o.min_lr:g} is above the peak rate {peak:.3g}: "
+            "the rate will rise; it is absolute and does not follow a smaller batch"
+        ]
+    rate = optim.learning_rate(build(optim.OptimizerConfig, o, "optimizer"), clock, c.batch_size)
+    if total > 1 and rate(total - 1) > rate(total - 2):
+        key = "warmup_steps" if o.warmup_steps else "warmup_epochs"
+        return [
+            f"optimizer.{key} {o[key]:g} is the whole run of {total} steps: the rate never decays; "
+            + optim.shorter_warmup(key, clock)
+        ]
+    return []
+
+
 def _size(view: View) -> str:
     return "x".join(map(str, (*view.size, view.channels) if view.channels != 3 else view.size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A parameter's line in the table; the fields' names are its headings."""
+
+    parameter: str
+    shape: str
+    decay: str
+    lr_scale: str
+    sharding: str
 
 
 def parameter_table(c: Config, program: Program) -> str:
@@ -71,15 +104,17 @@ def parameter_table(c: Config, program: Program) -> str:
     params = program.abstract_state.params
     decay = jax.tree.leaves(rules.match(c.optimizer.decay, params, "optimizer.decay"))
     scale = jax.tree.leaves(rules.match(c.optimizer.lr_scale, params, "optimizer.lr_scale"))
-    rows: list[tuple[Any, ...]] = [("parameter", "shape", "weight decay", "lr scale", "sharding")]
-    for name, x, d, s in zip(
-        rules.paths(params), jax.tree.leaves(params), decay, scale, strict=True
-    ):
-        spec = ",".join(str(a) for a in x.sharding.spec) or "replicated"
-        shape = "x".join(map(str, x.shape))
-        rows.append((name, shape, f"{d * c.optimizer.weight_decay:g}", f"{s:g}", spec))
-    widths = [max(len(r[i]) for r in rows) for i in range(5)]
-    return "".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() + "\n"
-        for r in rows
-    )
+    rows = [
+        Row(
+            parameter=name,
+            shape="x".join(map(str, x.shape)),
+            decay=f"{d * c.optimizer.weight_decay:g}",
+            lr_scale=f"{s:g}",
+            sharding=",".join(str(axis) for axis in x.sharding.spec) or "replicated",
+        )
+        for name, x, d, s in zip(
+            rules.paths(params), jax.tree.leaves(params), decay, scale, strict=True
+        )
+    ]
+    total = parameter_overview.count_parameters(params)
+    return f"{parameter_overview.make_table(rows)}\nTotal: {total:,}\n"

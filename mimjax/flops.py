@@ -2,6 +2,7 @@
 
 One multiply-add is 2 FLOPs. It is a count of the code that runs, for every method, with no formula
 to keep in step; `benchmarks/flops.py` holds the published formulas, and a test compares the two.
+What no output depends on is not counted: XLA removes it too (a teacher whose loss has weight 0).
 Elementwise work is left out, so XLA's own figure is a few percent higher; recomputation under
 `remat` is work that runs, so it is counted.
 """
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from mimjax.rng import named
 from mimjax.task import Task
@@ -49,10 +51,18 @@ def step_flops(task: Task) -> float:
 
 
 def count(jaxpr: ClosedJaxpr | Jaxpr) -> float:
-    """FLOPs of all dots and convolutions; a scan's body counts once per iteration.
+    """FLOPs of the dots and convolutions that an output depends on.
 
-    Of a `cond`'s branches the dearest counts; a `while` body, whose length is unknown, once.
+    A scan's body counts once per iteration. Of a `cond`'s branches the dearest counts; a `while`
+    body, whose length is unknown, counts once.
     """
+    program = getattr(jaxpr, "jaxpr", jaxpr)
+    read, _ = dce_jaxpr(program, [True] * len(program.outvars))
+    return count_all(read)
+
+
+def count_all(jaxpr: ClosedJaxpr | Jaxpr) -> float:
+    """FLOPs of all dots and convolutions, whether an output depends on them or not."""
     total = 0.0
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if eqn.primitive.name == "dot_general":
@@ -60,7 +70,7 @@ def count(jaxpr: ClosedJaxpr | Jaxpr) -> float:
         elif eqn.primitive.name == "conv_general_dilated":
             total += conv_flops(eqn)
         else:
-            inner = [count(j) for j in sub_jaxprs(eqn)]
+            inner = [count_all(j) for j in sub_jaxprs(eqn)]
             if inner:
                 best = max(inner) if eqn.primitive.name == "cond" else sum(inner)
                 total += best * eqn.params.get("length", 1)

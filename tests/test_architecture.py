@@ -34,6 +34,7 @@ FLOORS = [
         *("build", "start", "describe", "trained", "cli", "extend", "main", "plan", "export"),
         *("reconstruct", "attention", "api", "convert", "encoders", "published", "data/stats"),
         *("features", "feature_files", "encoding", "embedding", "embedding_map", "ending"),
+        "memory",
     },
 ]
 # methods see none of these: no flags, configs, checkpoints, loaders or files

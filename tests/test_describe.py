@@ -1,4 +1,6 @@
 import helpers
+import jax
+import pytest
 
 from mimjax import build, describe
 from mimjax.task import Clock
@@ -27,6 +29,22 @@ def test_the_start_block_says_what_people_debug_from():
     assert "WARNING" not in block(c)
 
 
+@pytest.mark.parametrize(
+    ("key", "whole", "override"), [("warmup_steps", 8, "1"), ("warmup_epochs", 2.0, "0.25")]
+)
+def test_a_warm_up_that_is_the_whole_run_is_a_warning(key, whole, override):
+    """Of the block's eight steps in two epochs."""
+    c = helpers.small("mae", **{f"optimizer.{key}": whole})
+    line = f"WARNING     optimizer.{key} {whole:g} is the whole run of 8 steps: the rate never"
+    text = block(c)
+    assert line in text
+    assert text.endswith(f"add --config.optimizer.{key}={override} (5% of the run)")
+    c.optimizer[key] = type(whole)(override)
+    assert "WARNING" not in block(c)
+    c.optimizer[key], c.optimizer.schedule = whole, "constant"  # to be extended later
+    assert "WARNING" not in block(c)
+
+
 def test_the_start_block_says_that_the_target_sees_another_size():
     layers = {"method.target.encoder.num_layers": 2}
     text = block(helpers.small("cae", **layers))  # 4 pixels per token, for 4x4 patches
@@ -50,9 +68,13 @@ def test_the_start_block_says_what_is_a_guess():
 def test_the_parameter_table_names_every_parameter():
     c = helpers.small("bootmae")
     _, program = helpers.make(c)
-    lines = describe.parameter_table(c, program).splitlines()
-    assert lines[0].split()[:2] == ["parameter", "shape"]
-    table = {line.split()[0]: line.split() for line in lines[1:]}
-    assert table["encoder/cls_token"][2] == "0"  # BootMAE spares it
-    assert table["pixel_decoder/mask_token"][2] == "0.05"
-    assert table["encoder/patch_embed/kernel"][1] == "12x32"
+    header, *lines, total = describe.parameter_table(c, program).splitlines()[1:]
+    cells = lambda line: [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells(header) == ["Parameter", "Shape", "Decay", "Lr_scale", "Sharding"]
+    table = {cells(line)[0]: cells(line)[1:] for line in lines}
+    assert table["encoder/cls_token"][1] == "0"  # BootMAE spares it
+    assert table["pixel_decoder/mask_token"][1:] == ["0.05", "1", "replicated"]
+    assert table["encoder/patch_embed/kernel"][0] == "12x32"
+    leaves = jax.tree.leaves(program.abstract_state.params)
+    assert total == f"Total: {sum(x.size for x in leaves):,}"
+    assert len(table) == len(leaves) + 1  # the table's lines above and below

@@ -5,10 +5,12 @@ import jax
 import pytest
 
 from benchmarks import flops as formulas
+from mimjax import build
 from mimjax.flops import count, step_flops
 from mimjax.methods.bootmae import BootMAE
 from mimjax.methods.mae import MAE
 from mimjax.models.vit import ViT
+from mimjax.task import Clock
 from mimjax.train import sharding
 
 GIGA = 1e9
@@ -75,6 +77,24 @@ def test_the_run_counts_on_the_step_that_it_compiles():
         helpers.small("bootmae", accum=2), sharding.make_mesh(2, 2, devices=jax.devices()[:4])
     )
     assert count(program.trace().jaxpr) / 16 == step_flops(task)
+
+
+def test_a_teacher_that_nothing_reads_is_not_counted():
+    """MR-MAE without its mimic loss and with random masks: the teacher's depth does not matter."""
+    unread = {"method.mimic_weight": 0.0, "method.select": "random", "method.decoder.depth": 1}
+
+    def flops(depth):
+        c = helpers.small("mrmae", **unread, **{"method.target.network.depth": depth})
+        return step_flops(build.make_task(c, Clock(1, 1)))
+
+    assert flops(3) == flops(1)
+
+
+def test_what_is_not_read_inside_a_loop_or_a_call_is_not_counted():
+    x = jax.ShapeDtypeStruct((4, 4), "float32")
+    body = lambda c, _: ((c[0] @ c[0], c[1] @ c[1] @ c[1]), None)
+    loop = jax.jit(lambda x: jax.lax.scan(body, (x, x), None, length=5)[0])
+    assert count(jax.make_jaxpr(lambda x: loop(x)[0])(x)) == 5 * 2 * 4**3
 
 
 def test_loops_and_branches():

@@ -49,5 +49,4 @@ def get_config(arg=None):
     c.optimizer.warmup_epochs = min(warmup, 0.2 * a.epochs)
     # A step is many passes (ours): save and look more often than a pod does.
     c.checkpoint_every, c.log_every, c.eval.every = 200, 10, 2000
-    c.eval.batch_size = a.images  # evaluations do not accumulate
     return c.lock()

@@ -71,10 +71,11 @@ def advance(
             if logging:
                 report(run, meter, step, values)
             if saving:
-                run.save(state)
+                with meter.paused(metrics):
+                    run.save(state)
             if due(step, run.eval_every, total):
-                evaluate(run, state, step)
-                meter.start(step)
+                with meter.paused(metrics):
+                    evaluate(run, state, step)
             if stopping:
                 run.log.say(f"stopped at step {step}: the same command continues from here")
                 break

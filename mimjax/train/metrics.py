@@ -6,10 +6,12 @@ writes the same lines. Rates and shares are those since the line before.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -149,6 +151,8 @@ def fetch(metrics: dict[str, jax.Array], first: int, last: int) -> dict[str, flo
 class Meter:
     """What happened between two log lines: rates, waiting for data, clipped steps.
 
+    Rates are those of training: the time of saving and evaluating is left out (`paused`).
+
     Attributes:
       waited: seconds spent waiting for batches.
       norms: of each step's gradient, left on the device until they are read.
@@ -170,8 +174,23 @@ class Meter:
         self.rate: float | None = None
 
     def start(self, step: int) -> None:
-        """(Re)starts the clock: after compilation, evaluation, saving."""
+        """(Re)starts the clock at `step`: after compilation, and at every log line."""
         self.last, self.waited, self.norms = (step, time.perf_counter()), 0.0, []
+
+    @contextlib.contextmanager
+    def paused(self, metrics: dict[str, jax.Array]) -> Iterator[None]:
+        """Stops the clock while something else than training is done.
+
+        Args:
+          metrics: of the last step; they are waited for first, as that step's time is training's.
+        """
+        jax.block_until_ready(metrics)
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            step, since = self.last
+            self.last = step, since + time.perf_counter() - begin
 
     def count(self, metrics: dict[str, jax.Array]) -> None:
         """To be called at every step; waits for nothing."""

@@ -20,6 +20,8 @@ from mimjax.checks import choice
 from mimjax.errors import ConfigError
 from mimjax.task import Clock
 
+WARMUP_SHARE = 0.05  # 40 of 800 epochs (MAE's code)
+
 PyTree = Any
 Schedule = Callable[[Any], jax.Array]
 
@@ -115,7 +117,7 @@ def learning_rate(cfg: OptimizerConfig, clock: Clock, batch_size: int) -> Schedu
         key = "warmup_steps" if cfg.warmup_steps else "warmup_epochs"
         raise ConfigError(
             f"optimizer.{key}: {getattr(cfg, key):g} is a warm-up of {warmup:g} steps, but the run "
-            f"has {clock.total_steps}; allowed: at most that many"
+            f"has {clock.total_steps}; allowed: at most that many; {shorter_warmup(key, clock)}"
         )
     peak = cfg.peak_lr(batch_size)
     if cfg.schedule == "constant":
@@ -123,6 +125,13 @@ def learning_rate(cfg: OptimizerConfig, clock: Clock, batch_size: int) -> Schedu
     if cfg.schedule == "mae":
         return mae_lr(clock, peak, cfg.min_lr, warmup)
     return beit_lr(clock, peak, cfg.min_lr, int(warmup))
+
+
+def shorter_warmup(key: str, clock: Clock) -> str:
+    """The override of "warmup_epochs" or "warmup_steps" that suits a run of this length."""
+    steps = max(round(WARMUP_SHARE * clock.total_steps), 1)
+    value = steps if key == "warmup_steps" else steps / clock.steps_per_epoch
+    return f"add --config.optimizer.{key}={value:.3g} ({WARMUP_SHARE:.0%} of the run)"
 
 
 def weight_decay(cfg: OptimizerConfig, clock: Clock) -> Schedule:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import types
+from unittest import mock
 
 import helpers
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 
 from mimjax.errors import ConfigError
 from mimjax.files import Workdir
-from mimjax.train import boards, metrics
+from mimjax.train import boards, loop, metrics
 
 
 def test_rates_between_two_lines(monkeypatch):
@@ -37,6 +38,44 @@ def test_rates_between_two_lines(monkeypatch):
         assert part in line
     assert "clipped 40 % of steps" in line
     assert meter.read(20) == {}  # no step since
+
+
+def test_saving_and_evaluating_are_no_time_of_training(monkeypatch):
+    """Ten steps in five seconds, with a save of 30 and an evaluation of 7 among them."""
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    meter = metrics.Meter(64, 110, flops_per_step=None)
+    meter.start(10)
+    for seconds in (30.0, 7.0):
+        now[0] += 2.0
+        with meter.paused({"loss/total": jnp.float32(1)}):
+            now[0] += seconds
+    now[0] += 1.0
+    values = meter.read(20)
+    assert values["img_per_sec"] == pytest.approx(64 * 10 / 5)
+    assert values["eta_s"] == pytest.approx(90 / 2)
+
+
+def test_the_loop_pauses_the_clock_while_it_saves_and_evaluates(monkeypatch):
+    """The clock moves only where a step is made, a checkpoint saved or an evaluator run."""
+    now, read = [100.0], {}
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+
+    def tick(seconds, value=None):
+        now[0] += seconds
+        return value
+
+    run = mock.MagicMock(log_every=4, checkpoint_every=2, eval_every=5)
+    run.clock.total_steps, run.data.bad_files.counts.return_value = 8, {}
+    run.feed.return_value.__enter__.return_value = iter([{}] * 8)
+    run.save.side_effect = lambda state: tick(100.0)
+    monkeypatch.setattr(loop, "evaluate", lambda *_: tick(1000.0))
+    monkeypatch.setattr(loop, "report", lambda r, m, step, v: read.update({step: m.read(step)}))
+    monkeypatch.setattr(loop.sharding, "to_global", lambda mesh, batch: batch)
+    monkeypatch.setattr(metrics, "fetch", lambda *_: {})
+    state, stop = types.SimpleNamespace(step=0), mock.Mock(asked=lambda *_: False)
+    loop.advance(run, lambda *_: tick(2.0, (state, {})), metrics.Meter(64, 8, None), stop, state)
+    assert [read[step]["img_per_sec"] for step in (1, 4, 8)] == pytest.approx([64 / 2] * 3)
 
 
 def test_without_clipping_or_a_known_peak_neither_is_reported():

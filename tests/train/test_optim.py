@@ -1,9 +1,13 @@
+import re
+
+import helpers
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from mimjax.errors import ConfigError
+from mimjax.schema import build
 from mimjax.task import Clock
 from mimjax.train import optim
 
@@ -86,3 +90,25 @@ def test_errors_name_the_key():
         optim.OptimizerConfig(schedule="poly")
     with pytest.raises(ConfigError, match=r"optimizer\.min_lr"):
         optim.OptimizerConfig(min_lr=float("nan"))
+
+
+def learning_rate(c, clock):
+    cfg = build(optim.OptimizerConfig, c.optimizer, "optimizer")
+    return optim.learning_rate(cfg, clock, c.batch_size)
+
+
+@pytest.mark.parametrize("name", helpers.CONFIGS)
+def test_a_run_shorter_than_its_warm_up_names_the_override_to_add(name):
+    """Of the published configs; what the error prints is taken as it stands."""
+    c = helpers.CONFIGS[name].get_config().unlock()
+    clock = Clock(312, 312 * 2)  # two epochs of ImageNet at batch 4096
+    if c.optimizer.warmup_epochs <= 2:
+        c.optimizer.warmup_steps = 1000
+    with pytest.raises(ConfigError, match="but the run has 624; allowed: at most") as error:
+        learning_rate(c, clock)
+    words = re.search(r"add --config\.(optimizer\.\w+)=(\S+) \(5% of the run\)", str(error.value))
+    _, _, key = words[1].rpartition(".")
+    c.optimizer[key] = type(c.optimizer[key])(words[2])
+    lr = learning_rate(c, clock)
+    rates = [float(lr(step)) for step in (0, 31, 300, 623)]
+    assert rates[0] < rates[1] > rates[2] > rates[3]
