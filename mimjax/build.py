@@ -107,6 +107,8 @@ def make_split(c: Config, split: str, index: Index | None = None) -> Source:
         options["path"] = c.data.path
     how, default = dataclasses.asdict(decoding(c)), dataclasses.asdict(Decoding())
     options |= {k: v for k, v in how.items() if v != default[k]}
+    if (splits := c.data.get("splits", "auto")) != "auto":
+        options["splits"] = splits
     return make_source(c.data.source, split, index=index, **options)
 
 
@@ -281,12 +283,14 @@ def open_files(
     workdir: Workdir,
     say: Callable[[str], None],
 ) -> None:
-    """Says which files changed since the last start, and opens the list of bad ones.
+    """Says what the folders mean and which files changed, and opens the list of bad files.
 
     Args:
       workdir: that every process may write: each has a list of its own rows' files.
     """
-    if kept is not None and c.data.trust_index:
+    for note in getattr(data.source, "notes", ()):
+        say(f"data: {note}")
+    if kept is not None and c.data.trust_index and index.listings.keys() <= kept.listings.keys():
         say(f"data.trust_index: the files are those of {INDEX_FILE}; none was looked at")
     elif kept is not None and (changes := index.changes(kept)):
         say(f"files changed since the last start: {changes}")
@@ -302,11 +306,16 @@ def make_evals(
     e = c.eval
     if not (e.error or e.health or e.probes or e.pictures):
         return []
+    test = make_split(c, "test", index)
+    said = getattr(data.source, "notes", ())
+    for note in getattr(test, "notes", ()):
+        if note not in said:
+            log.say(f"test data: {note}")
     return make_evaluators(
         program.task,
         program.mesh,
         data.source,
-        make_split(c, "test", index),
+        test,
         write=lambda name, data: workdir.write_bytes(f"pictures/{name}", data),
         warn=log.warn,
         seed=c.seed,
