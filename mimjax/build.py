@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from mimjax import describe, extend, report, start
 from mimjax.checks import choice
+from mimjax.data import values
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles
 from mimjax.data.decoding import Decoding
@@ -290,6 +291,8 @@ def open_files(
     """
     for note in getattr(data.source, "notes", ()):
         say(f"data: {note}")
+    if jax.process_index() == 0 and (text := values.advise(data.source)):
+        say(f"WARNING: {text}")
     if kept is not None and c.data.trust_index and index.listings.keys() <= kept.listings.keys():
         say(f"data.trust_index: the files are those of {INDEX_FILE}; none was looked at")
     elif kept is not None and (changes := index.changes(kept)):

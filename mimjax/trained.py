@@ -16,6 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 from mimjax import build, schema, start
+from mimjax.data import values
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles, named
 from mimjax.data.files import Files
@@ -144,10 +145,11 @@ def open_run(path: str, step: int | None = None) -> Trained:
 
 
 def notes_of(source: Any) -> list[str]:
-    """What is to be said of a source's folder, also through subsets of it."""
+    """What is to be said of a source's folder and values, also through subsets of it."""
     while isinstance(source, Subset):
         source = source.source
-    return list(getattr(source, "notes", ()))
+    text = values.advise(source)
+    return [*getattr(source, "notes", ()), *[f"WARNING: {text}"] * bool(text)]
 
 
 def image_names(subset: Subset) -> list[str]:

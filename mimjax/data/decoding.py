@@ -14,6 +14,8 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
+import sys
 from typing import IO, Any, NoReturn
 
 import numpy as np
@@ -26,6 +28,7 @@ from mimjax.task import ConfigError
 
 # JPEG includes MPO, which phones write. None of these readers starts a program.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
+WIDE = re.compile(r"(LA|RGB|RGBA|RGBX|CMYK);16[BLN]")  # how a file holds color of 16 bits
 TILE_SIDES = 322, 323  # TIFF tags: width and height of a tile
 Range = tuple[float, float]
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
@@ -131,6 +134,36 @@ def to_8_bits(image: Image.Image, value_range: Range) -> Image.Image:
     return image.convert("RGB") if image.mode == "P" else image
 
 
+def sixteen_bit_color(data: bytes) -> np.ndarray | None:
+    """The values of an upright color image of 16 bits, uint16 [h w c]; None for any other image.
+
+    Pillow has no such mode and keeps the upper bytes. Its decoders give the lower bytes when they
+    are told the other byte order.
+
+    Raises:
+      ValueError: gray with alpha, of which Pillow gives the upper bytes alone.
+    """
+    halves = []
+    for orders in (None, str.maketrans("BLN", "LBB" if sys.byteorder == "little" else "LBL")):
+        with open_image(io.BytesIO(data)) as image:
+            tiles = [(t, t[3] if isinstance(t[3], tuple) else (t[3],)) for t in image.tile]
+            if not tiles or not all(WIDE.fullmatch(str(raw[0])) for _, raw in tiles):
+                return None
+            if any(raw[0].startswith("LA") for _, raw in tiles):
+                raise ValueError("gray with alpha of 16 bits; allowed: without alpha")
+            if orders:
+                image.tile = [(*t[:3], _swapped(t[3], orders)) for t, _ in tiles]  # pyright: ignore
+            halves.append(np.asarray(upright(image)).astype(np.uint16))
+    return halves[0] << 8 | halves[1]
+
+
+def _swapped(raw: Any, orders: dict[int, int]) -> Any:
+    """A tile's arguments with the raw mode's last letter translated."""
+    if isinstance(raw, tuple):
+        return (_swapped(raw[0], orders), *raw[1:])
+    return raw[:-1] + raw[-1].translate(orders)
+
+
 def to_rgb(image: Image.Image, value_range: Range = (0.0, 0.0)) -> Image.Image:
     """An upright 8-bit RGB copy of any Pillow image; alpha is dropped as torchvision does."""
     return to_8_bits(upright(image), value_range).convert("RGB")
@@ -205,6 +238,10 @@ def decode(
             check_head(image, how)
             if least:
                 image.draft(None, (least, least))
+            if how.value_range and how.value_range[0] != how.value_range[1]:
+                color = sixteen_bit_color(data)
+                if color is not None:
+                    image = Image.fromarray(to_uint8(color, how.value_range))
             return to_rgb(image, how.value_range) if how.channels == 3 else to_bands(image, how)
     except Image.UnidentifiedImageError:
         refuse(key, name, "unknown format")

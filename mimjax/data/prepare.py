@@ -23,11 +23,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from typing import Any, NoReturn
 
+import numpy as np
 from etils import epath
 from PIL import Image
 
 from mimjax import progress
-from mimjax.data import layout
+from mimjax.data import layout, values
 from mimjax.data.decoding import MAX_PIXELS, Decoding, Range, decode
 from mimjax.data.folder import EXTENSIONS, JPEGS, list_images, read_bytes
 from mimjax.data.images import check_option
@@ -208,6 +209,10 @@ def prepare(
     settings = {"path": source, "short_side": short_side, "quality": quality}
     check_settings(epath.Path(output), settings | {"value_range": list(how.value_range or ())})
     made = output_names(files.names)
+    some = np.random.default_rng(0).permutation(len(files.names))[: values.SAMPLE]
+    sample = [values.values_of(os.path.join(path, files.names[i]), how) for i in some]
+    if text := values.advice(sample, how, "--value_range"):
+        say(f"WARNING: {text}")
 
     def one(name: str, time: int) -> tuple[str, str]:
         """What happened, and the name of the result or an error."""
@@ -251,7 +256,7 @@ def numbers(text: str) -> tuple[float, float]:
       ConfigError: it is something else.
     """
     try:
-        low, high = map(float, text.split(","))
+        low, high = map(float, text.strip("() ").split(","))
     except ValueError:
         raise ConfigError(f"value_range: {text!r}; allowed: low,high") from None
     return low, high

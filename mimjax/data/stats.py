@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mimjax import cli, progress
+from mimjax.data import values
 from mimjax.data.bad_files import BadFiles
 from mimjax.data.decoding import BadImage
 from mimjax.data.index import shown
@@ -107,6 +108,8 @@ def main() -> None:
     print(f"{done:,} of {len(source):,} training images, {len(mean)} channels, on the scale 0 to 1")
     for note in getattr(source, "notes", ()):
         print(f"data: {note}")
+    if text := values.advise(source):
+        print(f"WARNING: {text}")
     if bad_files.paths:
         print(f"{len(bad_files.paths):,} files cannot be read:")
         print("\n".join(f"  {shown(path)}" for path in sorted(bad_files.paths)))
