@@ -89,19 +89,29 @@ def hash_split(files: list[tuple[str, int]], split: str, fraction: float) -> lis
     return [file for file in files if (file[0] in test) == (split == "test")]
 
 
+def names_at(root: str) -> list[str]:
+    """Names at the top of `root`, sorted, without hidden ones.
+
+    Raises:
+      ConfigError: the folder cannot be listed.
+    """
+    try:
+        found = [e.name for e in epath.Path(root).iterdir()] if "://" in root else os.listdir(root)
+    except OSError as err:
+        raise ConfigError(f"data.path: cannot list {root} ({err.strerror or err})") from err
+    return sorted(name for name in found if not name.startswith("."))
+
+
 def folders_at(root: str) -> list[str]:
-    """Names of the folders at the top of `root`, without hidden ones.
+    """The folders among `names_at`.
 
     A remote store answers one question at a time slowly: what is called like an image is taken
     for one there.
     """
-    remote = "://" in root
-    out = []
-    for entry in epath.Path(root).iterdir():
-        named = not entry.name.startswith(".") and not (remote and is_image(entry.name))
-        if named and entry.is_dir():
-            out.append(entry.name)
-    return sorted(out)
+    names = names_at(root)
+    if "://" in root:
+        return [n for n in names if not is_image(n) and (epath.Path(root) / n).is_dir()]
+    return [name for name in names if os.path.isdir(os.path.join(root, name))]
 
 
 @dataclasses.dataclass
@@ -172,15 +182,14 @@ class Folder(Lazy):
 
     def _find_roots(self) -> tuple[list[str], bool]:
         """The folders of the train and test split, and whether one folder is split by hash."""
-        base, endings = epath.Path(self.path), extensions(self.channels)
-        named = [entry for entry in base.iterdir() if layout.role(entry.name) is not None]
-        if self.splits == "none" or not any(entry.is_dir() for entry in named):
+        base, names, endings = epath.Path(self.path), names_at(self.path), extensions(self.channels)
+        named = [name for name in names if layout.role(name) is not None]
+        if self.splits == "none" or not any((base / name).is_dir() for name in named):
             return [self.path], True
-        stray = sorted(e.name for e in base.iterdir() if is_file_of(e.name, endings))
+        folders = folders_at(self.path)
+        stray = [n for n in names if is_file_of(n, endings) and n not in folders]
         below = lambda name: os.fspath(base / name)
         holds = lambda name: holds_image(below(name), endings)
-        folders = folders_at(self.path)
-        stray = [name for name in stray if name not in folders]
         found = layout.find_splits(self.path, folders, stray, holds)
         self.notes += [found.note] * bool(found.note)
         train = below(found.train) if found.train else self.path

@@ -76,7 +76,10 @@ class Reader:
         """One image of an array [h w c], a Pillow image or a path."""
         channels = self.how.channels
         if isinstance(image, str | os.PathLike):
-            return Files(os.fspath(image), key="images", how=self.how).image(0)
+            path = os.path.expanduser(os.fspath(image))
+            if os.path.isdir(path):  # whose first image would be one of many
+                raise ConfigError(f"images: number {number}, {path}, is a folder; allowed: files")
+            return Files(path, key="images", how=self.how).image(0)
         if isinstance(image, Image.Image):
             try:
                 if channels == 3:

@@ -32,7 +32,7 @@ from mimjax.data import layout, values
 from mimjax.data.decoding import MAX_PIXELS, Decoding, Range, decode
 from mimjax.data.folder import EXTENSIONS, JPEGS, list_images, read_bytes
 from mimjax.data.images import check_option
-from mimjax.data.index import holds_image, scan, shown
+from mimjax.data.index import Listing, holds_image, scan, shown
 from mimjax.task import ConfigError
 
 SETTINGS = "prepare.json"  # in the output
@@ -165,6 +165,67 @@ def check_folders(path: str, output: str) -> None:
         raise ConfigError(f"output: {output!r} is the input; allowed: another folder")
 
 
+def list_source(path: str, say: Callable[[str], None]) -> Listing:
+    """The images below `path`; says which other files lie there.
+
+    Raises:
+      ConfigError: there are none.
+    """
+    others: Counter[str] = Counter()
+    files = scan(path, EXTENSIONS, others)
+    rest = layout.left_out(others)
+    if not files.names:
+        raise ConfigError(f"path: no image below {path!r}" + (f"; {rest}" if rest else ""))
+    if rest:
+        say(f"{path}: {rest}")
+    return files
+
+
+def rewrite(
+    place: str,
+    results: Sequence[epath.Path],
+    time: int,
+    change: Callable[[bytes, str], bytes],
+) -> tuple[str, str]:
+    """One file of the source becomes one of the output, if it is not there already.
+
+    Args:
+      place: of the source.
+      results: where it lies as it is, and where `change` has made another of it.
+      time: of the source's last change in ns.
+
+    Returns:
+      "skipped" or "written" and where it lies, or "failed" and an error.
+    """
+    for result in results:
+        if is_done(result, time):
+            return "skipped", os.fspath(result)
+    try:
+        data = read_bytes(place)
+        small = change(data, place)
+    except ConfigError as err:
+        return "failed", str(err)
+    result = results[0] if small is data else results[1]
+    write_whole(result, small, time)
+    return "written", os.fspath(result)
+
+
+def sampled_values(path: str, names: list[str], how: Decoding) -> str:
+    """What `values.advice` has to say of a sample of the files; "" = nothing."""
+    some = np.random.default_rng(0).permutation(len(names))[: values.SAMPLE]
+    sample = [values.values_of(os.path.join(path, names[i]), how) for i in some]
+    return values.advice(sample, how, "--value_range")
+
+
+def say_left_over(output: str, made: set[str], say: Callable[[str], None]) -> None:
+    """Names the images in the output that are none of `made`."""
+    left = [name for name, _ in list_images(output) if name not in made]
+    if left:
+        say(f"{output}: {len(left):,} images that this source does not make, left as they are:")
+    for name in left:
+        say(f"  {shown(name)}")
+
+
 def prepare(
     path: str,
     output: str,
@@ -198,46 +259,27 @@ def prepare(
     how = Decoding(max_pixels=max_pixels, value_range=value_range)
     path, output = os.path.expanduser(path), os.path.expanduser(output)
     check_folders(path, output)
-    others: Counter[str] = Counter()
-    files = scan(path, EXTENSIONS, others)
-    rest = layout.left_out(others)
-    if not files.names:
-        raise ConfigError(f"path: no image below {path!r}" + (f"; {rest}" if rest else ""))
-    if rest:
-        say(f"{path}: {rest}")
+    files = list_source(path, say)
     source = path if "://" in path else os.path.realpath(path)
     settings = {"path": source, "short_side": short_side, "quality": quality}
     check_settings(epath.Path(output), settings | {"value_range": list(how.value_range or ())})
     made = output_names(files.names)
-    some = np.random.default_rng(0).permutation(len(files.names))[: values.SAMPLE]
-    sample = [values.values_of(os.path.join(path, files.names[i]), how) for i in some]
-    if text := values.advice(sample, how, "--value_range"):
+    if text := sampled_values(path, files.names, how):
         say(f"WARNING: {text}")
 
     def one(name: str, time: int) -> tuple[str, str]:
-        """What happened, and the name of the result or an error."""
-        for result in (name, made[name]):
-            if is_done(epath.Path(output) / result, time):
-                return "skipped", result
-        place = os.path.join(path, name)
-        try:
-            data = read_bytes(place)
-            small = shrink(data, place, short_side, quality, max_pixels, value_range)
-        except ConfigError as err:
-            return "failed", str(err)
-        result = name if small is data else made[name]
-        write_whole(epath.Path(output) / result, small, time)
-        return "written", result
+        results = [epath.Path(output) / name, epath.Path(output) / made[name]]
+        change = lambda data, place: shrink(
+            data, place, short_side, quality, max_pixels, value_range
+        )
+        kind, text = rewrite(os.path.join(path, name), results, time, change)
+        return kind, text if kind == "failed" else os.path.relpath(text, output)
 
     with futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         jobs = pool.map(one, files.names, files.times)
         results = list(progress.track(jobs, "prepare", len(files.names), "file"))
     there = {result for kind, result in results if kind != "failed"}
-    left = [name for name, _ in list_images(output) if name not in there]
-    if left:
-        say(f"{output}: {len(left):,} images that this source does not make, left as they are:")
-    for name in left:
-        say(f"  {shown(name)}")
+    say_left_over(output, there, say)
     errors = [text for kind, text in results if kind == "failed"]
     return Counter(kind for kind, _ in results), errors
 

@@ -176,6 +176,16 @@ def test_links_in_circles_and_closed_folders(tmp_path):
         source.image(1)
 
 
+def test_a_closed_folder_is_one_line(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    fill(tmp_path, "a/1.jpg")
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(ConfigError, match=r"^data.path: cannot list .* \(Permission denied\)$"):
+        folder(tmp_path)
+
+
 def test_files_that_older_versions_left_out_are_said(tmp_path):
     """The list of a workdir was made with fewer endings."""
     fill(tmp_path, "1.jpg", "2.jfif")
