@@ -97,7 +97,10 @@ def values_of(path: str, how: Decoding) -> np.ndarray | None:
         data = read_bytes(path)
         with open_image(io.BytesIO(data)) as image:
             check_head(image, how)
-            color = sixteen_bit_color(data)
+            try:
+                color = sixteen_bit_color(data)
+            except ValueError:  # upper bytes alone, which tell dark values too
+                return np.asarray(image.convert("L")).astype(np.uint16) << 8
             return color if color is not None else values_in(image)
     except Exception:  # a bad file is named by those who read it
         return None

@@ -83,7 +83,7 @@ def test_other_ranges():
     assert say([[0, 0]]) == ""
 
 
-def test_colors_of_16_bits_keep_them():
+def test_colors_of_16_bits_keep_them(tmp_path):
     x = np.random.default_rng(0).integers(0, 1024, (6, 9, 4)).astype(np.uint16)
     for channels in (3, 4):
         how = Decoding(channels=channels, value_range=(0, 1023))
@@ -92,6 +92,8 @@ def test_colors_of_16_bits_keep_them():
     with pytest.raises(BadImage, match="gray with alpha of 16 bits"):
         decode(color_png(x[..., :2]), "a.png", how=Decoding(value_range=(0, 1023)))
     decode(color_png(x[..., :2]), "a.png")
+    (tmp_path / "a.png").write_bytes(color_png(x[..., :2] * 4))
+    assert "data.value_range=(0,4095)" in values.advise(Files(str(tmp_path)))
 
 
 def test_programs_and_the_interface_say_it(tmp_path, capsys):
