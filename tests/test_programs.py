@@ -147,11 +147,7 @@ def test_files_that_cannot_be_read_are_named_and_others_shown(runs, tmp_path, ca
     broken |= {"d.png": (some / "cats/0.png").read_bytes()[:50]}
     for name, data in broken.items():
         (some / name).write_bytes(data)
-    for program, count, shown in (
-        ("reconstruct", 4, 4),
-        ("reconstruct", 9, 5),
-        ("attention", 9, 5),
-    ):
+    for program, count, shown in (("reconstruct", 9, 5), ("attention", 4, 4)):
         args = f"--workdir={runs['mae']}", f"--images={some}", f"--output={place}"
         helpers.program(f"mimjax.{program}", *args, f"--count={count}")
         said = capsys.readouterr().out
