@@ -92,6 +92,7 @@ def base() -> Config:
     c.data = ConfigDict()
     c.data.source = "folder"
     c.data.path = ""
+    c.data.splits = "auto"  # folders as train/ and val/ below path; "none" = classes like others
     c.data.options = ConfigDict()  # of the source, see mimjax/data/sources.py
     c.data.channels = 3  # others: method.mean and std of as many numbers, see mimjax/data/stats.py
     c.data.value_range = (0.0, 0.0)  # of values beyond 8 bits; (0, 0) = 0 to 65535, floats 0 to 1

@@ -3,7 +3,8 @@
   python -m mimjax.attention --workdir=DIR [--images=FOLDER|FILE] [--layers=-1] [--heads=mean]
 
 One column per chosen block, or per block and head: where CLS looks, or all tokens on average. The
-contour holds the fewest patches with a share of the attention, --mass.
+contour holds the fewest patches with a share of the attention, --mass. Files that cannot be read
+are left out and named; others are shown in their places.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def main() -> None:
     f = flags.FLAGS
     trained.check_flags(f.count, f.output)
     run = trained.open_run(f.workdir, f.step)
-    reader = Attention(run.bench(f.images), f.count, run.abstract_encoder)
+    bench, notes = run.look(f.images, f.count)
+    reader = Attention(bench, f.count, run.abstract_encoder)
     depth = reader.depth
     layers = [i % depth for i in cli.integers("layers", f.layers, -depth, depth - 1)]
     layers = list(dict.fromkeys(layers))  # -1 and the last one's number are the same
@@ -31,6 +33,7 @@ def main() -> None:
     caption = f"{run.title}. {heatmaps.caption(queries, heads, f.mass)}"
     data = pictures.png(pictures.draw(columns, caption))
     place = trained.save(run, "attention.png", f.output, data)
+    print("".join(line + "\n" for line in notes), end="")
     print(f"{run.title}: attention of {queries} on {len(images)} images")
     for name, share in maps.items() if f.mass else ():
         part = heatmaps.smallest_set(share, f.mass).mean()

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from mimjax import describe, extend, report, restore, start
 from mimjax.checks import choice
+from mimjax.data import values
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles
 from mimjax.data.decoding import Decoding
@@ -110,6 +111,8 @@ def make_split(c: Config, split: str, index: Index | None = None) -> Source:
         options["path"] = c.data.path
     how, default = dataclasses.asdict(decoding(c)), dataclasses.asdict(Decoding())
     options |= {k: v for k, v in how.items() if v != default[k]}
+    if (splits := c.data.get("splits", "auto")) != "auto":
+        options["splits"] = splits
     return make_source(c.data.source, split, index=index, **options)
 
 
@@ -248,7 +251,7 @@ def open_run(
     settings_before = start.own_settings(workdir, reader, say)
     changed = start.check_workdir(c, workdir, settings_before, say)
     say(block)
-    say_files(c, index, kept, say)
+    say_files(c, run.data.source, index, kept, say)
     decided, restored = restore.own_start(
         workdir,
         reader,
@@ -343,9 +346,15 @@ def write_settings(c: Config, program: Program, workdir: Workdir, source: dict[s
         workdir.write_text(start.TEACHER_FILE, json.dumps(source, indent=2) + "\n")
 
 
-def say_files(c: Config, index: Index, kept: Index | None, say: Callable[[str], None]) -> None:
-    """Says which files changed since the last start."""
-    if kept is not None and c.data.trust_index:
+def say_files(
+    c: Config, source: Source, index: Index, kept: Index | None, say: Callable[[str], None]
+) -> None:
+    """Says what the folders mean, what is odd, and which files changed since the last start."""
+    for note in getattr(source, "notes", ()):
+        say(f"data: {note}")
+    if jax.process_index() == 0 and (text := values.advise(source)):
+        say(f"WARNING: {text}")
+    if kept is not None and c.data.trust_index and index.listings.keys() <= kept.listings.keys():
         say(f"data.trust_index: the files are those of {INDEX_FILE}; none was looked at")
     elif kept is not None and (changes := index.changes(kept)):
         say(f"files changed since the last start: {changes}")
@@ -358,11 +367,16 @@ def make_evals(
     e = c.eval
     if not (e.error or e.health or e.probes or e.pictures):
         return []
+    test = make_split(c, "test", index)
+    said = getattr(data.source, "notes", ())
+    for note in getattr(test, "notes", ()):
+        if note not in said:
+            log.say(f"test data: {note}")
     return make_evaluators(
         program.task,
         program.mesh,
         data.source,
-        make_split(c, "test", index),
+        test,
         write=lambda name, data: workdir.write_bytes(f"pictures/{name}", data),
         warn=log.warn,
         seed=c.seed,

@@ -17,10 +17,10 @@ from absl import flags
 from PIL import Image
 
 from mimjax import api, build, cli, progress, trained
+from mimjax.data.bad_files import named
 from mimjax.data.bands import Bands
 from mimjax.data.decoding import BadImage
 from mimjax.data.files import Files
-from mimjax.data.index import shown
 from mimjax.data.pipeline import eval_batches
 from mimjax.data.sources import Source
 from mimjax.errors import ConfigError
@@ -28,8 +28,6 @@ from mimjax.evaluators.common import Subset
 from mimjax.files import Workdir
 from mimjax.task import View
 from mimjax.torch_io import load as torch_load
-
-SAID = 5  # bad files that are named on the screen
 
 
 class Opened(NamedTuple):
@@ -238,22 +236,13 @@ def encode(
 
 
 def say_bad(source: Readable) -> list[str]:
-    """Lines that count and name the files that were left out.
+    """Lines that say what the folder holds, and name the files that were left out.
 
     Raises:
       ConfigError: all of them.
     """
-    bad = [source.bad[i] for i in sorted(source.bad)]
-    if bad and len(bad) == len(source):
-        raise ConfigError(
-            f"--images: none of {len(bad):,} files can be read or decoded (the first: "
-            f"{shown(bad[0][0])}: {bad[0][1]}); allowed: at least one that can"
-        )
-    if not bad:
-        return []
-    lines = [f"skipped {len(bad):,} of {len(source):,} files that cannot be read or decoded:"]
-    lines += [f"  {shown(path)} ({reason})" for path, reason in bad[:SAID]]
-    return lines + [f"  and {len(bad) - SAID:,} more"] * (len(bad) > SAID)
+    notes = [f"images: {note}" for note in trained.notes_of(source.source)]
+    return notes + named([source.bad[i] for i in sorted(source.bad)], len(source))
 
 
 def label_names(subset: Subset) -> list[str] | None:

@@ -3,7 +3,8 @@
   python -m mimjax.reconstruct --workdir=DIR [--images=FOLDER|FILE] [--output=PNG]
 
 Crops, masks and columns are those of the run's own pictures, with any images; for BEiT and CAE
-with a tokenizer, the weights that `teacher.path` of the run's config names are read again.
+with a tokenizer, the weights that `teacher.path` of the run's config names are read again. Files
+that cannot be read are left out and named; others are shown in their places.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from mimjax import cli
 
 def main() -> None:
     from mimjax import trained
+    from mimjax.data.index import shown
     from mimjax.errors import ConfigError
     from mimjax.evaluators.pictures import Pictures
 
     f = flags.FLAGS
     trained.check_flags(f.count, f.output)
     run = trained.open_run(f.workdir, f.step)
-    pictures = Pictures(run.bench(f.images, f.seed), f.count, write=lambda name, data: None)
+    bench, notes = run.look(f.images, f.count, f.seed)
+    pictures = Pictures(bench, f.count, write=lambda name, data: None)
     sheet = pictures.sheet(run.state(), run.frozen())
     if sheet is None:
         raise ConfigError(
@@ -29,9 +32,10 @@ def main() -> None:
             "picture; allowed: runs that write pictures while they train"
         )
     place = trained.save(run, "reconstruct.png", f.output, sheet.png())
+    print("".join(line + "\n" for line in notes), end="")
     if sheet.error is not None:
         print(f"{run.title}: error is {run.program.task.error_name}")
-        names = [*trained.image_names(pictures.images), "mean"]
+        names = [*map(shown, trained.image_names(pictures.images)), "mean"]
         rows = list(zip(names, [*sheet.error, sheet.error.mean()], strict=True))
         width = max(map(len, names))
         for name, error in rows:

@@ -16,12 +16,13 @@ import optax
 from ml_collections import ConfigDict
 
 from mimjax import build, config_version, schema, start
+from mimjax.data import values
 from mimjax.data.augment import Augment
-from mimjax.data.bad_files import BadFiles
+from mimjax.data.bad_files import BadFiles, named
 from mimjax.data.files import Files
 from mimjax.data.sources import Source
 from mimjax.errors import ConfigError
-from mimjax.evaluators.common import Bench, Subset
+from mimjax.evaluators.common import Bench, Subset, readable_part
 from mimjax.files import Workdir
 from mimjax.schema import Config
 from mimjax.task import Clock
@@ -97,6 +98,20 @@ class Trained:
             bad_files=BadFiles() if path else build.make_bad_files(c),
         )
 
+    def look(
+        self, path: str | None, count: int, seed: int | None = None
+    ) -> tuple[Bench, list[str]]:
+        """`bench` with at most `count` images that can be read, and what is to be said of them.
+
+        Raises:
+          ConfigError: no images, or none that can be read.
+        """
+        bench = self.bench(path, seed)
+        part, bad = readable_part(bench.test, count)
+        lines = [f"images: {note}" for note in notes_of(bench.test)]
+        lines += named(bad, len(part) + len(bad))
+        return dataclasses.replace(bench, train=part, test=part), lines
+
 
 def open_run(path: str, step: int | None = None) -> Trained:
     """The run of a workdir at its newest checkpoint or at that of `step`.
@@ -127,6 +142,14 @@ def open_run(path: str, step: int | None = None) -> Trained:
         seed=c.seed,
     )
     return Trained(c, workdir, checkpoints, program, steps[-1] if step is None else step)
+
+
+def notes_of(source: Any) -> list[str]:
+    """What is to be said of a source's folder and values, also through subsets of it."""
+    while isinstance(source, Subset):
+        source = source.source
+    text = values.advise(source)
+    return [*getattr(source, "notes", ()), *[f"WARNING: {text}"] * bool(text)]
 
 
 def image_names(subset: Subset) -> list[str]:

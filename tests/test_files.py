@@ -35,7 +35,7 @@ def test_json_lines_end_where_a_crash_cut_them(tmp_path):
         workdir.append("m.jsonl", f'{{"step": {step}}}')
     with (tmp_path / "m.jsonl").open("a") as f:
         f.write('{"step": 3, "lo')
-    assert [r["step"] for r in workdir.read_lines("m.jsonl")] == [0, 1, 2]
+    assert [r["step"] for r in workdir.read_lines("m.jsonl")[0]] == [0, 1, 2]
     assert workdir.read_lines("none.jsonl") == []
 
 

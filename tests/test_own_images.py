@@ -116,6 +116,28 @@ def test_changed_files_are_said(folder, straight, tmp_path, capsys):
     assert "the data are not those of the checkpoint" in text
 
 
+def test_the_start_says_what_the_folders_mean(straight, tmp_path, capsys):
+    """A run whose images come from elsewhere now goes on, and says that the data differ."""
+    images, workdir = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(straight[0], workdir)
+    for n in range(41):
+        place = images / ("Train", "Val")[n % 2] / "ab"[n % 3 == 0] / f"{n}.npy"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        np.save(place, np.full((40, 50, 4), n, np.uint16) * 100)
+    shutil.copy(place, images / "Train/stray.npy")
+    (images / "Train/a/x.heic").write_bytes(b"x")
+    build.make_run(config(images), str(workdir)).log.close()
+    said = capsys.readouterr().out
+    assert "folder: 22 images" in said
+    assert "data: training images from 'Train', test images from 'Val'\n" in said
+    assert "data: 1 image lies in no class folder and has no label: 'stray.npy'\n" in said
+    assert "data: left out by their endings: 1 .heic\n" in said
+    assert "WARNING: 16 of 16 sampled files hold values beyond 8 bits" in said
+    assert "data.value_range=(0,4095) fits them" in said
+    assert "weights: continued from step 8" in said
+    assert "the data are not those of the checkpoint" in said
+
+
 def test_programs_read_the_runs_own_kind_of_image(folder, straight):
     run = trained.open_run(str(straight[0]))
     sheet = Pictures(run.bench(str(folder / "00.npy")), 1, lambda *_: None).sheet(run.state(), {})

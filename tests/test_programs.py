@@ -134,6 +134,45 @@ def test_attention(runs, images, tmp_path, name, args, columns):
     assert Image.open(place).size[0] == width(columns)
 
 
+def test_files_that_cannot_be_read_are_named_and_others_shown(runs, tmp_path, capsys):
+    """Four of nine files are broken in four ways, and one image lies beside the class folders."""
+    some, place = tmp_path / "some", tmp_path / "a.png"
+    (some / "cats").mkdir(parents=True)
+    draw = lambda i: Image.new("RGB", (12, 9), (40 * i, 9, 200))
+    for i in range(4):
+        draw(i).save(some / f"cats/{i}.png")
+    draw(4).save(some / "stray\n.png")
+    (some / "notes.txt").write_text("no image")
+    broken = {"cats/0a.png": b"", "cats/b.jpg": b"%!PS-Adobe-3.0 EPSF-3.0", "c.jpg": b"words"}
+    broken |= {"d.png": (some / "cats/0.png").read_bytes()[:50]}
+    for name, data in broken.items():
+        (some / name).write_bytes(data)
+    for program, count, shown in (("reconstruct", 9, 5), ("attention", 4, 4)):
+        args = f"--workdir={runs['mae']}", f"--images={some}", f"--output={place}"
+        helpers.program(f"mimjax.{program}", *args, f"--count={count}")
+        said = capsys.readouterr().out
+        rows = said.partition("error is mean")[2].splitlines()[1:-2]  # without mean and picture
+        if program == "attention":  # as many as are wanted, while there are others
+            assert f"on {shown} images" in said
+        else:
+            assert len(rows) == shown
+        assert not [row for row in rows if row.split()[0] in broken]
+        if count == 9:
+            assert "skipped 4 of 9 files that cannot be read or decoded:\n" in said
+            assert all(f"  {some / name} (" in said for name in broken)
+        assert "images: left out by their endings: 1 .txt" in said
+        assert "have no label: 'c.jpg', 'd.png', 'stray\\n.png'" in said
+        assert "stray\n" not in said
+    for path in some.rglob("*.png"):
+        path.unlink()
+    before = place.read_bytes()
+    with pytest.raises(
+        ConfigError, match=r"^--images: none of 2 files can be read.*first: .*c.jpg"
+    ):
+        helpers.program("mimjax.attention", *args)
+    assert place.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("program", "args", "text"),
     [

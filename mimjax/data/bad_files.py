@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,27 @@ def readable(source: Any, places: Iterable[int], skip: bool) -> tuple[Any, int, 
         f"data.max_bad_fraction: {len(bad)} files drawn at random, and none can be read; the last: "
         f"{shown(bad[-1][0])} ({bad[-1][1]})"
     )
+
+
+def named(bad: Sequence[tuple[str, str]], total: int) -> list[str]:
+    """Lines that count and name all files that a program left out.
+
+    Args:
+      bad: path and reason of each.
+      total: how many files were asked for.
+
+    Raises:
+      ConfigError: all of them are bad.
+    """
+    if bad and len(bad) >= total:
+        raise ConfigError(
+            f"--images: none of {len(bad):,} files can be read or decoded (the first: "
+            f"{shown(bad[0][0])}: {bad[0][1]}); allowed: at least one that can"
+        )
+    if not bad:
+        return []
+    first = f"skipped {len(bad):,} of {total:,} files that cannot be read or decoded:"
+    return [first, *(f"  {shown(path)} ({reason})" for path, reason in bad)]
 
 
 def as_array(rows: list[list[str]]) -> np.ndarray:

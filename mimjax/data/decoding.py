@@ -4,6 +4,8 @@ Decoding of three channels follows torchvision's `ImageFolder` (`Image.open(...)
 so an alpha channel is dropped, not blended, and of an animation the first frame counts; on top of
 that the EXIF orientation is applied, and 16-bit and float values are scaled instead of clipped.
 Any other number of channels comes as `Bands`. A file that cannot be had raises `BadImage`.
+`open_image` is the only place of the package that opens image files: other readers of Pillow start
+programs (Ghostscript for EPS) or are little tested against hostile files.
 """
 
 from __future__ import annotations
@@ -11,15 +13,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-from typing import Any, NoReturn
+import os
+import re
+import sys
+from typing import IO, Any, NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from mimjax.data.bands import Bands
 from mimjax.data.images import check_option
+from mimjax.data.index import shown
 from mimjax.task import ConfigError
 
+# JPEG includes MPO, which phones write. None of these readers starts a program.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
+WIDE = re.compile(r"(LA|RGB|RGBA|RGBX|CMYK);16[BLN]")  # how a file holds color of 16 bits
+TILE_SIDES = 322, 323  # TIFF tags: width and height of a tile
 Range = tuple[float, float]
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
 
@@ -65,6 +75,15 @@ class Decoding:
         )
         allowed = "(low, high) with low < high, or (0, 0) = the type's own"
         check_option("value_range", self.value_range, ok, allowed)
+
+
+def open_image(file: IO[bytes] | str | os.PathLike) -> Image.Image:
+    """A file's image, by its content and not by its name, before its pixels are decoded.
+
+    Raises:
+      UnidentifiedImageError: its format is none of FORMATS.
+    """
+    return Image.open(file, formats=FORMATS)
 
 
 def to_uint8(values: np.ndarray, value_range: Range) -> np.ndarray:
@@ -115,6 +134,36 @@ def to_8_bits(image: Image.Image, value_range: Range) -> Image.Image:
     return image.convert("RGB") if image.mode == "P" else image
 
 
+def sixteen_bit_color(data: bytes) -> np.ndarray | None:
+    """The values of an upright color image of 16 bits, uint16 [h w c]; None for any other image.
+
+    Pillow has no such mode and keeps the upper bytes. Its decoders give the lower bytes when they
+    are told the other byte order.
+
+    Raises:
+      ValueError: gray with alpha, of which Pillow gives the upper bytes alone.
+    """
+    halves = []
+    for orders in (None, str.maketrans("BLN", "LBB" if sys.byteorder == "little" else "LBL")):
+        with open_image(io.BytesIO(data)) as image:
+            tiles = [(t, t[3] if isinstance(t[3], tuple) else (t[3],)) for t in image.tile]
+            if not tiles or not all(WIDE.fullmatch(str(raw[0])) for _, raw in tiles):
+                return None
+            if any(raw[0].startswith("LA") for _, raw in tiles):
+                raise ValueError("gray with alpha of 16 bits; allowed: without alpha")
+            if orders:
+                image.tile = [(*t[:3], _swapped(t[3], orders)) for t, _ in tiles]  # pyright: ignore
+            halves.append(np.asarray(upright(image)).astype(np.uint16))
+    return halves[0] << 8 | halves[1]
+
+
+def _swapped(raw: Any, orders: dict[int, int]) -> Any:
+    """A tile's arguments with the raw mode's last letter translated."""
+    if isinstance(raw, tuple):
+        return (_swapped(raw[0], orders), *raw[1:])
+    return raw[:-1] + raw[-1].translate(orders)
+
+
 def to_rgb(image: Image.Image, value_range: Range = (0.0, 0.0)) -> Image.Image:
     """An upright 8-bit RGB copy of any Pillow image; alpha is dropped as torchvision does."""
     return to_8_bits(upright(image), value_range).convert("RGB")
@@ -143,11 +192,19 @@ def to_bands(image: Image.Image, how: Decoding) -> Bands:
 
 def _page(image: Image.Image, number: int, how: Decoding) -> Image.Image:
     image.seek(number)
-    check_size(image.size, how)
+    check_head(image, how)
     page = to_8_bits(upright(image), how.value_range)
     if page.mode not in ("1", "L"):
         raise ValueError(f"page {number} is {page.mode}; allowed: pages of one channel")
     return page.convert("L")
+
+
+def check_head(image: Image.Image, how: Decoding) -> None:
+    """Raises ValueError for an image, or a tile of a TIFF, of more pixels than allowed."""
+    check_size(image.size, how)
+    tags: Any = getattr(image, "tag_v2", {})
+    # libtiff holds a tile as a whole, however small the image is that it covers
+    check_size((int(tags.get(TILE_SIDES[0], 0)), int(tags.get(TILE_SIDES[1], 0))), how)
 
 
 def check_size(size: tuple[int, int], how: Decoding) -> None:
@@ -177,10 +234,14 @@ def decode(
         # Pillow has one bound per process; it is raised and never lowered, ours is checked below.
         Image.MAX_IMAGE_PIXELS = how.max_pixels
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            check_size(image.size, how)
+        with open_image(io.BytesIO(data)) as image:
+            check_head(image, how)
             if least:
                 image.draft(None, (least, least))
+            if how.value_range and how.value_range[0] != how.value_range[1]:
+                color = sixteen_bit_color(data)
+                if color is not None:
+                    image = Image.fromarray(to_uint8(color, how.value_range))
             return to_rgb(image, how.value_range) if how.channels == 3 else to_bands(image, how)
     except Image.UnidentifiedImageError:
         refuse(key, name, "unknown format")
@@ -218,6 +279,6 @@ def refuse(key: str, name: str, reason: Any) -> NoReturn:
     """Raises the BadImage of a file that is no readable image."""
     # not every message of Pillow fits into one line
     text = " ".join(str(reason).split()) or type(reason).__name__
-    where = f"{key}: {name}" if key else name
+    where = f"{key}: {shown(name)}" if key else shown(name)
     message = f"{where}: not a readable image ({text}); repair or remove this file"
     raise BadImage(message, name, text) from (reason if isinstance(reason, BaseException) else None)

@@ -7,18 +7,20 @@ images are read and decoded one by one.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import errno
 import hashlib
 import io
 import os
+import stat
 import time
+from collections import Counter
 
 import numpy as np
 from etils import epath
 from PIL import Image
 
+from mimjax.data import layout
 from mimjax.data.bands import Bands
 from mimjax.data.decoding import (
     MAX_PIXELS,
@@ -27,19 +29,23 @@ from mimjax.data.decoding import (
     Range,
     decode,
     load_array,
+    refuse,
 )
 from mimjax.data.images import Lazy, check_option, fingerprint
-from mimjax.data.index import Index, is_file_of, scan
+from mimjax.data.index import Index, holds_image, is_file_of, scan, shown
 from mimjax.task import ConfigError
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# of the formats in `decoding.FORMATS`; a browser saves JPEG as .jfif
+JPEGS = (".jfif", ".jif", ".jpe", ".jpeg", ".jpg")
+EXTENSIONS = (".bmp", ".gif", *JPEGS, ".png", ".tif", ".tiff", ".webp")
 ARRAYS = (".npy",)  # only where channels are not three: beside photographs they hold other things
-# "val" comes before "test": where both exist (ImageNet), the test images have no labels.
-TEST_FOLDERS = ("val", "validation", "test")
+SPLITS = ("auto", "none")
 
 KEY = "data.path"
 PAUSES = 0.1, 1.0  # seconds; network disks have short failures, which must not change the data
 LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
+# a file's bytes are bounded too: 32 for each pixel allowed are four channels of 64 bits
+PIXEL_BYTES, LEAST_BYTES = 32, 1 << 28
 
 
 def is_image(name: str) -> bool:
@@ -52,9 +58,15 @@ def extensions(channels: int) -> tuple[str, ...]:
     return EXTENSIONS if channels == 3 else tuple(sorted((*EXTENSIONS, *ARRAYS)))
 
 
-def list_images(root: str, channels: int = 3) -> list[tuple[str, int]]:
-    """(path relative to `root` with "/" separators, size in bytes) of all images, sorted."""
-    files = scan(root, extensions(channels))
+def list_images(
+    root: str, channels: int = 3, others: Counter[str] | None = None
+) -> list[tuple[str, int]]:
+    """(path relative to `root` with "/" separators, size in bytes) of all images, sorted.
+
+    Args:
+      others: counts the files that are not listed, by ending.
+    """
+    files = scan(root, extensions(channels), others)
     return list(zip(files.names, files.sizes))
 
 
@@ -77,41 +89,60 @@ def hash_split(files: list[tuple[str, int]], split: str, fraction: float) -> lis
     return [file for file in files if (file[0] in test) == (split == "test")]
 
 
-def _class_names(roots: list[str]) -> list[str]:
-    """All folders at the top of the train and test trees, so that both number them alike."""
-    names = set()
-    for root in roots:
-        for entry in epath.Path(root).iterdir():
-            if not entry.name.startswith(".") and not is_image(entry.name) and entry.is_dir():
-                names.add(entry.name)
-    return sorted(names)
+def names_at(root: str) -> list[str]:
+    """Names at the top of `root`, sorted, without hidden ones.
+
+    Raises:
+      ConfigError: the folder cannot be listed.
+    """
+    try:
+        found = [e.name for e in epath.Path(root).iterdir()] if "://" in root else os.listdir(root)
+    except OSError as err:
+        raise ConfigError(f"data.path: cannot list {root} ({err.strerror or err})") from err
+    return sorted(name for name in found if not name.startswith("."))
+
+
+def folders_at(root: str) -> list[str]:
+    """The folders among `names_at`.
+
+    A remote store answers one question at a time slowly: what is called like an image is taken
+    for one there.
+    """
+    names = names_at(root)
+    if "://" in root:
+        return [n for n in names if not is_image(n) and (epath.Path(root) / n).is_dir()]
+    return [name for name in names if os.path.isdir(os.path.join(root, name))]
 
 
 @dataclasses.dataclass
 class Folder(Lazy):
     """JPEG, PNG, WebP, GIF, TIFF and BMP files below `path`; NumPy arrays if not of 3 channels.
 
-    `path/train` and `path/val` (or `validation`, `test`) are the splits where both exist; else
-    the images below `path/train`, or below `path`, are split by a hash of their relative path.
-    The label is the number of the first folder below the split's root among the sorted class
-    folders if every image lies in one, else -1.
+    Folders at the top of `path` with names as "train" and "val" are the splits, see
+    `layout.find_splits`; else the images below the training folder, or below `path`, are split by
+    a hash of their relative path. The label is the number of the first folder below the split's
+    root among the sorted class folders, see `layout.find_classes`.
 
     Attributes:
       path: local or gs:// folder.
       test_fraction: share of the test split where no folders define one.
+      splits: "auto", or "none" where names as "train" are classes like others.
       channels, max_pixels, value_range: see `decoding.Decoding`.
       index: lists the files, and shares the list with the other split; None = one of its own.
+      notes: what is to be said of the folder: splits, images without a class, files left out.
     """
 
     split: str
     path: str
     test_fraction: float = 0.1
+    splits: str = "auto"
     channels: int = 3
     max_pixels: int = MAX_PIXELS
     value_range: Range = (0.0, 0.0)
     index: dataclasses.InitVar[Index | None] = None
     num_classes: int = dataclasses.field(init=False, default=0)
     class_names: list[str] = dataclasses.field(init=False, default_factory=list)
+    notes: list[str] = dataclasses.field(init=False, default_factory=list)
     how: Decoding = dataclasses.field(init=False, default=Decoding())
     fingerprint: str = dataclasses.field(init=False, default="")
     _root: str = dataclasses.field(init=False, default="")
@@ -126,36 +157,61 @@ class Folder(Lazy):
         self.path = os.path.expanduser(os.fspath(self.path))
         ok = 0 <= self.test_fraction < 1
         check_option("test_fraction", self.test_fraction, ok, "0 <= test_fraction < 1")
+        check_option("splits", self.splits, self.splits in SPLITS, ", ".join(SPLITS))
         if not epath.Path(self.path).is_dir():
             raise ConfigError(f"data.path: {self.path!r} is no folder; allowed: a folder of images")
         roots, by_hash = self._find_roots()
         self._root = roots[-1 if self.split == "test" else 0]
-        endings = extensions(self.channels)
-        found = (index or Index()).files(self._root, endings)
+        index, endings = index or Index(), extensions(self.channels)
+        found = index.files(self._root, endings)
+        others = layout.left_out(index.left_out(self._root, endings))
         files = list(zip(found.names, found.sizes))
-        if files and all("/" in path for path, _ in files):
-            self.class_names = _class_names(roots)
-            self.num_classes = len(self.class_names)
+        self._find_classes(found.names, roots)
+        self.notes += [others] * bool(others)
         num_found = len(files)
         if by_hash:
             files = hash_split(files, self.split, self.test_fraction)
         if not files:
             where = f" ({num_found} in all splits)" if num_found else ""
+            held = f"; {others}" if others and not num_found else ""
             raise ConfigError(
                 f"data.path: found no image for split {self.split!r} below {self._root!r}{where}; "
-                f"allowed: files that end in {', '.join(endings)}"
+                f"allowed: files that end in {', '.join(endings)}{held}"
             )
         self._keep(files)
 
     def _find_roots(self) -> tuple[list[str], bool]:
         """The folders of the train and test split, and whether one folder is split by hash."""
-        base = epath.Path(self.path)
-        if not (base / "train").is_dir():
+        base, names, endings = epath.Path(self.path), names_at(self.path), extensions(self.channels)
+        named = [name for name in names if layout.role(name) is not None]
+        if self.splits == "none" or not any((base / name).is_dir() for name in named):
             return [self.path], True
-        for name in TEST_FOLDERS:
-            if (base / name).is_dir():
-                return [os.fspath(base / "train"), os.fspath(base / name)], False
-        return [os.fspath(base / "train")], True
+        folders = folders_at(self.path)
+        stray = [n for n in names if is_file_of(n, endings) and n not in folders]
+        below = lambda name: os.fspath(base / name)
+        holds = lambda name: holds_image(below(name), endings)
+        found = layout.find_splits(self.path, folders, stray, holds)
+        self.notes += [found.note] * bool(found.note)
+        train = below(found.train) if found.train else self.path
+        return ([train], True) if found.test is None else ([train, below(found.test)], False)
+
+    def _find_classes(self, names: list[str], roots: list[str]) -> None:
+        """All folders at the top of both trees are classes, so that both number them alike."""
+        found = layout.find_classes(names, _first_folder)
+        self.notes += [found.note] * bool(found.note)
+        if not found.names:
+            return
+        folders = {name for root in roots for name in folders_at(root)}
+        self.class_names = sorted(folders.union(found.names))
+        self.num_classes = len(self.class_names)
+        held = set(found.names)
+        empty = [n for n in self.class_names if n not in held and not self._holds_image(n, roots)]
+        if empty:
+            self.notes.append(f"class folders without an image: {layout.listed(empty)}")
+
+    def _holds_image(self, name: str, roots: list[str]) -> bool:
+        endings, places = extensions(self.channels), [epath.Path(root) / name for root in roots]
+        return any(p.is_dir() and holds_image(os.fspath(p), endings) for p in places)
 
     def _keep(self, files: list[tuple[str, int]]) -> None:
         names = [os.fsencode(path) for path, _ in files]
@@ -178,13 +234,21 @@ class Folder(Lazy):
         return os.fsdecode(self._names[start : self._ends[index]])
 
     def image(self, index: int) -> Image.Image | Bands:
-        path = os.path.join(self._root, self.relative_path(index))
-        return read_image(path, KEY, self.how)
+        return read_image(self.file(index), KEY, self.how)
 
     def label(self, index: int) -> int:
-        if not self.class_names:
-            return -1
-        return bisect.bisect_left(self.class_names, self.relative_path(index).split("/", 1)[0])
+        folder = _first_folder(self.relative_path(index))
+        return layout.Classes(self.class_names).number(folder)
+
+    def file(self, index: int) -> str:
+        """The whole path."""
+        return os.path.join(self._root, self.relative_path(index))
+
+
+def _first_folder(path: str) -> str:
+    """Of a relative path; "" if there is none."""
+    folder, slash, _ = path.partition("/")
+    return folder if slash else ""
 
 
 def read_image(path: str, key: str, how: Decoding) -> Image.Image | Bands:
@@ -193,14 +257,18 @@ def read_image(path: str, key: str, how: Decoding) -> Image.Image | Bands:
     Raises:
       BadImage: it cannot be read or decoded.
     """
+    most = max(PIXEL_BYTES * how.max_pixels, LEAST_BYTES)
     if not is_file_of(os.path.basename(path), ARRAYS):
-        return decode(read_bytes(path, key), path, key, how)
+        return decode(read_bytes(path, key, most), path, key, how)
     remote = "://" in path  # a local one is mapped: of a mistaken giant only the head is read
     return load_array(io.BytesIO(read_bytes(path, key)) if remote else path, path, key, how)
 
 
-def read_bytes(path: str, key: str = KEY) -> bytes:
+def read_bytes(path: str, key: str = KEY, most: int = PIXEL_BYTES * MAX_PIXELS) -> bytes:
     """The content of a local or remote file; `key` is what named it, for errors.
+
+    Args:
+      most: bytes of a local file; a larger one is not read.
 
     Raises:
       BadImage: it cannot be read; tried again after PAUSES unless the reason is lasting.
@@ -209,12 +277,22 @@ def read_bytes(path: str, key: str = KEY) -> bytes:
         try:
             if "://" in path:
                 return epath.Path(path).read_bytes()
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=_open_at_once) as file:
+                found = os.fstat(file.fileno())
+                if not stat.S_ISREG(found.st_mode):
+                    refuse(key, path, "no regular file")
+                if found.st_size > most:
+                    refuse(key, path, f"{found.st_size:,} bytes; data.max_pixels allows {most:,}")
                 return file.read()
         except OSError as err:
             if pause is None or err.errno in LASTING:
                 reason = str(err.strerror or err)
-                message = f"{key}: cannot read {path} ({reason})"
+                message = f"{key}: cannot read {shown(path)} ({reason})"
                 raise BadImage(message, path, f"cannot read: {reason}") from err
             time.sleep(pause)
     raise AssertionError  # the last pass returns or raises
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens without waiting for somebody to write into a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from mimjax.data import values
 from mimjax.data.augment import Augment
 from mimjax.data.bands import Bands
 from mimjax.data.decoding import Decoding, to_bands, to_rgb
@@ -49,6 +51,7 @@ class Reader:
         if whole and all(view.size == found.shape[1:3] for view in views.values()):
             same: dict[str, Any] = dict.fromkeys(views, found)
             return same
+        self._warn(found)
         rng = np.random.default_rng(0)  # nothing is drawn
         out: dict[str, list[np.ndarray]] = {name: [] for name in views}
         for number, image in enumerate(found):
@@ -57,11 +60,26 @@ class Reader:
                 out[name].append(x)
         return {name: np.stack(x) for name, x in out.items()}
 
+    def _warn(self, images: Any) -> None:
+        """Warns of values beyond 8 bits that do not fill the range that is read."""
+        sample = []
+        for image in images[: values.SAMPLE]:
+            if isinstance(image, str | os.PathLike):
+                sample.append(values.values_of(os.path.expanduser(os.fspath(image)), self.how))
+            else:
+                pillow = isinstance(image, Image.Image)
+                sample.append(values.values_in(image) if pillow else None)
+        if text := values.advice(sample, self.how):
+            warnings.warn(text, stacklevel=4)
+
     def open(self, image: Any, number: int) -> Image.Image | Bands:
         """One image of an array [h w c], a Pillow image or a path."""
         channels = self.how.channels
         if isinstance(image, str | os.PathLike):
-            return Files(os.fspath(image), key="images", how=self.how).image(0)
+            path = os.path.expanduser(os.fspath(image))
+            if os.path.isdir(path):  # whose first image would be one of many
+                raise ConfigError(f"images: number {number}, {path}, is a folder; allowed: files")
+            return Files(path, key="images", how=self.how).image(0)
         if isinstance(image, Image.Image):
             try:
                 if channels == 3:

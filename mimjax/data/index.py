@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from mimjax.task import ConfigError
 
 THREADS, CHUNK = 32, 512  # of one listing; local files per task
 INDEX_FILE = "data_index.npz"  # in the workdir
+OURS = {"prepare.json"}  # what programs of this project leave beside images
+LONGEST = 10  # letters of what is called an ending
 Fact = tuple[int, int]  # size and time
 
 
@@ -44,19 +47,23 @@ def is_file_of(name: str, endings: Sequence[str]) -> bool:
     return name.lower().endswith(tuple(endings)) and not name.startswith(".")
 
 
-def scan(root: str, endings: Sequence[str]) -> Listing:
+def scan(root: str, endings: Sequence[str], others: Counter[str] | None = None) -> Listing:
     """All files below `root` with one of the extensions.
 
     Follows links to folders (a data set is often a tree of links), each real folder once. A link
     that leads nowhere is listed: reading it will fail, and that is not to be passed over.
 
+    Args:
+      others: counts the files of other endings, see `note_other`.
+
     Raises:
       ConfigError: a folder cannot be listed.
     """
+    others = Counter() if others is None else others
     if "://" in root:
-        return scan_remote(epath.Path(root), endings)
+        return scan_remote(epath.Path(root), endings, others)
     try:
-        found = list(_walk_local(root, "", endings, set()))
+        found = list(_walk_local(root, "", endings, set(), others))
     except OSError as err:
         raise ConfigError(
             f"data.path: cannot list {err.filename or root} ({err.strerror or err})"
@@ -64,9 +71,46 @@ def scan(root: str, endings: Sequence[str]) -> Listing:
     return _sorted(found, _stat_local, CHUNK)
 
 
-def scan_remote(root: epath.Path, endings: Sequence[str]) -> Listing:
+def scan_remote(
+    root: epath.Path, endings: Sequence[str], others: Counter[str] | None = None
+) -> Listing:
     """As `scan` lists a remote folder; it works on local ones too."""
-    return _sorted(list(_walk_remote(root, "", endings)), _stat_remote, 1)
+    others = Counter() if others is None else others
+    return _sorted(list(_walk_remote(root, "", endings, others)), _stat_remote, 1)
+
+
+def holds_image(root: str, endings: Sequence[str]) -> bool:
+    """Whether there is a file below `root` that `scan` would list; the first one ends the search.
+
+    Raises:
+      ConfigError: a folder cannot be listed.
+    """
+    remote, none = "://" in root, Counter()
+    try:
+        found = (
+            _walk_remote(epath.Path(root), "", endings, none)
+            if remote
+            else _walk_local(root, "", endings, set(), none)
+        )
+        return next(iter(found), None) is not None
+    except OSError as err:
+        raise ConfigError(
+            f"data.path: cannot list {err.filename or root} ({err.strerror or err})"
+        ) from err
+
+
+def note_other(name: str, endings: Sequence[str], others: Counter[str]) -> None:
+    """Counts a file that is not listed: by its ending, or as hidden if that is an image's.
+
+    Files that systems leave in every folder ("._a.jpg", ".DS_Store") count for nothing.
+    """
+    if name.startswith("."):
+        if name.lower().endswith(tuple(endings)) and not name.startswith("._"):
+            others["hidden"] += 1
+    elif name not in OURS:
+        ending = os.path.splitext(name)[1].lower()
+        short = 1 < len(ending) <= LONGEST and ending[1:].isalnum()
+        others[ending if short else "without an ending"] += 1
 
 
 def _sorted(found: list[tuple[str, Any]], stat: Callable[[Any], Fact], chunk: int) -> Listing:
@@ -96,8 +140,16 @@ def _stat_remote(entry: epath.Path) -> Fact:
     return found.length, int(found.mtime or 0) * 10**9
 
 
+def _is(test: Callable[[], bool]) -> bool:
+    """What an entry is; False for a link in a circle or into a closed folder."""
+    try:
+        return test()
+    except OSError:
+        return False
+
+
 def _walk_local(
-    root: str, below: str, endings: Sequence[str], seen: set[str]
+    root: str, below: str, endings: Sequence[str], seen: set[str], others: Counter[str]
 ) -> Iterator[tuple[str, os.DirEntry]]:
     real = os.path.realpath(os.path.join(root, below))
     if real in seen:  # a link back to a parent would never end
@@ -106,24 +158,28 @@ def _walk_local(
     with os.scandir(real) as entries:
         for entry in entries:
             path = f"{below}/{entry.name}" if below else entry.name
-            if entry.is_dir():
+            if _is(entry.is_dir):
                 if not entry.name.startswith("."):
-                    yield from _walk_local(root, path, endings, seen)
-            elif is_file_of(entry.name, endings) and (
-                entry.is_file() or not os.path.exists(entry.path)
-            ):
+                    yield from _walk_local(root, path, endings, seen, others)
+            elif not is_file_of(entry.name, endings):
+                note_other(entry.name, endings, others)
+            elif _is(entry.is_file) or not os.path.exists(entry.path):
                 yield path, entry
+            else:
+                others["no regular file"] += 1
 
 
 def _walk_remote(
-    folder: epath.Path, below: str, endings: Sequence[str]
+    folder: epath.Path, below: str, endings: Sequence[str], others: Counter[str]
 ) -> Iterator[tuple[str, epath.Path]]:
     for entry in folder.iterdir():
         path = f"{below}/{entry.name}" if below else entry.name
         if is_file_of(entry.name, endings):
             yield path, entry
-        elif not entry.name.startswith(".") and entry.is_dir():
-            yield from _walk_remote(entry, path, endings)
+        elif entry.name.startswith(".") or not entry.is_dir():
+            note_other(entry.name, endings, others)
+        else:
+            yield from _walk_remote(entry, path, endings, others)
 
 
 class Index:
@@ -131,19 +187,26 @@ class Index:
 
     Attributes:
       listings: (root, extensions) -> its files.
+      others: counts the files that are not listed, by the same keys; nothing where a kept list
+        was trusted.
     """
 
     def __init__(self, known: Index | None = None):
         """`known`: an index to be trusted where it has the root."""
         self.listings: dict[tuple[str, tuple[str, ...]], Listing] = {}
+        self.others: dict[tuple[str, tuple[str, ...]], Counter[str]] = {}
         if known is not None:
             self.listings.update(known.listings)
 
     def files(self, root: str, endings: Sequence[str]) -> Listing:
         key = root, tuple(endings)
         if key not in self.listings:
-            self.listings[key] = scan(root, endings)
+            self.listings[key] = scan(root, endings, self.others.setdefault(key, Counter()))
         return self.listings[key]
+
+    def left_out(self, root: str, endings: Sequence[str]) -> Counter[str]:
+        """Files below a root that are not listed, by ending."""
+        return self.others.get((root, tuple(endings)), Counter())
 
     def to_bytes(self) -> bytes:
         """A NumPy archive without pickled objects."""
@@ -179,9 +242,11 @@ class Index:
     def changes(self, old: Index) -> str:
         """What differs in the roots that both know, as a phrase; "" = nothing."""
         kinds: dict[str, list[str]] = {}
+        roots = {root: files for (root, _), files in old.listings.items()}  # with other endings
         for key, files in self.listings.items():
-            if key in old.listings and files != old.listings[key]:
-                for kind, names in _compare(old.listings[key], files).items():
+            before = old.listings.get(key, roots.get(key[0]))
+            if before is not None and files != before:
+                for kind, names in _compare(before, files).items():
                     kinds.setdefault(kind, []).extend(names)
         return ", ".join(f"{len(v):,} {k} ({shown(v[0])})" for k, v in kinds.items() if v)
 

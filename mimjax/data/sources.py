@@ -32,6 +32,9 @@ class Source(Protocol):
       num_classes: 0 = no labels.
       label_name: what a label means: "digit", "class folder", "source picture".
       fingerprint: short hex that changes when the data change.
+
+    A source of files also has `file(index)`, the path, `how` it is decoded, and `notes`, which are
+    said at the start.
     """
 
     name: str

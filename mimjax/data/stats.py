@@ -4,7 +4,7 @@
   python -m mimjax.data.stats --images=FOLDER --channels=12
 
 Of whole decoded training images on the scale 0 to 1, before any crop; every image weighs the same
-whatever its size. Files that cannot be read are left out and counted.
+whatever its size. Files that cannot be read are left out and named.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from mimjax import cli, progress
+from mimjax.data import values
 from mimjax.data.bad_files import BadFiles
 from mimjax.data.decoding import BadImage
+from mimjax.data.index import shown
 from mimjax.data.sources import Source, make_source
 from mimjax.errors import ConfigError
 
@@ -104,8 +106,13 @@ def main() -> None:
         sections.append("method.target")
     mean, std, done = statistics(source, f.count, bad_files)
     print(f"{done:,} of {len(source):,} training images, {len(mean)} channels, on the scale 0 to 1")
+    for note in getattr(source, "notes", ()):
+        print(f"data: {note}")
+    if text := values.advise(source):
+        print(f"WARNING: {text}")
     if bad_files.paths:
-        print(f"{len(bad_files.paths):,} files cannot be read")
+        print(f"{len(bad_files.paths):,} files cannot be read:")
+        print("\n".join(f"  {shown(path)}" for path in sorted(bad_files.paths)))
     for number, (m, s) in enumerate(zip(mean, std)):
         print(f"  channel {number:2}  mean {m:.4f}  std {s:.4f}")
     if std.min() == 0:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles
+from mimjax.data.decoding import BadImage
 from mimjax.data.images import fingerprint
 from mimjax.data.pipeline import eval_batches
 from mimjax.data.sources import Source
@@ -56,6 +57,27 @@ class Subset:
     def labels(self) -> np.ndarray:
         """All labels, int64 [n]; every process reads them all."""
         return np.asarray([self.label(i) for i in range(len(self))], np.int64)
+
+
+def readable_part(split: Subset, count: int) -> tuple[Subset, list[tuple[str, str]]]:
+    """`Subset(split, count)` of images that can be read; others of `split` stand in for the rest.
+
+    Returns:
+      The images, and path and reason of each file that was tried in vain, in order.
+    """
+    good: list[int] = []
+    bad: dict[int, tuple[str, str]] = {}
+    for place in np.random.default_rng(0).permutation(len(split)).tolist():
+        if len(good) == count:
+            break
+        try:
+            split.image(place)
+            good.append(place)
+        except BadImage as error:
+            bad[place] = error.path, error.reason
+    part = Subset(split, count)
+    part.indices = np.sort(np.asarray(good, np.int64))
+    return part, [bad[place] for place in sorted(bad)]
 
 
 @dataclasses.dataclass

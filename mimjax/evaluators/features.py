@@ -48,8 +48,8 @@ class FeatureBank:
     """Extracts features once for all probes of an evaluation.
 
     Attributes:
-      labels: of both splits, int64 [n]; without those of images that could not be read, which is
-        known after the first `read`.
+      labels: of both splits, int64 [n]; without those of images that have none or could not be
+        read, which is known after the first `read`.
       readers: how many probes read each row; the features are freed after the last one.
     """
 
@@ -98,13 +98,13 @@ class FeatureBank:
         return {name: Splits(train[name], test[name]) for name in train}
 
     def _extract(self, fn, split: Subset) -> dict[str, np.ndarray]:
-        """Features of the images that could be read, and which of all these are, "kept" bool."""
+        """Features of the labeled images that could be read; which these are, "kept" bool."""
         views = {"image": self.bench.task.views["image"]}  # no tokenizer's second view, no masks
         batches = self.bench.batches(split, views)
         outputs, weights = [], []
         for batch in batches:
             outputs.append(jax.device_get(fn(batch["image"])))
             weights.append(jax.device_get(self._weights(batch["weight"])))
-        kept = np.concatenate(weights)[: len(split)] > 0
+        kept = (np.concatenate(weights)[: len(split)] > 0) & (split.labels() >= 0)
         join = lambda name: np.concatenate([o[name] for o in outputs])[: len(split)][kept]
         return {name: join(name) for name in outputs[0]} | {"kept": kept}

@@ -39,7 +39,7 @@ def render(evaluators: Sequence[Any]) -> str:
 def accuracies(probes: Sequence[Probe]) -> str:
     """The table of k-NN and linear accuracies, how they were chosen, and a verdict on each."""
     bench = probes[0].bank.bench
-    train, test = len(bench.train), len(bench.test)
+    train, test = map(len, probes[0].bank.labels)  # without images that have no label
     header = ["features"]
     for p in probes:
         header += [f"{METHODS[p.name]}, %", "chosen"]

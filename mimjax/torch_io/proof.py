@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
+from mimjax.data.decoding import open_image
 from mimjax.errors import ConfigError
 from mimjax.models.layers import normalize
 from mimjax.targets.pixels import normalize as normalize_pixels
@@ -69,7 +69,7 @@ def proof_images(export: Export) -> np.ndarray:
         return noise
     photos = []
     for name in PHOTOS[:count]:
-        with Image.open(Path(spec.origin).parent / name) as image:
+        with open_image(Path(spec.origin).parent / name) as image:
             photos.append(np.asarray(image.convert("RGB").resize((width, height))))
     mean, std = export.task.mean, export.task.std
     return np.concatenate([noise, normalize_pixels(jnp.asarray(np.stack(photos)), mean, std)])

@@ -1,6 +1,7 @@
 """The program that rewrites a folder to a small short side."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 from PIL import Image
 
 from mimjax.data import make_source
-from mimjax.data.prepare import main, prepare, shrink
+from mimjax.data.decoding import decode
+from mimjax.data.prepare import main, output_names, prepare, shrink
 from mimjax.task import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -38,20 +40,23 @@ def test_tree_sizes_and_second_run(tree):
     counts, errors = prepare(str(source), str(output), short_side=40)
     assert (dict(counts), errors) == ({"written": 5}, [])
     files = {str(p.relative_to(output)): p for p in output.rglob("*") if p.is_file()}
+    assert json.loads(files.pop("prepare.json").read_text())["short_side"] == 40
     sizes = {name: Image.open(path).size for name, path in files.items()}
     assert sizes == {
         "train/a/wide.jpg": (80, 40),
         "train/a/wide.png.jpg": (80, 40),
         "val/b/tall.JPEG": (40, 112),
         "val/b/small.jpg": (30, 20),
-        "val/b/small.webp.jpg": (30, 20),
+        "val/b/small.webp": (30, 20),
     }
-    assert all(Image.open(path).format == "JPEG" for path in files.values())
-    small = source / "val/b/small.jpg"
-    assert files["val/b/small.jpg"].read_bytes() == small.read_bytes()
+    assert {
+        n: Image.open(p).format for n, p in files.items() if Image.open(p).format != "JPEG"
+    } == {"val/b/small.webp": "WEBP"}
+    for name in ("val/b/small.jpg", "val/b/small.webp"):
+        assert files[name].read_bytes() == (source / name).read_bytes()
     expected = Image.open(source / "train/a/wide.png").resize((80, 40), Image.Resampling.BICUBIC)
     error = np.asarray(Image.open(files["train/a/wide.png.jpg"]), float) - np.asarray(expected)
-    assert np.abs(error).mean() < 4
+    assert np.abs(error).mean() < 2  # 4:4:4; with half the color resolution 3.4
 
     files["train/a/wide.jpg"].unlink()
     times = {name: path.stat().st_mtime_ns for name, path in files.items() if path.exists()}
@@ -76,6 +81,82 @@ def test_large_jpegs_are_decoded_smaller_and_look_the_same(tree):
     assert np.abs(np.asarray(small).astype(float) - np.asarray(expected)).mean() < 3
     with pytest.raises(ConfigError, match=r"1603x1200 pixels; data.max_pixels is 1000"):
         shrink(buffer.getvalue(), "a.jpg", 100, 95, max_pixels=1000)
+
+
+def stripes(side):
+    """Columns of red and blue, the worst case for half the color resolution."""
+    out = np.zeros((side, side, 3), np.uint8)
+    out[:, ::2], out[:, 1::2] = (220, 30, 30), (30, 30, 220)
+    return out
+
+
+def test_small_lossless_files_stay_and_large_ones_keep_their_colors():
+    for kind in ("PNG", "BMP", "TIFF", "GIF"):
+        buffer = io.BytesIO()
+        Image.fromarray(stripes(32)).save(buffer, kind)
+        assert shrink(buffer.getvalue(), f"a.{kind.lower()}", 32, 95) == buffer.getvalue()
+    large = Image.fromarray(stripes(32)).resize((256, 256), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    large.save(buffer, "PNG")
+    small = np.asarray(decode(shrink(buffer.getvalue(), "a.png", 32, 95), "a")).astype(int)
+    expected = np.asarray(large.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(small - expected).mean() < 5
+
+
+def test_other_settings_are_refused_and_changed_sources_made_anew(tree, capsys):
+    source, output = tree / "in", tree / "out"
+    prepare(str(source), str(output), short_side=40)
+    files = lambda: {p: p.read_bytes() for p in output.rglob("*") if p.is_file()}
+    before = files()
+    for options, text in (
+        ({"short_side": 20}, r"^short_side: 20, but the images in .*out were made with 40"),
+        ({"short_side": 40, "quality": 50}, r"^quality: 50, but the images in .* made with 95"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            prepare(str(source), str(output), **options)
+    with pytest.raises(ConfigError, match=r"^path: .*/in/val', but the images in .* made with"):
+        prepare(str(source / "val"), str(output), short_side=40)
+    assert files() == before
+    changed = source / "train/a/wide.jpg"  # overwritten by an older file, as `cp -p` does it
+    Image.new("RGB", (200, 100), (9, 200, 9)).save(changed)
+    os.utime(changed, ns=(0, 10**18))
+    (source / "val/b/small.jpg").unlink()
+    assert main([f"--path={source}", f"--output={output}", "--short_side=40"]) == 0
+    out = capsys.readouterr().out
+    assert "1 written, 3 already there, 0 failed" in out
+    assert "1 images that this source does not make, left as they are:\n  val/b/small.jpg\n" in out
+    assert np.asarray(Image.open(output / "train/a/wide.jpg"))[0, 0, 1] > 150
+    assert (output / "val/b/small.jpg").exists()
+
+
+def test_a_folder_of_unknown_settings_is_left_alone(tree):
+    with pytest.raises(ConfigError, match=r"^output: .*/val holds images and no prepare.json"):
+        prepare(str(tree / "in/train"), str(tree / "in/val"))
+    (tree / "out").mkdir()
+    (tree / "out/prepare.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"^output: .*prepare.json is damaged"):
+        prepare(str(tree / "in"), str(tree / "out"))
+    (tree / "file").write_text("text")
+    with pytest.raises(ConfigError, match=r"^output: .*file is a file"):
+        prepare(str(tree / "in"), str(tree / "file"))
+
+
+def test_no_two_files_get_one_name(tmp_path):
+    names = output_names(["a.png", "a.png.jpg", "b.jfif", "b.PNG"])
+    assert names == {
+        "a.png": "a.png.2.jpg",
+        "a.png.jpg": "a.png.jpg",
+        "b.jfif": "b.jfif",
+        "b.PNG": "b.PNG.jpg",
+    }
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "a.png.jpg"):
+        Image.new("RGB", (40, 30)).save(tmp_path / "in" / name)
+    (tmp_path / "in/c.heic").write_bytes(b"x")
+    said = []
+    counts, _ = prepare(str(tmp_path / "in"), str(tmp_path / "out"), 8, say=said.append)
+    assert counts == {"written": 2}
+    assert said == [f"{tmp_path / 'in'}: left out by their endings: 1 .heic"]
 
 
 def test_a_broken_file_is_reported_and_the_rest_written(tree, capsys):

@@ -16,6 +16,8 @@ from mimjax.evaluators.common import Bench, Subset
 from mimjax.evaluators.features import FeatureBank
 from mimjax.evaluators.search import Splits, carve, search, standardize
 
+FOLDS = ("train", "test")
+
 
 def blobs(rows=240, width=12, classes=5, spread=1.5):
     """Overlapping clusters: train and test features, train and test labels."""
@@ -166,3 +168,21 @@ def test_images_that_cannot_be_read_have_no_features_and_no_labels(tmp_path):
     assert len(features.test) == len(bank.labels.test)
     for x, y in zip(features, bank.labels, strict=True):
         np.testing.assert_array_equal(np.rint(x[:, 0] * 255) % 3, y)  # each with its own label
+
+
+def test_images_without_a_class_take_no_part(tmp_path):
+    """One beside the class folders, whose value is that of no class."""
+    for n in range(60):
+        place = tmp_path / f"class {n % 3}" / f"{n:02}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (n, n, n)).save(place)
+    for n in range(20):
+        Image.new("RGB", (8, 8), (200, 200, 200)).save(tmp_path / f"stray {n}.png")
+    splits = (make_source("folder", s, path=str(tmp_path), test_fraction=0.5) for s in FOLDS)
+    task, mesh, state = started()
+    bank = FeatureBank(Bench(task, mesh, *(Subset(s, 99) for s in splits), batch_size=16))
+    features = bank.read("raw_pixels", state)["all pixels"]
+    assert len(bank.labels.train) + len(bank.labels.test) == 60
+    for x, y in zip(features, bank.labels, strict=True):
+        np.testing.assert_array_equal(np.rint(x[:, 0] * 255) % 3, y)
+        assert set(y) == {0, 1, 2}

@@ -93,7 +93,7 @@ def test_files_on_it(shop):
     assert not workdir.is_local
     for step in range(3):
         workdir.append("m.jsonl", f'{{"step": {step}}}')
-    assert [r["step"] for r in workdir.read_lines("m.jsonl")] == [0, 1, 2]
+    assert [r["step"] for r in workdir.read_lines("m.jsonl")[0]] == [0, 1, 2]
     workdir.write_bytes("deep/er/file", b"1")
     workdir.write_bytes("broken/deep/old", b"2")
     workdir.move_aside("deep", "broken/deep")

@@ -41,7 +41,7 @@ def poisoned(monkeypatch, black):
 
 
 def rows(workdir):
-    return Workdir(str(workdir), writer=False).read_lines("metrics.jsonl")
+    return Workdir(str(workdir), writer=False).read_lines("metrics.jsonl")[0]
 
 
 def test_stop_keeps_the_last_good_checkpoint(poisoned, tmp_path):
