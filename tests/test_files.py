@@ -36,7 +36,7 @@ def test_json_lines_end_where_a_crash_cut_them(tmp_path):
     with (tmp_path / "m.jsonl").open("a") as f:
         f.write('{"step": 3, "lo')
     assert [r["step"] for r in workdir.read_lines("m.jsonl")[0]] == [0, 1, 2]
-    assert workdir.read_lines("none.jsonl") == []
+    assert workdir.read_lines("none.jsonl") == ([], 0)
 
 
 def test_only_the_writer_writes(tmp_path):

@@ -96,10 +96,10 @@ def test_files_on_it(shop):
     assert [r["step"] for r in workdir.read_lines("m.jsonl")[0]] == [0, 1, 2]
     workdir.write_bytes("deep/er/file", b"1")
     workdir.write_bytes("broken/deep/old", b"2")
-    workdir.move_aside("deep", "broken/deep")
-    assert (shop / "bucket/run/broken/deep/er/file").read_bytes() == b"1"
+    assert workdir.move_aside("deep", "broken/deep") == "broken/deep_2"
+    assert (shop / "bucket/run/broken/deep_2/er/file").read_bytes() == b"1"
     assert not (shop / "bucket/run/deep").exists()
-    assert not (shop / "bucket/run/broken/deep/old").exists()
+    assert (shop / "bucket/run/broken/deep/old").read_bytes() == b"2"  # nothing is replaced
     workdir.remove("m.jsonl")
     workdir.remove("m.jsonl")
     assert workdir.read_text("m.jsonl") == ""
