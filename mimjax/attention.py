@@ -18,7 +18,7 @@ def main() -> None:
     from mimjax.evaluators.attention import Attention
 
     f = flags.FLAGS
-    trained.check_flags(f.count, f.output)
+    trained.check_flags(f.count, f.output, f.workdir, "attention.png")
     run = trained.open_run(f.workdir, f.step)
     reader = Attention(run.bench(f.images), f.count, run.abstract_encoder)
     depth = reader.depth

@@ -19,7 +19,7 @@ def main() -> None:
     from mimjax.evaluators.pictures import Pictures
 
     f = flags.FLAGS
-    trained.check_flags(f.count, f.output)
+    trained.check_flags(f.count, f.output, f.workdir, "reconstruct.png")
     run = trained.open_run(f.workdir, f.step)
     pictures = Pictures(run.bench(f.images, f.seed), f.count, write=lambda name, data: None)
     sheet = pictures.sheet(run.state(), run.frozen())

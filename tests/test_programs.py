@@ -306,10 +306,11 @@ def test_features_are_those_of_load(runs, classes, tmp_path, capsys):
         theirs = model.encode(images, pool=pool, layer=None if layer == "norm" else layer)
         np.testing.assert_allclose(found[key], theirs, atol=1e-5)
     before = place.read_bytes()
-    with pytest.raises(ConfigError, match=r"--output: .* exists; allowed: --overwrite"):
+    with pytest.raises(ConfigError, match=r"--output: .* exists .* allowed: --overwrite to"):
         helpers.program("mimjax.features", *args)
     assert place.read_bytes() == before
-    assert list(place.parent.iterdir()) == [place]
+    record = place.with_name(".features.npz.mimjax.json")
+    assert sorted(place.parent.iterdir()) == [record, place]
     helpers.program("mimjax.features", *args, "--overwrite", "--count=2")
     assert len(np.load(place)["path"]) <= 2
 
