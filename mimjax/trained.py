@@ -142,11 +142,11 @@ def _image_name(source: Any, index: int) -> str:
     return f"{source.name} {index}"
 
 
-def check_flags(count: int, output: str | None, workdir: str | None, name: str) -> None:
+def check_flags(count: int, output: str | None, workdir: str | None = None, name: str = "") -> None:
     """Before any work is done.
 
     Args:
-      workdir, name: where the picture goes without an output, see `save`.
+      workdir, name: where the picture goes without an output, see `save`; None: nowhere.
 
     Raises:
       ConfigError: a count below 1, an output that is no .png, or one that may not be replaced.
@@ -155,7 +155,8 @@ def check_flags(count: int, output: str | None, workdir: str | None, name: str) 
         raise ConfigError(f"--count: {count}; allowed: 1 or more")
     if output is not None and not output.lower().endswith(".png"):
         raise ConfigError(f"--output: {output!r}; allowed: a file name that ends in .png")
-    outputs.check_bytes(output or os.path.join(workdir or "", "pictures", name))
+    if output or workdir:
+        outputs.check_bytes(output or os.path.join(workdir or "", "pictures", name))
 
 
 def save(run: Any, name: str, output: str | None, data: bytes) -> str:
