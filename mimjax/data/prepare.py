@@ -3,33 +3,30 @@
     python -m mimjax.data.prepare --source=folder --path=photos --output=photos256 --short_side=256
 
 The tree of sub-folders stays, so classes and splits do too. Images that are done already are left
-alone: run it again after an interruption. A list beside the output says which these are; other
-files are never touched, and other settings not mixed in. JPEGs that are small enough are copied
-byte for byte. Random crops of the result are crops of resized images, so pixels differ slightly
-from training on the originals.
+alone: run it again after an interruption. JPEGs that are small enough are copied byte for byte.
+Random crops of the result are crops of resized images, so pixels differ slightly from training on
+the originals.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent import futures
 from typing import NoReturn
 
 from etils import epath
 from PIL import Image
 
-from mimjax import files, progress
+from mimjax import progress
 from mimjax.data.decoding import MAX_PIXELS, Decoding, decode
 from mimjax.data.folder import list_images, read_bytes
 from mimjax.data.images import check_option
-from mimjax.data.prepared import Prepared
 from mimjax.task import ConfigError
 
 _JPEG = (".jpg", ".jpeg")
@@ -69,19 +66,14 @@ def shrink(
     return buffer.getvalue()
 
 
-def write_whole(target: epath.Path, data: bytes, before: Callable[[], None] | None = None) -> None:
+def write_whole(target: epath.Path, data: bytes) -> None:
     """Under its own name only when complete: an interrupted run leaves no half image.
-
-    Args:
-      before: called first; its OSErrors count as those of writing.
 
     Raises:
       ConfigError: it cannot be written.
     """
     partial = target.parent / f".{target.name}.part"
     try:
-        if before is not None:
-            before()
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(data)
         partial.replace(target)
@@ -119,18 +111,16 @@ def prepare(
     check_option("short_side", short_side, short_side >= 1, "1 or more")
     check_option("quality", quality, 1 <= quality <= 95, "1 to 95")
     check_option("max_pixels", max_pixels, max_pixels >= 1, "1 or more")
-    path, output = files.place(path, "path"), files.place(output, "output")
+    path, output = os.path.expanduser(path), os.path.expanduser(output)
     if not epath.Path(path).is_dir():
         raise ConfigError(f"path: {path!r} is no folder; allowed: a folder of images")
     if os.path.realpath(output).startswith(os.path.join(os.path.realpath(path), "")):
         raise ConfigError(f"output: {output!r} lies inside {path!r}; allowed: a folder beside it")
     if os.path.realpath(output) == os.path.realpath(path):
         raise ConfigError(f"output: {output!r} is the input; allowed: another folder")
-    names = [name for name, _ in list_images(path)]
-    if not names:
+    files = [name for name, _ in list_images(path)]
+    if not files:
         raise ConfigError(f"path: no image below {path!r}")
-    prepared = Prepared(output, {"short_side": short_side, "quality": quality})
-    prepared.check(map(output_name, names))
 
     def one(name: str) -> tuple[str, str]:
         target = epath.Path(output) / output_name(name)
@@ -141,12 +131,11 @@ def prepare(
             data = shrink(read_bytes(source), source, short_side, quality, max_pixels)
         except ConfigError as err:
             return "failed", str(err)
-        before = functools.partial(prepared.add, output_name(name), len(data))
-        write_whole(target, data, before)
+        write_whole(target, data)
         return "written", ""
 
     with futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        results = list(progress.track(pool.map(one, names), "prepare", len(names), "file"))
+        results = list(progress.track(pool.map(one, files), "prepare", len(files), "file"))
     return Counter(kind for kind, _ in results), [error for _, error in results if error]
 
 

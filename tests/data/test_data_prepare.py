@@ -2,7 +2,6 @@
 
 import io
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from PIL import Image
 
 from mimjax.data import make_source
-from mimjax.data import prepare as prepare_module
 from mimjax.data.prepare import main, prepare, shrink
 from mimjax.task import ConfigError
 
@@ -64,50 +62,6 @@ def test_tree_sizes_and_second_run(tree):
         before, after = (make_source("folder", split, path=str(p)) for p in (source, output))
         assert before.class_names == after.class_names
         assert len(before) == len(after)
-
-
-def test_files_of_the_user_and_of_other_settings_are_refused(tree):
-    """Before anything is written: neither is called "already there", and neither is touched."""
-    source, output = str(tree / "in"), tree / "out"
-    mine = output / "train/a/wide.jpg"
-    mine.parent.mkdir(parents=True)
-    mine.write_bytes(b"mine")
-    with pytest.raises(ConfigError, match=r"output: .*wide\.jpg was not written by prepare; allow"):
-        prepare(source, str(output), short_side=40)
-    assert [p for p in output.rglob("*") if p.is_file()] == [mine]
-    mine.rename(output / "other.txt")  # what is in nobody's way may stay
-    assert prepare(source, str(output), short_side=40)[0]["written"] == 5
-    with pytest.raises(ConfigError, match=r"of short_side=40, quality=95, not short_side=20, qua"):
-        prepare(source, str(output), short_side=20)
-    mine.write_bytes(b"another")
-    with pytest.raises(ConfigError, match=r"wide\.jpg was changed since; allowed"):
-        prepare(source, str(output), short_side=40)
-    assert mine.read_bytes() == b"another"
-    mine.unlink()
-    assert prepare(source, str(output), short_side=40)[0] == {"written": 1, "skipped": 4}
-    shutil.rmtree(output)
-    assert prepare(source, str(output), short_side=20)[0] == {"written": 5}
-    assert prepare(source, str(output), short_side=20)[0] == {"skipped": 5}
-
-
-def test_after_a_kill_it_goes_on(tree, monkeypatch):
-    """In the middle of writing a file, which is in the list by then and not in the folder."""
-    replace, left = prepare_module.epath.Path, [2]
-
-    def kill(path, data, before):
-        before()
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        replace(path).parent.mkdir(parents=True, exist_ok=True)
-        replace(path).write_bytes(data)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "write_whole", kill)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(str(tree / "in"), str(tree / "out"), short_side=40, threads=1)
-    counts, _ = prepare(str(tree / "in"), str(tree / "out"), short_side=40)
-    assert counts == {"written": 3, "skipped": 2}
 
 
 def test_large_jpegs_are_decoded_smaller_and_look_the_same(tree):

@@ -1,0 +1,41 @@
+"""The list of the files that a program adds to a folder."""
+
+import os
+
+import pytest
+
+from mimjax.data.prepared import Prepared
+from mimjax.task import ConfigError
+
+
+def test_only_files_of_the_list_may_be_written_again(tmp_path):
+    out = tmp_path / "deep/out"
+    first = Prepared(str(out))
+    first.check("a/1.jpg")
+    assert not out.parent.exists()  # nothing is made by looking
+    first.add("a/1.jpg", 3)
+    out.mkdir()
+    (out / "a").mkdir()
+    (out / "a/1.jpg").write_bytes(b"123")
+    (out / "a/2.jpg").write_bytes(b"mine")
+    os.symlink("2.jpg", out / "a/3.jpg")
+    second = Prepared(str(out))
+    second.check("a/1.jpg")
+    second.check("a/4.jpg")
+    for name in ("a/2.jpg", "a/3.jpg"):
+        with pytest.raises(ConfigError, match=rf"^output: .*{name} was not written by prepare; "):
+            second.check(name)
+    (out / "a/1.jpg").write_bytes(b"12")
+    with pytest.raises(ConfigError, match=r"1\.jpg was changed since; it is never replaced"):
+        Prepared(str(out)).check("a/1.jpg")
+    second.add("a/5.jpg", 5)  # listed, then killed before it was written
+    Prepared(str(out)).check("a/5.jpg")
+
+
+def test_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="output: .* is the current folder"):
+        Prepared(".")
+    far = Prepared("gs://bucket/out")
+    far.check("a.jpg")
+    far.add("a.jpg", 1)
