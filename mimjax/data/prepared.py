@@ -21,7 +21,7 @@ class Prepared:
     On a store, where nothing can be appended to, there is no list, and every file counts as ours.
 
     Attributes:
-      sizes: bytes of the files in the list, by path relative to the folder.
+      listed: (path relative to the folder, bytes) of the files in the list.
 
     Raises:
       ConfigError: the folder is one that no program writes to (`outputs.check_place`).
@@ -29,13 +29,13 @@ class Prepared:
 
     def __init__(self, folder: str, key: str = "output"):
         self.is_local, self.key = "://" not in folder, key
-        self.folder, self.sizes, self._lock = os.path.abspath(folder), {}, threading.Lock()
+        self.folder, self.listed, self._lock = os.path.abspath(folder), set(), threading.Lock()
         self.parent, name = os.path.split(self.folder)
         self.file = f".{name}.mimjax.jsonl"
         if self.is_local:
             outputs.check_place(self.folder, key, {})
             lines = Workdir(self.parent, writer=False).read_lines(self.file)
-            self.sizes = {line["file"]: line["bytes"] for line in lines if "file" in line}
+            self.listed = {(line.get("file"), line.get("bytes")) for line in lines}
 
     def check(self, name: str) -> None:
         """Find out whether the file `name` may be written: there is none, or one of the list.
@@ -44,12 +44,13 @@ class Prepared:
           ConfigError: it is not in the list, or was changed since.
         """
         path = os.path.join(self.folder, name)
-        if self.is_local and os.path.lexists(path):
-            if os.path.islink(path) or os.lstat(path).st_size != self.sizes.get(name):
-                why = "was changed since" if name in self.sizes else "was not written by prepare"
-                raise ConfigError(
-                    f"{self.key}: {path} {why}; it is never replaced; allowed: a folder without it"
-                )
+        if not self.is_local or not os.path.lexists(path):
+            return
+        if os.path.islink(path) or (name, os.lstat(path).st_size) not in self.listed:
+            raise ConfigError(
+                f"{self.key}: {path} was not written by prepare, or was changed since; it is never "
+                "replaced; allowed: a folder without it"
+            )
 
     def add(self, name: str, size: int) -> None:
         """Put a file of so many bytes on the list, before it is written.
@@ -61,4 +62,4 @@ class Prepared:
             with self._lock:
                 line = json.dumps({"file": name, "bytes": size})
                 Workdir(self.parent).append(self.file, line)
-                self.sizes[name] = size
+                self.listed.add((name, size))

@@ -23,18 +23,19 @@ def test_only_files_of_the_list_may_be_written_again(tmp_path):
     second.check("a/1.jpg")
     second.check("a/4.jpg")
     for name in ("a/2.jpg", "a/3.jpg"):
-        with pytest.raises(ConfigError, match=rf"^output: .*{name} was not written by prepare; "):
+        with pytest.raises(ConfigError, match=rf"^output: .*{name} was not written by prepare, or"):
             second.check(name)
     (out / "a/1.jpg").write_bytes(b"12")
-    with pytest.raises(ConfigError, match=r"1\.jpg was changed since; it is never replaced"):
+    with pytest.raises(ConfigError, match=r"1\.jpg .* or was changed since; it is never replaced"):
         Prepared(str(out)).check("a/1.jpg")
-    second.add("a/5.jpg", 5)  # listed, then killed before it was written
-    Prepared(str(out)).check("a/5.jpg")
+    (out / "a/1.jpg").write_bytes(b"123")
+    second.add("a/1.jpg", 5)  # listed, then killed before it was written anew
+    Prepared(str(out)).check("a/1.jpg")
 
 
 def test_places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="output: .* is the current folder"):
+    with pytest.raises(ConfigError, match=r"output: .* is the current folder"):
         Prepared(".")
     far = Prepared("gs://bucket/out")
     far.check("a.jpg")
