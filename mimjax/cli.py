@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 
 def define_base_flags() -> None:
     """--workdir and --debug, which every program has."""
-    flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.")
+    flags.DEFINE_string("workdir", None, "Folder of the run, local or gs:// (mimjax[gcs]).")
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 

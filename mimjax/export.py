@@ -4,7 +4,8 @@
     [--weights=online|ema] [--pool=token|avg] [--image_size=512] [--decoder] [--overwrite]
 
 What was written is loaded by the library it is meant for, and its features are compared with the
-run's on the same images; a file that differs is not kept. `--format=list` prints which methods go
+run's on the same images; a file that differs is not kept. --overwrite replaces an earlier export
+that nobody changed, and nothing else (`outputs.py`). `--format=list` prints which methods go
 into which formats.
 """
 
