@@ -55,8 +55,10 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
     with place if taken.is_local else contextlib.nullcontext(workdir_path) as new:
         workdir = Workdir(new)
         checkpoints = Checkpoints(workdir)
-        checkpoints.save(state, {"step": 0, "fingerprint": ""}, meta)
-        checkpoints.close()
+        try:
+            checkpoints.save(state, {"step": 0, "fingerprint": ""}, meta)
+        finally:
+            checkpoints.close()  # waits for threads that write
         workdir.write_text("config.json", start.to_json(found.config))  # last: it makes a run
     return found.report
 
