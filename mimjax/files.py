@@ -29,7 +29,7 @@ WRITTEN = ("workdir", "output", "hlo")
 KEYS = {"init_from": RUNS, "resume": RUNS, "teacher.path": RUNS, "data.path": IMAGES}
 
 
-def place(path: str, key: str, stores: Sequence[str] = IMAGES, opened: bool = True) -> str:
+def checked_path(path: str, key: str, stores: Sequence[str] = IMAGES, opened: bool = True) -> str:
     """A path as it can be opened, with `~` expanded; nothing is looked up.
 
     Args:
@@ -69,12 +69,12 @@ def place(path: str, key: str, stores: Sequence[str] = IMAGES, opened: bool = Tr
 
 
 def found(path: str, key: str, stores: Sequence[str]) -> str:
-    """The result of `place`; a store is asked, so that missing rights are found at the start.
+    """The result of `checked_path`; a store is asked, so that missing rights are found early.
 
     Raises:
-      ConfigError: see `place`; or the store does not answer, or refuses.
+      ConfigError: see `checked_path`; or the store does not answer, or refuses.
     """
-    path = place(path, key, stores)
+    path = checked_path(path, key, stores)
     if "://" not in path:
         return path
     try:
@@ -112,7 +112,7 @@ class Workdir:
     """
 
     def __init__(self, path: str, writer: bool = True, key: str = "--workdir"):
-        path = place(path, key, RUNS, opened=writer)
+        path = checked_path(path, key, RUNS, opened=writer)
         # orbax takes absolute paths only
         self.is_local = "://" not in path
         self.path = epath.Path(os.path.abspath(path) if self.is_local else path)

@@ -53,7 +53,7 @@ def check(
     Raises:
       ConfigError: the path is remote or protected, or holds what no program of mimjax has written.
     """
-    path = os.path.abspath(files.place(path, flag, stores=()))
+    path = os.path.abspath(files.checked_path(path, flag, stores=()))
     check_place(path, flag, spare or {})
     check_contents(path, overwrite, flag, hint)
     return path
@@ -128,7 +128,7 @@ def staged(
       ConfigError: see `check`; another program is writing there; it cannot be written (the body's
         OSErrors too).
     """
-    path = os.path.abspath(files.place(path, flag, stores=()))
+    path = os.path.abspath(files.checked_path(path, flag, stores=()))
     check_place(path, flag, spare or {})
     parent, name = os.path.split(path)
     try:
@@ -156,7 +156,7 @@ def write_bytes(path: str, data: bytes, flag: str = "--output") -> None:
     Raises:
       ConfigError: see `check` and `staged`.
     """
-    if "://" not in files.place(path, flag):
+    if "://" not in files.checked_path(path, flag):
         with staged(path, overwrite=True, flag=flag) as new, open(new, "wb") as file:
             file.write(data)
             file.flush()
@@ -177,7 +177,7 @@ def check_bytes(path: str, flag: str = "--output") -> None:
     Raises:
       ConfigError: see `check`.
     """
-    if "://" in files.place(path, flag):
+    if "://" in files.checked_path(path, flag):
         check_remote(path, flag)
     else:
         check(path, overwrite=True, flag=flag)

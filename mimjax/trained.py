@@ -104,7 +104,7 @@ def open_run(path: str, step: int | None = None) -> Trained:
     Raises:
       ConfigError: no workdir, no config, no such checkpoint.
     """
-    workdir = start.existing(files.place(path, "--workdir", files.RUNS), "--workdir")
+    workdir = start.existing(files.checked_path(path, "--workdir", files.RUNS), "--workdir")
     settings = workdir.read_json("config.json")
     if not settings:
         raise ConfigError(f"--workdir: no config.json in {path}; allowed: the workdir of a run")
