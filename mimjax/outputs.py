@@ -194,8 +194,8 @@ def check_remote(path: str, flag: str) -> None:
         data = target.read_bytes()
         if {"": [len(data), hashlib.sha256(data).hexdigest()]} not in _listed(path):
             raise ConfigError(
-                f"{flag}: {path} was not written by mimjax, or was changed since; it is never "
-                f"replaced; allowed: {FREE}"
+                f"{flag}: {path} exists, and mimjax has no record of writing it as it is now; "
+                f"it is never replaced; allowed: {FREE}"
             )
 
 
@@ -249,6 +249,8 @@ def _sha256(path: str, name: str) -> str:
 
 def _foreign(path: str, listed: list[Contents]) -> str:
     """What at `path` is not ours, in words; "" = all of it is one of the listed contents."""
+    if not listed and os.path.isdir(path):  # perhaps a large one: one name is enough
+        return f"{path} holds {min(os.listdir(path))}, which mimjax has no record of writing"
     found, said = _entries(path), ""
     for contents in listed or [{}]:
         unknown = sorted(found.keys() - contents.keys())
@@ -260,9 +262,9 @@ def _foreign(path: str, listed: list[Contents]) -> str:
             place = os.path.join(path, changed[0]) if changed[0] else path
             said = said or f"{place} was changed after mimjax wrote it"
         elif not unknown[0]:
-            said = said or f"{path} exists and was not written by mimjax"
+            said = said or f"{path} exists, and mimjax has no record of writing it"
         else:
-            said = said or f"{path} holds {unknown[0]}, which mimjax has not written"
+            said = said or f"{path} holds {unknown[0]}, which mimjax has no record of writing"
     return said
 
 

@@ -239,14 +239,14 @@ LOOKS = {
         "export", "{foreign}", "--format=safetensors", "--output={foreign}"
     ),
     "export: a folder of photographs": look(
-        *("export", "{images} holds 0.png, which mimjax has not written", "--format=hf"),
+        *("export", "{images} holds 0.png, which mimjax has no record of writing", "--format=hf"),
         *("--output={images}", "--overwrite"),
     ),
     "export: over its run": look(
         *("export", "{run} is the run", "--format=hf", "--output={run}", "--overwrite"), slow=True
     ),
     "plan: a file of the user": typed(
-        *("plan", "--hlo: {file} exists and was not", MAE, "--topology=cpu:1", "--hlo={file}"),
+        *("plan", "--hlo: {file} exists, and mimjax", MAE, "--topology=cpu:1", "--hlo={file}"),
         slow=True,
     ),
     "reconstruct: a PNG of the user": look(

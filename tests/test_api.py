@@ -120,7 +120,7 @@ def test_convert_refuses(file, workdir, tmp_path):
     refused("holds a run already; allowed: a new folder", where=workdir[0])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/a.jpg").write_text("photograph")
-    refused("--workdir: .*/mine holds a.jpg, which mimjax has not written", where=tmp_path / "mine")
+    refused("--workdir: .*/mine holds a.jpg, which mimjax has no record", where=tmp_path / "mine")
     refused(r"number of heads cannot be told from its tensors; give it: --heads=12 \(heads=")
     refused(r"bootmae.pth: heads: 5 does not divide its width 32", heads=5)
     refused(r"pixel_decoder of width 32 has 32 channels .* 5 heads", heads=4, decoder_heads=5)

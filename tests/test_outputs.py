@@ -57,8 +57,8 @@ def refused(here, path, match, **options):
 
 
 def test_a_folder_of_the_user_is_never_replaced(here):
-    refused(here, "mydata", r"--output: .*/mydata holds 0\.jpg, which mimjax has not written")
-    refused(here, "mydata/notes.txt", r"notes\.txt exists and was not written by mimjax")
+    refused(here, "mydata", r"--output: .*/mydata holds 0\.jpg, which mimjax has no record")
+    refused(here, "mydata/notes.txt", r"notes\.txt exists, and mimjax has no record")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_what_is_ours_is_replaced_as_a_whole(here, path):
 
 def test_a_file_of_the_user_in_our_folder_stays(here):
     for spoil, match in {
-        "out/notes.txt": r"out holds notes\.txt, which mimjax has not written",
+        "out/notes.txt": r"out holds notes\.txt, which mimjax has no record",
         "out/deep/x": r"out holds deep/x, which",
         "out/model": r"out/model was changed after mimjax wrote it",
     }.items():
@@ -148,7 +148,7 @@ def test_a_list_that_belongs_to_another_output_proves_nothing(here):
     write("out.npz")
     for text in ("", "[]", '{"contents": [{"": [1]}]}', '{"contents": {"": 5}}'):
         put(".out.npz.mimjax.json", text)
-        refused(here, "out.npz", r"out\.npz exists and was not written by mimjax")
+        refused(here, "out.npz", r"out\.npz exists, and mimjax has no record")
 
 
 def test_an_empty_folder_may_become_an_output(here):

@@ -189,7 +189,7 @@ def test_broken_checkpoints_and_wrong_files(runs, tmp_path):
         lambda: trained.save(run, "", str(mine), b"new"),
         lambda: trained.check_flags(1, None, str(tmp_path), "../mine.png"),
     ):
-        with pytest.raises(ConfigError, match=r"mine\.png exists and was not written by mimjax"):
+        with pytest.raises(ConfigError, match=r"mine\.png exists, and mimjax has no record"):
             call()
     assert mine.read_bytes() == b"a photograph"
 

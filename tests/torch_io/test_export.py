@@ -171,7 +171,7 @@ def test_step_weights_and_overwrite(run, monkeypatch):
         (["--weights=ema", "--decoder"], "--weights: ema with --decoder"),
         (["--output=runs"], "--output: .*/runs holds the run; allowed: a path wh"),
         (["--output=."], "--output: .* is the current folder; allowed: a path where nothing"),
-        (["--output=mine"], "--output: .*/mine holds a.jpg, which mimjax has not written"),
+        (["--output=mine"], "--output: .*/mine holds a.jpg, which mimjax has no record"),
         (["--output=runs/bootmae_digits_0/config.json/x"], r"--output: cannot write .*/x \("),
         (["--workdir=none"], "--workdir: none is no folder"),
     ],
@@ -240,6 +240,6 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
     assert not {"README.md"} & set(os.listdir(place))
     assert sorted(os.listdir(tmp_path)) == [".out.mimjax.json", "out"]
     (tmp_path / "out/notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"out holds notes\.txt, which mimjax has not written"):
+    with pytest.raises(ConfigError, match=r"out holds notes\.txt, which mimjax has no record"):
         program.write(exports.export("mae", "timm"), place, overwrite=True)
     assert (tmp_path / "out/notes.txt").read_text() == "mine"
