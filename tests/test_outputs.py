@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -278,3 +279,19 @@ def test_pictures_are_drawn_again_and_again(here):
         with pytest.raises(ConfigError, match=r"a\.png was changed after mimjax wrote it"):
             call("a.png")
     assert (here / "a.png").read_text() == "drawn by hand"
+
+
+# Who may delete, replace or rename files, each for files of its own; who opens files to write,
+# in a stage of `outputs.staged` or in a workdir.
+DELETES = {"outputs.py", "files.py", "train/checkpoints.py", "data/prepare.py"}
+OPENS = {"outputs.py", "feature_files.py", "torch_io/save.py", "files.py", "data/bad_files.py"}
+
+
+def test_nobody_else_deletes_or_writes():
+    package = helpers.ROOT / "mimjax"
+    for words, allowed in (
+        (r"rmtree|\.unlink\(|os\.(remove|rename|replace|truncate)\(|move_aside\(", DELETES),
+        (r"""open\([^()]*["']([wxa]|[wxa]b|w\+b)["']""", OPENS),
+    ):
+        found = [p for p in package.rglob("*.py") if re.search(words, p.read_text())]
+        assert {str(p.relative_to(package)) for p in found} <= allowed, words
