@@ -6,6 +6,7 @@ appears: what a killed program leaves is known to the next one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -32,10 +33,10 @@ class Prepared:
         self.folder, self.listed, self._lock = os.path.abspath(folder), set(), threading.Lock()
         self.parent, name = os.path.split(self.folder)
         self.file = f".{name}.mimjax.jsonl"
+        self._break = "\n"  # the last line may have been cut short
         if self.is_local:
             outputs.check_place(self.folder, key, {})
-            lines = Workdir(self.parent, writer=False).read_lines(self.file)
-            self.listed = {(line.get("file"), line.get("bytes")) for line in lines}
+            self.listed = _read(os.path.join(self.parent, self.file))
 
     def check(self, name: str) -> None:
         """Find out whether the file `name` may be written: there is none, or one of the list.
@@ -61,5 +62,18 @@ class Prepared:
         if self.is_local:
             with self._lock:
                 line = json.dumps({"file": name, "bytes": size})
-                Workdir(self.parent).append(self.file, line)
+                Workdir(self.parent).append(self.file, self._break + line)
+                self._break = ""
                 self.listed.add((name, size))
+
+
+def _read(path: str) -> set[tuple[str, int]]:
+    """The entries of a list; lines that a crash cut short are left out."""
+    out = set()
+    if os.path.exists(path):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                with contextlib.suppress(ValueError, LookupError, TypeError):
+                    entry = json.loads(line)
+                    out.add((entry["file"], entry["bytes"]))
+    return out

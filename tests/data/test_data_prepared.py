@@ -40,3 +40,18 @@ def test_places(tmp_path, monkeypatch):
     far = Prepared("gs://bucket/out")
     far.check("a.jpg")
     far.add("a.jpg", 1)
+
+
+def test_a_damaged_list_still_says_what_it_can(tmp_path):
+    prepared = Prepared(str(tmp_path / "out"))
+    (tmp_path / "out").mkdir()
+    for name in ("1.jpg", "é.jpg"):
+        prepared.add(name, 1)
+        (tmp_path / "out" / name).write_bytes(b"x")
+    place = tmp_path / ".out.mimjax.jsonl"
+    place.write_bytes(b"\xff\n[]\n{}\n" + place.read_bytes() + b'{"file": "2.')
+    again = Prepared(str(tmp_path / "out"))
+    assert again.listed == {("1.jpg", 1), ("é.jpg", 1)}
+    again.check("é.jpg")
+    again.add("3.jpg", 3)
+    assert ("3.jpg", 3) in Prepared(str(tmp_path / "out")).listed
