@@ -19,7 +19,7 @@ def main() -> None:
     from mimjax.evaluators.attention import Attention
 
     f = flags.FLAGS
-    trained.check_flags(f.count, f.output)
+    trained.check_flags(f.count, f.output, f.workdir, "attention.png")
     run = trained.open_run(f.workdir, f.step)
     bench, notes = run.look(f.images, f.count)
     reader = Attention(bench, f.count, run.abstract_encoder)

@@ -8,20 +8,22 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from mimjax import files
 from mimjax.errors import ConfigError
 from mimjax.schema import Config
+from mimjax.torch_io.files import SUFFIXES
 
 FLAGS = flags.FLAGS
 
 
 def define_base_flags() -> None:
     """--workdir and --debug, which every program has."""
-    flags.DEFINE_string("workdir", None, "Folder of the run, local or gs://.")
+    flags.DEFINE_string("workdir", None, "Folder of the run, local or gs:// (mimjax[gcs]).")
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
@@ -195,9 +197,33 @@ def _start(main: Callable[[], None], required: tuple[str, ...], rest: list[str])
     for name in required:
         if FLAGS[name].value is None:
             raise ConfigError(f"--{name}: missing; allowed: see --help")
+    check_paths()
     if "distributed" in FLAGS:
         join_processes()
     main()
+
+
+def check_paths() -> None:
+    """Expands `~` in every flag and setting that names a place, and asks the stores among these.
+
+    Raises:
+      ConfigError: an address that cannot be used there, or a store that does not answer.
+    """
+    values = FLAGS.flag_values_dict()
+    for name, stores in files.FLAGS.items():
+        if isinstance(path := values.get(name), str):
+            FLAGS[name].value = files.found(path, f"--{name}", stores)
+    config: Any = values.get("config")
+    if not isinstance(config, ConfigDict):
+        return
+    for key, stores in files.KEYS.items():
+        section, _, last = key.rpartition(".")
+        node: Any = config.get(section, config)
+        if isinstance(path := node.get(last), str):
+            parts = path.split(",") if key == "teacher.path" else [path]
+            # files of weights are read on this machine alone, runs on a store too
+            places = [files.found(p, key, () if p.endswith(SUFFIXES) else stores) for p in parts]
+            node[last] = ",".join(places)
 
 
 def join_processes() -> None:

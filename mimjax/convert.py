@@ -8,6 +8,7 @@ workdir holds the config and a checkpoint of step 0, from which `mimjax.main` co
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -36,7 +37,7 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
       ConfigError: the workdir holds a run, or the file cannot become one of this config. Nothing
         is written then.
     """
-    from mimjax import published, start
+    from mimjax import outputs, published, start
     from mimjax.errors import ConfigError
     from mimjax.files import Workdir
     from mimjax.train.checkpoints import Checkpoints, versions
@@ -44,17 +45,23 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
     taken = Workdir(workdir_path, writer=False)
     if any(taken.file(name).exists() for name in ("config.json", "checkpoints")):
         raise ConfigError(f"--workdir: {workdir_path} holds a run already; allowed: a new folder")
+    if taken.is_local:
+        outputs.check(workdir_path, flag="--workdir")
     held, average = published.open_file(path, layout, "--weights")
     found = published.fit(c, held, average, choice)
     state = make_state(found)
-    workdir = Workdir(workdir_path)
-    workdir.write_text("config.json", start.config_json(found.config))
-    checkpoints = Checkpoints(workdir)
-    config = json.loads(start.config_json(found.config))
-    meta: dict[str, Any] = {"config": config, "versions": versions(), "teacher": {}}
+    text = start.config_json(found.config)
+    meta: dict[str, Any] = {"config": json.loads(text), "versions": versions(), "teacher": {}}
     meta["weights"] = {"path": path, "sha256": start.checksum(path, {}), "layout": held.layout}
-    checkpoints.save(state, {"step": 0, "fingerprint": ""}, meta)
-    checkpoints.close()
+    place = outputs.staged(workdir_path, flag="--workdir", listed=False)
+    with place if taken.is_local else contextlib.nullcontext(workdir_path) as new:
+        workdir = Workdir(new)
+        checkpoints = Checkpoints(workdir)
+        try:
+            checkpoints.save(state, {"step": 0, "fingerprint": ""}, meta)
+        finally:
+            checkpoints.close()  # waits for threads that write
+        workdir.write_text("config.json", text)  # last: it makes a run
     return found.report
 
 

@@ -42,8 +42,12 @@ def main() -> None:
         caption = f"{embedding.WORDS[f.method]} of {what}"
         sheet = embedding.draw(found, places, caption, subset.label_name, names, small)
     print("\n".join([f"{opened.title}: {found.about}", *skipped]))
-    name = f"embedding_{f.of}_{f.method}.png"
-    print(f"picture: {trained.save(opened, name, f.output, pictures.png(sheet))}")
+    print(f"picture: {trained.save(opened, picture_name(), f.output, pictures.png(sheet))}")
+
+
+def picture_name() -> str:
+    """The picture's name in WORKDIR/pictures."""
+    return f"embedding_{flags.FLAGS.of}_{flags.FLAGS.method}.png"
 
 
 def points() -> int:
@@ -64,7 +68,7 @@ def points() -> int:
     if colors and f["thumbnails"].present:
         raise ConfigError("--thumbnails: with --of=patches --method=pca; allowed: other maps")
     count = (embedding.SHOWN if colors else embedding.POINTS) if f.count is None else f.count
-    trained.check_flags(count, f.output)
+    trained.check_flags(count, f.output, f.workdir, picture_name())
     if count < embedding.LEAST and not colors:
         raise ConfigError(f"--count: {count}; allowed: {embedding.LEAST} or more for a map")
     return count

@@ -4,7 +4,8 @@
     [--weights=online|ema] [--pool=token|avg] [--image_size=512] [--decoder] [--overwrite]
 
 What was written is loaded by the library it is meant for, and its features are compared with the
-run's on the same images; a file that differs is not kept. `--format=list` prints which methods go
+run's on the same images; a file that differs is not kept. --overwrite replaces an earlier export
+that nobody changed, and nothing else (`outputs.py`). `--format=list` prints which methods go
 into which formats.
 """
 
@@ -16,14 +17,14 @@ from typing import Any
 
 from absl import flags
 
-from mimjax import cli
+from mimjax import cli, outputs
 from mimjax.errors import ConfigError
 
 LIBRARIES = {"timm": "mimjax[timm]", "transformers": "mimjax[torch]"}
 
 
 def main() -> None:
-    from mimjax.torch_io import formats, save
+    from mimjax.torch_io import formats
 
     f = flags.FLAGS
     if f.format == "list":
@@ -37,7 +38,8 @@ def main() -> None:
         if f[name].value is None:
             raise ConfigError(f"--{name}: missing; allowed: see --help")
     formats.check_output(f.format, f.output)
-    save.free(f.output, f.overwrite)  # before anything is read
+    spare = {"the run": f.workdir}
+    outputs.check(f.output, f.overwrite, spare=spare, hint="--overwrite")  # before anything is read
     print("\n".join(write(make_export(), f.output, f.overwrite)))
 
 
@@ -50,9 +52,9 @@ def write(job, output: str, overwrite: bool = False) -> list[str]:
     Raises:
       ConfigError: it cannot be written or is wrong; then nothing is left of it.
     """
-    from mimjax.torch_io import proof, save
+    from mimjax.torch_io import proof
 
-    with save.staged(output, overwrite) as path:
+    with outputs.staged(output, overwrite) as path:
         job.write(path)
         found = proof.prove(job, path)
     about = f"{job.method}, step {job.about['step']}, {job.about['weights']} weights"
@@ -201,7 +203,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("pool", "token", ["token", "avg"], "avg: the norm stands after mean pooling.")
     flags.DEFINE_string("image_size", None, "Resize positions for images of 512 or HxW pixels.")
     flags.DEFINE_bool("decoder", False, "Write every network of the run, not the encoder alone.")
-    flags.DEFINE_bool("overwrite", False, "Replace an output that exists.")
+    flags.DEFINE_bool("overwrite", False, "Replace what an earlier export wrote there, unchanged.")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mimjax import outputs
 from mimjax.errors import ConfigError
-from mimjax.torch_io import save
 
 SUFFIXES = (".npz", ".parquet")
 GROUP_BYTES = 64 << 20  # of features in one row group of a Parquet file
@@ -31,19 +31,20 @@ class Table(Protocol):
     def close(self) -> None: ...
 
 
-def check(path: str, overwrite: bool) -> None:
+def check(path: str, overwrite: bool, spare: dict[str, str | None] | None = None) -> None:
     """Before any work is done.
 
+    Args:
+      spare: see `outputs.check`.
+
     Raises:
-      ConfigError: another suffix, a file that exists, Parquet without pyarrow.
+      ConfigError: another suffix, a file that may not be replaced, Parquet without pyarrow.
     """
     if not path.endswith(SUFFIXES):
         raise ConfigError(f"--output: {path!r}; allowed: file names that end in .npz or .parquet")
-    if "://" in path:
-        raise ConfigError(f"--output: {path!r} is no local path; allowed: a file on this machine")
     if path.endswith(".parquet"):
         import_parquet(path)
-    save.free(path, overwrite)
+    outputs.check(path, overwrite, spare=spare, hint="--overwrite")
 
 
 @contextlib.contextmanager
@@ -56,7 +57,7 @@ def create(path: str, overwrite: bool, about: dict[str, str]) -> Iterator[Table]
     Raises:
       ConfigError: it cannot be written; the line names --output.
     """
-    with save.staged(path, overwrite) as new:
+    with outputs.staged(path, overwrite) as new:
         table = Parquet(new, about) if path.endswith(".parquet") else Npz(new, about)
         yield table
         table.close()

@@ -26,7 +26,7 @@ def main() -> None:
     if f.output is None and f.workdir is None:
         raise ConfigError("--output: missing; it may be left out with --workdir alone")
     output = os.path.expanduser(f.output or os.path.join(f.workdir, "features.npz"))
-    feature_files.check(output, f.overwrite)
+    feature_files.check(output, f.overwrite, {"the run": f.workdir, "the images": f.images})
     opened = encoding.open_model()
     wanted = encoding.readings(f.pool, f.layers, opened.model)
     subset = encoding.open_source(opened, f.images, f.split, f.count)
@@ -54,5 +54,5 @@ if __name__ == "__main__":
     flags.DEFINE_list("layers", ["norm"], "norm, or blocks from 0; negative: from the end.")
     flags.DEFINE_list("pool", ["mean"], "mean (of the patches' tokens), cls, all (tokens).")
     flags.DEFINE_integer("count", 0, "At most that many images, drawn from all; 0 = all.")
-    flags.DEFINE_bool("overwrite", False, "Replace an output that exists.")
+    flags.DEFINE_bool("overwrite", False, "Replace features written there before, unchanged.")
     cli.run(main, required=())

@@ -7,16 +7,96 @@ shows an object only when it is whole. Nothing remote is appended to, renamed or
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
 
 from mimjax.errors import ConfigError
+
+STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # address -> its package, and our extra
+# orbax has no driver of s3://, so no checkpoint can lie there
+RUNS, IMAGES = ("gs",), ("gs", "s3")
+# flags of programs, and settings, that name places; which stores each may name
+FLAGS = {"workdir": RUNS, "images": IMAGES, "weights": (), "output": IMAGES, "hlo": IMAGES}
+WRITTEN = ("workdir", "output", "hlo")
+KEYS = {"init_from": RUNS, "resume": RUNS, "teacher.path": RUNS, "data.path": IMAGES}
+
+
+def checked_path(path: str, key: str, stores: Sequence[str] = IMAGES, opened: bool = True) -> str:
+    """A path as it can be opened, with `~` expanded; nothing is looked up.
+
+    Args:
+      key: the flag or setting that named it, for errors.
+      stores: schemes of STORES that can be used here.
+      opened: whether the store's package must be there; False only looks at the text.
+
+    Raises:
+      ConfigError: an address that cannot be used here, a mistyped one, or a missing package.
+    """
+    allowed = ", ".join(["a path on this machine", *(f"{s}://BUCKET/..." for s in stores)])
+    scheme, colon, rest = path.partition("://")
+    if not colon:
+        if re.match(r"(gs|gcs|s3|hf|az|https?|file):", path, re.IGNORECASE):
+            raise ConfigError(f"{key}: {path!r} is no address of a store; allowed: {allowed}")
+        return os.path.expanduser(path)
+    if scheme not in STORES and _registered(scheme):
+        return path
+    if scheme not in stores:
+        verb = "written" if key.lstrip("-") in WRITTEN else "read"
+        why = f"nothing can be {verb} at {scheme}:// here"
+        copy = " (download it first)" if verb == "read" else ""
+        raise ConfigError(f"{key}: {path!r}: {why}; allowed: {allowed}{copy}")
+    if not rest.strip("/") or rest.startswith("/"):
+        raise ConfigError(f"{key}: {path!r} names no bucket; allowed: {allowed}")
+    package, extra = STORES[scheme]
+    if not opened:
+        return path
+    if importlib.util.find_spec(package) is not None:
+        os.environ.setdefault("EPATH_USE_TF", "false")  # etils would prefer TensorFlow to it
+    elif scheme != "gs" or importlib.util.find_spec("tensorflow") is None:
+        raise ConfigError(
+            f'{key}: {path!r} needs {package}: pip install "mimjax[{extra}]"; allowed without it: '
+            "a path on this machine"
+        )
+    return path
+
+
+def found(path: str, key: str, stores: Sequence[str]) -> str:
+    """The result of `checked_path`; a store is asked, so that missing rights are found early.
+
+    Raises:
+      ConfigError: see `checked_path`; or the store does not answer, or refuses.
+    """
+    path = checked_path(path, key, stores)
+    if "://" not in path:
+        return path
+    try:
+        epath.Path(path).exists()
+    except Exception as error:  # each store's client has its own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(
+            f"{key}: {path!r} cannot be reached ({reason}); allowed: a bucket that this machine's "
+            "credentials may use"
+        ) from None
+    return path
+
+
+def _registered(scheme: str) -> bool:
+    """Whether somebody taught `epath` this address; its own (hf, az) have no extra here."""
+    if scheme in ("hf", "az"):
+        return False
+    try:
+        epath.Path(f"{scheme}://x")
+    except KeyError:
+        return False
+    return True
 
 
 class Workdir:
@@ -26,9 +106,13 @@ class Workdir:
       path: local or remote folder.
       is_local: whether files can be appended to and renamed.
       writer: whether this process writes.
+
+    Raises:
+      ConfigError: an address that no run can use; `key` begins the line.
     """
 
-    def __init__(self, path: str, writer: bool = True):
+    def __init__(self, path: str, writer: bool = True, key: str = "--workdir"):
+        path = checked_path(path, key, RUNS, opened=writer)
         # orbax takes absolute paths only
         self.is_local = "://" not in path
         self.path = epath.Path(os.path.abspath(path) if self.is_local else path)

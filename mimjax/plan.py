@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from mimjax import cli, hlo
+from mimjax import cli, hlo, outputs
 from mimjax.errors import ConfigError
 from mimjax.schema import Config
 
@@ -354,10 +354,11 @@ def describe(r: dict[str, Any]) -> str:
 def main() -> None:
     """Compiles, prints, writes the program's text where asked."""
     f = flags.FLAGS
+    if f.hlo:
+        outputs.check_bytes(f.hlo, "--hlo")
     report, text = analyze(f.config, f.topology)
     if f.hlo:
-        with open(f.hlo, "w") as file:
-            file.write(text)
+        outputs.write_bytes(f.hlo, text.encode(), "--hlo")
     print(json.dumps(report, indent=2) if f.json else describe(report), flush=True)
 
 

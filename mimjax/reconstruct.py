@@ -21,7 +21,7 @@ def main() -> None:
     from mimjax.evaluators.pictures import Pictures
 
     f = flags.FLAGS
-    trained.check_flags(f.count, f.output)
+    trained.check_flags(f.count, f.output, f.workdir, "reconstruct.png")
     run = trained.open_run(f.workdir, f.step)
     bench, notes = run.look(f.images, f.count, f.seed)
     pictures = Pictures(bench, f.count, write=lambda name, data: None)

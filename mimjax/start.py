@@ -16,7 +16,7 @@ import numpy as np
 
 from mimjax import config_version, contradictions, rules
 from mimjax.errors import ConfigError
-from mimjax.files import Workdir
+from mimjax.files import RUNS, Workdir, checked_path
 from mimjax.restore import Start
 from mimjax.rng import step_key
 from mimjax.schema import Config
@@ -223,7 +223,7 @@ def order_of(program: Program) -> str:
 
 
 def existing(path: str, key: str) -> Workdir:
-    workdir = Workdir(path, writer=False)
+    workdir = Workdir(checked_path(path, key, RUNS), writer=False)
     if not workdir.path.is_dir():
         raise ConfigError(f"{key}: {path} is no folder; allowed: a workdir of an earlier run")
     return workdir

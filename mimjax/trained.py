@@ -15,7 +15,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from mimjax import build, config_version, schema, start
+from mimjax import build, config_version, files, outputs, schema, start
 from mimjax.data import values
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles, named
@@ -119,7 +119,7 @@ def open_run(path: str, step: int | None = None) -> Trained:
     Raises:
       ConfigError: no workdir, no config, no such checkpoint.
     """
-    workdir = start.existing(path, "--workdir")
+    workdir = start.existing(files.checked_path(path, "--workdir", files.RUNS), "--workdir")
     settings = config_version.upgrade(workdir.read_json("config.json"), f"{path}/config.json")
     if not settings:
         raise ConfigError(f"--workdir: no config.json in {path}; allowed: the workdir of a run")
@@ -165,16 +165,21 @@ def _image_name(source: Any, index: int) -> str:
     return f"{source.name} {index}"
 
 
-def check_flags(count: int, output: str | None) -> None:
+def check_flags(count: int, output: str | None, workdir: str | None = None, name: str = "") -> None:
     """Before any work is done.
 
+    Args:
+      workdir, name: where the picture goes without an output, see `save`; None: nowhere.
+
     Raises:
-      ConfigError: a count below 1, an output that is no .png.
+      ConfigError: a count below 1, an output that is no .png, or one that may not be replaced.
     """
     if count < 1:
         raise ConfigError(f"--count: {count}; allowed: 1 or more")
     if output is not None and not output.lower().endswith(".png"):
         raise ConfigError(f"--output: {output!r}; allowed: a file name that ends in .png")
+    if output or workdir:
+        outputs.check_bytes(output or os.path.join(workdir or "", "pictures", name))
 
 
 def save(run: Any, name: str, output: str | None, data: bytes) -> str:
@@ -187,13 +192,8 @@ def save(run: Any, name: str, output: str | None, data: bytes) -> str:
       Where it is.
 
     Raises:
-      ConfigError: it cannot be written.
+      ConfigError: it cannot be written, or would replace what is not ours.
     """
     path = os.path.expanduser(output) if output else os.fspath(run.workdir.path / "pictures" / name)
-    folder, file = os.path.split(path)
-    try:
-        Workdir(folder).write_bytes(file, data)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"--output: cannot write {path!r} ({reason})") from None
+    outputs.write_bytes(path, data)
     return path

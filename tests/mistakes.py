@@ -170,6 +170,14 @@ WORKDIRS = {
     "another target": main(
         "method.pixel_norm", "--config.method.pixel_norm=channel", workdir="{run}", slow=True
     ),
+    "a store without its package": main(
+        "--workdir: 'gs://bucket/run' needs gcsfs: pip install \"mimjax[gcs]\"",
+        workdir="gs://bucket/run",
+    ),
+    "workdir on the web": main(
+        "--workdir: 'https://h/run': nothing can be written", workdir="https://h/run", slow=True
+    ),
+    "mistyped store": main("--workdir: 'gs:/bucket/run'", workdir="gs:/bucket/run", slow=True),
     "resume: missing": main("resume: /no/workdir", "--config.resume=/no/workdir", slow=True),
     "resume: no workdir": main("{images}", "--config.resume={images}"),
 }
@@ -229,6 +237,24 @@ LOOKS = {
     "export: suffix": look("export", "{new}.bin", "--format=mae", "--output={new}.bin", slow=True),
     "export: output exists": look(
         "export", "{foreign}", "--format=safetensors", "--output={foreign}"
+    ),
+    "export: a folder of photographs": look(
+        *("export", "{images} holds 0.png, which mimjax has no record of writing", "--format=hf"),
+        *("--output={images}", "--overwrite"),
+    ),
+    "export: over its run": look(
+        *("export", "{run} is the run", "--format=hf", "--output={run}", "--overwrite"), slow=True
+    ),
+    "plan: a file of the user": typed(
+        *("plan", "--hlo: {file} exists, and mimjax", MAE, "--topology=cpu:1", "--hlo={file}"),
+        slow=True,
+    ),
+    "reconstruct: a PNG of the user": look(
+        *("reconstruct", "--output: {images}/0.png exists", "--output={images}/0.png"), slow=True
+    ),
+    "features: weights on a store": typed(
+        *("features", "--weights: 'gs://b/w.pth'", "--weights=gs://b/w.pth", "--output=x.npz"),
+        slow=True,
     ),
     "export: image size": look(
         *("export", "--image_size: 'big'", "--format=timm", "--output={new}.safetensors"),

@@ -118,6 +118,9 @@ def test_convert_refuses(file, workdir, tmp_path):
         assert not folder.exists()
 
     refused("holds a run already; allowed: a new folder", where=workdir[0])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.jpg").write_text("photograph")
+    refused("--workdir: .*/mine holds a.jpg, which mimjax has no record", where=tmp_path / "mine")
     refused(r"number of heads cannot be told from its tensors; give it: --heads=12 \(heads=")
     refused(r"bootmae.pth: heads: 5 does not divide its width 32", heads=5)
     refused(r"pixel_decoder of width 32 has 32 channels .* 5 heads", heads=4, decoder_heads=5)
@@ -132,6 +135,21 @@ def test_convert_refuses(file, workdir, tmp_path):
     save_file(tower, tmp_path / "clip.safetensors")
     refused("holds clip; needed: encoder", str(tmp_path / "clip.safetensors"), heads=4)
     refused("--config: mimjax.methods.dvae:DiscreteVAE has no transformer", config="dvae", heads=4)
+
+
+def test_an_interrupted_convert_leaves_nothing(file, tmp_path, monkeypatch):
+    save = Checkpoints.save
+
+    def interrupt(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", interrupt)
+    c = helpers.CONFIGS["bootmae"].get_config("demo")
+    args = str(file[0]), c, str(tmp_path / "deep/run"), "auto", published.Choice(heads=4)
+    with pytest.raises(KeyboardInterrupt):
+        convert.convert(*args)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_encoder_alone_begins_any_method(file, tmp_path):

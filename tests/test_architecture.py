@@ -17,6 +17,7 @@ FLOORS = [
         "data",
         "torch_io",
         "files",
+        "outputs",
         "lock",
         "charts",
         "page",

@@ -84,7 +84,7 @@ def test_reconstruct_draws_the_runs_own_picture(runs):
     own = runs["mae"] / "pictures/reconstruction_0000002.png"
     np.testing.assert_array_equal(Image.open(place), Image.open(own))
     after = files(runs["mae"])
-    assert after.keys() - before.keys() <= {place}
+    assert after.keys() - before.keys() <= {place, place.with_name(".reconstruct.png.mimjax.json")}
     assert before == {p: after[p] for p in before}
 
 
@@ -221,6 +221,16 @@ def test_broken_checkpoints_and_wrong_files(runs, tmp_path):
             trained.check_flags(count, output)
     with pytest.raises(ConfigError, match="--output: cannot write"):
         trained.save(run, "", str(tmp_path / "run/config.json/a.png"), b"")
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(b"a photograph")
+    for call in (
+        lambda: trained.check_flags(1, str(mine)),
+        lambda: trained.save(run, "", str(mine), b"new"),
+        lambda: trained.check_flags(1, None, str(tmp_path), "../mine.png"),
+    ):
+        with pytest.raises(ConfigError, match=r"mine\.png exists, and mimjax has no record"):
+            call()
+    assert mine.read_bytes() == b"a photograph"
 
 
 def test_the_state_is_the_checkpoints(runs):
@@ -345,10 +355,11 @@ def test_features_are_those_of_load(runs, classes, tmp_path, capsys):
         theirs = model.encode(images, pool=pool, layer=None if layer == "norm" else layer)
         np.testing.assert_allclose(found[key], theirs, atol=1e-5)
     before = place.read_bytes()
-    with pytest.raises(ConfigError, match=r"--output: .* exists; allowed: --overwrite"):
+    with pytest.raises(ConfigError, match=r"--output: .* exists .* allowed: --overwrite to"):
         helpers.program("mimjax.features", *args)
     assert place.read_bytes() == before
-    assert list(place.parent.iterdir()) == [place]
+    record = place.with_name(".features.npz.mimjax.json")
+    assert sorted(place.parent.iterdir()) == [record, place]
     helpers.program("mimjax.features", *args, "--overwrite", "--count=2")
     assert len(np.load(place)["path"]) <= 2
 
@@ -402,7 +413,9 @@ def test_tables_are_written_in_parts(tmp_path, monkeypatch):
     for name in ("b.npz", "b.parquet"):
         with pytest.raises(ConfigError, match=f"cannot write .*{name} .No space"):
             write(tmp_path / name, OSError(28, "No space left"))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "a.parquet"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *(".a.npz.mimjax.json", ".a.parquet.mimjax.json", "a.npz", "a.parquet")
+    ]
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigError, match=r"needs pyarrow: pip install mimjax\[parquet\]"):
         feature_files.check("c.parquet", False)

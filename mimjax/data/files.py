@@ -17,6 +17,7 @@ from mimjax.data.bands import Bands
 from mimjax.data.decoding import Decoding
 from mimjax.data.folder import extensions, list_images, read_image
 from mimjax.data.images import Lazy, fingerprint
+from mimjax.files import checked_path
 from mimjax.task import ConfigError
 
 
@@ -48,7 +49,7 @@ class Files(Lazy):
     label_name = "class folder"
 
     def __post_init__(self):
-        self.path = os.path.expanduser(self.path)
+        self.path = checked_path(self.path, self.key)
         place, others = epath.Path(self.path), Counter()
         if place.is_dir():
             found = list_images(self.path, self.how.channels, others)

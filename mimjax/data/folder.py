@@ -33,6 +33,7 @@ from mimjax.data.decoding import (
 )
 from mimjax.data.images import Lazy, check_option, fingerprint
 from mimjax.data.index import Index, holds_image, is_file_of, scan, shown
+from mimjax.files import checked_path
 from mimjax.task import ConfigError
 
 # of the formats in `decoding.FORMATS`; a browser saves JPEG as .jfif
@@ -154,7 +155,7 @@ class Folder(Lazy):
 
     def __post_init__(self, index: Index | None):
         self.how = Decoding(self.channels, self.max_pixels, self.value_range)
-        self.path = os.path.expanduser(os.fspath(self.path))
+        self.path = checked_path(os.fspath(self.path), KEY)
         ok = 0 <= self.test_fraction < 1
         check_option("test_fraction", self.test_fraction, ok, "0 <= test_fraction < 1")
         check_option("splits", self.splits, self.splits in SPLITS, ", ".join(SPLITS))

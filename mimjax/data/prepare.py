@@ -33,6 +33,8 @@ from mimjax.data.decoding import MAX_PIXELS, Decoding, Range, decode
 from mimjax.data.folder import EXTENSIONS, JPEGS, list_images, read_bytes
 from mimjax.data.images import check_option
 from mimjax.data.index import Listing, holds_image, scan, shown
+from mimjax.data.prepared import Prepared
+from mimjax.files import checked_path
 from mimjax.task import ConfigError
 
 SETTINGS = "prepare.json"  # in the output
@@ -186,6 +188,7 @@ def rewrite(
     results: Sequence[epath.Path],
     time: int,
     change: Callable[[bytes, str], bytes],
+    prepared: Prepared,
 ) -> tuple[str, str]:
     """One file of the source becomes one of the output, if it is not there already.
 
@@ -193,6 +196,7 @@ def rewrite(
       place: of the source.
       results: where it lies as it is, and where `change` has made another of it.
       time: of the source's last change in ns.
+      prepared: the list of what may be replaced in the output.
 
     Returns:
       "skipped" or "written" and where it lies, or "failed" and an error.
@@ -203,9 +207,11 @@ def rewrite(
     try:
         data = read_bytes(place)
         small = change(data, place)
+        result = results[0] if small is data else results[1]
+        prepared.check(name := os.path.relpath(result, prepared.folder))
     except ConfigError as err:
         return "failed", str(err)
-    result = results[0] if small is data else results[1]
+    prepared.add(name, len(small))
     write_whole(result, small, time)
     return "written", os.fspath(result)
 
@@ -257,8 +263,9 @@ def prepare(
     check_option("short_side", short_side, short_side >= 1, "1 or more")
     check_option("quality", quality, 1 <= quality <= 95, "1 to 95")
     how = Decoding(max_pixels=max_pixels, value_range=value_range)
-    path, output = os.path.expanduser(path), os.path.expanduser(output)
+    path, output = checked_path(path, "path"), checked_path(output, "output")
     check_folders(path, output)
+    prepared = Prepared(output)
     files = list_source(path, say)
     source = path if "://" in path else os.path.realpath(path)
     settings = {"path": source, "short_side": short_side, "quality": quality}
@@ -272,7 +279,7 @@ def prepare(
         change = lambda data, place: shrink(
             data, place, short_side, quality, max_pixels, value_range
         )
-        kind, text = rewrite(os.path.join(path, name), results, time, change)
+        kind, text = rewrite(os.path.join(path, name), results, time, change, prepared)
         return kind, text if kind == "failed" else os.path.relpath(text, output)
 
     with futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:

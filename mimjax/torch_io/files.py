@@ -70,6 +70,9 @@ def read(path: str) -> File:
         )
     if not path.endswith(SUFFIXES):
         raise ConfigError(f"{path}: not a checkpoint file; allowed: {', '.join(SUFFIXES[:-1])}")
+    path = os.path.expanduser(path)
+    if "://" in path:
+        raise ConfigError(f"{path}: files of weights are read here alone; allowed: a local copy")
     if not os.path.isfile(path):
         raise ConfigError(f"{path}: no such file")
     if path.endswith(".safetensors"):

@@ -1,17 +1,12 @@
-"""Writing files that others read: tensors, their metadata, and nothing half-written.
+"""Writing files that others read: tensors and their metadata.
 
-Everything is made beside its place and moved there when it is whole; what a failed export leaves
-is nothing. `.safetensors` needs no torch, `.pth` does.
+`outputs.staged` says where. `.safetensors` needs no torch, `.pth` does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,55 +14,6 @@ import numpy as np
 from mimjax.errors import ConfigError
 
 Tensors = dict[str, np.ndarray]
-
-
-def free(path: str, overwrite: bool) -> str:
-    """The absolute path to write at.
-
-    Raises:
-      ConfigError: it exists and is not to be overwritten.
-    """
-    path = os.path.abspath(os.path.expanduser(path))
-    if os.path.lexists(path) and not overwrite:
-        raise ConfigError(f"--output: {path} exists; allowed: --overwrite, or another path")
-    return path
-
-
-@contextlib.contextmanager
-def staged(path: str, overwrite: bool) -> Iterator[str]:
-    """A path beside `path` to write a file or folder at; moved to `path` if the body succeeds.
-
-    Raises:
-      ConfigError: `path` exists and is not to be overwritten, or nothing can be written there
-        (the body's OSErrors too); the line names --output.
-    """
-    path, room = free(path, overwrite), None
-    parent, name = os.path.split(path)
-    try:
-        os.makedirs(parent, exist_ok=True)
-        room = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
-        new = os.path.join(room, name)
-        yield new
-        _replace(new, path, os.path.join(room, "old"))
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"--output: cannot write {path} ({reason})") from None
-    finally:
-        if room:
-            shutil.rmtree(room, ignore_errors=True)
-
-
-def _replace(new: str, path: str, old: str) -> None:
-    """Puts `new` in the place of `path`; a folder cannot replace what is there at once."""
-    if not os.path.lexists(path) or not (os.path.isdir(path) or os.path.isdir(new)):
-        os.replace(new, path)
-        return
-    os.replace(path, old)
-    try:
-        os.replace(new, path)
-    except OSError:
-        os.replace(old, path)
-        raise
 
 
 def write_tensors(path: str, tensors: Tensors, wrapper: str, metadata: dict[str, str]) -> None:

@@ -129,6 +129,22 @@ def test_other_settings_are_refused_and_changed_sources_made_anew(tree, capsys):
     assert (output / "val/b/small.jpg").exists()
 
 
+def test_files_of_the_user_are_not_replaced(tree, capsys):
+    """Neither one that came into the output later, nor one of ours that was changed there."""
+    source, output = tree / "in", tree / "out"
+    (source / "train/a/wide.jpg").rename(tree / "later.jpg")
+    prepare(str(source), str(output), short_side=40)
+    (tree / "later.jpg").rename(source / "train/a/wide.jpg")
+    for name in ("train/a/wide.jpg", "val/b/tall.JPEG"):
+        (output / name).write_bytes(b"mine")
+    assert main([f"--path={source}", f"--output={output}", "--short_side=40"]) == 1
+    out, err = capsys.readouterr()
+    assert "0 written, 3 already there, 2 failed" in out
+    assert err.count("was not written by prepare, or was changed since; it is never replaced") == 2
+    assert (output / "train/a/wide.jpg").read_bytes() == b"mine"
+    assert (output / "val/b/tall.JPEG").read_bytes() == b"mine"
+
+
 def test_a_folder_of_unknown_settings_is_left_alone(tree):
     with pytest.raises(ConfigError, match=r"^output: .*/val holds images and no prepare.json"):
         prepare(str(tree / "in/train"), str(tree / "in/val"))

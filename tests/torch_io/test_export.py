@@ -16,7 +16,7 @@ import stubs
 from absl import flags
 
 from mimjax import export as program
-from mimjax import start
+from mimjax import outputs, start
 from mimjax.errors import ConfigError
 from mimjax.files import Workdir
 from mimjax.torch_io import load
@@ -152,7 +152,9 @@ def test_step_weights_and_overwrite(run, monkeypatch):
     np.testing.assert_array_equal(read(), 0.5 * (new - np.float32(0.05)).round(3))
     call(*base, "--decoder", "--overwrite")
     assert "decode_blocks.0.norm4.weight" in load.read_file("w.safetensors")
-    assert not [name for name in os.listdir() if name.startswith(".")]
+    assert [name for name in os.listdir() if "w.safe" in name and name.startswith(".")] == [
+        ".w.safetensors.mimjax.json"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,9 @@ def test_step_weights_and_overwrite(run, monkeypatch):
         (["--image_size=16", "--decoder"], "--image_size: .* allowed: without --decoder"),
         (["--step=4"], "--step: 4; allowed: 3, 5"),
         (["--weights=ema", "--decoder"], "--weights: ema with --decoder"),
-        (["--output=runs"], "--output: .*/runs exists; allowed: --overwrite"),
+        (["--output=runs"], "--output: .*/runs holds the run; allowed: a path wh"),
+        (["--output=."], "--output: .* is the current folder; allowed: a path where nothing"),
+        (["--output=mine"], "--output: .*/mine holds a.jpg, which mimjax has no record"),
         (["--output=runs/bootmae_digits_0/config.json/x"], r"--output: cannot write .*/x \("),
         (["--workdir=none"], "--workdir: none is no folder"),
     ],
@@ -175,8 +179,11 @@ def test_step_weights_and_overwrite(run, monkeypatch):
 def test_refused_on_the_command_line(run, monkeypatch, args, text):
     """One line, and nothing is written."""
     monkeypatch.chdir(run)
-    formats = ["--format=timm"] if args[0] == "--output=runs" else ["--format=bootmae"]
-    output = ["--output=x.pth"] if args[0] != "--output=runs" else []
+    (run / "mine").mkdir(exist_ok=True)
+    (run / "mine/a.jpg").write_text("photograph")
+    folder = args[0] in ("--output=runs", "--output=.", "--output=mine")
+    formats = ["--format=timm", "--overwrite"] if folder else ["--format=bootmae"]
+    output = [] if folder else ["--output=x.pth"]
     if "config.json" in args[0]:
         output, formats = [], ["--format=timm"]
     before = sorted(run.rglob("*"))
@@ -203,8 +210,10 @@ def test_a_full_disk_leaves_nothing(tmp_path, output):
     import resource
 
     job = exports.export("mae", "timm")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder/mine").write_text("stays")
+    if output == "folder":
+        with outputs.staged(str(tmp_path / output)) as new:
+            os.mkdir(new)
+            open(f"{new}/earlier", "w").close()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
@@ -213,15 +222,24 @@ def test_a_full_disk_leaves_nothing(tmp_path, output):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
-    assert left in (["deep", "folder", "folder/mine"], ["folder", "folder/mine"])
+    earlier = [".folder.mimjax.json", "folder", "folder/earlier"]
+    assert left == (earlier if output == "folder" else [])
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path):
+    """Two formats into one folder do not mix; a file of the user in it ends that."""
+    place = str(tmp_path / "out")
+    program.write(exports.export("mae", "timm"), place)
+    timm = set(os.listdir(place))
     job = exports.export("mae", "hf")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/old").write_text("goes")
-    with pytest.raises(ConfigError, match="exists; allowed: --overwrite"):
-        program.write(job, str(tmp_path / "out"))
-    program.write(job, str(tmp_path / "out"), overwrite=True)
-    assert "old" not in os.listdir(tmp_path / "out")
-    assert os.listdir(tmp_path) == ["out"]
+    with pytest.raises(ConfigError, match=r"out exists \(an earlier output, unchanged\)"):
+        program.write(job, place)
+    assert set(os.listdir(place)) == timm
+    program.write(job, place, overwrite=True)
+    assert "preprocessor_config.json" in os.listdir(place)
+    assert not {"README.md"} & set(os.listdir(place))
+    assert sorted(os.listdir(tmp_path)) == [".out.mimjax.json", "out"]
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"out holds notes\.txt, which mimjax has no record"):
+        program.write(exports.export("mae", "timm"), place, overwrite=True)
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
