@@ -88,6 +88,7 @@ def own_settings(workdir: Workdir, checkpoints: Checkpoints, say: Say) -> dict[s
             raise
         problem = "is damaged"
     if not steps:
+        check_no_user_s(workdir, found)
         found = {}  # nothing to continue from
     elif not found:
         for step in steps:
@@ -101,6 +102,26 @@ def own_settings(workdir: Workdir, checkpoints: Checkpoints, say: Say) -> dict[s
             "settings; allowed: the file as a run wrote it (restore it from a copy)"
         )
     return config_version.upgrade(found, str(workdir.file("config.json"))) if found else {}
+
+
+def check_no_user_s(workdir: Workdir, settings: dict[str, Any]) -> None:
+    """Refuse a folder that has files of a run's names and is no run's: they are somebody's.
+
+    Args:
+      settings: what its `config.json` holds, {} if it has none.
+
+    Raises:
+      ConfigError: a run would replace such a file.
+    """
+    if "task" in settings:
+        return
+    names = ("config.json", "report.html", "table.md", "parameters.txt")
+    there = [name for name in names if workdir.file(name).exists()]
+    if there:
+        raise ConfigError(
+            f"--workdir: {workdir.path} holds {', '.join(there)}, and no run made it; allowed: an "
+            "empty or new folder, or the workdir of a run"
+        )
 
 
 def check_workdir(

@@ -98,8 +98,9 @@ def test_convert_writes_a_workdir(file, workdir):
     # main would continue from it: the optimizer's state is there too
     c = run.config
     _, program = helpers.make(c)
-    whole, data = Checkpoints(run.workdir, read_only=True).restore(program.abstract_state, print)
-    assert data["step"] == 0
+    _, found = Checkpoints(run.workdir, read_only=True).survey(program.abstract_state, print)
+    whole = found.state
+    assert found.data["step"] == 0
     same(whole.params, params)
     assert len(jax.tree.leaves(whole.opt_state)) > len(jax.tree.leaves(params))
     # the programs that look at a run

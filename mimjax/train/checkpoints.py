@@ -359,9 +359,8 @@ class Checkpoints:
                 "same method and sizes"
             ) from None
         except Exception as error:  # see `_attempt`
-            problem, reason = problem_of(error, self._exists(step))
-            kind = "is damaged" if problem == "damaged" else "cannot be read"
-            raise ConfigError(f"{where}: {kind}: {reason}") from error
+            reason = problem_of(error, self._exists(step))[1]
+            raise ConfigError(f"{where}: its files cannot be read: {reason}") from error
         return tree
 
     def reached_preemption(self, step: int) -> bool:

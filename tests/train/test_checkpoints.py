@@ -247,6 +247,15 @@ def test_a_refused_setting_writes_nothing(copy):
     assert not new.exists()
 
 
+@pytest.mark.parametrize("name", ["config.json", "report.html", "table.md"])
+def test_a_folder_of_the_user_is_no_workdir(tmp_path, name):
+    """Files that a run would replace, and that no run made."""
+    (tmp_path / name).write_text('{"mine": 1}')
+    with pytest.raises(ConfigError, match=rf"--workdir: .* holds {name}, and no run made it"):
+        build.make_run(config(), str(tmp_path))
+    assert content(tmp_path) == {name: b'{"mine": 1}'}
+
+
 def test_settings_are_found_in_the_checkpoint(copy, capsys):
     """config.json is gone, damaged, or of a newer mimjax."""
     for text in (None, "{broken"):
