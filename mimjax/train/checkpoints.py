@@ -208,6 +208,8 @@ class Checkpoints:
         if outcomes and outcomes[-1].problem not in ("", "damaged"):
             raise ConfigError(f"{self.workdir.path}: checkpoint {in_words(outcomes[-1])}")
         if restored is not None:
+            for outcome in outcomes[:-1]:
+                say(f"WARNING: checkpoint {in_words(outcome)}")
             self.set_aside(outcomes[:-1], say)
         return restored
 
@@ -307,7 +309,7 @@ class Checkpoints:
             if outcome.problem != "damaged":
                 raise ValueError(f"checkpoint {outcome.step} is not proven to be damaged")
             name = self.workdir.move_aside(f"{FOLDER}/{outcome.step}", f"broken/{outcome.step}")
-            say(f"checkpoint {in_words(outcome)}; it was moved to {name}")
+            say(f"checkpoint {outcome.step}: damaged, and moved to {name}")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("mimjax: damaged checkpoints set aside")
         self.manager.reload()

@@ -127,8 +127,8 @@ def test_a_damaged_one_is_set_aside_and_never_deleted(copy, finished):
         assert len(list((copy / "broken").iterdir())) == count
     said = (copy / "train.log").read_text()
     assert "checkpoint 3 cannot be read: it is damaged (params: " in said
-    assert "it was moved to broken/3\n" in said
-    assert "it was moved to broken/3_2\n" in said
+    assert "checkpoint 3: damaged, and moved to broken/3\n" in said
+    assert "checkpoint 3: damaged, and moved to broken/3_2\n" in said
     assert said.count("weights: continued from step 2") == 2
     assert helpers.losses(copy) == helpers.losses(finished)
 
