@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mimjax import describe, extend, report, start
+from mimjax import agreement, describe, extend, report, start
 from mimjax.checks import choice
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles
@@ -201,6 +201,7 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
     data = make_data(c, make_task(c, Clock(1, 1)), "train", index)
     clock = make_clock(c, data.steps_per_epoch)
     program, lr = make_length(c, mesh, clock)
+    agreement.check(c, data, workdir_path)
     workdir = Workdir(workdir_path, writer=jax.process_index() == 0)
     log, lock = Log(workdir), RunLock(workdir)
     lock.acquire(log.say)
@@ -221,7 +222,8 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
     log.truncate(int(state.step) or -1)  # a fresh start keeps nothing
     # only now: until here a wrong setting leaves the workdir as it was
     write_settings(c, program, workdir, source)
-    log.boards = boards.open_boards(workdir, c.wandb, c.wandb_project, c.to_dict())
+    where = workdir, c.wandb, c.wandb_project, c.to_dict()
+    log.boards = boards.open_boards(*where, step=int(state.step))
     evaluators = make_evals(c, program, data, workdir, index, log)
     if workdir.writer and index.listings:
         workdir.write_bytes(INDEX_FILE, index.to_bytes())
@@ -307,7 +309,7 @@ def make_evals(
         program.mesh,
         data.source,
         make_split(c, "test", index),
-        write=lambda name, data: workdir.write_bytes(f"pictures/{name}", data),
+        write=log.picture,
         warn=log.warn,
         seed=c.seed,
         error=e.error,

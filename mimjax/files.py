@@ -16,6 +16,7 @@ from typing import Any
 
 from etils import epath
 
+from mimjax import stopping
 from mimjax.errors import ConfigError
 
 
@@ -79,7 +80,7 @@ class Workdir:
             return
         new = target.parent / f".{target.name}.new"
         try:
-            with naming(target):
+            with stopping.whole(), naming(target):
                 new.write_bytes(data)
                 new.replace(target)
         except OSError:

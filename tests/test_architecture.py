@@ -24,6 +24,7 @@ FLOORS = [
         "evaluators",
         "pictures",
         "progress",
+        *("exits", "stopping", "peers", "native"),
         "heatmaps",
         "scatter",
         "schema",
@@ -34,6 +35,7 @@ FLOORS = [
         *("build", "start", "describe", "trained", "cli", "extend", "main", "plan", "export"),
         *("reconstruct", "attention", "api", "convert", "encoders", "published", "data/stats"),
         *("features", "feature_files", "encoding", "embedding", "embedding_map", "ending"),
+        "agreement",
     },
 ]
 # methods see none of these: no flags, configs, checkpoints, loaders or files

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import threading
 import weakref
@@ -22,7 +24,15 @@ import jax
 import numpy as np
 from absl import flags
 
+from mimjax.errors import RunError
+
 NumpyBatch = dict[str, np.ndarray]
+SHM, SHM_LEAST = "/dev/shm", 1 << 20  # bytes
+SHM_WAYS = f"0 (threads), fewer workers, or a larger {SHM} (docker run --shm-size=8g)"
+WHY = {
+    "SIGBUS": f": {SHM}, through which batches are passed, is full",
+    "SIGKILL": ", as the system does where memory is full",
+}
 PIECE_ROWS = 32  # small enough to share a batch among many workers, large enough to hide overheads
 
 
@@ -53,9 +63,11 @@ class Prefetched(Iterator[NumpyBatch]):
         try:
             batch = next(self._holder[0])
             return self._check(batch) if self._check else batch
-        except BaseException:
+        except BaseException as error:
             # Also at the end and after Ctrl-C: no worker may outlive the iteration.
             self.close()
+            if reason := death(error):
+                raise RunError(reason) from None
             raise
 
     def close(self) -> None:
@@ -70,6 +82,29 @@ class Prefetched(Iterator[NumpyBatch]):
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def death(error: BaseException) -> str:
+    """One line about a worker process that died, by the error that Grain raises; else ""."""
+    found = re.search(r"Worker process was terminated .* exit code (-?\d+)", str(error))
+    if not found or not isinstance(error, RuntimeError):
+        return ""
+    number = -int(found[1])
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"exit code {-number}"
+    return f"data.workers: a worker process died of {name}{WHY.get(name, '')}; allowed: {SHM_WAYS}"
+
+
+def check_shm(workers: int) -> None:
+    """Worker processes pass batches, and even their locks, through /dev/shm.
+
+    Raises:
+      RunError: there is next to no space left in it.
+    """
+    if os.path.isdir(SHM) and shutil.disk_usage(SHM).free < SHM_LEAST:
+        raise RunError(
+            f"data.workers: {workers} worker processes pass batches through {SHM}, which is full; "
+            f"allowed: {SHM_WAYS}"
+        )
 
 
 def _close_held(holder: list[grain.DatasetIterator]) -> None:
@@ -106,6 +141,7 @@ def _start_worker(worker: int, num_workers: int) -> None:
     # may need more batches while it saves.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # A parent killed with -9 ends nobody; without this its workers would wait forever.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
@@ -146,6 +182,7 @@ def prefetched(
     data = grain.MapDataset.range(steps.start * pieces, steps.stop * pieces)
     data = data.map(_Pieces(make, rows, pieces))
     if workers:
+        check_shm(workers)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads its own flags, and defaults will do
         data = data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))

@@ -23,10 +23,11 @@ from typing import NoReturn
 from etils import epath
 from PIL import Image
 
-from mimjax import progress
+from mimjax import progress, stopping
 from mimjax.data.decoding import MAX_PIXELS, Decoding, decode
 from mimjax.data.folder import list_images, read_bytes
 from mimjax.data.images import check_option
+from mimjax.exits import Exit
 from mimjax.task import ConfigError
 
 _JPEG = (".jpg", ".jpeg")
@@ -74,9 +75,10 @@ def write_whole(target: epath.Path, data: bytes) -> None:
     """
     partial = target.parent / f".{target.name}.part"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(target)
+        with stopping.whole():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+            partial.replace(target)
     except OSError as err:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -123,6 +125,7 @@ def prepare(
         raise ConfigError(f"path: no image below {path!r}")
 
     def one(name: str) -> tuple[str, str]:
+        stopping.check()
         target = epath.Path(output) / output_name(name)
         if target.exists():
             return "skipped", ""
@@ -143,7 +146,7 @@ class Parser(argparse.ArgumentParser):
     """Answers wrong arguments as the other programs do."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(1, f"error: {message}; allowed: see --help\n")
+        self.exit(Exit.REFUSED, f"error: {message}; allowed: see --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,9 +164,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         counts, errors = prepare(
             args.path, args.output, args.short_side, args.quality, max_pixels=args.max_pixels
         )
+    except stopping.Stopped as stop:
+        stopping.SIGNALS.end_now(f"{stop}; the same command continues", stop.code)
     except ConfigError as err:
         print(f"error: {err}", file=sys.stderr)
-        return 1
+        return Exit.REFUSED
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     print(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mimjax import stopping
 from mimjax.errors import ConfigError
 
 Tensors = dict[str, np.ndarray]
@@ -47,8 +48,10 @@ def staged(path: str, overwrite: bool) -> Iterator[str]:
         os.makedirs(parent, exist_ok=True)
         room = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
         new = os.path.join(room, name)
-        yield new
-        _replace(new, path, os.path.join(room, "old"))
+        with stopping.undoing(lambda: shutil.rmtree(room or "", ignore_errors=True)):
+            yield new
+            with stopping.whole():
+                _replace(new, path, os.path.join(room, "old"))
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(f"--output: cannot write {path} ({reason})") from None
