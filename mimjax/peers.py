@@ -88,7 +88,9 @@ class Peers:
             if code in BY_SIGNAL and not SIGNALS.running:
                 SIGNALS.end_now(line, code)
             elif code:
-                self.lost(f"process {number} ended with exit code {code}: {line}")
+                line = line.removeprefix("error: ")
+                why = f"error: process {number} ended with exit code {code}: {line}"
+                SIGNALS.end_now(why, Exit.NO_ANSWER)
         silent = [
             n
             for n, (_, since) in self._beats.items()
