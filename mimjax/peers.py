@@ -87,7 +87,8 @@ class Peers:
         for number, (code, line) in self._left.items():
             if code in BY_SIGNAL and not SIGNALS.running:
                 SIGNALS.end_now(line, code)
-            elif code:
+            elif code and (code not in BY_SIGNAL or SIGNALS.asked is None):
+                # a process that was asked to stop with this one may end before it
                 line = line.removeprefix("error: ")
                 why = f"error: process {number} ended with exit code {code}: {line}"
                 SIGNALS.end_now(why, Exit.NO_ANSWER)

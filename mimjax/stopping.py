@@ -49,7 +49,7 @@ class Signals:
 
     Attributes:
       asked: the first signal, None = none yet.
-      saved: whether a checkpoint holds all that was done, so that the command can continue.
+      saved: whether the workdir has a checkpoint, so that the same command continues.
       agree: set where a run has several processes: says at each `due` whether all stop there.
       tell: gets the line that ends the program, for `train.log`.
       last, longest: when `due` was called last, and the longest time between two calls.
@@ -99,7 +99,8 @@ class Signals:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
-            self._installed, self.asked, self._interrupts = False, None, 0
+            self._installed = self._leaving = self.saved = False
+            self.asked, self._interrupts = None, 0
 
     def hear(self, number: int) -> None:
         """Notes a signal; a second Ctrl-C ends the program, or raises where there is none."""

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 
+from mimjax.exits import Exit
+
 MAE, BOOT, CAE = (f"--config=configs/{name}.py:demo" for name in ("mae", "bootmae", "cae"))
 SHORT = ["--config.steps=2", "--config.eval.probes=False", "--config.eval.error=False"]
 SHORT += ["--config.eval.health=False", "--config.eval.pictures=0", "--config.batch_size=16"]
@@ -29,6 +31,11 @@ class Mistake:
     begun: bool = False
     disk: bool = False
     slow: bool = False
+
+    @property
+    def code(self) -> Exit:
+        """A setting is refused before anything is written; whatever comes later is an error."""
+        return Exit.ERROR if self.begun else Exit.REFUSED
 
 
 def main(key, *args, config=MAE, workdir="{new}", **options):

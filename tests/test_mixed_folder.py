@@ -179,7 +179,7 @@ def test_look(program, folder, pretrained, tmp_path):
     before = (workdir / made).read_bytes()
     (some / "000 broken.png").write_bytes(b"words")
     out = helpers.run(*args, "--count=99", check=False)
-    assert out.returncode == 1
+    assert out.returncode == 2
     assert "000 broken.png" in out.stderr
     assert (workdir / made).read_bytes() == before
 

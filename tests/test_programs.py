@@ -144,7 +144,7 @@ def test_attention(runs, images, tmp_path, name, args, columns):
 def test_mistake_on_the_command_line(runs, program, args, text):
     before = files(runs["mae"])
     out = helpers.run(f"mimjax.{program}", f"--workdir={runs['mae']}", *args, check=False)
-    assert out.returncode == 1
+    assert out.returncode == 2
     assert "Traceback" not in out.stderr
     errors = [line for line in out.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, out.stderr

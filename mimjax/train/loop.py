@@ -78,6 +78,7 @@ def advance(run: Run, compiled: Any, meter: m.Meter, state: TrainState) -> Train
             if saving:
                 with stopping.saving():
                     run.save(state)
+                stopping.SIGNALS.saved = True
             if evaluating:
                 evaluate_or_stop(run, state, step)
                 meter.start(step)

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from mimjax import rules
+from mimjax.exits import Exit
 from mimjax.train import sharding
 
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
@@ -161,8 +162,10 @@ def test_one_of_two_processes_that_fails_ends_the_run(tmp_path):
     begin = time.monotonic()
     code, _, err = launch_two(c, tmp_path / "run")
     assert time.monotonic() - begin < 120  # jax would wait 300 s at exit
-    assert code != 0
+    assert code == Exit.ERROR, err
     assert "error: data.max_bad_fraction: " in err
+    assert re.search(r"error: process \d ended with exit code 1: data.max_bad_fraction: ", err)
+    assert "Traceback" not in err
     assert "launch/local.sh: process " in err
 
 
@@ -184,7 +187,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(tmp_path):
             time.sleep(0.05)
         os.kill(second_of(process), signal.SIGTERM)
         out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, out + err
+    assert process.returncode == Exit.STOPPED, out + err
     stopped = re.search(r"stopped at step (\d+): the same command continues", out)
     assert stopped
     assert (tmp_path / "run" / "checkpoints" / stopped[1]).is_dir()
