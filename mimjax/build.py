@@ -222,8 +222,7 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
     log.truncate(int(state.step) or -1)  # a fresh start keeps nothing
     # only now: until here a wrong setting leaves the workdir as it was
     write_settings(c, program, workdir, source)
-    where = workdir, c.wandb, c.wandb_project, c.to_dict()
-    log.boards = boards.open_boards(*where, step=int(state.step))
+    log.boards = boards.open_boards(workdir, c.wandb, c.wandb_project, c.to_dict(), state.step)
     evaluators = make_evals(c, program, data, workdir, index, log)
     if workdir.writer and index.listings:
         workdir.write_bytes(INDEX_FILE, index.to_bytes())

@@ -20,6 +20,7 @@ class Mistake:
       key: what the line must name.
       begun: the run had begun when it failed: what it wrote until then may stay.
       disk: writes to a small disk; where none can be mounted, files are limited in size instead.
+      machine: not a setting is at fault, but a disk without any space.
       slow: much like another one, or one that trains; `make test` leaves it out.
     """
 
@@ -30,12 +31,13 @@ class Mistake:
     devices: int = 1
     begun: bool = False
     disk: bool = False
+    machine: bool = False
     slow: bool = False
 
     @property
     def code(self) -> Exit:
-        """A setting is refused before anything is written; whatever comes later is an error."""
-        return Exit.ERROR if self.begun else Exit.REFUSED
+        """A setting is refused before anything is written; what goes wrong later is an error."""
+        return Exit.ERROR if self.begun or self.machine else Exit.REFUSED
 
 
 def main(key, *args, config=MAE, workdir="{new}", **options):
@@ -156,7 +158,7 @@ DATA = {
 WORKDIRS = {
     "workdir is a file": main("{file}", workdir="{file}"),
     "workdir that cannot be made": main("--workdir: /proc", workdir="/proc/mimjax/run"),
-    "full disk": main("{full}/run", workdir="{full}/run", disk=True),
+    "full disk": main("{full}/run", workdir="{full}/run", disk=True, machine=True),
     "disk too small for a checkpoint": main("{small}/run", workdir="{small}/run", disk=True),
     "disk full after some steps": main(
         "{tight}/run",

@@ -152,18 +152,18 @@ def import_wandb(mode: str) -> Any:
 
 
 def open_boards(
-    workdir: Workdir, mode: str, project: str, config: dict[str, Any], step: int = 0
+    workdir: Workdir, mode: str, project: str, config: dict[str, Any], step: Any = 0
 ) -> list[Board]:
     """The boards of a run; none in processes that do not write.
 
     Args:
       mode: of wandb, one of MODES.
       config: shown on wandb's page.
-      step: updates that the run has made; the curves go on after it.
+      step: updates that the run has made, a number or an array; the curves go on after it.
     """
     boards: list[Board] = []
     if workdir.writer and workdir.is_local:
-        boards.append(TensorBoard(workdir, step))
+        boards.append(TensorBoard(workdir, int(step)))
     if workdir.writer and mode != "off":
         boards.append(WandB(workdir, mode, project, config))
     return boards
