@@ -220,8 +220,7 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
         now = (clock, program, lr)
         extend.explain(int(state.step), before, now, make, changed, log.say)
     log.truncate(int(state.step) or -1)  # a fresh start keeps nothing
-    # only now: until here a wrong setting leaves the workdir as it was
-    write_settings(c, program, workdir, source)
+    write_settings(c, program, workdir, source)  # only now: no setting is refused any more
     log.boards = boards.open_boards(workdir, c.wandb, c.wandb_project, c.to_dict(), state.step)
     evaluators = make_evals(c, program, data, workdir, index, log)
     if workdir.writer and index.listings:
