@@ -36,7 +36,10 @@ while ((${#pids[@]})); do
   done
   # one that fails leaves the others waiting for it: those that stop by themselves get ten seconds
   if ((failed && ${#pids[@]})); then
-    sleep "${GRACE:-10}" || true
+    for ((i = 0; i < ${GRACE:-10} * 5; i++)); do
+      jobs -r | grep -q . || break
+      sleep 0.2 || true
+    done
     stop -KILL
     wait
     break

@@ -324,5 +324,5 @@ def test_no_space_for_workers(monkeypatch, tmp_path):
     monkeypatch.setattr(prefetch_module, "SHM", str(tmp_path))
     prefetch_module.check_shm(2)
     monkeypatch.setattr(prefetch_module, "SHM_LEAST", 1 << 60)
-    with pytest.raises(RunError, match="data.workers: 2 worker processes pass batches through"):
+    with pytest.raises(RunError, match="2 worker processes pass batches through"):
         prefetch_module.check_shm(2)
