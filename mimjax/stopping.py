@@ -82,6 +82,9 @@ class Signals:
             # the byte is written even while the main thread is in compiled code
             signal.set_wakeup_fd(write, warn_on_full_buffer=False)
             threading.Thread(target=self._watch, args=(read,), daemon=True, name="signals").start()
+            # That thread hears it; helpers of libraries, which inherit this, would die of it: SLURM
+            # sends it to all processes of a job.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         self._installed = self._program = True
 
     @contextlib.contextmanager
@@ -290,6 +293,19 @@ class Signals:
             print(line, file=sys.stderr, flush=True)
         with contextlib.suppress(Exception):  # a full disk, a folder that is gone
             self.tell(line)
+
+
+@contextlib.contextmanager
+def spared() -> Iterator[None]:
+    """Processes that the body starts do not hear Ctrl-C and SIGTERM while they are starting.
+
+    Both reach a terminal's or job's whole group. This process hears them in another thread.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(NAMES))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave(code: int) -> NoReturn:

@@ -8,6 +8,7 @@ in the background.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -24,6 +25,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from mimjax import stopping
 from mimjax.errors import RunError
 
 NumpyBatch = dict[str, np.ndarray]
@@ -48,7 +50,7 @@ class Prefetched(Iterator[NumpyBatch]):
     """Iterator over finished batches; `close` it, or use it in a `with` block."""
 
     def __init__(self, iterator: grain.DatasetIterator, check: Check | None = None):
-        self._check = check
+        self._check, self._started = check, False
         # The list is the only holder of Grain's iterator. So it can be closed and dropped when this
         # object goes or the interpreter ends, before the modules that its `__del__` needs are gone.
         self._holder = [iterator]
@@ -61,7 +63,10 @@ class Prefetched(Iterator[NumpyBatch]):
         if not self._holder:
             raise StopIteration
         try:
-            batch = next(self._holder[0])
+            # the first call starts the workers
+            with contextlib.nullcontext() if self._started else stopping.spared():
+                batch = next(self._holder[0])
+            self._started = True
             return self._check(batch) if self._check else batch
         except BaseException as error:
             # Also at the end and after Ctrl-C: no worker may outlive the iteration.
@@ -192,4 +197,5 @@ def prefetched(
         data = data.to_iter_dataset(grain.ReadOptions(threads, max(threads, ahead)))
     data = data.batch(pieces, drop_remainder=True, batch_fn=_concatenate)
     data = grain.experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=1)
-    return Prefetched(iter(data), check)
+    with stopping.spared():
+        return Prefetched(iter(data), check)

@@ -165,7 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.path, args.output, args.short_side, args.quality, max_pixels=args.max_pixels
         )
     except stopping.Stopped as stop:
-        stopping.SIGNALS.end_now(f"{stop}; the same command continues", stop.code)
+        line = f"{str(stop).partition(':')[0]}: the same command goes on from here"
+        stopping.SIGNALS.end_now(line, stop.code)
     except ConfigError as err:
         print(f"error: {err}", file=sys.stderr)
         return Exit.REFUSED
