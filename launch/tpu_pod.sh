@@ -2,7 +2,9 @@
 # A run on every host of an existing TPU slice.
 #   launch/tpu_pod.sh NAME ZONE --config=configs/bootmae.py --workdir=gs://BUCKET/run ...
 # Copies this checkout, installs it, starts the same command on all hosts: process 0 writes. Run it
-# again after a preemption: the run continues. MODE=setup|start does one half alone.
+# again after a preemption: the run continues. MODE=setup|start does one half alone. A run that was
+# stopped by SIGTERM (exit code 75) is started again where its host is still there, at most
+# RESTARTS=10 times.
 set -euo pipefail
 if [ $# -lt 3 ]; then
   echo "usage: launch/tpu_pod.sh NAME ZONE --config=... --workdir=gs://..." >&2
@@ -24,5 +26,7 @@ mimjax/.venv/bin/python -m pip install -q -c mimjax/constraints.txt -e 'mimjax[t
 fi
 if [ "$MODE" != setup ]; then
   quoted=$(printf ' %q' "$@")
-  on_all "cd mimjax && .venv/bin/python -m mimjax.main --distributed=auto$quoted"
+  run=".venv/bin/python -m mimjax.main --distributed=auto$quoted"
+  on_all "cd mimjax && for ((i = 0; i <= ${RESTARTS:-10}; i++)); do code=0; $run || code=\$?; \
+[ \$code = 75 ] || break; done; exit \$code"
 fi

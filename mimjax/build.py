@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mimjax import describe, extend, report, restore, start
+from mimjax import agreement, describe, extend, report, restore, start
 from mimjax.checks import choice
 from mimjax.data import values
 from mimjax.data.augment import Augment
@@ -209,6 +209,7 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
     data = make_data(c, make_task(c, Clock(1, 1)), "train", index)
     clock = make_clock(c, data.steps_per_epoch)
     program, lr = make_length(c, mesh, clock)
+    agreement.check(c, data, workdir_path)
     there = os.path.exists(workdir_path)
     workdir = Workdir(workdir_path, writer=jax.process_index() == 0)
     log, lock = Log(workdir, held=True), RunLock(workdir)
@@ -279,7 +280,7 @@ def open_run(
     number = jax.process_index()
     name = f"bad_files_{number}.txt" if number else "bad_files.txt"
     run.data.bad_files.open(Workdir(str(workdir.path)), name, say)
-    log.boards = boards.open_boards(workdir, c.wandb, c.wandb_project, c.to_dict())
+    log.boards = boards.open_boards(workdir, c.wandb, c.wandb_project, c.to_dict(), run.state.step)
     if workdir.writer and index.listings:
         workdir.write_bytes(INDEX_FILE, index.to_bytes())
     config = json.loads(start.config_json(c))
@@ -377,7 +378,7 @@ def make_evals(
         program.mesh,
         data.source,
         test,
-        write=lambda name, data: workdir.write_bytes(f"pictures/{name}", data),
+        write=log.picture,
         warn=log.warn,
         seed=c.seed,
         error=e.error,

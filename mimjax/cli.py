@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from mimjax import files
-from mimjax.errors import ConfigError
+from mimjax import files, stopping
+from mimjax.errors import ConfigError, PeerError, RunError
+from mimjax.exits import Exit, code_of
 from mimjax.schema import Config
 from mimjax.torch_io.files import SUFFIXES
 
@@ -72,45 +73,45 @@ def define_run_flags() -> None:
 
 
 def run(main: Callable[[], None], required: tuple[str, ...] = ("config", "workdir")) -> None:
-    """Parses flags, joins processes, runs `main`; a wrong setting ends in one line and exit code 1.
+    """Parses flags, joins processes, runs `main`; ends with a code of `exits.Exit`.
+
+    An error is one line; `--debug` shows its traceback.
 
     Args:
       required: flags that must be given.
     """
+    stopping.install()
     # Overrides of a config are flags of their own, made while parsing: errors arise here too.
     guarded = lambda argv: _guard(lambda: _start(main, required, argv[1:]))
-    app.run(lambda argv: _leave_at_once(lambda: guarded(argv)), flags_parser=_parse)
-
-
-def _leave_at_once(main: Callable[[], None]) -> None:
-    """An error in one of several processes ends it without a goodbye.
-
-    At a usual exit jax would wait minutes for the others, which wait in a collective for this one.
-    Gone, it is missed: by `launch/local.sh` or SLURM, or by jax's heartbeats.
-    """
-    try:
-        main()
-    except BaseException as error:
-        code = error.code if isinstance(error, SystemExit) else 1
-        jax = sys.modules.get("jax")
-        if not code or jax is None or not jax.distributed.is_initialized():
-            raise
-        if not isinstance(error, SystemExit):
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
+    app.run(guarded, flags_parser=_parse)
 
 
 def _parse(argv: list[str]) -> list[str]:
     debug = any(a in ("--debug", "-debug", "--debug=true") for a in argv)
     try:
+        argv = last_of_each(argv)
         check_config_flags(argv)
         return FLAGS(argv)
+    except stopping.Stopped as stop:
+        _stop(stop)
     except (flags.Error, ConfigError, AttributeError, KeyError, ValueError, TypeError) as error:
         if debug:
-            raise
-        _fail(" ".join(str(error).split()))
+            traceback.print_exc()
+        _fail(" ".join(str(error).split()), Exit.REFUSED)
+
+
+def last_of_each(argv: list[str]) -> list[str]:
+    """The command line with the last of several values of a config key.
+
+    ml_collections takes the last one of numbers and text, but joins tuples.
+    """
+    out: list[str] = []
+    for word in reversed(argv[1:]):
+        name, equals, _ = word.partition("=")
+        given = name.startswith(("--config", "-config")) and equals
+        if not given or not any(w.lstrip("-").startswith(f"{name.lstrip('-')}=") for w in out):
+            out.append(word)
+    return [*argv[:1], *reversed(out)]
 
 
 def check_config_flags(argv: list[str]) -> None:
@@ -237,6 +238,12 @@ def join_processes() -> None:
         return
     import jax
 
+    from mimjax import native, peers
+
+    # SIGTERM, SIGINT and SIGUSR1 are answered alike, by `peers`
+    jax.config.update("jax_enable_preemption_service", False)
+    if not FLAGS.debug:
+        native.redirect(_coordinator_lost)
     try:
         if FLAGS.coordinator:
             if "cpu" in (jax.config.jax_platforms or ""):
@@ -252,6 +259,23 @@ def join_processes() -> None:
             f"--{flag}: the processes cannot be joined ({_line(error)}); allowed: auto on a TPU "
             "pod or under SLURM, else --coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from None
+    stopping.install()  # anew: jax has taken SIGTERM
+    if jax.process_count() > 1:
+        peers.join(jax_store(), jax.process_index(), jax.process_count())
+
+
+def jax_store():
+    """The client of the coordination service, which jax gives no public name."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _coordinator_lost() -> None:
+    """Called where jaxlib aborts."""
+    if peers := _peers():
+        peers.lost("process 0, which the others report to, does not answer")
+    stopping.SIGNALS.end_now("error: the processes lost each other at the start", Exit.NO_ANSWER)
 
 
 def check_processes(coordinator: str | None, count: int, number: int) -> None:
@@ -275,26 +299,59 @@ def check_processes(coordinator: str | None, count: int, number: int) -> None:
 
 
 def _guard(main: Callable[[], None]) -> None:
+    """Runs `main`; any error ends the program in one line and with its code."""
     from mimjax import memory
     from mimjax.train.metrics import NonFiniteError
 
     try:
         main()
-    except (ConfigError, NonFiniteError) as error:
-        if FLAGS.debug:
-            raise
-        _fail(str(error))
-    except OSError as error:  # a full disk, a folder that cannot be written
-        if FLAGS.debug:
-            raise
-        _fail(about_file(error))
-    except (RuntimeError, AssertionError, MemoryError) as error:
-        reason = memory.explain(error, FLAGS) or no_backend()
-        if FLAGS.debug or not reason:
-            raise
-        _fail(reason)
+    except stopping.Stopped as stop:
+        _stop(stop)
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues from the newest checkpoint", 130)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if line := _lost(error):
+            _fail(line, Exit.NO_ANSWER)
+        if "debug" in FLAGS and FLAGS.debug:
+            traceback.print_exc()
+        if isinstance(error, ConfigError | RunError | PeerError | NonFiniteError):
+            _fail(str(error), code_of(error))
+        if line := memory.explain(error, FLAGS):
+            _fail(line)
+        if isinstance(error, OSError):  # a full disk, a folder that cannot be written
+            _fail(about_file(error))
+        backend = isinstance(error, RuntimeError | AssertionError) and no_backend()
+        if backend:
+            _fail(backend, Exit.REFUSED)
+        _fail(unexpected(error))
+    if peers := _peers():
+        peers.leave(Exit.DONE)
+
+
+def _peers():
+    """The processes of the run, where there are several."""
+    module = sys.modules.get("mimjax.peers")
+    return module.joined() if module else None
+
+
+def _lost(error: BaseException) -> str:
+    """One line, if `error` says that another process of the run is gone; else ""."""
+    peers = _peers()
+    return peers.explain(error) if peers else ""
+
+
+def unexpected(error: BaseException) -> str:
+    """One line about an error that nobody foresaw; the traceback goes to train.log."""
+    stopping.SIGNALS.last_words("".join(traceback.format_exception(error)), screen=False)
+    frames = traceback.extract_tb(error.__traceback__)
+    # the last of our own, or of the user's: where to look
+    frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    place = f"{os.path.relpath(frame.filename)}:{frame.lineno}"
+    text = _line(error)[:500]
+    return f"{type(error).__name__}: {text}{notes} ({place}; --debug shows the traceback)"
 
 
 def about_file(error: OSError) -> str:
@@ -329,6 +386,23 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _fail(message: str, code: int = 1) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(code)
+def _stop(stop: stopping.Stopped) -> NoReturn:
+    """The end of a program that was asked to end."""
+    _end(str(stop), stop.code, said=stop.said)
+    stopping.leave(stop.code)
+
+
+def _fail(message: str, code: int = Exit.ERROR) -> NoReturn:
+    _end(f"error: {message}", code)
+    if _peers():
+        # At a usual exit jax would wait minutes for the others, which wait for this process.
+        stopping.leave(code)
+    sys.exit(int(code))
+
+
+def _end(line: str, code: int, said: bool = False) -> None:
+    stopping.SIGNALS.claim()
+    if not said:
+        stopping.SIGNALS.last_words(line)
+    if peers := _peers():
+        peers.leave(code, line)

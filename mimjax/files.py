@@ -18,6 +18,7 @@ from typing import Any
 
 from etils import epath
 
+from mimjax import stopping
 from mimjax.errors import ConfigError
 
 STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # address -> its package, and our extra
@@ -165,7 +166,7 @@ class Workdir:
             return
         new = target.parent / f".{target.name}.new"
         try:
-            with naming(target):
+            with stopping.whole(), naming(target):
                 new.write_bytes(data)
                 new.replace(target)
         except OSError:

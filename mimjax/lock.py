@@ -20,7 +20,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from mimjax.errors import ConfigError
+from mimjax import stopping
+from mimjax.errors import ConfigError, RunError
 from mimjax.files import Workdir
 
 FILE = "run.lock"
@@ -68,6 +69,7 @@ class RunLock:
         }
         self._write()
         atexit.register(self.release)
+        stopping.SIGNALS.at_end(self.release)
         self._thread = threading.Thread(target=self._beat, daemon=True, name="run.lock")
         self._thread.start()
 
@@ -75,12 +77,12 @@ class RunLock:
         """Whether the lock is still ours.
 
         Raises:
-          ConfigError: another run took it over while this one stood still.
+          RunError: another run took it over while this one stood still.
         """
         other = self._read() if self.mine else {}
         if other and other["token"] != self.mine["token"]:
             self._end.set()
-            raise ConfigError(f"--workdir: {self.workdir.path} was taken over by {_who(other)}")
+            raise RunError(f"--workdir: {self.workdir.path} was taken over by {_who(other)}")
 
     def release(self) -> None:
         """Ends the pulse and deletes the file, if it is ours."""
@@ -88,6 +90,7 @@ class RunLock:
         if self._thread is not None:
             self._thread.join(timeout=10)  # a pulse after the deletion would leave the file
         atexit.unregister(self.release)
+        stopping.SIGNALS.forget(self.release)
         if self.mine and self._read().get("token") == self.mine["token"]:
             self.workdir.remove(FILE)
         self.mine = {}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mimjax import cli
+from mimjax import cli, stopping
+from mimjax.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from mimjax.train.run import Run
@@ -21,11 +22,18 @@ def main() -> None:
     name = cli.config_name()
     recipe = name, settings(cli.load_config(name))
     run = make_run(flags.FLAGS.config, flags.FLAGS.workdir, recipe)
+    signals = stopping.SIGNALS
+    signals.tell = run.log.record
+    signals.saved = run.checkpoints.manager.latest_step() is not None
+    signals.at_end(run.lock.release)
     try:
         finish(run)
+    except ConfigError as error:  # the settings are checked: this arose while the run wrote
+        raise RunError(str(error)) from error
     finally:
         run.log.close()
         run.lock.release()
+        signals.forget(run.lock.release)
 
 
 def finish(run: Run) -> None:
@@ -34,12 +42,12 @@ def finish(run: Run) -> None:
     from mimjax.evaluators import render
     from mimjax.train.loop import train
 
-    state = train(run)
-    if int(state.step) == run.clock.total_steps:
+    train(run)
+    with stopping.deferred():  # a matter of seconds
         if table := render(run.evaluators):  # "" where a finished run was started again
             run.workdir.write_text("table.md", table)
         run.log.say(f"\n{ending.text(run)}\n")
-        run.log.say(f"done: {run.workdir.path} holds report.html, config, metrics and checkpoints")
+        run.log.end(f"done: {run.workdir.path} holds report.html, config, metrics and checkpoints")
 
 
 if __name__ == "__main__":

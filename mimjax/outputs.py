@@ -19,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from mimjax import __version__, files
+from mimjax import __version__, files, stopping
 from mimjax.errors import ConfigError
 
 Contents = dict[str, Any]  # relative path -> (size, sha256); "" for an output that is one file
@@ -138,10 +138,11 @@ def staged(
             os.mkdir(os.path.dirname(new))
             yield new
             check_contents(path, overwrite, flag)  # somebody else may have written meanwhile
-            if listed:
-                _put_listed(new, path, stage)
-            else:
-                _put(new, path, stage)
+            with stopping.whole():
+                if listed:
+                    _put_listed(new, path, stage)
+                else:
+                    _put(new, path, stage)
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(f"{flag}: cannot write {path} ({reason})") from None
@@ -315,12 +316,18 @@ def _stage(path: str, flag: str) -> Iterator[str]:
             raise ConfigError(f"{flag}: {stage} holds {min(unknown)}; allowed: no such folder")
         _clear(stage, path)  # of a program that was killed
         try:
-            yield stage
+            with stopping.undoing(lambda: _empty(stage, path)):
+                yield stage
         finally:
-            _clear(stage, path)
-            os.rmdir(stage)
+            _empty(stage, path)
     finally:
         os.close(handle)
+
+
+def _empty(stage: str, path: str) -> None:
+    """Remove a stage with what it holds."""
+    _clear(stage, path)
+    os.rmdir(stage)
 
 
 def _clear(stage: str, path: str) -> None:

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 
+from mimjax.exits import Exit
+
 MAE, BOOT, CAE = (f"--config=configs/{name}.py:demo" for name in ("mae", "bootmae", "cae"))
 SHORT = ["--config.steps=2", "--config.eval.probes=False", "--config.eval.error=False"]
 SHORT += ["--config.eval.health=False", "--config.eval.pictures=0", "--config.batch_size=16"]
@@ -18,6 +20,7 @@ class Mistake:
       key: what the line must name.
       begun: the run had begun when it failed: what it wrote until then may stay.
       disk: writes to a small disk; where none can be mounted, files are limited in size instead.
+      machine: not a setting is at fault, but a disk without any space.
       slow: much like another one, or one that trains; `make test` leaves it out.
     """
 
@@ -28,7 +31,13 @@ class Mistake:
     devices: int = 1
     begun: bool = False
     disk: bool = False
+    machine: bool = False
     slow: bool = False
+
+    @property
+    def code(self) -> Exit:
+        """A setting is refused before anything is written; what goes wrong later is an error."""
+        return Exit.ERROR if self.begun or self.machine else Exit.REFUSED
 
 
 def main(key, *args, config=MAE, workdir="{new}", **options):
@@ -149,7 +158,7 @@ DATA = {
 WORKDIRS = {
     "workdir is a file": main("{file}", workdir="{file}"),
     "workdir that cannot be made": main("--workdir: /proc", workdir="/proc/mimjax/run"),
-    "full disk": main("{full}/run", workdir="{full}/run", disk=True),
+    "full disk": main("{full}/run", workdir="{full}/run", disk=True, machine=True),
     "disk too small for a checkpoint": main("{small}/run", workdir="{small}/run", disk=True),
     "disk full after some steps": main(
         "{tight}/run",

@@ -25,6 +25,7 @@ FLOORS = [
         "evaluators",
         "pictures",
         "progress",
+        *("exits", "stopping", "peers", "native"),
         "heatmaps",
         "scatter",
         "schema",
@@ -47,7 +48,7 @@ FLOORS = [
         ),
         *("reconstruct", "attention", "api", "convert", "encoders", "published", "data/stats"),
         *("features", "feature_files", "encoding", "embedding", "embedding_map", "ending"),
-        "memory",
+        *("memory", "agreement"),
     },
 ]
 # methods see none of these: no flags, configs, checkpoints, loaders or files

@@ -6,6 +6,7 @@ The mistakes stand in `mistakes.py`; pytest prints all of them with their answer
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -17,6 +18,7 @@ from mistakes import MAE, MISTAKES, SHORT
 from PIL import Image
 from safetensors.numpy import save_file
 
+from mimjax.exits import Exit
 from mimjax.files import Workdir
 from mimjax.lock import FILE, RunLock
 from mimjax.torch_io import load
@@ -31,9 +33,9 @@ BEGUN = {"config.json", "parameters.txt", "metrics.jsonl", "report.html", "data_
 HALF = (".new", ".part", "-tmp", FILE)
 
 
-def one_line(out):
-    """The error: one line on stderr, no traceback, exit code 1."""
-    assert out.returncode == 1, out.stdout + out.stderr
+def one_line(out, code=Exit.REFUSED):
+    """The error: one line on stderr, no traceback, and the exit code."""
+    assert out.returncode == code, out.stdout + out.stderr
     assert "Traceback" not in out.stderr, out.stderr
     errors = [line for line in out.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, out.stderr
@@ -134,7 +136,7 @@ def test_mistake(name, places, tmp_path, record_property):
     before = files(root, tmp_path)
     limited = mistake.disk and len(mounted) < len(DISKS)
     out = run(mistake, [filled(a) for a in mistake.args], limited)
-    line = one_line(out)
+    line = one_line(out, mistake.code)
     assert filled(mistake.key) in line
     after = files(root, tmp_path)
     assert {p: after.get(p) for p in before} == before
@@ -196,8 +198,10 @@ def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
         f"--workdir={tmp_path}",
         check=False,
     )
-    line = one_line(out)
+    line = one_line(out, Exit.ERROR)
     assert "not finite in steps 3 to" in line
+    last = (tmp_path / "train.log").read_text().splitlines()[-1]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4} " + re.escape(line), last)
     assert "last good checkpoint" in line
     kept = sorted(int(n) for n in os.listdir(tmp_path / "checkpoints") if n.isdigit())
     assert kept[-1] == int(line.split("in steps ")[1].split()[0]) - 1

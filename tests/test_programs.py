@@ -183,7 +183,7 @@ def test_files_that_cannot_be_read_are_named_and_others_shown(runs, tmp_path, ca
 def test_mistake_on_the_command_line(runs, program, args, text):
     before = files(runs["mae"])
     out = helpers.run(f"mimjax.{program}", f"--workdir={runs['mae']}", *args, check=False)
-    assert out.returncode == 1
+    assert out.returncode == 2
     assert "Traceback" not in out.stderr
     errors = [line for line in out.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, out.stderr

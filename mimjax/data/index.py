@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from mimjax import stopping
 from mimjax.task import ConfigError
 
 THREADS, CHUNK = 32, 512  # of one listing; local files per task
@@ -117,7 +118,11 @@ def _sorted(found: list[tuple[str, Any]], stat: Callable[[Any], Fact], chunk: in
     """Looks at all files; `chunk` = how many one thread takes at a time."""
     found.sort(key=lambda item: item[0])
     chunks = [found[i : i + chunk] for i in range(0, len(found), chunk)]
-    job = lambda part: [stat(entry) for _, entry in part]
+
+    def job(part: list[tuple[str, Any]]) -> list[Fact]:
+        stopping.check()
+        return [stat(entry) for _, entry in part]
+
     if len(chunks) > 1:
         with futures.ThreadPoolExecutor(THREADS) as pool:
             parts = list(pool.map(job, chunks))
@@ -155,6 +160,7 @@ def _walk_local(
     if real in seen:  # a link back to a parent would never end
         return
     seen.add(real)
+    stopping.check()
     with os.scandir(real) as entries:
         for entry in entries:
             path = f"{below}/{entry.name}" if below else entry.name

@@ -8,8 +8,11 @@ in the background.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import threading
 import weakref
@@ -22,7 +25,16 @@ import jax
 import numpy as np
 from absl import flags
 
+from mimjax import stopping
+from mimjax.errors import RunError
+
 NumpyBatch = dict[str, np.ndarray]
+SHM, SHM_LEAST = "/dev/shm", 1 << 20  # bytes
+SHM_WAYS = f"0 (threads), fewer workers, or a larger {SHM} (docker run --shm-size=8g)"
+WHY = {
+    "SIGBUS": f": {SHM}, through which batches are passed, is full",
+    "SIGKILL": ", as the system does where memory is full",
+}
 PIECE_ROWS = 32  # small enough to share a batch among many workers, large enough to hide overheads
 
 
@@ -38,7 +50,7 @@ class Prefetched(Iterator[NumpyBatch]):
     """Iterator over finished batches; `close` it, or use it in a `with` block."""
 
     def __init__(self, iterator: grain.DatasetIterator, check: Check | None = None):
-        self._check = check
+        self._check, self._started = check, False
         # The list is the only holder of Grain's iterator. So it can be closed and dropped when this
         # object goes or the interpreter ends, before the modules that its `__del__` needs are gone.
         self._holder = [iterator]
@@ -51,11 +63,16 @@ class Prefetched(Iterator[NumpyBatch]):
         if not self._holder:
             raise StopIteration
         try:
-            batch = next(self._holder[0])
+            # the first call starts the workers
+            with contextlib.nullcontext() if self._started else stopping.spared():
+                batch = next(self._holder[0])
+            self._started = True
             return self._check(batch) if self._check else batch
-        except BaseException:
+        except BaseException as error:
             # Also at the end and after Ctrl-C: no worker may outlive the iteration.
             self.close()
+            if reason := death(error):
+                raise RunError(reason) from None
             raise
 
     def close(self) -> None:
@@ -70,6 +87,29 @@ class Prefetched(Iterator[NumpyBatch]):
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def death(error: BaseException) -> str:
+    """One line about a worker process that died, by the error that Grain raises; else ""."""
+    found = re.search(r"Worker process was terminated .* exit code (-?\d+)", str(error))
+    if not found or not isinstance(error, RuntimeError):
+        return ""
+    number = -int(found[1])
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"exit code {-number}"
+    return f"data.workers: a worker process died of {name}{WHY.get(name, '')}; allowed: {SHM_WAYS}"
+
+
+def check_shm(workers: int) -> None:
+    """Worker processes pass batches, and even their locks, through /dev/shm.
+
+    Raises:
+      RunError: there is next to no space left in it.
+    """
+    if os.path.isdir(SHM) and shutil.disk_usage(SHM).free < SHM_LEAST:
+        raise RunError(
+            f"data.workers: {workers} worker processes pass batches through {SHM}, which is full; "
+            f"allowed: {SHM_WAYS}"
+        )
 
 
 def _close_held(holder: list[grain.DatasetIterator]) -> None:
@@ -106,6 +146,7 @@ def _start_worker(worker: int, num_workers: int) -> None:
     # may need more batches while it saves.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # A parent killed with -9 ends nobody; without this its workers would wait forever.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
@@ -146,6 +187,7 @@ def prefetched(
     data = grain.MapDataset.range(steps.start * pieces, steps.stop * pieces)
     data = data.map(_Pieces(make, rows, pieces))
     if workers:
+        check_shm(workers)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain reads its own flags, and defaults will do
         data = data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
@@ -155,4 +197,5 @@ def prefetched(
         data = data.to_iter_dataset(grain.ReadOptions(threads, max(threads, ahead)))
     data = data.batch(pieces, drop_remainder=True, batch_fn=_concatenate)
     data = grain.experimental.ThreadPrefetchIterDataset(data, prefetch_buffer_size=1)
-    return Prefetched(iter(data), check)
+    with stopping.spared():
+        return Prefetched(iter(data), check)

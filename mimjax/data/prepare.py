@@ -27,13 +27,14 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from mimjax import progress
+from mimjax import progress, stopping
 from mimjax.data import layout, values
 from mimjax.data.decoding import MAX_PIXELS, Decoding, Range, decode
 from mimjax.data.folder import EXTENSIONS, JPEGS, list_images, read_bytes
 from mimjax.data.images import check_option
 from mimjax.data.index import Listing, holds_image, scan, shown
 from mimjax.data.prepared import Prepared
+from mimjax.exits import Exit
 from mimjax.files import checked_path
 from mimjax.task import ConfigError
 
@@ -102,11 +103,12 @@ def write_whole(target: epath.Path, data: bytes, time: int = 0) -> None:
     """
     partial = target.parent / f".{target.name}.part"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        if time and "://" not in os.fspath(partial):
-            os.utime(partial, ns=(time, time))
-        partial.replace(target)
+        with stopping.whole():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+            if time and "://" not in os.fspath(partial):
+                os.utime(partial, ns=(time, time))
+            partial.replace(target)
     except OSError as err:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -275,6 +277,7 @@ def prepare(
         say(f"WARNING: {text}")
 
     def one(name: str, time: int) -> tuple[str, str]:
+        stopping.check()
         results = [epath.Path(output) / name, epath.Path(output) / made[name]]
         change = lambda data, place: shrink(
             data, place, short_side, quality, max_pixels, value_range
@@ -295,7 +298,7 @@ class Parser(argparse.ArgumentParser):
     """Answers wrong arguments as the other programs do."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(1, f"error: {message}; allowed: see --help\n")
+        self.exit(Exit.REFUSED, f"error: {message}; allowed: see --help\n")
 
 
 def numbers(text: str) -> tuple[float, float]:
@@ -334,9 +337,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             say=print,
             **options,
         )
+    except stopping.Stopped as stop:
+        line = f"{str(stop).partition(':')[0]}: the same command goes on from here"
+        stopping.SIGNALS.end_now(line, stop.code)
     except ConfigError as err:
         print(f"error: {err}", file=sys.stderr)
-        return 1
+        return Exit.REFUSED
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     print(

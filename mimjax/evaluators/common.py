@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mimjax import progress, stopping
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles
 from mimjax.data.decoding import BadImage
@@ -133,8 +134,10 @@ class Bench:
             threads=self.threads,
             bad_files=self.bad_files,
         )
+        total, quiet = -(-len(split) // size), jax.process_index() > 0
         with batches:
-            for batch in batches:
+            for batch in progress.track(batches, "evaluation", total, "batch", quiet):
+                stopping.sync()
                 yield sharding.to_global(self.mesh, batch)
 
     def jit(self, fn: Any):

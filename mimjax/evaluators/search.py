@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mimjax import stopping
 from mimjax.evaluators.features import ROWS, FeatureBank, Splits
 from mimjax.train.state import TrainState
 
@@ -48,6 +49,7 @@ def search(features: dict[str, Splits], labels: Splits, classify: Classify) -> S
     best = (-1.0, "", False, "")
     for name, x in features.items():
         for scaled in (False, True):
+            stopping.sync()
             a, b = standardize(x.train[fit], x.train[held], scaled)
             for setting, guess in classify(a, y[fit], b):
                 accuracy = float((guess == y[held]).mean())

@@ -7,9 +7,13 @@ Nothing here decides anything: a run without boards is the same run. wandb is im
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 import uuid
 from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
 
 from mimjax.checks import choice
 from mimjax.errors import ConfigError
@@ -20,20 +24,49 @@ ID_FILE = "wandb_id.txt"  # a restart continues the same run there too
 
 
 class Board(Protocol):
-    """Gets the numbers of every line of metrics.jsonl."""
+    """Gets the numbers of every line of metrics.jsonl, and the pictures."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """`values` as measured, NaN included."""
+        ...
+
+    def picture(self, step: int, name: str, data: bytes) -> None:
+        """A PNG file."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """The steps after `step` will be made again."""
         ...
 
     def close(self) -> None: ...
 
 
 class TensorBoard:
-    """Event files in the workdir."""
+    """Event files in the workdir.
 
-    def __init__(self, workdir: Workdir):
-        self.writer = summary_writer()(str(workdir.path))
+    Each begins with a mark that takes back the points from its first step on: those that a run has
+    made before it was killed, and makes again.
+    """
+
+    def __init__(self, workdir: Workdir, step: int = 0):
+        """`step` = updates made; those after it are to come (at 0 its evaluation too)."""
+        self.folder = str(workdir.path)
+        self._open(step)
+
+    def _open(self, step: int) -> None:
+        # files of one second would have one name, and the second one would be the first, emptied
+        suffix = f".{uuid.uuid4().hex[:8]}"
+        first = step + 1 if step > 0 else 0
+        self.writer = summary_writer()(self.folder, purge_step=first, filename_suffix=suffix)
+
+    def picture(self, step: int, name: str, data: bytes) -> None:
+        with Image.open(io.BytesIO(data)) as image:
+            self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        self.writer.flush()
+
+    def rewind(self, step: int) -> None:
+        self.writer.close()
+        self._open(max(step, 0))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -85,6 +118,13 @@ class WandB:
     def write(self, step: int, values: dict[str, float]) -> None:
         self.run.log({"step": step} | values)
 
+    def picture(self, step: int, name: str, data: bytes) -> None:
+        with Image.open(io.BytesIO(data)) as image:
+            self.run.log({"step": step, name: import_wandb("online").Image(image)})
+
+    def rewind(self, step: int) -> None:
+        pass  # its curves are drawn over "step", and the later of two points wins
+
     def close(self) -> None:
         self.run.finish()
 
@@ -111,16 +151,19 @@ def import_wandb(mode: str) -> Any:
         ) from None
 
 
-def open_boards(workdir: Workdir, mode: str, project: str, config: dict[str, Any]) -> list[Board]:
+def open_boards(
+    workdir: Workdir, mode: str, project: str, config: dict[str, Any], step: Any = 0
+) -> list[Board]:
     """The boards of a run; none in processes that do not write.
 
     Args:
       mode: of wandb, one of MODES.
       config: shown on wandb's page.
+      step: updates that the run has made, a number or an array; the curves go on after it.
     """
     boards: list[Board] = []
     if workdir.writer and workdir.is_local:
-        boards.append(TensorBoard(workdir))
+        boards.append(TensorBoard(workdir, int(step)))
     if workdir.writer and mode != "off":
         boards.append(WandB(workdir, mode, project, config))
     return boards

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from mimjax import config_version
-from mimjax.errors import ConfigError
+from mimjax.errors import ConfigError, RunError
 from mimjax.files import Workdir
 from mimjax.train import digests
 from mimjax.train.state import TrainState
@@ -114,7 +114,7 @@ class Checkpoints:
         Digests of every item go into `meta`, see `mimjax.train.digests`.
 
         Raises:
-          ConfigError: no space is left, or this save or the one before it failed.
+          RunError: no space is left, or this save or the one before it failed.
         """
         step = int(state.step)
         if step in self.manager.all_steps():
@@ -122,7 +122,7 @@ class Checkpoints:
         params, rest = _split(state)
         with self._writing():
             self.manager.wait_until_finished()  # of the save before
-            self.check_space(state)
+            self.check_space(state, RunError)
             sealed = digests.sealed(meta, data, params=params, rest=rest)
             self.manager.save(
                 step,
@@ -138,16 +138,17 @@ class Checkpoints:
         """Waits for a save in progress.
 
         Raises:
-          ConfigError: it failed.
+          RunError: it failed.
         """
         with self._writing():
             self.manager.wait_until_finished()
 
-    def check_space(self, state: TrainState) -> None:
+    def check_space(self, state: TrainState, kind: type[Exception] = ConfigError) -> None:
         """Before a save begins, and before a run does: a full disk would leave half a checkpoint.
 
         Args:
           state: its arrays, or their shapes.
+          kind: what is raised; a run that has begun raises no ConfigError.
 
         Raises:
           ConfigError: the disk has less space left than one checkpoint takes.
@@ -156,7 +157,7 @@ class Checkpoints:
             return
         need = MARGIN + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         if self.workdir.free() < need:
-            raise ConfigError(
+            raise kind(
                 f"--workdir: {self.workdir.path}: {self.workdir.free() / 2**20:,.1f} MiB are free, "
                 f"but a checkpoint takes {need / 2**20:,.1f}; allowed: a disk with more space "
                 "(or a smaller keep_checkpoints, keep_every=0)"
@@ -167,10 +168,10 @@ class Checkpoints:
         """Failures of a save, which orbax and tensorstore raise as many kinds, in one line."""
         try:
             yield
-        except ConfigError:
+        except (ConfigError, RunError):
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(
+            raise RunError(
                 f"--workdir: {self.workdir.file(FOLDER)}: a checkpoint cannot be written "
                 f"({first_line(error)}); those before it are kept"
             ) from error
@@ -364,10 +365,6 @@ class Checkpoints:
             reason = problem_of(error, self._exists(step))[1]
             raise ConfigError(f"{where}: its files cannot be read: {reason}") from error
         return tree
-
-    def reached_preemption(self, step: int) -> bool:
-        """Whether the cluster asked all processes to stop (multi-process runs)."""
-        return self.manager.reached_preemption(step)
 
     def close(self) -> None:
         """Waits for a save in progress."""

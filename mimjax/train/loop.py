@@ -6,14 +6,13 @@ one device_get with a finite check, a checkpoint, the evaluators.
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from mimjax import progress, stopping
 from mimjax.flops import count
 from mimjax.train import metrics as m
 from mimjax.train import rollback, sharding
@@ -26,60 +25,86 @@ def train(run: Run) -> TrainState:
 
     Raises:
       NonFiniteError: a loss or norm is not finite, and the run may not roll back (again).
+      Stopped: a signal asked the run to stop, and it did, with a checkpoint.
     """
     state, total = run.state, run.clock.total_steps
     run.state = None  # type: ignore[assignment]  # its buffers are donated below
-    stop = StopSignal()
-    with jax.set_mesh(run.program.mesh):
+    with stopping.handled(), jax.set_mesh(run.program.mesh):
         if not run.checkpoints.steps():
-            run.save(state)  # from here on a workdir without a checkpoint has lost it
+            with stopping.saving():
+                run.save(state)
+                run.checkpoints.wait()  # from here on a workdir without a checkpoint has lost it
+        stopping.SIGNALS.saved = True
         compiled, meter = compile_step(run)
-        run.checkpoints.wait()
-        start, error = int(state.step), None
-        if start == 0 or (due(start, run.eval_every, total) and not run.log.evaluated(start)):
-            evaluate(run, state, start)
-        while True:
-            try:
-                state = advance(run, compiled, meter, stop, state)
-                break
-            except m.NonFiniteError as found:
-                error = found.with_traceback(None)  # its frames hold the broken state
-            state = rollback.recover(run, compiled, error)
-    run.checkpoints.close()
-    run.publish()
+        stopping.check()
+        with stopping.deferred():
+            start, error = int(state.step), None
+            if start == 0 or (due(start, run.eval_every, total) and not run.log.evaluated(start)):
+                evaluate_or_stop(run, state, start)
+            while True:
+                try:
+                    state = advance(run, compiled, meter, state)
+                    break
+                except m.NonFiniteError as found:
+                    error = found.with_traceback(None)  # its frames hold the broken state
+                state = rollback.recover(run, compiled, error)
+            with stopping.saving():
+                run.checkpoints.close()
+            run.publish()
     return state
 
 
-def advance(
-    run: Run, compiled: Any, meter: m.Meter, stop: StopSignal, state: TrainState
-) -> TrainState:
+def advance(run: Run, compiled: Any, meter: m.Meter, state: TrainState) -> TrainState:
     """Trains from `state` (donated) to the end, or to where the run is asked to stop."""
     checked, total, mesh = int(state.step), run.clock.total_steps, run.program.mesh
     meter.start(checked)
-    with run.feed(checked, total) as batches:
+    bar = progress.steps(checked, total, quiet=not run.workdir.writer)
+    with run.feed(checked, total) as batches, bar:
         for step in range(checked + 1, total + 1):  # `step` = updates made after this pass
             batch = timed_next(batches, meter)
             state, metrics = compiled(state, run.frozen, sharding.to_global(mesh, batch))
             meter.count(metrics)
+            bar.update()
             logging = due(step, run.log_every, total) or step == 1
-            stopping = stop.asked(run, step)
-            saving = due(step, run.checkpoint_every, total) or stopping
-            if logging or saving:
+            evaluating = due(step, run.eval_every, total)
+            asked = stopping.due()
+            saving = due(step, run.checkpoint_every, total) or asked
+            if logging or saving or evaluating:
                 values = m.fetch(metrics, checked + 1, step)
                 run.lock.check()
                 checked = step
             if logging:
                 report(run, meter, step, values)
+            if asked:
+                raise stop(run, state)
             if saving:
-                with meter.paused(metrics):
+                with meter.paused(metrics), stopping.saving():
                     run.save(state)
-            if due(step, run.eval_every, total):
+                stopping.SIGNALS.saved = True
+            if evaluating:
                 with meter.paused(metrics):
-                    evaluate(run, state, step)
-            if stopping:
-                run.log.say(f"stopped at step {step}: the same command continues from here")
-                break
+                    evaluate_or_stop(run, state, step)
     return state
+
+
+def evaluate_or_stop(run: Run, state: TrainState, step: int) -> None:
+    """Evaluates; a signal ends that between two batches, with a checkpoint."""
+    try:
+        evaluate(run, state, step)
+    except stopping.Stopped:
+        raise stop(run, state) from None
+
+
+def stop(run: Run, state: TrainState) -> stopping.Stopped:
+    """Saves and says so; returns what ends the program."""
+    step, signals = int(state.step), stopping.SIGNALS
+    by = stopping.NAMES[signals.asked]
+    with stopping.saving():
+        run.save(state)
+        run.checkpoints.close()
+    text = f"stopped at step {step}: the same command continues from here ({by})"
+    run.log.end(text)
+    return stopping.Stopped(text, signals.code(), said=True)
 
 
 def due(step: int, every: int, total: int) -> bool:
@@ -137,26 +162,3 @@ def evaluate(run: Run, state: TrainState, step: int) -> None:
         shown = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in values.items())
         run.log.say(f"evaluation at step {step}: {shown}")
     run.publish()
-
-
-class StopSignal:
-    """SIGTERM (preemption) asks for a last checkpoint instead of killing the run.
-
-    Of several processes any may receive it: jax's own handler, made when they joined, tells all.
-    """
-
-    def __init__(self):
-        self.received = False
-        if jax.process_count() > 1:
-            return
-        with contextlib.suppress(ValueError):  # not in the main thread: somebody else's program
-            signal.signal(signal.SIGTERM, self._receive)
-
-    def _receive(self, *_) -> None:
-        self.received = True
-
-    def asked(self, run: Run, step: int) -> bool:
-        """With several processes, orbax makes them agree on the step."""
-        if jax.process_count() > 1:
-            return run.checkpoints.reached_preemption(step)
-        return self.received

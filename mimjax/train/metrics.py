@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from mimjax import progress as bars
 from mimjax.files import Workdir
 from mimjax.train.boards import Board
 
@@ -75,11 +76,22 @@ class Log:
         """A line on the screen and in train.log."""
         if not self.workdir.writer:
             return
-        print(text, flush=True)
+        bars.say(text)
         if self.held is not None:
             self.held.append(text)
         else:
             self.workdir.append("train.log", text)
+
+    def end(self, text: str) -> None:
+        """The line that ends a run, with the time in train.log."""
+        if self.workdir.writer:
+            bars.say(text)
+            self.record(text)
+
+    def record(self, text: str) -> None:
+        """A line in train.log alone, with the time: errors are on the screen already."""
+        now = datetime.datetime.now().astimezone()
+        self.workdir.append("train.log", f"{now:%Y-%m-%d %H:%M:%S %z} {text}")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of metrics.jsonl and the same values to the boards."""
@@ -112,6 +124,15 @@ class Log:
         kept = [json.dumps(r) for r in rows if keep(r)]
         if self.workdir.writer and (rows or self.workdir.file("metrics.jsonl").exists()):
             self.workdir.write_text("metrics.jsonl", "".join(line + "\n" for line in kept))
+        for board in self.boards:
+            board.rewind(step)
+
+    def picture(self, name: str, data: bytes) -> None:
+        """A PNG file in pictures/, "what_0001000.png" with its step, and on the boards."""
+        self.workdir.write_bytes(f"pictures/{name}", data)
+        what, _, step = name.removesuffix(".png").rpartition("_")
+        for board in self.boards:
+            board.picture(int(step), what, data)
 
     def evaluated(self, step: int) -> bool:
         """Whether metrics.jsonl has an evaluation of `step`."""

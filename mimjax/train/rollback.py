@@ -19,7 +19,7 @@ import optax
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from mimjax import rules
+from mimjax import rules, stopping
 from mimjax.task import Batch, PyTree, Task
 from mimjax.train import metrics as m
 from mimjax.train import sharding
@@ -77,6 +77,7 @@ def first_broken(run: Run, compiled: Any, last: int) -> tuple[int, list[str]] | 
     start, mesh = int(state.step), run.program.mesh
     with run.feed(start, last) as batches:
         for step, batch in enumerate(batches, start + 1):
+            stopping.sync()
             state, metrics = compiled(state, run.frozen, sharding.to_global(mesh, batch))
             try:
                 m.fetch(metrics, step, step)
@@ -90,6 +91,7 @@ def replay(run: Run, compiled: Any, step: int) -> TrainState:
     state, mesh = newest(run), run.program.mesh
     with run.feed(int(state.step), step) as batches:
         for batch in batches:
+            stopping.sync()
             state, _ = compiled(state, run.frozen, sharding.to_global(mesh, batch))
     return state
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from mimjax.data import Augment, Pipeline, eval_batches, make_source
 from mimjax.data import prefetch as prefetch_module
+from mimjax.errors import RunError
 from mimjax.task import ConfigError, View
 
 VIEWS = {"image": View((16, 24)), "target_image": View((8, 12), "lanczos")}
@@ -289,3 +290,39 @@ def test_eval_batches_do_not_depend_on_batch_size_or_hosts():
     (zoomed,) = eval_batches(source, VIEWS, 10, None, 3, augment=Augment(eval_crop=0.5))
     assert (zoomed["image"] != whole["image"]).any()
     assert "mask" not in zoomed
+
+
+@pytest.mark.parametrize(
+    ("code", "name"), [(-7, "SIGBUS: /dev/shm"), (-9, "SIGKILL, as the system"), (3, "exit code 3")]
+)
+def test_a_worker_that_dies_is_named_with_the_ways_out(code, name):
+    """In the words of Grain's error; the signal's number alone tells nobody of /dev/shm."""
+
+    def grain():
+        yield {"x": np.zeros(1)}
+        raise RuntimeError(f"Worker process was terminated unexpectedly with exit code {code}. ...")
+
+    class Iterator:
+        def __init__(self):
+            self.next = grain()
+
+        def __next__(self):
+            return next(self.next)
+
+        def close(self):
+            pass
+
+    batches = prefetch_module.Prefetched(Iterator())
+    next(batches)
+    with pytest.raises(
+        RunError, match=f"data.workers: a worker process died of {name}.*0 .threads"
+    ):
+        next(batches)
+
+
+def test_no_space_for_workers(monkeypatch, tmp_path):
+    monkeypatch.setattr(prefetch_module, "SHM", str(tmp_path))
+    prefetch_module.check_shm(2)
+    monkeypatch.setattr(prefetch_module, "SHM_LEAST", 1 << 60)
+    with pytest.raises(RunError, match="2 worker processes pass batches through"):
+        prefetch_module.check_shm(2)

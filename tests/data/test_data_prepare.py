@@ -196,7 +196,7 @@ def test_errors(tree, capsys):
         prepare("/no/such", folder)
     with pytest.raises(ConfigError, match=r"short_side: found 0; allowed: 1 or more"):
         prepare(folder, str(tree / "out"), short_side=0)
-    assert main([f"--path={tree / 'none'}", "--output=x"]) == 1
+    assert main([f"--path={tree / 'none'}", "--output=x"]) == 2
     assert capsys.readouterr().err.startswith("error: path: ")
 
 

@@ -70,5 +70,5 @@ def test_as_a_program(folder):
 
 def test_one_of_two_inputs():
     out = helpers.run("mimjax.data.stats", check=False)
-    assert out.returncode == 1
+    assert out.returncode == 2
     assert out.stderr.startswith("error: --config, --images: both or none given")

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from mimjax import rules
+from mimjax.exits import Exit
 from mimjax.train import sharding
 
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
@@ -107,7 +108,7 @@ def launched(c, workdir):
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    env = {"NUM": "2", "PORT": str(port), "PYTHON": sys.executable, "GRACE": "1"}
+    env = {"NUM": "2", "PORT": str(port), "PYTHON": sys.executable}
     with subprocess.Popen(
         ["bash", "launch/local.sh", *helpers.flags(c), f"--workdir={workdir}"],
         cwd=helpers.ROOT,
@@ -161,8 +162,13 @@ def test_one_of_two_processes_that_fails_ends_the_run(tmp_path):
     begin = time.monotonic()
     code, _, err = launch_two(c, tmp_path / "run")
     assert time.monotonic() - begin < 120  # jax would wait 300 s at exit
-    assert code != 0
+    assert code == Exit.ERROR, err
     assert "error: data.max_bad_fraction: " in err
+    # the other one says why it ends, if it has not found as many bad files itself
+    lines = err.splitlines()
+    pattern = r"error: (process \d ended with exit code 1: )?data\.max_bad_fraction: "
+    assert sum(re.match(pattern, line) is not None for line in lines) == 2, err
+    assert all(line.startswith(("error: ", "launch/local.sh: ")) for line in lines), err
     assert "launch/local.sh: process " in err
 
 
@@ -184,7 +190,60 @@ def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(tmp_path):
             time.sleep(0.05)
         os.kill(second_of(process), signal.SIGTERM)
         out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, out + err
+    assert process.returncode == Exit.STOPPED, out + err
     stopped = re.search(r"stopped at step (\d+): the same command continues", out)
     assert stopped
     assert (tmp_path / "run" / "checkpoints" / stopped[1]).is_dir()
+
+
+def two_processes(c, workdir, *flags):
+    """Both processes, without a launcher; `flags` are each one's own."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    common = [*helpers.flags(c), f"--workdir={workdir}", f"--coordinator=localhost:{port}"]
+    processes = [
+        subprocess.Popen(
+            helpers.command("mimjax.main", *common, "--num_processes=2", f"--process_id={i}", *own),
+            cwd=helpers.ROOT,
+            env=helpers.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i, own in enumerate(flags)
+    ]
+    return processes
+
+
+def test_processes_with_other_settings_are_refused(tmp_path):
+    """Each says which settings and whose, and nothing is written."""
+    flags = (), ("--config.optimizer.lr=0.5", "--config.seed=3")
+    processes = two_processes(helpers.small("mae"), tmp_path / "run", *flags)
+    for process in processes:
+        err = process.communicate(timeout=200)[1]
+        assert process.returncode == Exit.REFUSED, err
+        (line,) = err.splitlines()
+        assert line.startswith("error: the processes of this run differ in optimizer.lr: 0.0 (pro")
+        assert "(process 0), 0.5 (process 1); seed: 0 (process 0), 3 (process 1); allowed: " in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_in_one_line(tmp_path, victim):
+    """Process 0 holds jax's service: without it compiled code aborts, which is answered too."""
+    c = helpers.small("mae", steps=1_000_000, log_every=10)
+    log = tmp_path / "run" / "metrics.jsonl"
+    processes = two_processes(c, tmp_path / "run", (), ())
+    while not log.exists() or not log.read_text():
+        assert all(p.poll() is None for p in processes)
+        time.sleep(0.05)
+    processes[victim].kill()
+    begin = time.monotonic()
+    _, err = processes[1 - victim].communicate(timeout=100)
+    assert processes[1 - victim].returncode == Exit.NO_ANSWER, err
+    assert time.monotonic() - begin < 40
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: process {victim}")
+    processes[victim].communicate()

@@ -1,5 +1,6 @@
 """The progress line's rates, and the boards beside metrics.jsonl."""
 
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from unittest import mock
 import helpers
 import jax.numpy as jnp
 import pytest
+from PIL import Image
 
 from mimjax.errors import ConfigError
 from mimjax.files import Workdir
@@ -144,22 +146,52 @@ def test_wandb_wanted_and_missing_is_one_clear_line(monkeypatch):
         boards.check("yes")
 
 
-def test_tensorboard_reads_what_was_written(tmp_path):
-    """By the event files' own reader: lengths, checksums, protocol buffers."""
-    workdir = Workdir(str(tmp_path))
-    (board,) = boards.open_boards(workdir, "off", "p", {})
-    board.write(3, {"loss/total": 0.25})
-    board.close()
-    (file,) = tmp_path.glob("events.out.tfevents.*")
+def events(folder):
+    """By the event files' own reader: lengths, checksums, protocol buffers; oldest first."""
     from tensorboardX.proto.event_pb2 import Event
 
-    data, events = file.read_bytes(), []
-    while data:
-        size = int.from_bytes(data[:8], "little")
-        events.append(Event.FromString(data[12 : 12 + size]))
-        data = data[16 + size :]
-    values = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
-    assert values == [(3, "loss/total", 0.25)]
+    found = []
+    for file in sorted(folder.glob("events.out.tfevents.*"), key=lambda p: p.stat().st_mtime_ns):
+        data = file.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            found.append(Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
+    return found
+
+
+def curve(folder):
+    """What TensorBoard draws: a mark takes back the points from its step on."""
+    points = []
+    for event in events(folder):
+        if event.HasField("session_log"):
+            points = [(s, v) for s, v in points if s < event.step]
+        points += [(event.step, v.simple_value) for v in event.summary.value if v.tag == "loss"]
+    return points
+
+
+def test_tensorboard_goes_on_after_a_restart_and_a_rollback(tmp_path):
+    """Killed after step 5, with a checkpoint of step 2; later back to step 3."""
+    workdir = Workdir(str(tmp_path))
+    for start, last in ((0, 5), (2, 4)):
+        log = metrics.Log(workdir)
+        log.boards = boards.open_boards(workdir, "off", "p", {}, step=start)
+        for step in range(start and start + 1, last + 1):
+            log.write(step, {"loss": step + start / 16})
+        if start:
+            log.truncate(3)
+            log.write(4, {"loss": 9.0})
+            data = io.BytesIO()
+            Image.new("RGB", (6, 4), (255, 0, 0)).save(data, "PNG")
+            log.picture("reconstruction_0000004.png", data.getvalue())
+        log.close()
+    assert curve(tmp_path) == [(0, 0), (1, 1), (2, 2), (3, 3.125), (4, 9)]
+    marks = [e.step for e in events(tmp_path) if e.HasField("session_log")]
+    assert marks == [0, 3, 4]
+    pictures = [(e.step, v) for e in events(tmp_path) for v in e.summary.value if v.image.width]
+    ((step, value),) = pictures
+    assert (step, value.tag, value.image.width, value.image.height) == (4, "reconstruction", 6, 4)
+    assert (tmp_path / "pictures/reconstruction_0000004.png").exists()
 
 
 def test_the_board_does_not_load_torch():

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from mimjax.exits import Exit
+
 pytestmark = pytest.mark.xdist_group("restart")  # one worker makes the runs they share
 
 TOTAL = 22  # two epochs of 11 steps
@@ -121,7 +123,7 @@ def test_sigterm_saves_and_continues(config, straight, tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     process.terminate()
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=120) == Exit.STOPPED
     stopped = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
     assert max(stopped) >= 5
     helpers.run("mimjax.main", *helpers.flags(config), f"--workdir={tmp_path}")
