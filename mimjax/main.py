@@ -25,7 +25,6 @@ def main() -> None:
     signals = stopping.SIGNALS
     signals.tell = run.log.record
     signals.saved = run.checkpoints.manager.latest_step() is not None
-    signals.at_end(run.lock.release)
     try:
         finish(run)
     except ConfigError as error:  # the settings are checked: this arose while the run wrote
@@ -33,7 +32,6 @@ def main() -> None:
     finally:
         run.log.close()
         run.lock.release()
-        signals.forget(run.lock.release)
 
 
 def finish(run: Run) -> None:

@@ -12,7 +12,7 @@ import time
 import helpers
 import pytest
 
-from mimjax.errors import ConfigError
+from mimjax.errors import ConfigError, RunError
 from mimjax.files import Workdir
 from mimjax.lock import FILE, RunLock
 
@@ -120,7 +120,7 @@ def test_the_pulse_moves_and_a_stolen_lock_ends_the_run(tmp_path):
         time.sleep(0.01)
     lock.check()
     elsewhere(tmp_path)
-    with pytest.raises(ConfigError, match="was taken over by process 7 on far"):
+    with pytest.raises(RunError, match="was taken over by process 7 on far"):
         lock.check()
     lock.release()
     assert json.loads((tmp_path / FILE).read_text())["token"] == "x"  # not ours to delete

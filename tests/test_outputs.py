@@ -284,7 +284,14 @@ def test_pictures_are_drawn_again_and_again(here):
 # Who may delete, replace or rename files, each for files of its own; who opens files to write,
 # in a stage of `outputs.staged` or in a workdir.
 DELETES = {"outputs.py", "files.py", "train/checkpoints.py", "data/prepare.py"}
-OPENS = {"outputs.py", "feature_files.py", "torch_io/save.py", "files.py", "data/bad_files.py"}
+OPENS = {
+    "native.py",
+    "outputs.py",
+    "feature_files.py",
+    "torch_io/save.py",
+    "files.py",
+    "data/bad_files.py",
+}
 
 
 def test_nobody_else_deletes_or_writes():

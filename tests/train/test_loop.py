@@ -71,7 +71,7 @@ def test_stopped_with_a_checkpoint_and_continued(whole, tmp_path, number, step, 
     assert (str(found.value), found.value.code, found.value.said) == (line, code, True)
     assert re.fullmatch(TIMED + re.escape(line), last_line(tmp_path))
     assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
-    rows = Workdir(str(tmp_path), writer=False).read_lines("metrics.jsonl")
+    rows = Workdir(str(tmp_path), writer=False).read_lines("metrics.jsonl")[0]
     assert not any(r["step"] == stopped and "eval/error/masked_error" in r for r in rows)
     assert signal.getsignal(number) is before
     run, state = inside.go(config(), tmp_path)
@@ -80,7 +80,7 @@ def test_stopped_with_a_checkpoint_and_continued(whole, tmp_path, number, step, 
 
 
 def test_stopped_in_the_first_evaluation(tmp_path):
-    """Nothing is lost, so nothing is saved."""
+    """The checkpoint of step 0 is there, so that whoever restarts on 75 starts it again."""
 
     def change(run):
         batches = run.evaluators[0].bench.batches
@@ -91,7 +91,7 @@ def test_stopped_in_the_first_evaluation(tmp_path):
 
         run.evaluators[0].bench.batches = hit
 
-    with pytest.raises(stopping.Stopped, match="before the first step by SIGTERM") as found:
+    with pytest.raises(stopping.Stopped, match=r"stopped at step 0: .*\(SIGTERM\)") as found:
         inside.go(config(), tmp_path, change)
-    assert found.value.code == 143
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert found.value.code == 75
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["0"]

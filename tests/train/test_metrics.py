@@ -75,8 +75,8 @@ def test_the_loop_pauses_the_clock_while_it_saves_and_evaluates(monkeypatch):
     monkeypatch.setattr(loop, "report", lambda r, m, step, v: read.update({step: m.read(step)}))
     monkeypatch.setattr(loop.sharding, "to_global", lambda mesh, batch: batch)
     monkeypatch.setattr(metrics, "fetch", lambda *_: {})
-    state, stop = types.SimpleNamespace(step=0), mock.Mock(asked=lambda *_: False)
-    loop.advance(run, lambda *_: tick(2.0, (state, {})), metrics.Meter(64, 8, None), stop, state)
+    state = types.SimpleNamespace(step=0)
+    loop.advance(run, lambda *_: tick(2.0, (state, {})), metrics.Meter(64, 8, None), state)
     assert [read[step]["img_per_sec"] for step in (1, 4, 8)] == pytest.approx([64 / 2] * 3)
 
 
