@@ -13,6 +13,7 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from mimjax import overrides
 from mimjax.errors import ConfigError
 from mimjax.schema import Config
 
@@ -56,6 +57,7 @@ def define_encode_flags() -> None:
 
 def define_run_flags() -> None:
     """--config, --workdir, --debug and those of multi-process runs."""
+    overrides.register()
     config_flags.DEFINE_config_file("config", None, "configs/METHOD.py[:name=value,...]")
     define_base_flags()
     flags.DEFINE_enum(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mimjax import build, published, schema
+from mimjax import build, config_version, published, schema
 from mimjax.errors import ConfigError
 from mimjax.evaluators.features import encode
 from mimjax.models.clip import CLIPVision
@@ -141,14 +141,15 @@ def trunk(held: derive.Held, net: Network, root: str) -> PyTree:
 def own_module(held: derive.Held) -> Any:
     """The encoder of a file in our own names, which says what it is."""
     settings = json.loads(held.about["encoder"])
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    settings = config_version.from_1(settings, "method.encoder.")  # files say no version
     cls = ConvViT if "strides" in settings else ViT
     if wrong := settings.keys() - {f.name for f in dataclasses.fields(cls)}:
         raise ConfigError(
             f"{held.where}: its metadata names settings that {cls.__name__} does not have: "
             f"{', '.join(sorted(wrong))}; it was made by another version"
         )
-    return cls(**settings, dtype=build.compute_dtype("auto"))
+    module: Any = schema.build(cls, settings, f"{held.where}: encoder")
+    return module.clone(dtype=build.compute_dtype("auto"))
 
 
 def channels_of(held: derive.Held, root: str, module: Any) -> int:

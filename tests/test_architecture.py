@@ -7,7 +7,8 @@ import helpers
 import pytest
 
 PACKAGE = helpers.ROOT / "mimjax"
-BASE = {"models", "losses", "masking", "rng", "rules", "errors", "checks", "ema", "config_version"}
+BASE = {"models", "losses", "masking", "rng", "rules", "errors", "checks", "ema", "values"}
+BASE |= {"config_version"}
 # rooms from the ground up; a room may import from its own floor and those below
 FLOORS = [
     BASE,
@@ -27,13 +28,22 @@ FLOORS = [
         "heatmaps",
         "scatter",
         "schema",
+        "settings",
         "flops",
         "hlo",
     },
     {
         *("build", "start", "describe", "trained", "cli", "extend", "main", "plan", "export"),
         *("reconstruct", "attention", "api", "convert", "encoders", "published", "data/stats"),
-        *("features", "feature_files", "encoding", "embedding", "embedding_map", "ending"),
+        *(
+            "features",
+            "feature_files",
+            "encoding",
+            "embedding",
+            "embedding_map",
+            "ending",
+            "overrides",
+        ),
     },
 ]
 # methods see none of these: no flags, configs, checkpoints, loaders or files

@@ -28,9 +28,10 @@ from mimjax.data.decoding import (
     decode,
     load_array,
 )
-from mimjax.data.images import Lazy, check_option, fingerprint
+from mimjax.data.images import Lazy, fingerprint
 from mimjax.data.index import Index, is_file_of, scan
 from mimjax.task import ConfigError
+from mimjax.values import Count, Rate, fit
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 ARRAYS = (".npy",)  # only where channels are not three: beside photographs they hold other things
@@ -105,10 +106,10 @@ class Folder(Lazy):
 
     split: str
     path: str
-    test_fraction: float = 0.1
-    channels: int = 3
-    max_pixels: int = MAX_PIXELS
-    value_range: Range = (0.0, 0.0)
+    test_fraction: Rate = 0.1
+    channels: Count = 3
+    max_pixels: Count = MAX_PIXELS
+    value_range: Range | None = None
     index: dataclasses.InitVar[Index | None] = None
     num_classes: int = dataclasses.field(init=False, default=0)
     class_names: list[str] = dataclasses.field(init=False, default_factory=list)
@@ -124,8 +125,7 @@ class Folder(Lazy):
     def __post_init__(self, index: Index | None):
         self.how = Decoding(self.channels, self.max_pixels, self.value_range)
         self.path = os.path.expanduser(os.fspath(self.path))
-        ok = 0 <= self.test_fraction < 1
-        check_option("test_fraction", self.test_fraction, ok, "0 <= test_fraction < 1")
+        fit(Rate, self.test_fraction, "data.test_fraction")
         if not epath.Path(self.path).is_dir():
             raise ConfigError(f"data.path: {self.path!r} is no folder; allowed: a folder of images")
         roots, by_hash = self._find_roots()
@@ -163,7 +163,7 @@ class Folder(Lazy):
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         flat = (part for path, size in files for part in (os.fsencode(path), size))
         # what is not the default changes pixels; the default's fingerprints stay those of old runs
-        how = [] if self.how == Decoding() else [self.how]
+        how = [] if self.how == Decoding() else [self.how.signature]
         names = map(os.fsencode, self.class_names)
         self.fingerprint = fingerprint([self.name, self.split, *names, *flat, *how])
 

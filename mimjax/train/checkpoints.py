@@ -32,17 +32,21 @@ class Checkpoints:
     """The checkpoints of one workdir."""
 
     def __init__(
-        self, workdir: Workdir, keep: int = 2, keep_every: int = 0, read_only: bool = False
+        self,
+        workdir: Workdir,
+        keep: int = 2,
+        keep_every: int | None = None,
+        read_only: bool = False,
     ):
-        """Keeps the last `keep` and, above 0, for good those whose step `keep_every` divides.
+        """Keeps the last `keep`, and for good those whose step `keep_every` divides (None = none).
 
         Raises:
-          ConfigError: a negative number, or nothing kept.
+          ConfigError: a number below 1.
         """
         if keep < 1:
             raise ConfigError(f"keep_checkpoints: {keep}; allowed: 1 or more")
-        if keep_every < 0:
-            raise ConfigError(f"keep_every: {keep_every}; allowed: 0 (off) or a number of steps")
+        if keep_every is not None and keep_every < 1:
+            raise ConfigError(f"keep_every: {keep_every}; allowed: 1 or more; None")
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file at INFO
         self.workdir = workdir
         if not read_only:
@@ -51,7 +55,7 @@ class Checkpoints:
             workdir.file(FOLDER),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
-                keep_period=keep_every or None,
+                keep_period=keep_every,
                 create=not read_only,
                 read_only=read_only,
             ),
@@ -105,7 +109,7 @@ class Checkpoints:
             raise ConfigError(
                 f"--workdir: {self.workdir.path}: {self.workdir.free() / 2**20:,.1f} MiB are free, "
                 f"but a checkpoint takes {need / 2**20:,.1f}; allowed: a disk with more space "
-                "(or a smaller keep_checkpoints, keep_every=0)"
+                "(or a smaller keep_checkpoints, keep_every=None)"
             )
 
     @contextlib.contextmanager

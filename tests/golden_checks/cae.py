@@ -62,7 +62,7 @@ def build(c, clock, masked=None, **kw):
     common_args = {
         "clock": clock,
         "encoder": encoder(c, pos_embed="sincos_yx", init_scheme="cae"),
-        "masking": Masking("block", common.ratio(masked, n), max_block=0),
+        "masking": Masking("block", common.ratio(masked, n), max_block=None),
         "regressor": regressor,
     }
     if c["model_type"] == "caev2":
@@ -346,7 +346,7 @@ def build_beit(c):
             init_scheme="beit",
             use_mask_token=True,
         ),
-        masking=Masking("block_at_most", common.ratio(max(c["num_mask"]), n), max_block=0),
+        masking=Masking("block_at_most", common.ratio(max(c["num_mask"]), n), max_block=None),
         target=target(c),
     )
 

@@ -106,7 +106,7 @@ def test_pictures_show_attention_beside_the_reconstruction():
 
 
 def test_two_teachers_are_read_side_by_side():
-    clip = CLIPVision(width=8, depth=1, heads=2, patch=4, pos_grid=(4, 4), proj_dim=0)
+    clip = CLIPVision(width=8, depth=1, heads=2, patch=4, pos_grid=(4, 4), proj_dim=None)
     dino = ViT(width=12, depth=1, heads=2, patch=4, image_size=(16, 16), pos_embed="learned")
     both = Joint(CLIP(clip, project=False), DINO(dino))
     frozen = jax.jit(lambda k: both.init_frozen(k, PLAIN))(runs.KEY)
