@@ -18,6 +18,7 @@ from mimjax.errors import ConfigError
 from mimjax.schema import Config
 
 FLAGS = flags.FLAGS
+overrides.register()  # before any flag of a config is made
 
 
 def define_base_flags() -> None:
@@ -57,7 +58,6 @@ def define_encode_flags() -> None:
 
 def define_run_flags() -> None:
     """--config, --workdir, --debug and those of multi-process runs."""
-    overrides.register()
     config_flags.DEFINE_config_file("config", None, "configs/METHOD.py[:name=value,...]")
     define_base_flags()
     flags.DEFINE_enum(

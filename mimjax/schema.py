@@ -107,6 +107,9 @@ class Setting(FieldReference):
     def set(self, value: Any, type_safe: bool = True) -> None:
         super().set(values.square(self.hint, value), type_safe)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Setting, (self.hint, self.get())  # the base class's copies forget the annotation
+
 
 def leaf(hint: Any, value: Any) -> Any:
     """What a section holds for a setting that is no section itself."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 import types
 import typing
 from typing import Annotated, Any, Literal, Union
@@ -46,7 +47,7 @@ class Range:
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
-        return math.isfinite(value) and above and below
+        return above and below and abs(value) <= sys.float_info.max  # which NaN is not, either
 
     def __str__(self) -> str:
         bounded = self.low > -math.inf, self.high < math.inf
@@ -159,7 +160,7 @@ def allowed(hint: Any) -> str:
         said = [str(m) for m in marks if isinstance(m, Range)]
         said += [m.meaning for m in marks if isinstance(m, Text)]
         text = ", ".join(said) or words.get(inner, getattr(inner, "__name__", str(inner)))
-    return f"{text}; None" if optional else text
+    return f"{text}, or None" if optional else text
 
 
 # ------------------------------------------------------------------ values
@@ -194,15 +195,13 @@ def fit(hint: Any, value: Any, key: str) -> Any:
         return value
     if typing.get_origin(inner) is tuple or inner is tuple:
         return _fit_tuple(hint, value, key)
-    if inner is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
     if inner in (int, float):
-        if not isinstance(value, inner) or isinstance(value, bool):
+        if not isinstance(value, (int, inner)) or isinstance(value, bool):
             raise wrong(key, value, hint, "whole numbers, " if inner is int else "numbers, ")
-        ranges = [m for m in marks if isinstance(m, Range)] or [ANY]
-        if any(value not in m for m in ranges):
+        if any(value not in m for m in [ANY, *marks] if isinstance(m, Range)):
             raise wrong(key, value, hint)
-    elif isinstance(inner, type) and not isinstance(value, inner):
+        return inner(value)
+    if isinstance(inner, type) and not isinstance(value, inner):
         raise wrong(key, value, hint)
     return value
 
