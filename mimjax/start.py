@@ -206,7 +206,7 @@ def make_frozen(
     like, path = {k: v for k, v in abstract.items() if k not in task.FITTED}, c.teacher.path
     if like and not path:
         raise ConfigError(
-            f"teacher.path: None, but {c.task} learns from a frozen network ({', '.join(like)}); "
+            f"teacher.path: none, but {c.task} learns from a frozen network ({', '.join(like)}); "
             "allowed: a workdir, .safetensors, .pth (README: where each is published), or "
             "'random' (tests and benchmarks only)"
         )

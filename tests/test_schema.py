@@ -264,9 +264,7 @@ def test_what_is_none_can_be_given_and_taken_back(monkeypatch):
     assert schema.build(Settings, {"data": {"path": back.data.path}}, "").data.path is None
 
 
-@pytest.mark.parametrize(
-    "typed", ["method.encoder.image_size=16", "method.encoder.image_size=(16,)"]
-)
+@pytest.mark.parametrize("typed", [f"method.encoder.image_size={n}" for n in ("16", "(16,)")])
 def test_a_plain_number_is_a_square(typed, monkeypatch):
     c = parse(monkeypatch, typed)
     assert checked(c).encoder.image_size == (16, 16)

@@ -9,8 +9,10 @@ import helpers
 import jax.numpy as jnp
 import pytest
 
+from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.files import Workdir
+from mimjax.settings import Settings
 from mimjax.train import boards, metrics
 
 
@@ -102,7 +104,7 @@ def test_wandb_wanted_and_missing_is_one_clear_line(monkeypatch):
     ):
         boards.check("online")
     with pytest.raises(ConfigError, match=r"wandb: 'yes'; allowed: off, offline, online"):
-        boards.check("yes")
+        schema.build(Settings, {"wandb": "yes"}, "")
 
 
 def test_tensorboard_reads_what_was_written(tmp_path):
