@@ -141,8 +141,11 @@ def build(thing: Any, settings: Config, where: str) -> Any:
         key = f"{where}.{name}" if where else name
         if name not in known:
             raise ConfigError(f"{key}: unknown; allowed: {', '.join(sorted(known))}")
+        part = values.parts(hints[name])[0]
         if dataclasses.is_dataclass(known[name]):
             new[name] = build(known[name], value, key)
+        elif dataclasses.is_dataclass(part) and value is not None:  # a network that may be left out
+            new[name] = build(part, value, key)
         else:
             new[name] = values.fit(hints[name], value, key)
     return thing(**new) if isinstance(thing, type) else dataclasses.replace(thing, **new)

@@ -521,6 +521,24 @@ def test_a_module_s_settings_are_not_flax_s():
     assert "name" in values.fields(OptimizerConfig)
 
 
+@dataclasses.dataclass(frozen=True)
+class WithPart:
+    """What a method may look like whose network may be left out."""
+
+    part: Masking | None = None
+    both: Size | None = None
+
+
+def test_a_part_may_be_left_out():
+    for thing in (WithPart(), WithPart(Masking(ratio=0.5))):
+        found = schema.build(WithPart, schema.section(thing), "method")
+        assert found == thing
+    assert schema.build(WithPart, {"part": {"ratio": 0.25}}, "method").part == Masking(ratio=0.25)
+    with pytest.raises(ConfigError, match=r"method\.part\.ratio: 2\.0; allowed: above 0"):
+        schema.build(WithPart, {"part": {"ratio": 2.0}}, "method")
+    values.check(WithPart(Masking(), (8, 8)), "method")
+
+
 def test_sections_name_what_is_no_section():
     with pytest.raises(ConfigError, match=r"method\.encoder: 3; allowed: a section"):
         schema.build(MAE, ConfigDict({"encoder": 3}), "method")
