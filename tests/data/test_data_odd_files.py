@@ -138,7 +138,7 @@ def test_the_bound_on_pixels_holds_before_decoding(monkeypatch):
 
 
 def test_values_beyond_8_bits():
-    to = lambda values, *limits: to_uint8(np.asarray(values), limits or (0.0, 0.0)).tolist()
+    to = lambda values, *limits: to_uint8(np.asarray(values), limits or None).tolist()
     assert to(np.uint8([7, 255])) == [7, 255]
     assert to([False, True]) == [0, 255]
     assert to(np.uint16([255, 256, 65535])) == [0, 1, 255]
