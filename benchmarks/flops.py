@@ -76,8 +76,8 @@ def injected(decoder: InjectedDecoder, vit: ViT, visible: int, predicted: int) -
 
     Heads of floor(width / heads) channels make the inner width smaller than the width.
     """
-    n, d = vit.num_patches + 1, decoder.width
-    inner = decoder.heads * (d // decoder.heads)
+    n, d, heads = vit.num_patches + 1, decoder.width or vit.width, decoder.heads or vit.heads
+    inner = heads * (d // heads)
     one = attention(n, n, d, d, inner) + 2 * linear(n, d, 4 * d)
     if decoder.inject:
         one += attention(n, visible + 1, d, vit.width, inner)

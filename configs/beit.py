@@ -34,7 +34,7 @@ def get_config(arg=None):
     encoder["layer_scale"] = 1e-5 if large else 0.1  # --layer_scale_init_value
     target = common.find_target(a.tokenizer or "dalle") if not a.demo else {}
     c.method = section(BEiT, encoder=encoder, target=target)
-    c.teacher.path = a.path
+    c.teacher.path = a.path or None
     c.epochs = 800.0
     common.beit_recipe(c)
     c.optimizer.warmup_epochs = 10.0

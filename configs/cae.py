@@ -50,7 +50,7 @@ def get_config(arg=None):
         regressor["width"] = 768
     target = common.find_target(a.tokenizer or "dalle") if not a.demo else {}
     c.method = section(CAE, encoder=encoder, regressor=regressor, target=target)
-    c.teacher.path = a.path
+    c.teacher.path = a.path or None
     common.beit_recipe(c)
     c.optimizer.decay = DECAY
     c.epochs = 800.0

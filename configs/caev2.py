@@ -48,7 +48,7 @@ def get_config(arg=None):
         regressor=regressor,
         target=common.find_target(teacher) if not a.demo else {},
     )
-    c.teacher.path = a.path
+    c.teacher.path = a.path or None
     common.beit_recipe(c)
     c.optimizer.decay = DECAY
     c.epochs = 300.0
@@ -65,5 +65,5 @@ def demo(c, data, tokenizer):
     common.demo(c, data)
     common.demo_target(c, data, tokenizer)
     m = c.method
-    m.regressor.depth, m.regressor.heads, m.regressor.width = 1, m.encoder.heads, 0
+    m.regressor.depth, m.regressor.heads, m.regressor.width = 1, m.encoder.heads, None
     c.data.augment.color_jitter = 0.0

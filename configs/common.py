@@ -11,14 +11,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mimjax.data.augment import Augment
-from mimjax.data.decoding import MAX_PIXELS
 from mimjax.errors import ConfigError
 from mimjax.models.clip import CLIP_SIZES, CLIPVision
 from mimjax.models.discrete_vae import DVAEDecoder, DVAEEncoder
 from mimjax.models.vit import SIZES, ViT
 from mimjax.models.vqgan import VQGAN_SIZES, VQGANModel
 from mimjax.schema import Config, section
+from mimjax.settings import Settings
 from mimjax.targets.base import Target
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dalle import DallE
@@ -28,7 +27,6 @@ from mimjax.targets.encoder import EncoderFeatures
 from mimjax.targets.patches import Pixels
 from mimjax.targets.vqgan import VQGAN
 from mimjax.targets.vqkd import VQKD
-from mimjax.train.optim import OptimizerConfig
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> Config:
@@ -72,52 +70,9 @@ def encoder_size(size: str, res: int) -> dict[str, Any]:
 
 
 def base() -> Config:
-    """Everything but the task: data, optimizer, mesh, logging, evaluation."""
-    c: Config = ConfigDict()
-    c.task = ""
-    c.seed = 0
-    c.dtype = "auto"  # bfloat16 compute on accelerators, float32 on CPU
-    c.batch_size = 4096  # effective: over all devices and accumulation steps
-    c.accum = 1  # micro-batches per update
-    c.epochs = 800.0
-    c.steps = 0  # above 0 it replaces epochs
-    c.init_from = ""  # weights only: a workdir, .safetensors or .pth
-    c.resume = ""  # a whole state: another workdir
-    c.restart = False  # True = begin anew where a workdir's checkpoints are lost; keeps the rest
+    """Everything but the task: data, optimizer, mesh, logging, evaluation; see `Settings`."""
+    c = section(Settings)
     c.method = ConfigDict()
-    c.teacher = ConfigDict({"path": ""})  # frozen weights that a method reads
-    c.optimizer = section(OptimizerConfig)
-    c.mesh = ConfigDict({"data": -1, "fsdp": 1})
-    c.sharding = ((".*", "fsdp"),)  # what it means is decided by mesh.fsdp; 1 = replicated
-    c.data = ConfigDict()
-    c.data.source = "folder"
-    c.data.path = ""
-    c.data.splits = "auto"  # folders as train/ and val/ below path; "none" = classes like others
-    c.data.options = ConfigDict()  # of the source, see mimjax/data/sources.py
-    c.data.channels = 3  # others: method.mean and std of as many numbers, see mimjax/data/stats.py
-    c.data.value_range = (0.0, 0.0)  # of values beyond 8 bits; (0, 0) = 0 to 65535, floats 0 to 1
-    c.data.max_pixels = MAX_PIXELS  # in one file; more is a bad file
-    c.data.max_bad_fraction = 0.01  # files that may be skipped; 0 = the first bad one is an error
-    c.data.trust_index = False  # True = the workdir's list of files is taken, none is looked at
-    c.data.augment = section(Augment)
-    c.data.workers = 0  # processes; 0 = threads in this one
-    c.data.threads = 8
-    c.log_every = 50
-    c.checkpoint_every = 2000
-    c.keep_checkpoints = 2  # the last ones
-    c.keep_every = 0  # steps; above 0 also every checkpoint whose step it divides, for good
-    c.on_nonfinite = "stop"  # or "rollback": to the last good checkpoint, without the batch
-    c.on_nonfinite_retries = 3  # rollbacks in the whole run
-    c.wandb = "off"  # or "offline" (files in the workdir), "online"; needs mimjax[wandb]
-    c.wandb_project = "mimjax"
-    c.eval = ConfigDict()
-    c.eval.every = 5000  # steps (16 epochs of ImageNet at batch 4096); 0 = at the end only
-    c.eval.probes = False  # k-NN and linear probe, for a labeled source
-    c.eval.error = True  # held-out masked error beside naive predictors
-    c.eval.health = True  # spread and rank of features, variance of the run's own targets
-    c.eval.pictures = 8  # images in a reconstruction picture; 0 = none
-    c.eval.batch_size = 0  # 0 = batch_size / accum, what a step has in memory at once
-    c.eval.max_images = 2000  # per split, for each evaluator
     return c
 
 

@@ -27,7 +27,7 @@ def get_config(arg=None):
     # 8192 codes of 512 values, width 256, 3 layers: `get_d_vae` of CAE's furnace/utils.py
     c.method = section(DiscreteVAE, image_size=(a.res, a.res))
     # the same shares of a run of any length: 150,000 and 5,000 updates (DALL-E A.2) of the 250,000
-    c.method.temperature_steps = c.method.kl_steps = 0
+    c.method.temperature_steps = c.method.kl_steps = None
     c.batch_size = 512  # DALL-E A.2: 8 on each of 64 GPUs
     c.epochs = 100.0  # ours: 250,000 updates
     c.optimizer.lr = 1e-4  # DALL-E A.2: 1e-4 to 1.25e-6 on a cosine, without warm-up

@@ -70,7 +70,7 @@ def get_config(arg=None):
     c.method = section(
         MRMAE, encoder=make_encoder(a.backbone, a.size, a.res), target=TEACHERS[a.teacher]
     )
-    c.teacher.path = a.path
+    c.teacher.path = a.path or None
     c.epochs = 400.0  # section 4.1
     c.batch_size = 1024  # section 4.1
     # "maximum learning rate 1.5e-4": taken as the rate per 256 images (ours), as MCMAE's --blr

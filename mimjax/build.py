@@ -21,7 +21,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mimjax import agreement, describe, extend, report, restore, start
-from mimjax.checks import choice
 from mimjax.data import values
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles
@@ -34,6 +33,7 @@ from mimjax.evaluators import Evaluator, make_evaluators
 from mimjax.files import Workdir
 from mimjax.lock import RunLock
 from mimjax.schema import Config, build, find_class
+from mimjax.settings import Settings
 from mimjax.task import Clock, Task
 from mimjax.train import boards, optim
 from mimjax.train.checkpoints import Checkpoints, versions
@@ -148,9 +148,7 @@ def make_clock(c: Config, steps_per_epoch: int) -> Clock:
 
 def check_batch(c: Config, devices: int) -> None:
     """The batch divides over devices and accumulation steps."""
-    if c.accum < 1:
-        raise ConfigError(f"accum: {c.accum}; allowed: 1 or more")
-    if c.batch_size < 1 or c.batch_size % (devices * c.accum):
+    if c.batch_size % (devices * c.accum):
         raise ConfigError(
             f"batch_size: {c.batch_size} is not divisible by devices {devices} x accum {c.accum}; "
             f"allowed: multiples of {devices * c.accum}"
@@ -176,21 +174,13 @@ def make_length(c: Config, mesh: Mesh, clock: Clock) -> tuple[Program, optim.Sch
 
 
 def check_choices(c: Config) -> None:
-    """Settings of the run itself."""
-    choice("on_nonfinite", c.on_nonfinite, ("stop", "rollback"))
-    if c.on_nonfinite_retries < 1:
-        raise ConfigError(f"on_nonfinite_retries: {c.on_nonfinite_retries}; allowed: 1 or more")
+    """Every setting but the method's own, which `make_task` checks.
+
+    Raises:
+      ConfigError: a value that its annotation in `mimjax.settings` does not allow.
+    """
+    build(Settings, {k: v for k, v in c.items() if k != "method"}, "")
     boards.check(c.wandb)
-    # 0 = never, none, or a default; log_every among them: the first and last step are logged
-    every = ("steps", "log_every", "checkpoint_every", "eval.every", "eval.pictures")
-    for key, least in {
-        **dict.fromkeys((*every, "eval.batch_size", "data.workers", "seed"), 0),
-        **dict.fromkeys(("eval.max_images", "data.threads"), 1),
-    }.items():
-        section, _, name = key.rpartition(".")
-        found = (c[section] if section else c)[name]
-        if found < least:
-            raise ConfigError(f"{key}: {found}; allowed: {least} or more")
 
 
 def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = None) -> Run:
@@ -202,8 +192,8 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
     Raises:
       ConfigError: any wrong setting, or a workdir that refuses it; then nothing was written.
     """
-    check_batch(c, jax.device_count())
     check_choices(c)
+    check_batch(c, jax.device_count())
     mesh = make_mesh(c.mesh.data, c.mesh.fsdp)
     index, kept = make_index(c, workdir_path)
     data = make_data(c, make_task(c, Clock(1, 1)), "train", index)
@@ -322,14 +312,14 @@ def say_length(
 
 
 def options(c: Config) -> dict[str, Any]:
-    """The plain numbers of a `Run`."""
+    """The plain numbers of a `Run`, where 0 says that nothing is clipped."""
     return {
         "workers": c.data.workers,
         "threads": c.data.threads,
         "log_every": c.log_every,
         "checkpoint_every": c.checkpoint_every,
         "eval_every": c.eval.every,
-        "clip_norm": c.optimizer.clip_norm,
+        "clip_norm": c.optimizer.clip_norm or 0.0,
         "rollbacks": c.on_nonfinite_retries if c.on_nonfinite == "rollback" else 0,
     }
 

@@ -13,13 +13,14 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from mimjax import files, stopping
+from mimjax import files, overrides, stopping
 from mimjax.errors import ConfigError, PeerError, RunError
 from mimjax.exits import Exit, code_of
 from mimjax.schema import Config
 from mimjax.torch_io.files import SUFFIXES
 
 FLAGS = flags.FLAGS
+overrides.register()  # before any flag of a config is made
 
 
 def define_base_flags() -> None:

@@ -16,10 +16,59 @@ VERSION = 2  # raise it, and add a translation, when a setting changes its name 
 Settings = dict[str, Any]
 
 
+# What version 1 wrote for None, by the last part of a setting's name. In `method` a name means the
+# same everywhere; elsewhere the whole name counts.
+UNSET_IN_METHOD: dict[str, Any] = {
+    "feature": "",
+    "heads": 0,
+    "layer_scale": 0,
+    "max_block": 0,
+    "proj_dim": 0,
+    "size": [0, 0],
+    "width": 0,
+}
+UNSET: dict[str, Any] = {
+    "data.options.length": 0,
+    "data.path": "",
+    "data.value_range": [0, 0],
+    "eval.batch_size": 0,
+    "init_from": "",
+    "keep_every": 0,
+    "mesh.data": -1,
+    "optimizer.clip_norm": 0,
+    "optimizer.lr": 0,
+    "optimizer.warmup_steps": 0,
+    "optimizer.weight_decay_end": -1,
+    "resume": "",
+    "steps": 0,
+    "teacher.path": "",
+}
+
+
 def from_1(settings: Settings) -> Settings:
     """Translate version 1, which stood in no file: sentinels (0, -1, "") became None."""
-    settings = masking_from_1(settings)
-    return settings
+    settings = {"restart": False} | masking_from_1(settings)
+    if "data" in settings:
+        settings["data"] = {"splits": "auto"} | settings["data"]
+    return without_sentinels(settings)
+
+
+def without_sentinels(settings: Settings, prefix: str = "") -> Settings:
+    """Replace what version 1 wrote for None.
+
+    Args:
+      settings: nested, or the section that `prefix` names ("method.").
+    """
+    out: Settings = {}
+    for name, value in settings.items():
+        key = prefix + name
+        if isinstance(value, dict):
+            out[name] = without_sentinels(value, f"{key}.")
+            continue
+        table, entry = (UNSET_IN_METHOD, name) if prefix.startswith("method.") else (UNSET, key)
+        plain = list(value) if isinstance(value, tuple) else value
+        out[name] = None if entry in table and plain == table[entry] else value
+    return out
 
 
 def masking_from_1(settings: Settings) -> Settings:

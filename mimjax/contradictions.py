@@ -75,7 +75,7 @@ def differences(reader: Reader, facts: Mapping[str, Any]) -> Iterator[tuple[str,
             if name in mine and name not in TRAINING:
                 here = mine[name]
                 if name in PRESENCE:
-                    here, there = bool(here), bool(there)
+                    here, there = here is not None, there is not None
                 if plain(here) != plain(there):
                     yield name, here, there
     for name in ("mean", "std"):

@@ -76,7 +76,7 @@ def make_state(found: Any) -> Any:
     from mimjax.train.state import TrainState
 
     c, task = found.config, found.task
-    clock = Clock(1, max(c.steps, 1))
+    clock = Clock(1, c.steps or 1)
     params, model_state = jax.jit(task.init)(step_key(c.seed, "init", 0))
     params = published.complete(found.params, params)
     tx, _ = build.make_tx(c, params, clock)

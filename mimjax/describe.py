@@ -24,8 +24,9 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
     mesh, device = program.mesh, jax.devices()[0]
     per_device = c.batch_size // mesh.size // c.accum
     o = c.optimizer
-    peak = o.lr or o.base_lr * c.batch_size / 256
-    rate = "absolute" if o.lr else f"base {o.base_lr:g} x {c.batch_size} / 256"
+    peak = o.base_lr * c.batch_size / 256 if o.lr is None else o.lr
+    rate = f"base {o.base_lr:g} x {c.batch_size} / 256" if o.lr is None else "absolute"
+    warmup = (o.warmup_epochs, "epochs") if o.warmup_steps is None else (o.warmup_steps, "steps")
     masks = ""
     if "mask" in program.abstract_batch:
         n = program.abstract_batch["mask"].shape[1]
@@ -40,8 +41,7 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
         f"mesh data={mesh.shape['data']} fsdp={mesh.shape['fsdp']}",
         f"  batch       {c.batch_size} = {mesh.size} devices x {per_device} x {c.accum} "
         "accumulated",
-        f"  lr          {peak:.3g} ({rate}), warm-up {o.warmup_steps or o.warmup_epochs:g} "
-        f"{'steps' if o.warmup_steps else 'epochs'}, {end}",
+        f"  lr          {peak:.3g} ({rate}), warm-up {warmup[0]:g} {warmup[1]}, {end}",
         f"  length      {clock.total_steps} steps = {clock.epochs:,.1f} epochs of "
         f"{clock.steps_per_epoch} steps",
         f"  data        {c.data.source}: {len(data.source):,} images, "

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mimjax import build, published, schema
+from mimjax import build, config_version, published, schema, values
 from mimjax.errors import ConfigError
 from mimjax.evaluators.features import encode
 from mimjax.models.clip import CLIPVision
@@ -99,7 +99,8 @@ def read(
         root, module = root_of(held), module_of(held, choice)
     head, shapes = head_of(held)
     default = (CLIP_MEAN, CLIP_STD) if root == "clip" else _statistics(held)
-    mean, std = tuple(mean or default[0]), tuple(std or default[1])
+    mean = values.fit(values.Mean, tuple(mean or default[0]), "mean")
+    std = values.fit(values.Std, tuple(std or default[1]), "std")
     channels = channels_of(held, root, module)
     if channels != len(mean):
         raise ConfigError(
@@ -141,14 +142,15 @@ def trunk(held: derive.Held, net: Network, root: str) -> PyTree:
 def own_module(held: derive.Held) -> Any:
     """The encoder of a file in our own names, which says what it is."""
     settings = json.loads(held.about["encoder"])
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    settings = config_version.from_1(settings, "method.encoder.")  # files say no version
     cls = ConvViT if "strides" in settings else ViT
     if wrong := settings.keys() - {f.name for f in dataclasses.fields(cls)}:
         raise ConfigError(
             f"{held.where}: its metadata names settings that {cls.__name__} does not have: "
             f"{', '.join(sorted(wrong))}; it was made by another version"
         )
-    return cls(**settings, dtype=build.compute_dtype("auto"))
+    module: Any = schema.build(cls, settings, f"{held.where}: encoder")
+    return module.clone(dtype=build.compute_dtype("auto"))
 
 
 def channels_of(held: derive.Held, root: str, module: Any) -> int:
@@ -211,8 +213,8 @@ def _nested(flat: dict[str, Any]) -> PyTree:
 def _statistics(held: derive.Held) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std of the images: what the file says; BootMAE's are its own."""
     if "mean" in held.about:
-        values = lambda name: tuple(map(float, held.about[name].split(",")))
-        return values("mean"), values("std")
+        numbers = lambda name: tuple(map(float, held.about[name].split(",")))
+        return numbers("mean"), numbers("std")
     if held.layout == "bootmae":
         return pixels.HALF, pixels.HALF
     return pixels.IMAGENET_MEAN, pixels.IMAGENET_STD

@@ -11,13 +11,16 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable
+from typing import Annotated, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mimjax import values
 from mimjax.errors import ConfigError
+from mimjax.values import Count, Range, Whole
 
 Grid = tuple[int, int]
 MaskFn = Callable[[random.Random], np.ndarray]
@@ -26,10 +29,9 @@ OFFICIAL_PATCHES = 196  # the 14x14 grid on which the papers give their block co
 # rectangle of 20,000 masks needed more than 151 tries: the bound never changes an official mask.
 MAX_TRIES = 10_000
 ATTEMPTS = 10  # BEiT's generator gives up after so many tries that add nothing
-KINDS = ("random", "block", "block_random", "block_at_most", "grid")
-EXACT = tuple(k for k in KINDS if k != "block_at_most")  # no mask has fewer patches than asked
-ROUNDINGS = ("mae", "cae")
-SELECTIONS = ("topk", "sample", "random")  # of `select_visible`
+Kind = Literal["random", "block", "block_random", "block_at_most", "grid"]
+EXACT = tuple(k for k in get_args(Kind) if k != "block_at_most")  # no mask has fewer than asked
+Selection = Literal["topk", "sample", "random"]  # of `select_visible`
 
 
 # ------------------------------------------------------------------ on the device
@@ -62,7 +64,7 @@ def select_visible(
     elif how == "random":
         score = jax.random.uniform(key, score.shape)
     elif how != "topk":
-        raise ConfigError(f"selection of patches: {how!r}; allowed: {', '.join(SELECTIONS)}")
+        raise values.wrong("selection of patches", how, Selection)
     # argsort, not lax.top_k, for which the partitioner gathers a sharded batch
     order = jnp.argsort(-score, axis=1, stable=True)
     return jnp.sort(order[:, :num_visible], axis=1), jnp.sort(order[:, num_visible:], axis=1)
@@ -219,34 +221,22 @@ class Masking:
         int(n ratio) for kind "random", as in CAE's generator: 29 and not 30 of 196 at 0.15.
       num_block, min_block, max_block: 120 (BootMAE) and 16 on 14x14, scaled by n / 196 elsewhere
         (at least 1, maximum at least the minimum). `num_block` is read by "block_random" only;
-        max_block 0 = the number of masked patches (BEiT, CAE); BootMAE has 60.
+        max_block None = the number of masked patches (BEiT, CAE); BootMAE has 60.
       min_aspect: aspect ratios are log-uniform in (min_aspect, 1 / min_aspect).
       roll_max: how many block patches may be exchanged for others (0 = none).
     """
 
-    kind: str = "random"
-    ratio: float = 0.75
-    rounding: str = "mae"
-    num_block: int = 120
-    min_block: int = 16
-    max_block: int = 0
-    min_aspect: float = 0.3
-    roll_max: int = 3
+    kind: Kind = "random"
+    ratio: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.75
+    rounding: Literal["mae", "cae"] = "mae"
+    num_block: Count = 120
+    min_block: Count = 16
+    max_block: Count | None = None
+    min_aspect: values.Some = 0.3
+    roll_max: Whole = 3
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ConfigError(f"method.masking.kind: {self.kind!r}; allowed: {', '.join(KINDS)}")
-        if self.rounding not in ROUNDINGS:
-            raise ConfigError(
-                f"method.masking.rounding: {self.rounding!r}; allowed: {', '.join(ROUNDINGS)}"
-            )
-        if not 0 < self.ratio < 1:
-            raise ConfigError(f"method.masking.ratio: {self.ratio}; allowed: above 0 and below 1")
-        if min(self.min_block, self.num_block) < 1 or self.max_block < 0:
-            raise ConfigError(
-                f"method.masking: min_block {self.min_block}, max_block {self.max_block}, "
-                f"num_block {self.num_block}; allowed: positive (max_block 0 = no bound)"
-            )
+        values.check(self, "method.masking")
         if self.kind == "grid" and self.ratio != 0.75:
             raise ConfigError(
                 f"method.masking.ratio: {self.ratio}; kind=grid keeps one patch in four: 0.75"
@@ -291,7 +281,7 @@ class _Sampler:
             return grid_mask(self.grid)
         scale = n / OFFICIAL_PATCHES
         least = max(1, round(m.min_block * scale))
-        most = max(least, round(m.max_block * scale)) if m.max_block else masked
+        most = masked if m.max_block is None else max(least, round(m.max_block * scale))
         if m.kind in ("block", "block_at_most"):
             make = block_mask if m.kind == "block" else block_mask_at_most
             return make(rng, self.grid, masked, least, most, m.min_aspect)

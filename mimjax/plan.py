@@ -95,6 +95,7 @@ def make(c: Config, devices: list[Any], small: int | None = None):
     from mimjax.train import sharding
     from mimjax.train.program import make_program
 
+    build.check_choices(c)
     if c.dtype == "auto":  # build.py would ask this machine's backend
         c.dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
     mesh = sharding.make_mesh(c.mesh.data, c.mesh.fsdp, devices)

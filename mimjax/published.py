@@ -223,7 +223,7 @@ def size_decoders(held: derive.Held, method: Config, before: Config, choice: Cho
         inner = derive.inner_width(held, name)
         given = before.regressor if "width" not in old else old  # CAE's decoder is as wide as that
         same = (given.width or before.encoder.width) == width
-        follows = old.heads == 0  # BootMAE's: the encoder's
+        follows = old.heads is None  # BootMAE's: the encoder's
         heads = choice.decoder_heads or (method.encoder.heads if follows else 0)
         if not heads and not same:
             raise derive.ask(held, "decoder_heads", f"the heads of {name}", "--decoder_heads=16")
@@ -233,7 +233,7 @@ def size_decoders(held: derive.Held, method: Config, before: Config, choice: Cho
                 f"{held.where}: {name} of width {width} has {inner} channels in its attention, "
                 f"which {heads} heads do not give; allowed: --decoder_heads=N that do"
             )
-        section.heads = 0 if follows and not choice.decoder_heads else heads
+        section.heads = None if follows and not choice.decoder_heads else heads
 
 
 def size_target(held: derive.Held, c: Config, task: Any) -> Task:

@@ -43,8 +43,8 @@ def choose(
     outcomes: Sequence[Outcome],
     began: str = "",
     restart: bool = False,
-    resume: str = "",
-    init_from: str = "",
+    resume: str | None = None,
+    init_from: str | None = None,
 ) -> Start:
     """Decide where a run starts.
 
@@ -105,8 +105,8 @@ def own_start(
     say: Say,
     *,
     restart: bool = False,
-    resume: str = "",
-    init_from: str = "",
+    resume: str | None = None,
+    init_from: str | None = None,
 ) -> tuple[Start, Restored | None]:
     """Read the workdir's checkpoints and decide; nothing is moved yet.
 

@@ -1,26 +1,27 @@
 """A dataclass is the schema of its config section.
 
 `section` writes a dataclass's settings out as a ConfigDict, so that each can be overridden by
-name; `build` reads such a section back, naming the key of anything that does not fit. A field
-whose class is PLUGGABLE (a method's target) may hold any subclass, and a network may be replaced by
-one of another class (MR-MAE's encoder); such a section names its class in `type`.
+name; `build` reads such a section back, naming the key of anything that does not fit what the
+field's annotation allows (`mimjax.values`). A field whose class is PLUGGABLE (a method's target)
+may hold any subclass, and a network may be replaced by one of another class (MR-MAE's encoder);
+such a section names its class in `type`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
 
+from mimjax import values
 from mimjax.errors import ConfigError
 
 # A ConfigDict; its attributes are typed as a union of everything, which helps no checker.
 Config = Any
-
-HIDDEN = {"parent", "clock", "dtype"}  # not settings: flax, the run and `dtype` set them
 
 
 def find_class(path: Any, key: str) -> type:
@@ -55,13 +56,11 @@ def defaults(thing: Any) -> dict[str, Any]:
       thing: a class (its declared defaults: a task derives some fields when it is made) or an
         instance (its values).
     """
-    hidden = HIDDEN | set(getattr(thing, "DERIVED", ()))
-    if issubclass(thing if isinstance(thing, type) else type(thing), nn.Module):
-        hidden |= {"parent", "name"}  # flax's own fields
-    fields = [f for f in dataclasses.fields(thing) if f.init and f.name not in hidden]
-    if isinstance(thing, type):
-        return {f.name: f.default for f in fields}
-    return {f.name: getattr(thing, f.name) for f in fields}
+    if not isinstance(thing, type):
+        return {name: getattr(thing, name) for name in values.fields(type(thing))}
+    fields = {f.name: f for f in dataclasses.fields(thing)}
+    made = lambda f: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+    return {name: made(fields[name]) for name in values.fields(thing)}
 
 
 def section(thing: Any, **overrides: Any) -> Config:
@@ -72,13 +71,13 @@ def section(thing: Any, **overrides: Any) -> Config:
     Raises:
       ConfigError: an override that is no setting.
     """
-    known = defaults(thing)
+    known, cls = defaults(thing), thing if isinstance(thing, type) else type(thing)
     for key in overrides:
         if key not in known:
             raise ConfigError(f"{key}: unknown; allowed: {', '.join(sorted(known))}")
     out = ConfigDict(convert_dict=False)
     if pluggable(thing):
-        out.type = class_path(thing if isinstance(thing, type) else type(thing))
+        out.type = class_path(cls)
     for name, value in known.items():
         given = overrides.get(name, {})
         if dataclasses.is_dataclass(given):
@@ -89,37 +88,64 @@ def section(thing: Any, **overrides: Any) -> Config:
         elif dataclasses.is_dataclass(value):
             out[name] = section(value, **given)
         else:
-            out[name] = overrides.get(name, value)
+            out[name] = leaf(values.fields(cls)[name], overrides.get(name, value))
     return out
 
 
-def build(thing: Any, values: Config, where: str) -> Any:
+class Setting(FieldReference):
+    """A value in a ConfigDict that may be None, or a plain number for a pair.
+
+    A ConfigDict takes the type of a setting from its value and would know nothing of one that is
+    None: the command line could not give it another. Here the annotation tells.
+    """
+
+    def __init__(self, hint: Any, value: Any):
+        self.hint = hint
+        super().__init__(None, values.kind(hint))
+        self.set(value)
+
+    def set(self, value: Any, type_safe: bool = True) -> None:
+        super().set(values.square(self.hint, value), type_safe)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Setting, (self.hint, self.get())  # the base class's copies forget the annotation
+
+
+def leaf(hint: Any, value: Any) -> Any:
+    """What a section holds for a setting that is no section itself."""
+    if isinstance(value, dict):
+        return ConfigDict(value)
+    optional = values.parts(hint)[2]
+    return Setting(hint, value) if optional or values.mark(hint, values.Square) else value
+
+
+def build(thing: Any, settings: Config, where: str) -> Any:
     """An instance of `thing` (a class, or an instance to start from) with a section's settings.
 
     Raises:
-      ConfigError: an unknown key, or a value of the wrong type.
+      ConfigError: an unknown key, or a value that the field's annotation does not allow.
     """
-    if pluggable(thing) or ("type" in values and "type" not in defaults(thing)):
+    if not isinstance(settings, ConfigDict | Mapping):
+        raise ConfigError(f"{where}: {settings!r}; allowed: a section of settings")
+    if pluggable(thing) or ("type" in settings and "type" not in defaults(thing)):
         base = (thing if isinstance(thing, type) else type(thing)).__mro__[-2]
-        thing = find_class(values.type, f"{where}.type")
+        if "type" not in settings:
+            raise ConfigError(f"{where}.type: missing; allowed: the class of a {base.__name__}")
+        thing = find_class(settings["type"], f"{where}.type")
         if not (isinstance(thing, type) and issubclass(thing, base)):
-            raise ConfigError(f"{where}.type: {values.type!r}; allowed: a {base.__name__}")
-        values = {k: v for k, v in values.items() if k != "type"}
+            raise ConfigError(f"{where}.type: {settings['type']!r}; allowed: a {base.__name__}")
+        settings = {k: v for k, v in settings.items() if k != "type"}
     known, new = defaults(thing), {}
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(f"{where}.{key}: unknown; allowed: {', '.join(sorted(known))}")
-        if dataclasses.is_dataclass(known[key]):
-            new[key] = build(known[key], value, f"{where}.{key}")
+    hints = values.fields(thing if isinstance(thing, type) else type(thing))
+    for name, value in settings.items():
+        key = f"{where}.{name}" if where else name
+        if name not in known:
+            raise ConfigError(f"{key}: unknown; allowed: {', '.join(sorted(known))}")
+        part = values.parts(hints[name])[0]
+        if dataclasses.is_dataclass(known[name]):
+            new[name] = build(known[name], value, key)
+        elif dataclasses.is_dataclass(part) and value is not None:  # a network that may be left out
+            new[name] = build(part, value, key)
         else:
-            new[key] = typed(known[key], value, f"{where}.{key}")
+            new[name] = values.fit(hints[name], value, key)
     return thing(**new) if isinstance(thing, type) else dataclasses.replace(thing, **new)
-
-
-def typed(old: Any, value: Any, where: str) -> Any:
-    """`value` if it can stand for `old`: the same type, an int for a float, tuples alike."""
-    value = tuple(value) if isinstance(old, tuple) and isinstance(value, list) else value
-    kinds = (int, float) if type(old) is float else (type(old),)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and type(old) is not bool):
-        raise ConfigError(f"{where}: {value!r} is no {type(old).__name__}")
-    return float(value) if type(old) is float else value

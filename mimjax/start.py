@@ -229,7 +229,9 @@ def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> Tr
 def warmup_words(c: Config) -> str:
     """The warm-up as the config gives it."""
     o = c.optimizer
-    return f"{o.warmup_steps} steps" if o.warmup_steps else f"{o.warmup_epochs:g} epochs"
+    if o.warmup_steps is None:
+        return f"{o.warmup_epochs:g} epochs"
+    return f"{o.warmup_steps} steps"
 
 
 def grid_of(program: Program) -> tuple[int, int] | None:
@@ -307,7 +309,7 @@ def make_frozen(
     like, path = {k: v for k, v in abstract.items() if k not in task.FITTED}, c.teacher.path
     if like and not path:
         raise ConfigError(
-            f"teacher.path: empty, but {c.task} learns from a frozen network ({', '.join(like)}); "
+            f"teacher.path: none, but {c.task} learns from a frozen network ({', '.join(like)}); "
             "allowed: a workdir, .safetensors, .pth (README: where each is published), or "
             "'random' (tests and benchmarks only)"
         )

@@ -132,7 +132,7 @@ def open_run(path: str, step: int | None = None) -> Trained:
     c: Config = ConfigDict(settings)
     # The length of an epoch is known to the training data alone. It decides weights of losses
     # and decays of averages, and no prediction.
-    task = build.make_task(c, Clock(1, max(c.steps, 1)))
+    task = build.make_task(c, Clock(1, c.steps or 1))
     program = make_program(
         task,
         optax.identity(),

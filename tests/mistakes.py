@@ -99,7 +99,7 @@ VALUES = {
         "optimizer.decay: no rule", "--config.optimizer.decay=(('.*/bias',0.0),)", slow=True
     ),
     "broken rule": main("sharding: '('", "--config.sharding=(('(','fsdp'),)", slow=True),
-    "negative epochs": main("epochs: -1", "--config.steps=0", "--config.epochs=-1.0"),
+    "negative epochs": main("epochs: -1", "--config.steps=None", "--config.epochs=-1.0"),
     "negative interval": main("eval.every: -5", "--config.eval.every=-5"),
     "no threads": main("data.threads: 0", "--config.data.threads=0", slow=True),
     "no checkpoint kept": main("keep_checkpoints: 0", "--config.keep_checkpoints=0", slow=True),

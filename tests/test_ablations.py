@@ -53,7 +53,7 @@ def shrink(c):
         if name in method:
             if "width" in method[name]:
                 method[name].width //= 32  # the ratios of the table's widths stay
-            method[name].heads = 2 if method[name].heads else 0
+            method[name].heads = 2 if method[name].heads else None
     if "decoder" in method:
         method.decoder.depth = min(method.decoder.depth, 3)
     if "regressor" in method:  # of CAE and CAE v2; a width of its own stays one

@@ -7,7 +7,8 @@ import helpers
 import pytest
 
 PACKAGE = helpers.ROOT / "mimjax"
-BASE = {"models", "losses", "masking", "rng", "rules", "errors", "checks", "ema", "config_version"}
+BASE = {"models", "losses", "masking", "rng", "rules", "errors", "checks", "ema", "values"}
+BASE |= {"config_version"}
 # rooms from the ground up; a room may import from its own floor and those below
 FLOORS = [
     BASE,
@@ -29,6 +30,7 @@ FLOORS = [
         "heatmaps",
         "scatter",
         "schema",
+        "settings",
         "flops",
         "hlo",
     },
@@ -49,6 +51,7 @@ FLOORS = [
         *("reconstruct", "attention", "api", "convert", "encoders", "published", "data/stats"),
         *("features", "feature_files", "encoding", "embedding", "embedding_map", "ending"),
         *("memory", "agreement"),
+        "overrides",
     },
 ]
 # methods see none of these: no flags, configs, checkpoints, loaders or files

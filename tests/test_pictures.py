@@ -1,6 +1,7 @@
 """Reconstructions: what is gray, what is untouched, what is predicted."""
 
 import io
+from typing import get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +25,7 @@ def case(norm="none"):
     return images, ids, np.take_along_axis(target, ids[..., None], 1)
 
 
-@pytest.mark.parametrize("norm", pixels.PATCH_NORMS)
+@pytest.mark.parametrize("norm", get_args(pixels.PatchNorm))
 def test_flawless_prediction_gives_the_original(norm):
     images, ids, target = case(norm)
     out = pictures.reconstruct(images, target, ids, patch=4, mean=MEAN, std=STD, norm=norm)

@@ -36,6 +36,7 @@ def get_config(arg=None):
     c.batch_size = 1024
     # A third of the peak, by 256 images where the method has it so: what was learned is kept.
     c.optimizer.base_lr = c.optimizer.base_lr / 3
-    c.optimizer.lr = c.optimizer.lr / 3
+    if c.optimizer.lr is not None:
+        c.optimizer.lr = c.optimizer.lr / 3
     c.checkpoint_every, c.eval.every = 500, 1000
     return c.lock()

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from mimjax import values
 from mimjax.data.bands import Bands
 from mimjax.task import ConfigError, View
+from mimjax.values import NonNegative, Positive, Share, Some
 
-CROPS = ("random_resized", "fixed", "none")
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -59,25 +60,21 @@ class Augment:
         fits, 0.875 = the usual 224 out of 256.
     """
 
-    crop: str = "random_resized"
-    scale: tuple[float, float] = (0.2, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    color_jitter: float = 0.0
-    eval_crop: float = 1.0
+    crop: Literal["random_resized", "fixed", "none"] = "random_resized"
+    scale: tuple[Some, Some] = (0.2, 1.0)
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    flip: Share = 0.5
+    color_jitter: NonNegative = 0.0
+    eval_crop: Some = 1.0
 
     def __post_init__(self):
         # Configs hold lists; tuples keep the dataclass hashable and its repr stable.
         object.__setattr__(self, "scale", tuple(self.scale))
         object.__setattr__(self, "ratio", tuple(self.ratio))
-        _check("crop", self.crop, self.crop in CROPS, ", ".join(CROPS))
-        ok = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1
-        _check("scale", self.scale, ok, "two numbers with 0 < low <= high <= 1")
-        ok = len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1]
-        _check("ratio", self.ratio, ok, "two numbers with 0 < low <= high")
-        _check("flip", self.flip, 0 <= self.flip <= 1, "0 to 1")
-        _check("color_jitter", self.color_jitter, self.color_jitter >= 0, "0 or more")
-        _check("eval_crop", self.eval_crop, 0 < self.eval_crop <= 1, "0 < eval_crop <= 1")
+        values.check(self, "data.augment")
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            _check(name, (low, high), low <= high, "the smaller number first")
 
     def params(
         self, size: tuple[int, int], views: dict[str, View], rng: np.random.Generator

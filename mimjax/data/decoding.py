@@ -25,12 +25,13 @@ from mimjax.data.bands import Bands
 from mimjax.data.images import check_option
 from mimjax.data.index import shown
 from mimjax.task import ConfigError
+from mimjax.values import Count, Number, check
 
 # JPEG includes MPO, which phones write. None of these readers starts a program.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
 WIDE = re.compile(r"(LA|RGB|RGBA|RGBX|CMYK);16[BLN]")  # how a file holds color of 16 bits
 TILE_SIDES = 322, 323  # TIFF tags: width and height of a tile
-Range = tuple[float, float]
+Range = tuple[Number, Number]
 MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
 
 
@@ -59,22 +60,29 @@ class Decoding:
         an array [h w c], a TIFF of as many pages, or a picture with as many bands (4: RGBA, CMYK).
       max_pixels: height x width of a file's image, at most.
       value_range: (low, high) of values that are not 8 bits: low becomes 0, high 255, the rest is
-        clipped. (0, 0) = 0 to 65535 for 16 bits and 0 to 1 for floats, which must not leave it.
+        clipped. None = 0 to 65535 for 16 bits and 0 to 1 for floats, which must not leave it.
     """
 
-    channels: int = 3
-    max_pixels: int = MAX_PIXELS
-    value_range: Range = (0.0, 0.0)
+    channels: Count = 3
+    max_pixels: Count = MAX_PIXELS
+    value_range: Range | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "value_range", tuple(self.value_range))
-        check_option("channels", self.channels, self.channels >= 1, "1 or more")
-        check_option("max_pixels", self.max_pixels, self.max_pixels >= 1, "1 or more")
-        ok = len(self.value_range) == 2 and (
-            self.value_range == (0, 0) or self.value_range[0] < self.value_range[1]
+        check(self, "data")
+        if self.value_range is not None:
+            object.__setattr__(self, "value_range", tuple(self.value_range))
+            ok = self.value_range[0] < self.value_range[1]
+            allowed = "(low, high) with low < high, or None = the type's own"
+            check_option("value_range", self.value_range, ok, allowed)
+
+    @property
+    def signature(self) -> str:
+        """What fingerprints of data hold; written as older versions wrote it."""
+        value_range = self.value_range or (0.0, 0.0)
+        return (
+            f"Decoding(channels={self.channels}, max_pixels={self.max_pixels}, "
+            f"value_range={value_range})"
         )
-        allowed = "(low, high) with low < high, or (0, 0) = the type's own"
-        check_option("value_range", self.value_range, ok, allowed)
 
 
 def open_image(file: IO[bytes] | str | os.PathLike) -> Image.Image:
@@ -86,14 +94,14 @@ def open_image(file: IO[bytes] | str | os.PathLike) -> Image.Image:
     return Image.open(file, formats=FORMATS)
 
 
-def to_uint8(values: np.ndarray, value_range: Range) -> np.ndarray:
+def to_uint8(values: np.ndarray, value_range: Range | None) -> np.ndarray:
     """Numbers of any kind as uint8; see `Decoding.value_range`. 8-bit ones stay as they are.
 
     Raises:
       ValueError: a type or values without a stated range.
     """
-    low, high = value_range
-    own, floating = low == high, values.dtype.kind == "f"
+    low, high = value_range or (0.0, 1.0)
+    own, floating = value_range is None, values.dtype.kind == "f"
     if values.dtype == np.uint8:
         return values
     if values.dtype == bool:
@@ -107,7 +115,6 @@ def to_uint8(values: np.ndarray, value_range: Range) -> np.ndarray:
     if own and (values.min() < 0 or values.max() > 1):
         found = f"floats from {values.min():g} to {values.max():g}"
         raise ValueError(f"{found}; allowed: 0 to 1, or data.value_range")
-    low, high = (0.0, 1.0) if own else (low, high)
     return (np.clip((values - low) / (high - low), 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -119,11 +126,11 @@ def upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def to_8_bits(image: Image.Image, value_range: Range) -> Image.Image:
+def to_8_bits(image: Image.Image, value_range: Range | None) -> Image.Image:
     """Numbers beyond 8 bits scaled to gray, palettes looked up; other modes stay."""
     if image.mode.startswith("I"):
         values = np.asarray(image)
-        if value_range[0] == value_range[1]:
+        if value_range is None:
             # Pillow's own conversion clips at 255 and leaves a white picture.
             values = np.clip(values.astype(np.int64) >> 8, 0, 255).astype(np.uint8)
         return Image.fromarray(to_uint8(values, value_range))
@@ -164,7 +171,7 @@ def _swapped(raw: Any, orders: dict[int, int]) -> Any:
     return raw[:-1] + raw[-1].translate(orders)
 
 
-def to_rgb(image: Image.Image, value_range: Range = (0.0, 0.0)) -> Image.Image:
+def to_rgb(image: Image.Image, value_range: Range | None = None) -> Image.Image:
     """An upright 8-bit RGB copy of any Pillow image; alpha is dropped as torchvision does."""
     return to_8_bits(upright(image), value_range).convert("RGB")
 

@@ -15,6 +15,7 @@ import os
 import stat
 import time
 from collections import Counter
+from typing import Literal
 
 import numpy as np
 from etils import epath
@@ -31,10 +32,11 @@ from mimjax.data.decoding import (
     load_array,
     refuse,
 )
-from mimjax.data.images import Lazy, check_option, fingerprint
+from mimjax.data.images import Lazy, fingerprint
 from mimjax.data.index import Index, holds_image, is_file_of, scan, shown
 from mimjax.files import checked_path
 from mimjax.task import ConfigError
+from mimjax.values import Count, Rate, fit
 
 # of the formats in `decoding.FORMATS`; a browser saves JPEG as .jfif
 JPEGS = (".jfif", ".jif", ".jpe", ".jpeg", ".jpg")
@@ -135,11 +137,11 @@ class Folder(Lazy):
 
     split: str
     path: str
-    test_fraction: float = 0.1
-    splits: str = "auto"
-    channels: int = 3
-    max_pixels: int = MAX_PIXELS
-    value_range: Range = (0.0, 0.0)
+    test_fraction: Rate = 0.1
+    splits: Literal["auto", "none"] = "auto"
+    channels: Count = 3
+    max_pixels: Count = MAX_PIXELS
+    value_range: Range | None = None
     index: dataclasses.InitVar[Index | None] = None
     num_classes: int = dataclasses.field(init=False, default=0)
     class_names: list[str] = dataclasses.field(init=False, default_factory=list)
@@ -156,9 +158,8 @@ class Folder(Lazy):
     def __post_init__(self, index: Index | None):
         self.how = Decoding(self.channels, self.max_pixels, self.value_range)
         self.path = checked_path(os.fspath(self.path), KEY)
-        ok = 0 <= self.test_fraction < 1
-        check_option("test_fraction", self.test_fraction, ok, "0 <= test_fraction < 1")
-        check_option("splits", self.splits, self.splits in SPLITS, ", ".join(SPLITS))
+        fit(Rate, self.test_fraction, "data.test_fraction")
+        fit(Literal["auto", "none"], self.splits, "data.splits")
         if not epath.Path(self.path).is_dir():
             raise ConfigError(f"data.path: {self.path!r} is no folder; allowed: a folder of images")
         roots, by_hash = self._find_roots()
@@ -220,7 +221,7 @@ class Folder(Lazy):
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         flat = (part for path, size in files for part in (os.fsencode(path), size))
         # what is not the default changes pixels; the default's fingerprints stay those of old runs
-        how = [] if self.how == Decoding() else [self.how]
+        how = [] if self.how == Decoding() else [self.how.signature]
         names = map(os.fsencode, self.class_names)
         self.fingerprint = fingerprint([self.name, self.split, *names, *flat, *how])
 

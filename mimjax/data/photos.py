@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from mimjax.data.decoding import decode
-from mimjax.data.images import Lazy, check_option, fingerprint
+from mimjax.data.images import Lazy, fingerprint
 from mimjax.task import ConfigError
+from mimjax.values import Count, fit
 
 # Only files inside the wheels: scikit-image's other pictures would be downloaded.
 PICTURES = (
@@ -57,19 +58,19 @@ class Photos(Lazy):
     """Crops of twelve photographs; the label is the picture that a crop comes from.
 
     Attributes:
-      length: number of crops; 0 = 2000 for train and 400 for test.
+      length: number of crops; None = 2000 for train and 400 for test.
     """
 
     split: str
-    length: int = 0
+    length: Count | None = None
 
     name = "photos"
     num_classes = len(PICTURES)
     label_name = "source picture"
 
     def __post_init__(self):
-        check_option("length", self.length, self.length >= 0, "0 (the default length) or more")
-        if not self.length:
+        fit(Count | None, self.length, "data.length")
+        if self.length is None:
             self.length = 2000 if self.split == "train" else 400
         for name in PICTURES:
             _picture_path(name)
@@ -84,11 +85,11 @@ class Photos(Lazy):
         return fingerprint([self.name, self.split, self.length, *PICTURES, *sizes])
 
     def __len__(self) -> int:
-        return self.length
+        return self.length or 0  # never None once made
 
     def box(self, index: int) -> tuple[int, int, int, int]:
         """(left, top, right, bottom) of crop `index` inside its picture."""
-        if not 0 <= index < self.length:
+        if not 0 <= index < len(self):
             raise IndexError(index)
         width, height = self._picture(self.label(index)).size
         cut = round(TRAIN_WIDTH * width)

@@ -18,10 +18,11 @@ from PIL import Image
 from mimjax.data.array_records import ArrayRecords
 from mimjax.data.bands import Bands
 from mimjax.data.folder import Folder
-from mimjax.data.images import Lazy, check_option, check_split, fingerprint
+from mimjax.data.images import Lazy, check_split, fingerprint
 from mimjax.data.index import Index
 from mimjax.data.photos import Photos
 from mimjax.task import ConfigError
+from mimjax.values import Count, Whole, fit
 
 
 class Source(Protocol):
@@ -117,17 +118,16 @@ class Synthetic(Lazy):
     """
 
     split: str
-    length: int = 1024
-    num_classes: int = 10
-    side: int = 64
+    length: Count = 1024
+    num_classes: Whole = 10
+    side: Count = 64
 
     name = "synthetic"
     label_name = "wave"
 
     def __post_init__(self):
-        check_option("length", self.length, self.length >= 1, "1 or more")
-        check_option("num_classes", self.num_classes, self.num_classes >= 0, "0 or more")
-        check_option("side", self.side, self.side >= 1, "1 or more")
+        for name, hint in (("length", Count), ("num_classes", Whole), ("side", Count)):
+            fit(hint, getattr(self, name), f"data.{name}")
 
     @property
     def fingerprint(self) -> str:

@@ -48,7 +48,7 @@ class BEiT(TargetTask):
         drop_path=0.1,
         use_mask_token=True,
     )
-    masking: Masking = Masking(kind="block", ratio=0.38, max_block=0)
+    masking: Masking = Masking(kind="block", ratio=0.38, max_block=None)
     target: Target = DallE()
     head: LinearHead = LinearHead()
 

@@ -9,6 +9,7 @@ losses, the lambda ramp and the EMA schedule; the paper's variants are options (
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from mimjax.rng import named
 from mimjax.targets import pixels
 from mimjax.targets.patches import Pixels
 from mimjax.task import Batch, Key, LossOutput, PyTree
+from mimjax.values import Index, Mean, NonNegative, Rate, Share, Some, Std
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +34,8 @@ class BootMAE(MaskedTask):
     """Bootstrapped masked autoencoder.
 
     Attributes:
-      encoder, pixel_decoder, feature_decoder: networks. Decoder heads 0 = the encoder's, feature
-        width 0 = the encoder's, as in the code; output widths and grids are derived.
+      encoder, pixel_decoder, feature_decoder: networks. Decoder heads None = the encoder's, feature
+        width None = the encoder's, as in the code; output widths and grids are derived.
       pixel_layer, feature_layer: encoder blocks injected into the two decoders: first and last
         (section 3.3, Table 8). `*_decoder.inject=False` removes the cross-attention (Table 2).
       masking: 120 block patches topped up to 147 (code); kind=block: the paper's block-wise 75 %.
@@ -55,29 +57,27 @@ class BootMAE(MaskedTask):
     encoder: ViT = ViT(pos_embed="sincos_yx", bias="qv", init_scheme="bootmae")
     pixel_decoder: InjectedDecoder = InjectedDecoder(width=512)
     feature_decoder: InjectedDecoder = InjectedDecoder()
-    pixel_layer: int = 0
-    feature_layer: int = -1
+    pixel_layer: Index = 0
+    feature_layer: Index = -1
     masking: Masking = Masking(kind="block_random", max_block=60)
-    pixel_norm: str = "channel"
-    feature_norm: str = "both"
-    pixel_weight: float = 1.0
-    feature_weight: float = 1.0
-    lambda_ramp: float = 0.25
+    pixel_norm: pixels.PatchNorm = "channel"
+    feature_norm: Literal["both", "target", "none"] = "both"
+    pixel_weight: NonNegative = 1.0
+    feature_weight: NonNegative = 1.0
+    lambda_ramp: Share = 0.25
     weighted_mask: bool = True
     divide_by_weight: bool = False
-    teacher_fraction: float = 1.0
-    ema_start: float = 0.999
-    ema_mid: float = 0.9999
-    ema_end: float = 0.99999
+    teacher_fraction: Some = 1.0
+    ema_start: Rate = 0.999
+    ema_mid: Rate = 0.9999
+    ema_end: Rate = 0.99999
     ema_per_step: bool = False
-    mean: tuple[float, ...] = pixels.HALF
-    std: tuple[float, ...] = pixels.HALF
+    mean: Mean = pixels.HALF
+    std: Std = pixels.HALF
 
     def __post_init__(self):
         super().__post_init__()
         enc = self.encoder
-        checks.choice("method.pixel_norm", self.pixel_norm, pixels.PATCH_NORMS)
-        checks.choice("method.feature_norm", self.feature_norm, ("both", "target", "none"))
         checks.block_index("method.pixel_layer", self.pixel_layer, enc.depth)
         checks.block_index("method.feature_layer", self.feature_layer, enc.depth)
         for name, out, width in (("pixel", self.patch_dim, 512), ("feature", enc.width, enc.width)):
@@ -91,6 +91,7 @@ class BootMAE(MaskedTask):
                 heads=old.heads or enc.heads,
             )
             checks.heads(f"method.{name}_decoder", new, floor=True)
+            checks.sine_cosine(f"method.{name}_decoder", new)
             object.__setattr__(self, f"{name}_decoder", new)  # derived fields
         if self.feature_weight and not 0 < self.num_teacher <= enc.num_patches:
             raise checks.ConfigError(

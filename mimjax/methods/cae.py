@@ -9,6 +9,7 @@ encoder's; the older official repository's lagging copy is `align_target`.
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,8 @@ from mimjax.rng import named
 from mimjax.targets.base import Target
 from mimjax.targets.dalle import DallE
 from mimjax.task import Batch, Key, LossOutput, PyTree
+from mimjax.values import NonNegative, Rate
 
-ALIGN_TARGETS = ("current", "stale", "ema")
 ENCODER = ViT(pos_embed="sincos_yx", bias="qv", init_scheme="cae", layer_scale=0.1, drop_path=0.1)
 
 
@@ -35,23 +36,24 @@ class LatentTask(TargetTask):
 
     Attributes:
       encoder: fixed positions, row first; q and v biases; layer scale 0.1.
-      regressor: its width 0 is the encoder's; another brings a projection.
+      regressor: its width None is the encoder's; another brings a projection.
       masking: exactly 98 of 196 block-wise (ratio 0.5), blocks of 16 patches or more.
     """
 
     encoder: ViT = ENCODER
-    masking: Masking = Masking(kind="block", ratio=0.5, rounding="cae", max_block=0)
+    masking: Masking = Masking(kind="block", ratio=0.5, rounding="cae")
     regressor: Regressor = Regressor()
 
     def __post_init__(self):
         super().__post_init__()
         grid, width = self.encoder.grid, self.regressor.width or self.encoder.width
         regressor = self.regressor.clone(grid=grid, width=width)
-        if not 1 <= regressor.heads <= width or regressor.depth < 0:
+        if regressor.heads > width:
             raise checks.ConfigError(
-                f"method.regressor: heads {regressor.heads}, depth {regressor.depth}; allowed: "
-                f"heads from 1 to {width}, depth 0 or more"
+                f"method.regressor.heads: {regressor.heads}; allowed: 1 to {width}, its width"
             )
+        if regressor.depth:
+            checks.sine_cosine("method.regressor", regressor)
         object.__setattr__(self, "regressor", regressor)  # derived fields of a frozen dataclass
 
     @property
@@ -124,26 +126,21 @@ class CAE(LatentTask):
 
     target: Target = DallE()
     decoder: LatentDecoder = LatentDecoder()
-    align_weight: float = 2.0
-    align_target: str = "current"
-    ema_decay: float = 0.996
+    align_weight: NonNegative = 2.0
+    align_target: Literal["current", "stale", "ema"] = "current"
+    ema_decay: Rate = 0.996
 
     def __post_init__(self):
         super().__post_init__()
-        checks.choice("method.align_target", self.align_target, ALIGN_TARGETS)
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise checks.ConfigError(
-                f"method.ema_decay: {self.ema_decay}; allowed: 0 up to below 1"
-            )
-        decoder, width = self.decoder, self.regressor.width
+        decoder, width = self.decoder, self.regressor.width or self.encoder.width
         if not self.regressor.depth:
             raise checks.ConfigError(
                 "method.regressor.depth: 0; allowed: 1 or more (nothing else predicts latents)"
             )
-        if not 1 <= decoder.heads <= width or decoder.depth < 0:
+        if decoder.heads > width:
             raise checks.ConfigError(
-                f"method.decoder: heads {decoder.heads}, depth {decoder.depth}; allowed: heads "
-                f"from 1 to {width}, depth 0 or more"
+                f"method.decoder.heads: {decoder.heads}; allowed: 1 to {width}, the regressor's "
+                "width"
             )
         decoder = decoder.clone(grid=self.encoder.grid, out=self.pred_dim)
         object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass

@@ -8,6 +8,7 @@ tokens, CLS among them, is the loss and the head normalizes first; the paper's a
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from mimjax.targets.base import Target
 from mimjax.targets.clip import CLIP
 from mimjax.targets.colors import feature_colors
 from mimjax.task import Batch, Key, LossOutput, PyTree
+from mimjax.values import NonNegative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +46,15 @@ class CAEv2(LatentTask):
     """
 
     target: Target = CLIP()
-    distance: str = "cosine"
+    distance: Literal["mse", "cosine", "smooth_l1"] = "cosine"
     head: SharedHead = SharedHead()
-    head_order: str = "ln_fc"
-    loss_form: str = "code"
-    visible_weight: float = 1.0
-    masked_weight: float = 1.0
+    head_order: Literal["ln_fc", "fc_ln"] = "ln_fc"
+    loss_form: Literal["code", "paper"] = "code"
+    visible_weight: NonNegative = 1.0
+    masked_weight: NonNegative = 1.0
 
     def __post_init__(self):
         super().__post_init__()
-        checks.choice("method.head_order", self.head_order, ("ln_fc", "fc_ln"))
-        checks.choice("method.loss_form", self.loss_form, ("code", "paper"))
         if self.target.discrete or self.target.num_prefix != 1:
             raise checks.ConfigError(
                 f"method.target.type: {type(self.target).__name__} is no teacher with a CLS token; "

@@ -8,20 +8,20 @@ schedules of DALL-E's appendix A.2. CAE published neither code nor settings of t
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from mimjax import checks
+from mimjax import checks, values
 from mimjax.models.discrete_vae import DVAEDecoder, DVAEEncoder
 from mimjax.rng import named
 from mimjax.targets import pixels
 from mimjax.task import Batch, Key, LossOutput, PyTree, Task, View
+from mimjax.values import Count, Mean, NonNegative, Positive, Size, Std
 
-LOSSES = ("mse", "smooth_l1")
 # DALL-E's 150,000 and 5,000 updates as shares of the 250,000 of configs/dvae.py (ours; DALL-E's own
 # run had 3 million). In updates, a run on a smaller data set would end before its codes harden.
 TEMPERATURE_SHARE, KL_SHARE = 0.6, 0.02
@@ -38,10 +38,10 @@ class DiscreteVAE(Task):
         pixels. DALL-E's own likelihood, logit-Laplace, is not built.
       temperature, temperature_end, temperature_steps: of the Gumbel-softmax, on half a cosine: 1 to
         1/16 over 150,000 updates (DALL-E, appendix A.2; of 3 million). DALLE-pytorch stops at 0.5.
-        Steps 0 = TEMPERATURE_SHARE of the run, so that a short run ends with hard codes too.
+        Steps None = TEMPERATURE_SHARE of the run, so that a short run ends with hard codes too.
       kl_weight, kl_steps: of the KL divergence to the uniform prior, in nats per token; rises
         linearly from 0. 6.6 / 192 over 5,000 updates in DALL-E (a loss per pixel value: 192 of them
-        to a token), beside its other likelihood; 0 in DALLE-pytorch's train_vae.py. Steps 0 =
+        to a token), beside its other likelihood; 0 in DALLE-pytorch's train_vae.py. Steps None =
         KL_SHARE of the run.
       straight_through: hard codes forward, gradients of the soft ones; off in DALLE-pytorch.
       mean, std: 0.5, the inputs of CAE's "customized" tokenizer.
@@ -49,30 +49,27 @@ class DiscreteVAE(Task):
 
     encoder: DVAEEncoder = DVAEEncoder()
     decoder: DVAEDecoder = DVAEDecoder()
-    image_size: tuple[int, int] = (112, 112)
-    reconstruction: str = "mse"
-    temperature: float = 1.0
-    temperature_end: float = 1 / 16
-    temperature_steps: int = 150_000
-    kl_weight: float = 0.0
-    kl_steps: int = 5_000
+    image_size: Size = (112, 112)
+    reconstruction: Literal["mse", "smooth_l1"] = "mse"
+    temperature: Positive = 1.0
+    temperature_end: Positive = 1 / 16
+    temperature_steps: Count | None = 150_000
+    kl_weight: NonNegative = 0.0
+    kl_steps: Count | None = 5_000
     straight_through: bool = False
-    mean: tuple[float, ...] = pixels.HALF
-    std: tuple[float, ...] = pixels.HALF
+    mean: Mean = pixels.HALF
+    std: Std = pixels.HALF
 
     def __post_init__(self):
-        checks.choice("method.reconstruction", self.reconstruction, LOSSES)
+        values.check(self, "method")
         checks.statistics("method", self.mean, self.std)
         step = self.encoder.step
         for side in self.image_size:
-            if side <= 0 or side % step:
+            if side % step:
                 raise checks.ConfigError(
                     f"method.image_size: {side} is not divisible by {step} pixels per token "
                     f"(2^method.encoder.num_layers); allowed: multiples of {step}"
                 )
-        for name in ("temperature", "temperature_end"):
-            if not getattr(self, name) > 0:
-                raise checks.ConfigError(f"method.{name}: {getattr(self, name)}; allowed: above 0")
         decoder = self.decoder.matching(self.encoder, len(self.mean))
         object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +25,7 @@ from mimjax.rng import named
 from mimjax.targets import pixels
 from mimjax.targets.patches import Pixels
 from mimjax.task import Batch, Key, LossOutput, PyTree, Reader
-
-TARGETS = ("pixels", "pca", "features")
+from mimjax.values import Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +46,15 @@ class MAE(MaskedTask):
     FITTED = ("pca",)
 
     decoder: MAEDecoder = MAEDecoder()
-    target: str = "pixels"
-    pixel_norm: str = "mae"
-    pca_components: int = 96
+    target: Literal["pixels", "pca", "features"] = "pixels"
+    pixel_norm: pixels.PatchNorm = "mae"
+    pca_components: Count = 96
 
     def __post_init__(self):
         super().__post_init__()
         checks.heads("method.decoder", self.decoder)
-        checks.choice("method.target", self.target, TARGETS)
-        checks.choice("method.pixel_norm", self.pixel_norm, pixels.PATCH_NORMS)
-        if self.target == "pca" and not 0 < self.pca_components <= self.patch_dim:
+        checks.sine_cosine("method.decoder", self.decoder)
+        if self.target == "pca" and self.pca_components > self.patch_dim:
             raise checks.ConfigError(
                 f"method.pca_components: {self.pca_components}; allowed: 1 to {self.patch_dim}"
             )

@@ -7,12 +7,12 @@ that make their targets themselves, `TargetTask` those with a pluggable frozen t
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
-from mimjax import checks
+from mimjax import checks, values
 from mimjax.losses import cross_entropy, distance, patch_cross_entropy
 from mimjax.masking import EXACT, MaskFn, Masking, gather, split
 from mimjax.models.vit import ViT
@@ -21,6 +21,7 @@ from mimjax.targets import pixels
 from mimjax.targets.base import Target, checked_views
 from mimjax.targets.patches import Pixels
 from mimjax.task import Batch, Key, PyTree, Reader, Task, View
+from mimjax.values import Mean, Std
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,11 @@ class MaskedTask(Task):
 
     encoder: ViT = ViT()
     masking: Masking = Masking()
-    mean: tuple[float, ...] = pixels.IMAGENET_MEAN
-    std: tuple[float, ...] = pixels.IMAGENET_STD
+    mean: Mean = pixels.IMAGENET_MEAN
+    std: Std = pixels.IMAGENET_STD
 
     def __post_init__(self):
+        values.check(self, "method")
         checks.encoder("method.encoder", self.encoder)
         checks.statistics("method", self.mean, self.std)
         _ = self.num_masked  # raises for a ratio that leaves nothing
@@ -115,11 +117,10 @@ class TargetTask(MaskedTask):
     """
 
     target: Target = Pixels()
-    distance: str = "mse"
+    distance: Literal["mse", "cosine", "smooth_l1"] = "mse"
 
     def __post_init__(self):
         super().__post_init__()
-        checks.choice("method.distance", self.distance, ("mse", "cosine", "smooth_l1"))
         _ = self.views  # raises where the target's grid is not the student's
 
     @property

@@ -37,7 +37,6 @@ class MCMAE(MAE):
     fast: bool = False
 
     def __post_init__(self):
-        checks.conv_stages("method.encoder", self.encoder)
         super().__post_init__()
         ratio = self.encoder.stage_mlp_ratios[0]
         decoder = self.decoder.clone(prefix=0, mlp_ratio=ratio)

@@ -8,6 +8,7 @@ open is decided here and said to be ours, with the other readings as options.
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax import lax
 
 from mimjax import checks
 from mimjax.losses import masked_mse, patch_mse, standardize, unit
-from mimjax.masking import SELECTIONS, gather, select_visible
+from mimjax.masking import Selection, gather, select_visible
 from mimjax.methods.masked import MaskedTask
 from mimjax.models.conv_stages import ConvViT
 from mimjax.models.decoders import MAEDecoder
@@ -27,8 +28,7 @@ from mimjax.targets.base import Target, checked_views
 from mimjax.targets.clip import CLIP
 from mimjax.targets.patches import Pixels
 from mimjax.task import Batch, Key, LossOutput, PyTree, Reader, View
-
-NORMS = ("none", "layernorm", "l2")
+from mimjax.values import NonNegative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,20 +57,17 @@ class MRMAE(MaskedTask):
     decoder: MAEDecoder = MAEDecoder()
     target: Target = CLIP(project=False)
     mimic_head: LinearHead = LinearHead(init_scheme="mae")
-    select: str = "topk"
-    target_norm: str = "none"
-    pixel_weight: float = 0.5
-    mimic_weight: float = 0.5
-    mimic_at: str = "encoder"
-    pixel_norm: str = "mae"
+    select: Selection = "topk"
+    target_norm: Literal["none", "layernorm", "l2"] = "none"
+    pixel_weight: NonNegative = 0.5
+    mimic_weight: NonNegative = 0.5
+    mimic_at: Literal["encoder", "decoder"] = "encoder"
+    pixel_norm: pixels.PatchNorm = "mae"
 
     def __post_init__(self):
         super().__post_init__()
-        checks.choice("method.select", self.select, SELECTIONS)
-        checks.choice("method.target_norm", self.target_norm, NORMS)
-        checks.choice("method.mimic_at", self.mimic_at, ("encoder", "decoder"))
-        checks.choice("method.pixel_norm", self.pixel_norm, pixels.PATCH_NORMS)
         checks.heads("method.decoder", self.decoder)
+        checks.sine_cosine("method.decoder", self.decoder)
         if not (self.pixel_weight or self.mimic_weight):
             raise checks.ConfigError(
                 "method.pixel_weight, method.mimic_weight: both 0; allowed: one of them above 0"

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from mimjax.models.layers import Dtype, attend, shard_batch
 from mimjax.models.vit import patchify
+from mimjax.values import Count, Positive
 
 # openai/CLIP's models at 224 px; the position table is stored for that grid.
 CLIP_SIZES = {
@@ -108,21 +109,25 @@ class CLIPVision(nn.Module):
     """The visual tower; see `CLIP_SIZES`.
 
     Attributes:
-      heads: 0 = width // 64, as OpenAI's loader derives it.
+      heads: None = width // 64, as OpenAI's loader derives it.
       pos_grid: (rows, columns) of the stored position table. Images may have any grid: the table
         is resized to theirs.
-      proj_dim: width of the joint space; 0 = no projection.
+      proj_dim: width of the joint space; None = no projection.
       mlp_ratio: 4 in OpenAI's models; later towers have others.
     """
 
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    patch: int = 16
-    pos_grid: tuple[int, int] = (14, 14)
-    proj_dim: int = 512
-    mlp_ratio: float = 4.0
+    width: Count = 768
+    depth: Count = 12
+    heads: Count | None = 12
+    patch: Count = 16
+    pos_grid: tuple[Count, Count] = (14, 14)
+    proj_dim: Count | None = 512
+    mlp_ratio: Positive = 4.0
     dtype: Dtype = jnp.float32
+
+    @property
+    def num_heads(self) -> int:
+        return self.heads or max(self.width // 64, 1)
 
     @property
     def out_dim(self) -> int:
@@ -137,9 +142,8 @@ class CLIPVision(nn.Module):
         # A patch convolution without bias is a product with flattened patches.
         self.patch_embed = nn.Dense(self.width, use_bias=False, dtype=self.dtype)
         self.norm_pre = norm(None, self.dtype)
-        heads = self.heads or self.width // 64
         for i in range(self.depth):
-            setattr(self, f"block_{i:02d}", CLIPBlock(heads, self.mlp_ratio, self.dtype))
+            setattr(self, f"block_{i:02d}", CLIPBlock(self.num_heads, self.mlp_ratio, self.dtype))
         # The outputs are regression targets: float32 whatever the rest computes in.
         self.norm_post = norm(None, jnp.float32)
         if self.proj_dim:

@@ -41,7 +41,7 @@ def with_cls_attention(
     )
     seen = state["intermediates"]
     rel_bias = [seen[name]["__call__"][0] for name in biases if name in seen]
-    heads = network.heads or network.width // 64  # CLIP's loader derives them
+    heads = getattr(network, "num_heads", None) or network.heads  # CLIP's loader derives them
     attention = cls_attention(
         seen[block]["attn"]["qkv"]["__call__"][0],
         heads,

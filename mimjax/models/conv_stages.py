@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -33,6 +33,7 @@ from mimjax.models.layers import (
     xavier_uniform,
 )
 from mimjax.models.vit import Features, patchify, sincos_table
+from mimjax.values import Count, Index, Positive, Rate, Size
 
 # Stages: widths, depths, mlp ratios; transformer: width, depth, heads. Only B is in the official
 # code. S, L and H are one reading, of which no published checkpoint was opened here: public forks
@@ -274,20 +275,20 @@ class ConvViT(nn.Module):
       remat: recompute each block in the backward pass instead of storing its inner activations.
     """
 
-    width: int = 768
-    depth: int = 11
-    heads: int = 12
-    stage_widths: tuple[int, ...] = (256, 384)
-    stage_depths: tuple[int, ...] = (2, 2)
-    stage_mlp_ratios: tuple[float, ...] = (4.0, 4.0)
-    strides: tuple[int, ...] = (4, 2, 2)
-    image_size: tuple[int, int] = (224, 224)
-    mlp_ratio: float = 4.0
-    pos_embed: str = "sincos_xy"
-    fuse_layers: tuple[int, ...] = (-1,)
+    width: Count = 768
+    depth: Count = 11
+    heads: Count = 12
+    stage_widths: tuple[Count, Count] = (256, 384)
+    stage_depths: tuple[Count, Count] = (2, 2)
+    stage_mlp_ratios: tuple[Positive, Positive] = (4.0, 4.0)
+    strides: tuple[Count, Count, Count] = (4, 2, 2)
+    image_size: Size = (224, 224)
+    mlp_ratio: Positive = 4.0
+    pos_embed: Literal["sincos_xy", "learned"] = "sincos_xy"
+    fuse_layers: tuple[Index, ...] = (-1,)
     fuse_stages: bool = True
     skip_masked: bool = True
-    drop_path: float = 0.0
+    drop_path: Rate = 0.0
     remat: bool = False
     dtype: Dtype = jnp.float32
 

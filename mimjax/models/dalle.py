@@ -8,13 +8,14 @@ convolution are a module of their own: targets are read at the masked tokens onl
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mimjax.models.layers import Dtype, torch_uniform
+from mimjax.values import Count, Range
 
 GROUPS = 4  # widths 1, 2, 4 and 8 times the first
 STEP = 8  # pixels per token and side: a pooling after each group but the last
@@ -128,9 +129,9 @@ class DallEEncoder(nn.Module):
       n_hid, n_blk, vocab: 256, 2 and 8192 in OpenAI's `encoder.pkl`.
     """
 
-    n_hid: int = 256
-    n_blk: int = 2
-    vocab: int = 8192
+    n_hid: Annotated[int, Range(4)] = 256  # a quarter of it inside the blocks
+    n_blk: Count = 2
+    vocab: Count = 8192
     dtype: Dtype = jnp.float32
 
     def setup(self):

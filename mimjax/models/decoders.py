@@ -11,14 +11,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mimjax.models.layers import (
+    Bias,
     Dtype,
+    InitScheme,
     clipped_normal,
     dense,
     layer_norm,
     run_blocks,
     torch_uniform,
 )
-from mimjax.models.vit import sincos_table
+from mimjax.models.vit import FixedPositions, sincos_table
+from mimjax.values import Count
 
 
 def positions(grid: tuple[int, int], width: int, order: str, ids) -> Float[Array, "b k d"]:
@@ -56,17 +59,17 @@ class MAEDecoder(nn.Module):
         before the patches: 1 = CLS, 0 = none.
     """
 
-    width: int = 512
-    depth: int = 8
-    heads: int = 16
+    width: Count = 512
+    depth: Count = 8
+    heads: Count = 16
     out: int = 0
     grid: tuple[int, int] = (0, 0)
     mask_tokens: bool = True
     prefix: int = 1
     mlp_ratio: float = 4.0
-    pos_embed: str = "sincos_xy"
-    bias: str = "full"
-    init_scheme: str = "mae"
+    pos_embed: FixedPositions = "sincos_xy"
+    bias: Bias = "full"
+    init_scheme: InitScheme = "mae"
     dtype: Dtype = jnp.float32
 
     DERIVED = ("out", "grid", "mask_tokens", "prefix", "mlp_ratio")
@@ -115,25 +118,25 @@ class InjectedDecoder(nn.Module):
     Own mask token; positions on mask tokens only; each block cross-attends to an encoder layer.
 
     Attributes:
-      width: 512 for pixels, the encoder's width for features (0 = the encoder's width).
+      width: 512 for pixels, the encoder's width for features (None = the encoder's width).
       depth: 2 in both branches.
-      heads: 0 = the encoder's heads, as in the code (floor division of the width).
+      heads: None = the encoder's heads, as in the code (floor division of the width).
       inject: whether the blocks have a cross-attention (paper Table 2).
       out, grid, pixel_head, channels: derived by the method; a pixel head shares its bias per
         channel.
     """
 
-    width: int = 0
-    depth: int = 2
-    heads: int = 0
+    width: Count | None = None
+    depth: Count = 2
+    heads: Count | None = None
     inject: bool = True
     out: int = 0
     grid: tuple[int, int] = (0, 0)
     pixel_head: bool = False
     channels: int = 3
-    pos_embed: str = "sincos_yx"
-    bias: str = "qv"
-    init_scheme: str = "bootmae"
+    pos_embed: FixedPositions = "sincos_yx"
+    bias: Bias = "qv"
+    init_scheme: InitScheme = "bootmae"
     dtype: Dtype = jnp.float32
 
     DERIVED = ("out", "grid", "pixel_head", "channels")
@@ -153,6 +156,8 @@ class InjectedDecoder(nn.Module):
           latents: encoder output after the final norm, CLS first, 1 + v tokens.
           context: output of the injected encoder block, same shape.
         """
+        assert self.width is not None, "the method fills in the encoder's"
+        assert self.heads is not None, "the method fills in the encoder's"
         x = dense(self.width, "down", self.dtype)(latents)
         token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width), jnp.float32)
         pos = positions(self.grid, self.width, self.pos_embed.removeprefix("sincos_"), ids_m)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from mimjax.models.dalle import TokenHead, conv, pointwise
 from mimjax.models.layers import Dtype, shard_batch, torch_uniform
+from mimjax.values import Count, Whole
 
 
 class Deconv(nn.Module):
@@ -85,10 +86,10 @@ class DVAEEncoder(nn.Module):
       num_resblocks: 2 in CAE (the layers of its checkpoints).
     """
 
-    vocab: int = 8192
-    hidden: int = 256
-    num_layers: int = 3
-    num_resblocks: int = 2
+    vocab: Count = 8192
+    hidden: Count = 256
+    num_layers: Count = 3
+    num_resblocks: Whole = 2
     dtype: Dtype = jnp.float32
 
     @property
@@ -121,7 +122,7 @@ class DVAEDecoder(nn.Module):
       channels: of the images.
     """
 
-    codebook_dim: int = 512
+    codebook_dim: Count = 512
     vocab: int = 8192
     hidden: int = 256
     num_layers: int = 3

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mimjax.models.layers import Dtype, LayerNorm, dense, kernel_init
+from mimjax.models.layers import Dtype, InitScheme, LayerNorm, dense, kernel_init
 from mimjax.models.vit import Features
 
 
@@ -19,7 +19,7 @@ class LinearHead(nn.Module):
     """
 
     out: int = 0
-    init_scheme: str = "beit"
+    init_scheme: InitScheme = "beit"
     dtype: Dtype = jnp.float32
 
     DERIVED = ("out",)

@@ -8,7 +8,7 @@ name, because export, weight decay and sharding key on names.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,12 @@ from einops import rearrange
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from mimjax.values import Positive, Rate
+
 Dtype = Any
+Bias = Literal["full", "qv"]  # see `Attention`
+InitScheme = Literal["mae", "bootmae", "cae", "beit"]  # see `kernel_init`
+Resample = Literal["bicubic", "bilinear", "lanczos"]  # of a view of the image
 LN_EPS = 1e-6  # every method of this project; timm's and transformers' defaults differ
 
 
@@ -262,8 +267,8 @@ class Attention(nn.Module):
     """
 
     heads: int
-    bias: str = "full"
-    init_scheme: str = "mae"
+    bias: Bias = "full"
+    init_scheme: InitScheme = "mae"
     dtype: Dtype = jnp.float32
     depth: int = 0
 
@@ -296,7 +301,7 @@ class Mlp(nn.Module):
 
     ratio: float = 4.0
     dtype: Dtype = jnp.float32
-    init_scheme: str = "mae"
+    init_scheme: InitScheme = "mae"
     depth: int = 0
 
     @nn.compact
@@ -311,11 +316,11 @@ class Branch(nn.Module):
 
     Attributes:
       drop_path: probability of dropping a branch of an example (rng "drop_path").
-      layer_scale: start value of a learned factor per channel; 0 = none.
+      layer_scale: start value of a learned factor per channel; None = there is no such factor.
     """
 
-    drop_path: float = 0.0
-    layer_scale: float = 0.0
+    drop_path: Rate = 0.0
+    layer_scale: Positive | None = None
 
     def residual(self, y, gamma: str, train: bool):
         """Layer scale, then stochastic depth per example, scaled to keep the expectation.
@@ -323,7 +328,7 @@ class Branch(nn.Module):
         Args:
           gamma: name of the factor's parameter (official names).
         """
-        if self.layer_scale:
+        if self.layer_scale is not None:
             scale = self.param(
                 gamma, nn.initializers.constant(self.layer_scale), (y.shape[-1],), jnp.float32
             )
@@ -345,8 +350,8 @@ class Block(Branch):
     """
 
     heads: int = 12
-    bias: str = "full"
-    init_scheme: str = "mae"
+    bias: Bias = "full"
+    init_scheme: InitScheme = "mae"
     mlp_ratio: float = 4.0
     dtype: Dtype = jnp.float32
     depth: int = 0

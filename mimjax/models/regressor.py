@@ -8,6 +8,7 @@ explicit, so tokens never return to raster order.
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from mimjax.models.layers import (
     run_blocks,
     shard_batch,
 )
+from mimjax.values import Count, Positive, Rate, Whole
 
 SMALL = (192, 384)  # widths of ViT-Ti and ViT-S
 OFFICIAL_WIDTH = 768  # --decoder_embed_dim of CAE's code
@@ -92,17 +94,17 @@ class Regressor(nn.Module):
     """The latent contextual regressor (section 3.2).
 
     Attributes:
-      width: 0 = the encoder's; another width brings a `Projection`.
+      width: None = the encoder's; another width brings a `Projection`.
       depth, heads: 4 and 12 in the official code, for every size.
       layer_scale, drop_path: see `Branch`; the rate rises linearly over these blocks alone.
       grid, final_norm: derived by the method; CAE v2 leaves the last norm out.
     """
 
-    width: int = 0
-    depth: int = 4
-    heads: int = 12
-    layer_scale: float = 0.1
-    drop_path: float = 0.1
+    width: Count | None = None
+    depth: Whole = 4
+    heads: Count = 12
+    layer_scale: Positive | None = 0.1
+    drop_path: Rate = 0.1
     grid: tuple[int, int] = (0, 0)
     final_norm: bool = True
     dtype: Dtype = jnp.float32
@@ -128,6 +130,7 @@ class Regressor(nn.Module):
         train: bool = False,
     ) -> Float[Array, "b m w"]:
         """Predicted latents of the patches `ids_m`, from those of `ids_v` (CLS left out)."""
+        assert self.width is not None, "the method fills in the encoder's"
         latents = latents.astype(self.dtype)
         pos_v, pos_m = (
             positions(self.grid, self.width, "yx", i).astype(self.dtype) for i in (ids_v, ids_m)
@@ -156,10 +159,10 @@ class LatentDecoder(nn.Module):
       out, grid: derived by the method.
     """
 
-    depth: int = 4
-    heads: int = 12
-    layer_scale: float = 0.1
-    drop_path: float = 0.1
+    depth: Whole = 4
+    heads: Count = 12
+    layer_scale: Positive | None = 0.1
+    drop_path: Rate = 0.1
     out: int = 0
     grid: tuple[int, int] = (0, 0)
     dtype: Dtype = jnp.float32
@@ -198,7 +201,7 @@ class SharedHead(nn.Module):
       out: derived by the method, the teacher's width.
     """
 
-    order: str = "ln_fc"
+    order: Literal["ln_fc", "fc_ln"] = "ln_fc"
     out: int = 0
     dtype: Dtype = jnp.float32
 

@@ -6,7 +6,7 @@ and pictures read inner layers (unread ones are dead code to the compiler).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,8 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mimjax.masking import gather
 from mimjax.models.layers import (
+    Bias,
     Block,
     Dtype,
+    InitScheme,
     RelativeBias,
     clipped_normal,
     drop_rate,
@@ -26,7 +28,9 @@ from mimjax.models.layers import (
     torch_uniform,
     xavier_uniform,
 )
+from mimjax.values import Count, Index, Positive, Rate, Size
 
+FixedPositions = Literal["sincos_xy", "sincos_yx"]
 # width, depth, heads, patch. B and L: both papers. H: MAE (patch 14). Ti and S: DeiT's sizes, for
 # which neither MAE nor BootMAE published a configuration.
 SIZES = {
@@ -94,7 +98,7 @@ class ViT(nn.Module):
       pos_embed: "sincos_xy" (MAE) or "sincos_yx" (BootMAE, CAE), fixed, hence no parameter;
         "learned" (BEiT's absolute positions, a row for CLS first) or "none".
       rel_pos: BEiT's relative position bias: "none", "shared" by all blocks or "per_block".
-      layer_scale: see `Branch`.
+      layer_scale: see `Branch`; None = no factors.
       fuse_layers: blocks whose outputs are summed before the norm (MR-MAE, section 3.3); the last
         alone everywhere else.
       bias, init_scheme: see `Attention`; "mae" also initializes the patch bias as PyTorch does and
@@ -106,19 +110,19 @@ class ViT(nn.Module):
       remat: recompute each block in the backward pass instead of storing its inner activations.
     """
 
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    patch: int = 16
-    image_size: tuple[int, int] = (224, 224)
-    mlp_ratio: float = 4.0
-    pos_embed: str = "sincos_xy"
-    rel_pos: str = "none"
-    layer_scale: float = 0.0
-    fuse_layers: tuple[int, ...] = (-1,)
-    bias: str = "full"
-    init_scheme: str = "mae"
-    drop_path: float = 0.0
+    width: Count = 768
+    depth: Count = 12
+    heads: Count = 12
+    patch: Count = 16
+    image_size: Size = (224, 224)
+    mlp_ratio: Positive = 4.0
+    pos_embed: Literal[FixedPositions, "learned", "none"] = "sincos_xy"
+    rel_pos: Literal["none", "shared", "per_block"] = "none"
+    layer_scale: Positive | None = None
+    fuse_layers: tuple[Index, ...] = (-1,)
+    bias: Bias = "full"
+    init_scheme: InitScheme = "mae"
+    drop_path: Rate = 0.0
     use_mask_token: bool = False
     remat: bool = False
     dtype: Dtype = jnp.float32

@@ -7,7 +7,7 @@ straight-through gradient, no discriminator.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from mimjax.models.layers import Dtype, attend, shard_batch
+from mimjax.values import Count, Length
 
 # gumbel_f8: taming_f8_8192_openimages.yaml as copied in microsoft/VQ-Diffusion (commit cbac204).
 # vq_f16: taming's configs/imagenet_vqgan.yaml (1024 codes) and VQ-Diffusion's
@@ -149,15 +150,15 @@ class VQGANModel(nn.Module):
       kind: "gumbel" (a linear map gives logits; the codebook only decodes) or "vq" (nearest code).
     """
 
-    ch: int = 128
-    ch_mult: tuple[int, ...] = (1, 1, 2, 4)
-    num_res_blocks: int = 2
-    attn_resolutions: tuple[int, ...] = (32,)
-    resolution: int = 256
-    z_channels: int = 256
-    embed_dim: int = 256
-    n_embed: int = 8192
-    kind: str = "gumbel"
+    ch: Count = 128
+    ch_mult: Annotated[tuple[Count, ...], Length(1)] = (1, 1, 2, 4)
+    num_res_blocks: Count = 2
+    attn_resolutions: tuple[Count, ...] = (32,)
+    resolution: Count = 256
+    z_channels: Count = 256
+    embed_dim: Count = 256
+    n_embed: Count = 8192
+    kind: Literal["gumbel", "vq"] = "gumbel"
     dtype: Dtype = jnp.float32
 
     @property

@@ -112,13 +112,13 @@ class Target:
 
 
 def target_view(
-    key: str, size: tuple[int, int], step: int, encoder: Student, resample: str
+    key: str, size: tuple[int, int] | None, step: int, encoder: Student, resample: str
 ) -> dict[str, View]:
     """The view that gives one token per patch of the student: `step` pixels for each.
 
     Args:
       key: of the target in the config, for errors.
-      size: (height, width) asked for; (0, 0) = derived from the student's grid.
+      size: (height, width) asked for; None = derived from the student's grid.
       step: pixels of the view per token.
 
     Returns:
@@ -129,11 +129,11 @@ def target_view(
     """
     grid = encoder.grid
     needed = grid[0] * step, grid[1] * step
-    if tuple(size) not in ((0, 0), needed):
+    if size is not None and tuple(size) != needed:
         raise ConfigError(
             f"{key}.size: {size[0]}x{size[1]} gives a grid of {size[0] / step:g}x{size[1] / step:g}"
             f" tokens, but the student has {grid[0]}x{grid[1]} patches; allowed: "
-            f"{needed[0]}x{needed[1]}, or (0, 0) = derived"
+            f"{needed[0]}x{needed[1]}, or None = derived"
         )
     view = View(needed, resample)
     return {} if view == View(tuple(encoder.image_size)) else {"target_image": view}

@@ -7,22 +7,23 @@ the student. Losses normalize the features; nothing is normalized here.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
-from mimjax import checks
+from mimjax import checks, values
 from mimjax.models.clip import CLIPVision
 from mimjax.models.cls_attention import with_cls_attention
 from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.targets.pixels import normalize
 from mimjax.task import Batch, Key, PyTree, View
+from mimjax.values import Mean, Size, Std
 
 # openai/CLIP, `clip/clip.py`, _transform
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-FEATURES = ("proj", "post_norm", "pre_norm")
+Feature = Literal["proj", "post_norm", "pre_norm"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +34,9 @@ class CLIP(Target):
       network: ViT-B/16 by default; `models.clip.CLIP_SIZES` has the published sizes.
       project: into the joint space with text (CAE v2: 512 numbers for B/16); False = the normed
         features of the tower's own width (768), and the file needs no projection.
-      feature: "" = as `project` says; else in its place "proj", "post_norm" (MR-MAE: the normed
+      feature: None = as `project` says; else in its place "proj", "post_norm" (MR-MAE: the normed
         features of the tower's own width) or "pre_norm" (the last block's output).
-      size: (height, width) of the teacher's view; (0, 0) = the student's grid times the patch.
+      size: (height, width) of the teacher's view; None = the student's grid times the patch.
       mean, std: of the teacher's input, per channel.
     """
 
@@ -44,23 +45,26 @@ class CLIP(Target):
 
     network: CLIPVision = CLIPVision()
     project: bool = True
-    size: tuple[int, int] = (0, 0)
-    mean: tuple[float, float, float] = CLIP_MEAN
-    std: tuple[float, float, float] = CLIP_STD
-    feature: str = ""
+    size: Size | None = None
+    mean: Mean = CLIP_MEAN
+    std: Std = CLIP_STD
+    feature: Feature | None = None
 
     def __post_init__(self):
-        checks.choice("method.target.feature", self.feature, ("", *FEATURES))
+        values.check(self, "method.target")
+        checks.statistics("method.target", self.mean, self.std)
+        net = self.network
+        checks.heads("method.target.network", net.clone(heads=net.num_heads))
 
     @property
-    def stage(self) -> str:
-        """Which of FEATURES is read."""
+    def stage(self) -> Feature:
+        """Which feature is read."""
         return self.feature or ("proj" if self.project else "post_norm")
 
     @property
     def tower(self) -> CLIPVision:
         """The network that is computed: without its projection if that is not wanted."""
-        return self.network if self.stage == "proj" else self.network.clone(proj_dim=0)
+        return self.network if self.stage == "proj" else self.network.clone(proj_dim=None)
 
     def out_dim(self, encoder: Student) -> int:
         return self.tower.out_dim

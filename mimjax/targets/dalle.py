@@ -8,16 +8,19 @@ patches of 16. Weights: facebook/flava-image-codebook, the same network as OpenA
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from mimjax import checks, values
 from mimjax.models.dalle import STEP, DallEEncoder
+from mimjax.models.layers import Resample
 from mimjax.targets import pixels
 from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, View
+from mimjax.values import Range, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +29,7 @@ class DallE(Target):
 
     Attributes:
       network: its sizes are those of OpenAI's file.
-      size: (height, width) of the view; (0, 0) = 8 pixels per patch of the student.
+      size: (height, width) of the view; None = 8 pixels per patch of the student.
       resample: "lanczos" (`--second_interpolation` of BEiT and CAE).
       mean, std: DALL-E's map_pixels, 0.8 x + 0.1 for x in [0, 1], in the form (x - mean) / std.
     """
@@ -34,10 +37,14 @@ class DallE(Target):
     discrete: ClassVar[bool] = True
 
     network: DallEEncoder = DallEEncoder()
-    size: tuple[int, int] = (0, 0)
-    resample: str = "lanczos"
-    mean: tuple[float, ...] = (-0.125,) * 3
-    std: tuple[float, ...] = (1.25,) * 3
+    size: Size | None = None
+    resample: Resample = "lanczos"
+    mean: tuple[Annotated[float, Range(-1, 1)], ...] = (-0.125,) * 3
+    std: tuple[Annotated[float, Range(0, 2, low_open=True)], ...] = (1.25,) * 3
+
+    def __post_init__(self):
+        values.check(self, "method.target")
+        checks.statistics("method.target", self.mean, self.std)
 
     def out_dim(self, encoder: Student) -> int:
         return self.network.vocab

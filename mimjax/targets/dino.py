@@ -9,12 +9,12 @@ the same weights has eps 1e-12 by default, which moves features by about 1e-5.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
-from mimjax import checks
+from mimjax import checks, values
 from mimjax.errors import ConfigError
 from mimjax.models.cls_attention import with_cls_attention
 from mimjax.models.layers import normalize
@@ -23,11 +23,11 @@ from mimjax.models.vit import ViT
 from mimjax.targets import pixels
 from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, View
+from mimjax.values import Mean, Size, Std
 
 # DINO's interpolate_pos_encoding asks for grid + 0.1 rows against rounding in `scale_factor`, which
 # also moves every point (facebookresearch/dino, issue 8).
 EXTRA = 0.1
-FEATURES = ("post_norm", "pre_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class DINO(Target):
       network: ViT-B/16 by default; `image_size` is that of the stored positions (224 px in every
         published file). S/16 has width 384 and 6 heads; S/8 and B/8 have patch 8.
       feature: "post_norm" (after the final norm) or "pre_norm" (the last block's output).
-      size: (height, width) of the teacher's view; (0, 0) = the student's grid times the patch.
+      size: (height, width) of the teacher's view; None = the student's grid times the patch.
       mean, std: of the teacher's input, per channel (ImageNet's in DINO's code).
     """
 
@@ -46,15 +46,16 @@ class DINO(Target):
     has_attention: ClassVar[bool] = True
 
     network: ViT = ViT(pos_embed="learned")
-    feature: str = "post_norm"
-    size: tuple[int, int] = (0, 0)
-    mean: tuple[float, ...] = pixels.IMAGENET_MEAN
-    std: tuple[float, ...] = pixels.IMAGENET_STD
+    feature: Literal["post_norm", "pre_norm"] = "post_norm"
+    size: Size | None = None
+    mean: Mean = pixels.IMAGENET_MEAN
+    std: Std = pixels.IMAGENET_STD
 
     def __post_init__(self):
         key = "method.target"
+        values.check(self, key)
         checks.encoder(f"{key}.network", self.network)
-        checks.choice(f"{key}.feature", self.feature, FEATURES)
+        checks.statistics(key, self.mean, self.std)
         if self.network.pos_embed != "learned":
             raise ConfigError(
                 f"{key}.network.pos_embed: {self.network.pos_embed!r}; DINO's are learned; "

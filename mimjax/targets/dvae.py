@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from mimjax import checks, values
 from mimjax.errors import ConfigError
 from mimjax.models.discrete_vae import DVAEDecoder, DVAEEncoder
+from mimjax.models.layers import Resample
 from mimjax.rng import named
 from mimjax.targets import pixels
 from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, Reader, View
+from mimjax.values import Mean, Size, Std
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,7 @@ class DVAE(Target):
 
     Attributes:
       encoder, decoder: as in the config that trained them; their defaults are CAE's sizes.
-      size: (height, width) of the view; (0, 0) = 2^num_layers pixels per patch of the student.
+      size: (height, width) of the view; None = 2^num_layers pixels per patch of the student.
       resample: "lanczos": CAE's `--second_interpolation` holds for every tokenizer.
       mean, std: 0.5 (CAE's furnace/datasets.py for "customized").
       with_decoder: whether the decoder is read too, for pictures; `decodes` follows it.
@@ -38,13 +41,15 @@ class DVAE(Target):
 
     encoder: DVAEEncoder = DVAEEncoder()
     decoder: DVAEDecoder = DVAEDecoder()
-    size: tuple[int, int] = (0, 0)
-    resample: str = "lanczos"
-    mean: tuple[float, ...] = pixels.HALF
-    std: tuple[float, ...] = pixels.HALF
+    size: Size | None = None
+    resample: Resample = "lanczos"
+    mean: Mean = pixels.HALF
+    std: Std = pixels.HALF
     with_decoder: bool = True
 
     def __post_init__(self):
+        values.check(self, "method.target")
+        checks.statistics("method.target", self.mean, self.std)
         decoder = self.decoder.matching(self.encoder, len(self.mean))
         object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass
         object.__setattr__(self, "decodes", self.with_decoder)

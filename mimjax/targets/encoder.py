@@ -11,12 +11,13 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from mimjax import checks
+from mimjax import checks, values
 from mimjax.models.cls_attention import with_cls_attention
 from mimjax.models.vit import ViT
 from mimjax.targets import pixels
 from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, Reader, View
+from mimjax.values import Mean, Size, Std
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class EncoderFeatures(Target):
 
     Attributes:
       network: the teacher's settings; they must be those of its run.
-      size: (height, width) of its view; (0, 0) = derived from the student's grid.
+      size: (height, width) of its view; None = derived from the student's grid.
       mean, std: of its images.
     """
 
@@ -33,11 +34,12 @@ class EncoderFeatures(Target):
     has_attention: ClassVar[bool] = True
 
     network: ViT = ViT()
-    size: tuple[int, int] = (0, 0)
-    mean: tuple[float, ...] = pixels.IMAGENET_MEAN
-    std: tuple[float, ...] = pixels.IMAGENET_STD
+    size: Size | None = None
+    mean: Mean = pixels.IMAGENET_MEAN
+    std: Std = pixels.IMAGENET_STD
 
     def __post_init__(self):
+        values.check(self, "method.target")
         checks.encoder("method.target.network", self.network)
         checks.statistics("method.target", self.mean, self.std)
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from mimjax import values
 from mimjax.errors import ConfigError
 from mimjax.targets.base import Student, Target
 from mimjax.targets.clip import CLIP
@@ -34,6 +35,7 @@ class Joint(Target):
     second: Target = DINO()
 
     def __post_init__(self):
+        values.check(self, "method.target")
         for name in ("first", "second"):
             target = getattr(self, name)
             if target.discrete or target.num_prefix != 1:

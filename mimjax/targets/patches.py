@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mimjax import checks
+from mimjax import checks, values
 from mimjax.models.vit import patchify
 from mimjax.targets import pixels
 from mimjax.targets.base import Student, Target
 from mimjax.task import Batch, PyTree
+from mimjax.values import Mean, Std
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +28,13 @@ class Pixels(Target):
 
     decodes: ClassVar[bool] = True
 
-    norm: str = "none"
-    mean: tuple[float, ...] = pixels.IMAGENET_MEAN
-    std: tuple[float, ...] = pixels.IMAGENET_STD
+    norm: pixels.PatchNorm = "none"
+    mean: Mean = pixels.IMAGENET_MEAN
+    std: Std = pixels.IMAGENET_STD
 
     def __post_init__(self):
+        values.check(self, "method.target")
         checks.statistics("method.target", self.mean, self.std)
-        checks.choice("method.target.norm", self.norm, pixels.PATCH_NORMS)
 
     @property
     def channels(self) -> int:

@@ -6,7 +6,7 @@ own statistics in one of the published ways, or projected on a PCA basis.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ from mimjax.losses import standardize
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # MAE
 HALF = (0.5, 0.5, 0.5)  # BootMAE: mean = std = 0.5
-PATCH_NORMS = ("none", "mae", "channel")
+PatchNorm = Literal["none", "mae", "channel"]  # see `normalize_patches`
 
 
 def normalize(images, mean, std) -> Float[Array, "b h w c"]:

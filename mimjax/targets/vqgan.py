@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from mimjax import values
 from mimjax.errors import ConfigError
 from mimjax.models.vqgan import GROUPS, VQGANModel
 from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.targets.pixels import HALF, normalize
 from mimjax.task import Batch, Key, PyTree, View
+from mimjax.values import Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class VQGAN(Target):
 
     Attributes:
       network: encoder, quantizer and decoder.
-      size: (height, width) of the tokenizer's view; (0, 0) = the student's grid times 8 (f8).
+      size: (height, width) of the tokenizer's view; None = the student's grid times 8 (f8).
       sample: draw codes from softmax(logits), as the official GumbelVQ does even in evaluation;
         False = the most probable code.
     """
@@ -34,13 +36,12 @@ class VQGAN(Target):
     decodes: ClassVar[bool] = True
 
     network: VQGANModel = VQGANModel()
-    size: tuple[int, int] = (0, 0)
+    size: Size | None = None
     sample: bool = False
 
     def __post_init__(self):
         net, where = self.network, "method.target.network"
-        if net.kind not in ("gumbel", "vq"):
-            raise ConfigError(f"{where}.kind: {net.kind!r}; allowed: gumbel, vq")
+        values.check(self, "method.target")
         if net.kind == "gumbel" and net.embed_dim != net.z_channels:
             raise ConfigError(
                 f"{where}.embed_dim: {net.embed_dim}, but kind 'gumbel' reads z_channels = "

@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mimjax.models.layers import Dtype
+from mimjax import checks, values
+from mimjax.models.layers import Dtype, Resample
 from mimjax.models.vit import ViT
 from mimjax.rng import named
 from mimjax.targets import pixels
 from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, View
+from mimjax.values import Count, Mean, Size, Std
 
 
 class CodeHead(nn.Module):
@@ -49,7 +51,7 @@ class VQKD(Target):
         (`vqkd_encoder_base_decoder_3x768x12_clip` of BEiT v2's modeling_vqkd.py). Its image size
         follows from `size`; a file's positions are resized bicubically to another grid.
       code_dim, vocab: 32 and 8192 in BEiT v2.
-      size: (height, width) of the view; (0, 0) = the network's patch for each of the student's.
+      size: (height, width) of the view; None = the network's patch for each of the student's.
       resample: "bicubic", as the student's image in BEiT v2's datasets.py.
       mean, std: 0.5 (`pre_process` of the official class: x / 127.5 - 1 for x up to 255).
     """
@@ -57,12 +59,18 @@ class VQKD(Target):
     discrete: ClassVar[bool] = True
 
     network: ViT = ViT(pos_embed="learned", bias="qv", init_scheme="beit")
-    code_dim: int = 32
-    vocab: int = 8192
-    size: tuple[int, int] = (0, 0)
-    resample: str = "bicubic"
-    mean: tuple[float, ...] = pixels.HALF
-    std: tuple[float, ...] = pixels.HALF
+    code_dim: Count = 32
+    vocab: Count = 8192
+    size: Size | None = None
+    resample: Resample = "bicubic"
+    mean: Mean = pixels.HALF
+    std: Std = pixels.HALF
+
+    def __post_init__(self):
+        values.check(self, "method.target")
+        checks.statistics("method.target", self.mean, self.std)
+        side = self.network.patch  # the image size follows from the student
+        checks.encoder("method.target.network", self.network.clone(image_size=(side, side)))
 
     def out_dim(self, encoder: Student) -> int:
         return self.vocab

@@ -110,7 +110,7 @@ def per_block(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
 
 def folded(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
     """Layer scales become part of the linear layers before them."""
-    if not getattr(encoder, "layer_scale", 0.0):
+    if getattr(encoder, "layer_scale", None) is None:
         return encoder, params
     fold = lambda layer, gamma: {k: v * gamma for k, v in layer.items()}  # kernels are [in out]
     params = dict(params)
@@ -121,7 +121,7 @@ def folded(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
             attn["proj"] = fold(attn["proj"], block.pop("gamma_1"))
             mlp["fc2"] = fold(mlp["fc2"], block.pop("gamma_2"))
             params[name] = block | {"attn": attn, "mlp": mlp}
-    return encoder.clone(layer_scale=0.0), params
+    return encoder.clone(layer_scale=None), params
 
 
 STEPS = {"per_block": per_block, "folded": folded}

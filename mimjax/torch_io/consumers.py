@@ -134,7 +134,7 @@ def read_mmpretrain(export: Export, path: str, images: np.ndarray, noise: np.nda
         options |= {
             "use_abs_pos_emb": encoder.pos_embed != "none",
             "use_rel_pos_bias": encoder.rel_pos == "per_block",
-            "layer_scale_init_value": encoder.layer_scale,
+            "layer_scale_init_value": encoder.layer_scale or 0.0,
         }
         model = BEiTViT(**options)
     else:

@@ -171,7 +171,7 @@ def vit(held: Held, root: str = "encoder", image_size: tuple[int, int] | None = 
         "depth": held.blocks(root),
         "mlp_ratio": ratio(held.shape(f"{first}/mlp/fc1/kernel")[0], width),
         "bias": attention_bias(held, root),
-        "layer_scale": SCALED if scaled(held, f"{first}/gamma_1") else 0.0,
+        "layer_scale": SCALED if scaled(held, f"{first}/gamma_1") else None,
         "use_mask_token": f"{root}/mask_token" in held,
     }
     tables = [p for p in held.keys if p.startswith(f"{root}/rel_pos")]
@@ -224,7 +224,7 @@ def clip(held: Held) -> Settings:
     _, grid = table_kind(held, held.state[held.keys["clip/pos_embed"][0]], 1, None)
     if grid is None:
         raise ask(held, "image_size", "the image size", "--image_size=224,224")
-    projection = held.shape("clip/proj/kernel") if "clip/proj/kernel" in held else (0, 0)
+    projection = held.shape("clip/proj/kernel") if "clip/proj/kernel" in held else (None, None)
     return {
         "width": width,
         "depth": held.blocks("clip"),
@@ -251,11 +251,11 @@ def decoders(held: Held) -> dict[str, Settings]:
         out["regressor"] = {
             "width": width,
             "depth": depth,
-            "layer_scale": SCALED if gamma else 0.0,
+            "layer_scale": SCALED if gamma else None,
         }
         out["decoder"] = {
             "depth": held.blocks("decoder"),
-            "layer_scale": SCALED if scaled(held, "decoder/block_00/gamma_1") else 0.0,
+            "layer_scale": SCALED if scaled(held, "decoder/block_00/gamma_1") else None,
         }
     return out
 

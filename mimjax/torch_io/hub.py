@@ -122,7 +122,7 @@ def hf_config(encoder: Encoder, layout: str, channels: int) -> Settings:
         "use_absolute_position_embeddings": encoder.pos_embed != "none",
         "use_relative_position_bias": encoder.rel_pos == "per_block",
         "use_shared_relative_position_bias": encoder.rel_pos == "shared",
-        "layer_scale_init_value": encoder.layer_scale,
+        "layer_scale_init_value": encoder.layer_scale or 0.0,
         "drop_path_rate": 0.0,
         "use_mean_pooling": not layout.endswith("_bare"),
     }

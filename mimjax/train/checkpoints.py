@@ -54,9 +54,9 @@ class Restored(NamedTuple):
 
 
 class Preserved(ocp.checkpoint_managers.PreservationPolicy):
-    """Which checkpoints stay: the last `keep`, and multiples of `keep_every` (0 = none)."""
+    """Which checkpoints stay: the last `keep`, and multiples of `keep_every` (None = none)."""
 
-    def __init__(self, keep: int, keep_every: int):
+    def __init__(self, keep: int, keep_every: int | None):
         self.keep, self.keep_every = keep, keep_every
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
@@ -69,19 +69,23 @@ class Checkpoints:
     """The checkpoints of one workdir."""
 
     def __init__(
-        self, workdir: Workdir, keep: int = 2, keep_every: int = 0, read_only: bool = False
+        self,
+        workdir: Workdir,
+        keep: int = 2,
+        keep_every: int | None = None,
+        read_only: bool = False,
     ):
-        """Keeps the last `keep` and, above 0, for good those whose step `keep_every` divides.
+        """Keeps the last `keep`, and for good those whose step `keep_every` divides (None = none).
 
         The start of a run (step 0) is kept like any other, not for good.
 
         Raises:
-          ConfigError: a negative number, or nothing kept.
+          ConfigError: a number below 1.
         """
         if keep < 1:
             raise ConfigError(f"keep_checkpoints: {keep}; allowed: 1 or more")
-        if keep_every < 0:
-            raise ConfigError(f"keep_every: {keep_every}; allowed: 0 (off) or a number of steps")
+        if keep_every is not None and keep_every < 1:
+            raise ConfigError(f"keep_every: {keep_every}; allowed: 1 or more; None")
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every file at INFO
         self.workdir = workdir
         if not read_only:
@@ -160,7 +164,7 @@ class Checkpoints:
             raise kind(
                 f"--workdir: {self.workdir.path}: {self.workdir.free() / 2**20:,.1f} MiB are free, "
                 f"but a checkpoint takes {need / 2**20:,.1f}; allowed: a disk with more space "
-                "(or a smaller keep_checkpoints, keep_every=0)"
+                "(or a smaller keep_checkpoints, keep_every=None)"
             )
 
     @contextlib.contextmanager

@@ -7,18 +7,17 @@ so a checkpoint fits after those change.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mimjax import rules
-from mimjax.checks import choice
+from mimjax import rules, values
 from mimjax.errors import ConfigError
 from mimjax.task import Clock
+from mimjax.values import NonNegative, Positive, Rate, Rule, Whole
 
 WARMUP_SHARE = 0.05  # 40 of 800 epochs (MAE's code)
 
@@ -33,47 +32,42 @@ class OptimizerConfig:
     Attributes:
       name: "adamw" (all methods of this project).
       base_lr: learning rate per 256 images; the rate is base_lr * batch / 256.
-      lr: absolute learning rate; above 0 it replaces base_lr.
+      lr: absolute learning rate, which replaces base_lr; None = not given.
       min_lr: absolute rate at the end.
-      warmup_epochs, warmup_steps: linear warm-up from 0; steps above 0 win.
+      warmup_epochs, warmup_steps: linear warm-up from 0; the steps win unless they are None.
       schedule: "mae" = from fractional epochs (MAE's code); "beit" = a table per step whose
         warm-up includes both ends (BEiT's and BootMAE's code); "constant" = MAE's warm-up, then the
         peak without end: a run that is extended later is the longer run from the start.
       weight_decay, weight_decay_end: decoupled decay, on a cosine from the first to the second
-        (end below 0 = constant).
+        (None = constant).
       b1, b2, eps: Adam's.
-      clip_norm: global gradient norm above which gradients are scaled down; 0 = off.
+      clip_norm: global gradient norm above which gradients are scaled down; None = off.
       decay: rules (regex, factor) for the weight decay of each parameter.
       lr_scale: rules (regex, factor) for its learning rate.
     """
 
-    name: str = "adamw"
-    base_lr: float = 1.5e-4
-    lr: float = 0.0
-    min_lr: float = 0.0
-    warmup_epochs: float = 40.0
-    warmup_steps: int = 0
-    schedule: str = "mae"
-    weight_decay: float = 0.05
-    weight_decay_end: float = -1.0
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    clip_norm: float = 0.0
-    decay: tuple = ((rules.VECTORS, 0.0), (".*", 1.0))
-    lr_scale: tuple = ((".*", 1.0),)
+    name: Literal["adamw"] = "adamw"
+    base_lr: NonNegative = 1.5e-4
+    lr: NonNegative | None = None
+    min_lr: NonNegative = 0.0
+    warmup_epochs: NonNegative = 40.0
+    warmup_steps: Whole | None = None
+    schedule: Literal["mae", "beit", "constant"] = "mae"
+    weight_decay: NonNegative = 0.05
+    weight_decay_end: NonNegative | None = None
+    b1: Rate = 0.9
+    b2: Rate = 0.95
+    eps: Positive = 1e-8
+    clip_norm: Positive | None = None
+    decay: tuple[Rule, ...] = ((rules.VECTORS, 0.0), (".*", 1.0))
+    lr_scale: tuple[Rule, ...] = ((".*", 1.0),)
 
     def __post_init__(self):
-        choice("optimizer.name", self.name, ("adamw",))
-        choice("optimizer.schedule", self.schedule, ("mae", "beit", "constant"))
-        rates = ("base_lr", "lr", "min_lr", "weight_decay", "eps", "clip_norm")
-        for name in (*rates, "warmup_epochs", "warmup_steps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"optimizer.{name}: {getattr(self, name)}; allowed: 0 or more")
+        values.check(self, "optimizer")
 
     def peak_lr(self, batch_size: int) -> float:
         """The rate after warm-up, for an effective batch of `batch_size` images."""
-        return self.lr or self.base_lr * batch_size / 256
+        return self.base_lr * batch_size / 256 if self.lr is None else self.lr
 
 
 def cosine(start: float, end: float, left: Any, of: float):
@@ -112,9 +106,11 @@ def beit_lr(clock: Clock, peak: float, min_lr: float, warmup_steps: int) -> Sche
 
 def learning_rate(cfg: OptimizerConfig, clock: Clock, batch_size: int) -> Schedule:
     """The learning rate as a function of the step (from 0)."""
-    warmup = cfg.warmup_steps or cfg.warmup_epochs * clock.steps_per_epoch
+    warmup = cfg.warmup_epochs * clock.steps_per_epoch
+    if cfg.warmup_steps is not None:
+        warmup = cfg.warmup_steps
     if warmup > clock.total_steps:
-        key = "warmup_steps" if cfg.warmup_steps else "warmup_epochs"
+        key = "warmup_epochs" if cfg.warmup_steps is None else "warmup_steps"
         raise ConfigError(
             f"optimizer.{key}: {getattr(cfg, key):g} is a warm-up of {warmup:g} steps, but the run "
             f"has {clock.total_steps}; allowed: at most that many; {shorter_warmup(key, clock)}"
@@ -136,7 +132,7 @@ def shorter_warmup(key: str, clock: Clock) -> str:
 
 def weight_decay(cfg: OptimizerConfig, clock: Clock) -> Schedule:
     """The weight decay as a function of the step."""
-    if cfg.weight_decay_end < 0:
+    if cfg.weight_decay_end is None:
         return lambda step: jnp.asarray(cfg.weight_decay)
     return beit_lr(clock, cfg.weight_decay, cfg.weight_decay_end, 0)
 
@@ -151,7 +147,9 @@ def make_optimizer(
     """
     factors = rules.match(cfg.decay, params, "optimizer.decay")
     scales = rules.match(cfg.lr_scale, params, "optimizer.lr_scale")
-    clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
+    clip = optax.identity()
+    if cfg.clip_norm is not None:
+        clip = optax.clip_by_global_norm(cfg.clip_norm)
     return optax.chain(
         clip,
         optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps),

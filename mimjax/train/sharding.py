@@ -23,15 +23,15 @@ BATCH = PartitionSpec(AXES)
 SMALL = 2**16  # elements; smaller tensors are replicated: sharding them costs more than it saves
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
-    """A mesh over all devices; `data` = -1 takes what `fsdp` leaves.
+def make_mesh(data: int | None = None, fsdp: int = 1, devices=None) -> Mesh:
+    """A mesh over all devices; `data` = None takes what `fsdp` leaves.
 
     Raises:
       ConfigError: the product is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     n = len(devices)
-    if data == -1:
+    if data is None:
         data = max(n // max(fsdp, 1), 1)
     if data < 1 or fsdp < 1 or data * fsdp != n:
         raise ConfigError(
@@ -92,7 +92,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> slice:
     per_device = batch_size // mesh.size
     mine = [i for i, d in enumerate(mesh.devices.flat) if d.process_index == jax.process_index()]
     if mine != list(range(mine[0], mine[0] + len(mine))):
-        raise ConfigError("mesh: the devices of a process are not contiguous; use data=-1")
+        raise ConfigError("mesh: the devices of a process are not contiguous; use data=None")
     return slice(mine[0] * per_device, (mine[-1] + 1) * per_device)
 
 

@@ -211,7 +211,7 @@ def test_lists_become_tuples_and_the_dataclass_hashes():
     ],
 )
 def test_errors_name_the_key(field, value):
-    with pytest.raises(ConfigError, match=rf"^data.augment.{field}: found .*; allowed: .+"):
+    with pytest.raises(ConfigError, match=rf"^data.augment.{field}: .*; allowed: .+"):
         Augment(**{field: value})
 
 

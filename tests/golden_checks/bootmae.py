@@ -209,7 +209,7 @@ def schedules(z, meta):
             lr=meta["lr"],
             min_lr=meta["min_lr"],
             warmup_epochs=epochs,
-            warmup_steps=steps,
+            warmup_steps=steps or None,
             schedule="beit",
         )
         return optim.learning_rate(cfg, clock, 256)(step)

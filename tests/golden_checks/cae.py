@@ -39,7 +39,7 @@ def encoder(c, **kw):
         image_size=(c["img_size"],) * 2,
         mlp_ratio=c.get("mlp_ratio", 4.0),
         bias="qv",
-        layer_scale=c["init_values"],
+        layer_scale=c["init_values"] or None,
         **kw,
     )
 
@@ -56,13 +56,13 @@ def build(c, clock, masked=None, **kw):
         width=c["decoder_embed_dim"],
         depth=c["regressor_depth"],
         heads=c["decoder_num_heads"],
-        layer_scale=c["decoder_layer_scale_init_value"],
+        layer_scale=c["decoder_layer_scale_init_value"] or None,
     )
     masked = c["num_mask"] if masked is None else masked
     common_args = {
         "clock": clock,
         "encoder": encoder(c, pos_embed="sincos_yx", init_scheme="cae"),
-        "masking": Masking("block", common.ratio(masked, n), max_block=0),
+        "masking": Masking("block", common.ratio(masked, n), max_block=None),
         "regressor": regressor,
     }
     if c["model_type"] == "caev2":
@@ -72,7 +72,7 @@ def build(c, clock, masked=None, **kw):
     decoder = LatentDecoder(
         depth=c["decoder_depth"],
         heads=c["decoder_num_heads"],
-        layer_scale=c["decoder_layer_scale_init_value"],
+        layer_scale=c["decoder_layer_scale_init_value"] or None,
     )
     align = c.get("align_loss_weight", 2.0)
     return CAE(**common_args, target=target(c), decoder=decoder, align_weight=align, **kw)
@@ -176,7 +176,7 @@ def steps(z, meta):
         schedule="beit",
         weight_decay=c["weight_decay"],
         b2=0.999,
-        clip_norm=c["clip_grad"],
+        clip_norm=c["clip_grad"] or None,
         decay=(SPARED, (".*", 1.0)),
     )
     sd = common.arrays(z, "sd")
@@ -214,7 +214,7 @@ def steps_ema(z, meta):
         schedule="beit",
         weight_decay=c["weight_decay"],
         b2=0.999,
-        clip_norm=c["clip_grad"],
+        clip_norm=c["clip_grad"] or None,
         decay=(SPARED, (".*", 1.0)),
     )
     sd = common.arrays(z, "sd")
@@ -250,7 +250,7 @@ def masking(z, meta):
         kind,
         common.ratio(meta["num_masking_patches"], n),
         min_block=round(meta["min_num_patches"] / scale),
-        max_block=round((meta["max_num_patches"] or 0) / scale),
+        max_block=round((meta["max_num_patches"] or 0) / scale) or None,
         min_aspect=meta["min_aspect"],
     ).sampler(grid)
     masks = common.sample(sampler, meta["samples"], meta["python_random_seed"]).reshape(-1, *grid)
@@ -346,7 +346,7 @@ def build_beit(c):
             init_scheme="beit",
             use_mask_token=True,
         ),
-        masking=Masking("block_at_most", common.ratio(max(c["num_mask"]), n), max_block=0),
+        masking=Masking("block_at_most", common.ratio(max(c["num_mask"]), n), max_block=None),
         target=target(c),
     )
 

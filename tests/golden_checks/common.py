@@ -58,7 +58,7 @@ def imported(sd, task):
             if not name.endswith("_decoder"):
                 decoder_heads = getattr(task, name).heads
             else:
-                m[name].heads = 0  # the encoder's
+                m[name].heads = None  # the encoder's
     if hasattr(getattr(getattr(task, "target", None), "network", None), "vocab"):
         m.target.network.vocab = 3
     with tempfile.TemporaryDirectory() as folder:

@@ -51,7 +51,7 @@ def build(c, clock, **kw):
         heads=clip["heads"],
         patch=encoder.patch,
         pos_grid=encoder.grid,
-        proj_dim=0,
+        proj_dim=None,
     )
     return MRMAE(
         clock,

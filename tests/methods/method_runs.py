@@ -15,7 +15,7 @@ from mimjax.train.state import TrainState
 from mimjax.train.step import train_step
 
 KEY = jax.random.key(7)
-HALF = Masking("block", 0.5, max_block=0)  # 8 of 16 patches
+HALF = Masking("block", 0.5, max_block=None)  # 8 of 16 patches
 
 
 def encoder(**options):

@@ -18,7 +18,7 @@ def make(kind="block_at_most", target=None, **options):
     base = {"pos_embed": "none", "rel_pos": "shared", "init_scheme": "beit"}
     encoder = runs.encoder(**base | {"use_mask_token": True} | options)
     target = target or runs.Codes()
-    return BEiT(encoder=encoder, masking=Masking(kind, 0.4, max_block=0), target=target)
+    return BEiT(encoder=encoder, masking=Masking(kind, 0.4, max_block=None), target=target)
 
 
 def by_hand(task, params, raw):

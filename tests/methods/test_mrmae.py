@@ -106,7 +106,7 @@ def test_pictures_show_attention_beside_the_reconstruction():
 
 
 def test_two_teachers_are_read_side_by_side():
-    clip = CLIPVision(width=8, depth=1, heads=2, patch=4, pos_grid=(4, 4), proj_dim=0)
+    clip = CLIPVision(width=8, depth=1, heads=2, patch=4, pos_grid=(4, 4), proj_dim=None)
     dino = ViT(width=12, depth=1, heads=2, patch=4, image_size=(16, 16), pos_embed="learned")
     both = Joint(CLIP(clip, project=False), DINO(dino))
     frozen = jax.jit(lambda k: both.init_frozen(k, PLAIN))(runs.KEY)
@@ -129,7 +129,7 @@ def test_two_teachers_are_read_side_by_side():
 
 def test_half_precision_makes_no_nan():
     """With a teacher whose attention saturates; softmax, norms and losses stay in float32."""
-    network = CLIPVision(8, 1, 2, 4, (4, 4), 0, dtype=jnp.bfloat16)
+    network = CLIPVision(8, 1, 2, 4, (4, 4), None, dtype=jnp.bfloat16)
     task = make(
         PLAIN.clone(dtype=jnp.bfloat16),
         decoder=MAEDecoder(16, 1, 2, dtype=jnp.bfloat16),

@@ -54,7 +54,7 @@ def ours(**options):
         **options,
     )
     target = DallE(network=DallEEncoder(vocab=VOCAB))
-    return BEiT(encoder=encoder, masking=Masking("block", 0.4, max_block=0), target=target)
+    return BEiT(encoder=encoder, masking=Masking("block", 0.4, max_block=None), target=target)
 
 
 def gap(model, path, task):

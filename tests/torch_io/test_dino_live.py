@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mimjax import start
+from mimjax import schema, start
 from mimjax.errors import ConfigError
 from mimjax.models.clip import CLIPVision
 from mimjax.models.vit import ViT, sincos_table
@@ -200,7 +200,7 @@ def test_published_size():
 def test_settings_are_checked():
     with pytest.raises(ConfigError, match=r"network\.pos_embed: 'sincos_xy'.*allowed: learned"):
         DINO(ViT())
-    with pytest.raises(ConfigError, match=r"target\.feature: 'proj'; allowed: post_norm, pre_norm"):
-        DINO(feature="proj")
-    with pytest.raises(ConfigError, match=r"target\.feature: 'x'"):
-        CLIP(feature="x")
+    for target, words in ((DINO, "post_norm, pre_norm"), (CLIP, "proj, post_norm, pre_norm")):
+        section = schema.section(target, feature="x")
+        with pytest.raises(ConfigError, match=rf"target\.feature: 'x'; allowed: {words}"):
+            schema.build(target, section, "method.target")

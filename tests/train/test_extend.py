@@ -22,7 +22,7 @@ def _quick(monkeypatch):
 
 
 def config(epochs, schedule, **overrides):
-    settings = {"epochs": epochs, "steps": 0, "batch_size": 472, "optimizer.warmup_epochs": 1.0}
+    settings = {"epochs": epochs, "steps": None, "batch_size": 472, "optimizer.warmup_epochs": 1.0}
     settings |= {"optimizer.schedule": schedule, "optimizer.lr": 1e-3}
     return helpers.small("mae", **inside.TINY, **settings | overrides)
 

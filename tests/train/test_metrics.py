@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import pytest
 from PIL import Image
 
+from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.files import Workdir
+from mimjax.settings import Settings
 from mimjax.train import boards, loop, metrics
 
 
@@ -143,7 +145,7 @@ def test_wandb_wanted_and_missing_is_one_clear_line(monkeypatch):
     ):
         boards.check("online")
     with pytest.raises(ConfigError, match=r"wandb: 'yes'; allowed: off, offline, online"):
-        boards.check("yes")
+        schema.build(Settings, {"wandb": "yes"}, "")
 
 
 def events(folder):

@@ -1,0 +1,544 @@
+"""Settings against their annotations: misspelt and impossible values, None, plain numbers.
+
+The tables hold one row per wrong value: the config, what is typed, the line of the answer.
+"""
+
+import copy
+import dataclasses
+import functools
+import json
+import pickle
+import sys
+import typing
+from typing import Annotated, Literal
+
+import flax.linen as nn
+import helpers
+import jax
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from configs import mrmae
+from configs.recipes import continued, multi_channel, one_gpu, small_data
+from mimjax import build, cli, config_version, schema, start, values
+from mimjax.data.decoding import Decoding
+from mimjax.data.photos import Photos
+from mimjax.data.sources import Synthetic
+from mimjax.errors import ConfigError
+from mimjax.masking import Masking
+from mimjax.methods.bootmae import BootMAE
+from mimjax.methods.cae import CAE
+from mimjax.methods.mae import MAE
+from mimjax.models.clip import CLIPVision
+from mimjax.models.decoders import MAEDecoder
+from mimjax.models.vit import ViT
+from mimjax.settings import Settings
+from mimjax.targets.clip import CLIP
+from mimjax.targets.dino import DINO
+from mimjax.targets.vqgan import VQGAN
+from mimjax.task import Clock
+from mimjax.train.optim import OptimizerConfig
+from mimjax.train.sharding import make_mesh
+from mimjax.values import Count, Length, Positive, Range, Size, Text
+
+KINDS = ("random", "block", "block_random", "block_at_most", "grid")
+PIXELS = " (pixel values are scaled to 0 to 1: divide by 255)"
+WRONG = {
+    "mae": [
+        ("method.encoder.pos_embed=learnt", "sincos_xy, sincos_yx, learned, none"),
+        ("method.encoder.pos_embed=sincos2d", "sincos_xy, sincos_yx, learned, none"),
+        ("method.encoder.bias=qkv", "full, qv"),
+        ("method.encoder.rel_pos=Shared", "none, shared, per_block"),
+        ("method.encoder.init_scheme=foo", "mae, bootmae, cae, beit"),
+        ("method.encoder.drop_path=1.0", "0 up to below 1"),
+        ("method.encoder.layer_scale=0.0", "above 0, or None"),
+        ("method.encoder.mlp_ratio=-4.0", "above 0"),
+        ("method.encoder.depth=0", "1 or more"),
+        ("method.encoder.width=None", "whole numbers, 1 or more"),
+        ("method.encoder.image_size=(8,8,8)", "2 values, each 1 or more"),
+        ("method.encoder.image_size=None", "2 values, each 1 or more"),
+        ("method.encoder.width=54", "multiples of 4 (sine-cosine positions)"),
+        ("method.decoder.pos_embed=none", "sincos_xy, sincos_yx"),
+        ("method.decoder.pos_embed=learned", "sincos_xy, sincos_yx"),
+        ("method.decoder.bias=Full", "full, qv"),
+        ("method.decoder.init_scheme=MAE", "mae, bootmae, cae, beit"),
+        ("method.decoder.depth=-1", "1 or more"),
+        ("method.masking.kind=blocks", ", ".join(KINDS)),
+        ("method.masking.ratio=nan", "above 0 and below 1"),
+        ("method.masking.max_block=0", "1 or more, or None"),
+        ("method.masking.min_aspect=0.0", "above 0 up to 1"),
+        ("method.masking.roll_max=-1", "0 or more"),
+        ("method.mean=(123.7,116.3,103.5)", "0 to 1" + PIXELS),
+        ("method.std=(58.4,57.1,57.4)", "above 0 up to 1" + PIXELS),
+        ("method.std=(0.2,0.2,0)", "above 0 up to 1" + PIXELS),
+        ("method.pixel_norm=None", "none, mae, channel"),
+        ("method.target=pixel", "pixels, pca, features"),
+        ("method.pca_components=0", "1 or more"),
+        ("optimizer.name=adam", "adamw"),
+        ("optimizer.schedule=cosine", "mae, beit, constant"),
+        ("optimizer.b1=2.0", "0 up to below 1"),
+        ("optimizer.b2=-0.1", "0 up to below 1"),
+        ("optimizer.eps=0.0", "above 0"),
+        ("optimizer.lr=inf", "0 or more, or None"),
+        ("optimizer.weight_decay=-0.1", "0 or more"),
+        ("optimizer.weight_decay_end=-1.0", "0 or more, or None"),
+        ("optimizer.clip_norm=0.0", "above 0, or None"),
+        ("optimizer.decay=(('.*',-1.0),)", "0 or more"),
+        ("sharding=(('.*','split'),)", "fsdp, replicate"),
+        ("data.source=imagenet", "digits, folder, photos, synthetic, tfds"),
+        ("data.augment.crop=center", "random_resized, fixed, none"),
+        ("data.augment.flip=1.5", "0 to 1"),
+        ("data.augment.scale=(0.0,1.0)", "above 0 up to 1"),
+        ("data.augment.scale=(0.5,0.2)", "the smaller number first"),
+        ("data.augment.color_jitter=-0.4", "0 or more"),
+        ("data.value_range=(5.0,5.0)", "(low, high) with low < high"),
+        ("data.channels=0", "1 or more"),
+        ("data.max_bad_fraction=1.0", "0 up to below 1"),
+        ("data.workers=-1", "0 or more"),
+        ("eval.batch_size=0", "1 or more, or None"),
+        ("eval.pictures=-1", "0 or more"),
+        ("eval.max_images=0", "1 or more"),
+        ("mesh.data=-1", "1 or more, or None"),
+        ("mesh.fsdp=0", "1 or more"),
+        ("seed=-1", "0 to 4294967295"),
+        ("seed=4294967296", "0 to 4294967295"),
+        ("seed=18446744073709551616", "0 to 4294967295"),
+        ("epochs=0.0", "above 0"),
+        ("epochs=nan", "above 0"),
+        ("steps=0", "1 or more, or None"),
+        ("batch_size=0", "1 or more"),
+        ("accum=0", "1 or more"),
+        ("dtype=float16", "auto, float32, bfloat16"),
+        ("on_nonfinite=skip", "stop, rollback"),
+        ("wandb=on", "off, offline, online"),
+        ("keep_every=0", "1 or more, or None"),
+    ],
+    "bootmae": [
+        ("method.feature_norm=layer", "both, target, none"),
+        ("method.pixel_weight=-1.0", "0 or more"),
+        ("method.lambda_ramp=1.5", "0 to 1"),
+        ("method.teacher_fraction=0.0", "above 0 up to 1"),
+        ("method.ema_end=1.001", "0 up to below 1"),
+        ("method.pixel_decoder.width=0", "1 or more, or None"),
+        ("method.pixel_decoder.width=50", "multiples of 4 (sine-cosine positions)"),
+        ("method.feature_decoder.pos_embed=sincos", "sincos_xy, sincos_yx"),
+    ],
+    "beit": [
+        ("method.head.init_scheme=torch", "mae, bootmae, cae, beit"),
+        ("method.distance=l2", "mse, cosine, smooth_l1"),
+        ("method.target.resample=cubic", "bicubic, bilinear, lanczos"),
+        ("method.target.size=(0,0)", "1 or more"),
+        ("method.target.encoder.vocab=0", "1 or more"),
+        ("method.target.mean=(127.5,127.5,127.5)", "0 to 1" + PIXELS),
+    ],
+    "cae": [
+        ("method.regressor.drop_path=1.0", "0 up to below 1"),
+        ("method.regressor.width=0", "1 or more, or None"),
+        ("method.regressor.width=54", "multiples of 4 (sine-cosine positions)"),
+        ("method.regressor.depth=-1", "0 or more"),
+        ("method.decoder.drop_path=-0.1", "0 up to below 1"),
+        ("method.decoder.heads=0", "1 or more"),
+        ("method.align_weight=-2.0", "0 or more"),
+        ("method.align_target=teacher", "current, stale, ema"),
+        ("method.ema_decay=1.5", "0 up to below 1"),
+    ],
+    "caev2": [
+        ("method.head_order=fc", "ln_fc, fc_ln"),
+        ("method.loss_form=sum", "code, paper"),
+        ("method.visible_weight=-1.0", "0 or more"),
+        ("method.target.network.pos_embed=learnt", "sincos_xy, sincos_yx, learned, none"),
+        ("method.target.network.drop_path=1.0", "0 up to below 1"),
+    ],
+    "dvae": [
+        ("method.reconstruction=l1", "mse, smooth_l1"),
+        ("method.temperature=0.0", "above 0"),
+        ("method.kl_weight=-1.0", "0 or more"),
+        ("method.encoder.num_resblocks=-1", "0 or more"),
+    ],
+    "mcmae": [
+        ("method.encoder.pos_embed=none", "sincos_xy, learned"),
+        ("method.encoder.strides=(4,4)", "3 values, each 1 or more"),
+        ("method.encoder.stage_widths=(8,0)", "1 or more"),
+        ("method.encoder.stage_mlp_ratios=(4.0,)", "2 values, each above 0"),
+        ("method.encoder.width=54", "multiples of 4 (sine-cosine positions)"),
+    ],
+    "mrmae": [
+        ("method.select=best", "topk, sample, random"),
+        ("method.target_norm=layer", "none, layernorm, l2"),
+        ("method.mimic_at=head", "encoder, decoder"),
+        ("method.mimic_weight=-0.5", "0 or more"),
+    ],
+}
+ROWS = [(name, typed, line) for name, rows in WRONG.items() for typed, line in rows]
+
+
+def parse(monkeypatch, *typed, config="configs/mae.py:demo"):
+    """The config of a command line, by the parser that the programs use."""
+    argv = ["main", f"--config={config}", *(f"--config.{t}" for t in typed)]
+    monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
+    cli.check_config_flags(argv)
+    found = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=found)
+    found(argv)
+    return found.config
+
+
+def checked(c):
+    """The task of a config whose every setting is checked."""
+    build.check_choices(c)
+    build.decoding(c)
+    return build.make_task(c, Clock(1, 1))
+
+
+@pytest.mark.parametrize(("name", "typed", "line"), ROWS, ids=[f"{r[0]}-{r[1]}" for r in ROWS])
+def test_wrong_values_are_refused(name, typed, line, monkeypatch):
+    c = parse(monkeypatch, typed, config=f"configs/{name}.py:demo")
+    with pytest.raises(ConfigError) as e:
+        checked(c)
+    key = typed.partition("=")[0]
+    assert str(e.value).startswith(f"{key}: ")
+    assert f"; allowed: {line}" in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: MAE(decoder=MAEDecoder(heads=0)), "method.decoder.heads: 0"),
+        (lambda: MAE(mean=(123.7, 116.3, 103.5)), "method.mean: 123.7 in"),
+        (lambda: BootMAE(pixel_weight=-1.0), "method.pixel_weight: -1"),
+        (lambda: CAE(align_target="now"), "method.align_target: 'now'"),
+        (lambda: CLIP(CLIPVision(width=64, heads=5)), "method.target.network.heads: 5"),
+        (lambda: DINO(ViT(width=53, heads=2, pos_embed="learned")), "method.target.network.heads"),
+        (lambda: VQGAN(size=(8, -8)), "method.target.size: -8 in"),
+        (lambda: Masking(ratio=float("nan")), "method.masking.ratio: nan"),
+        (lambda: Masking(min_block=True), "method.masking.min_block: True"),
+        (lambda: OptimizerConfig(b2=1.0), "optimizer.b2: 1.0"),
+        (lambda: Decoding(channels=0), "data.channels: 0"),
+        (lambda: Synthetic("train", length=0), "data.length: 0"),
+        (lambda: Photos("train", length=0), "data.length: 0"),
+    ],
+)
+def test_objects_made_in_python_are_checked(make, line):
+    with pytest.raises(ConfigError) as e:
+        make()
+    assert str(e.value).startswith(line)
+
+
+def test_learned_positions_have_any_width():
+    """Only sine-cosine tables come in quarters."""
+    assert DINO(ViT(width=54, heads=2, pos_embed="learned")).network.width == 54
+    assert MAE(encoder=ViT(width=54, heads=2, pos_embed="learned")).encoder.width == 54
+    with pytest.raises(ConfigError, match=r"method\.encoder\.width: 54; allowed: multiples of 4"):
+        MAE(encoder=ViT(width=54, heads=2))
+
+
+def test_what_is_none_can_be_given_and_taken_back(monkeypatch):
+    """Of every kind, on the command line; of a setting given twice the last one counts."""
+    given = parse(
+        monkeypatch,
+        *("steps=10", "data.path=/images", "optimizer.lr=1e-3", "optimizer.clip_norm=3"),
+        *("mesh.data=1", "method.encoder.layer_scale=1e-5", "method.masking.max_block=4"),
+        *("data.value_range=(0.0,4095.0)", "method.encoder.fuse_layers=(0,1)"),
+        "method.encoder.fuse_layers=(1,)",
+    )
+    assert (given.steps, given.data.path, given.optimizer.lr) == (10, "/images", 1e-3)
+    assert (given.optimizer.clip_norm, given.mesh.data) == (3.0, 1)
+    assert given.data.value_range == (0.0, 4095.0)
+    assert given.method.encoder.fuse_layers == (1,)
+    task = checked(given)
+    assert (task.encoder.layer_scale, task.masking.max_block) == (1e-5, 4)
+    back = parse(
+        monkeypatch,
+        *("steps=None", "data.path=None", "optimizer.lr=none", "optimizer.warmup_steps=None"),
+        *("method.masking.max_block=None", "data.value_range=None", "eval.batch_size=None"),
+        "steps=7",
+        "steps=None",
+    )
+    task = checked(back)
+    found = back.steps, back.optimizer.lr, back.optimizer.warmup_steps, back.eval.batch_size
+    assert found == (None,) * 4
+    assert task.masking.max_block is None
+    assert build.decoding(back).value_range is None
+    assert schema.build(Settings, {"data": {"path": back.data.path}}, "").data.path is None
+
+
+@pytest.mark.parametrize("typed", [f"method.encoder.image_size={n}" for n in ("16", "(16,)")])
+def test_a_plain_number_is_a_square(typed, monkeypatch):
+    c = parse(monkeypatch, typed)
+    assert checked(c).encoder.image_size == (16, 16)
+    assert json.loads(start.to_json(c))["method"]["encoder"]["image_size"] == [16, 16]
+
+
+def test_a_plain_number_in_a_config_is_a_square():
+    c = helpers.CONFIGS["caev2"].get_config("demo").unlock()
+    c.method.encoder.image_size = c.method.target.size = 16
+    assert c.method.encoder.image_size == (16, 16)
+    task = checked(c)
+    assert (task.encoder.image_size, task.target.size) == ((16, 16), (16, 16))
+    c.method.encoder.update({"image_size": 24})
+    assert schema.section(MAE, encoder={"image_size": 32}).encoder.image_size == (32, 32)
+    plain = ConfigDict({"encoder": {"image_size": 32}})  # as from a file
+    assert schema.build(MAE, plain, "method").encoder.image_size == (32, 32)
+
+
+def test_copies_of_a_config_know_their_settings():
+    c = helpers.CONFIGS["mae"].get_config("demo")
+    for other in (copy.deepcopy(c), pickle.loads(pickle.dumps(c))):
+        other = other.unlock()
+        other.method.encoder.image_size, other.steps = 16, None
+        assert other.method.encoder.image_size == (16, 16)
+        assert (c.method.encoder.image_size, c.steps) == ((8, 8), 1500)
+        other.steps = 3
+
+
+def test_the_config_is_read_back_from_its_file():
+    for name, config in helpers.CONFIGS.items():
+        c = config.get_config("demo")
+        again = ConfigDict(json.loads(start.to_json(c)))
+        assert checked(again) == checked(c), name
+
+
+def test_every_32_bit_seed_begins_elsewhere():
+    """And no larger one: jax keeps 32 bits."""
+    keys = [jax.random.key_data(jax.random.key(s)) for s in (0, 2**31, 2**32 - 1, 2**32)]
+    assert len({tuple(map(int, k)) for k in keys[:3]}) == 3
+    assert keys[3].tolist() == keys[0].tolist()
+
+
+def test_the_mesh_takes_all_devices():
+    assert dict(make_mesh(None, 2).shape) == {"data": len(jax.devices()) // 2, "fsdp": 2}
+
+
+# ------------------------------------------------------------------ settings of version 1
+OLD = {  # of a config.json that the version before wrote, what is now None and what stays
+    "steps": 0,
+    "init_from": "",
+    "keep_every": 0,
+    "log_every": 0,
+    "seed": 0,
+    "teacher": {"path": ""},
+    "mesh": {"data": -1, "fsdp": 1},
+    "data": {"path": "", "value_range": [0.0, 0.0], "options": {"length": 0}, "workers": 0},
+    "eval": {"every": 0, "batch_size": 0, "pictures": 0},
+    "optimizer": {
+        "lr": 0.0,
+        "min_lr": 0.0,
+        "clip_norm": 0.0,
+        "warmup_steps": 0,
+        "warmup_epochs": 0.0,
+        "weight_decay_end": -1.0,
+    },
+    "method": {
+        "encoder": {"layer_scale": 0.0, "drop_path": 0.0, "width": 32},
+        "pixel_decoder": {"width": 0, "heads": 0, "depth": 2},
+        "regressor": {"width": 0, "depth": 0},
+        "masking": {"max_block": 0, "roll_max": 0},
+        "target": {"feature": "", "size": [0, 0], "network": {"heads": 0, "proj_dim": 0}},
+        "pixel_weight": 0.0,
+    },
+}
+STAYS = {
+    *("log_every", "seed", "data.workers", "eval.every", "eval.pictures", "mesh.fsdp"),
+    *("optimizer.min_lr", "optimizer.warmup_epochs", "method.encoder.drop_path"),
+    *("method.encoder.width", "method.pixel_decoder.depth", "method.regressor.depth"),
+    *("method.masking.roll_max", "method.pixel_weight"),
+}
+
+
+def test_sentinels_of_version_1_are_none():
+    before = copy.deepcopy(OLD)
+    new = start.flatten(config_version.upgrade(OLD, "config.json"))
+    assert before == OLD
+    old = start.flatten(OLD)
+    assert new.keys() == old.keys()
+    assert new == {k: v if k in STAYS else None for k, v in old.items()}
+
+
+@pytest.mark.parametrize("name", ["bootmae", "beit", "cae", "mrmae"])
+def test_a_config_of_version_1_is_the_same_task(name):
+    """Published configs as version 1 wrote them into a config.json."""
+    text = (helpers.ROOT / "tests/golden/configs_version_1.json").read_text()
+    c = ConfigDict(config_version.upgrade(json.loads(text)[name], "config.json"))
+    ours = helpers.CONFIGS[name].get_config()
+    unset = lambda c: {
+        k for k, v in start.flatten(json.loads(start.to_json(c))).items() if v is None
+    }
+    assert unset(c) == unset(ours)
+    old, new = checked(c), checked(ours)
+    assert (old.encoder, old.masking, old.views) == (new.encoder, new.masking, new.views)
+
+
+# ------------------------------------------------------------------ every setting has an annotation
+SHIPPED = [
+    *(config.get_config(arg) for config in helpers.CONFIGS.values() for arg in (None, "demo")),
+    *(mrmae.get_config(arg) for arg in ("teacher=joint,backbone=vit", "teacher=dino")),
+    *(r.get_config() for r in (small_data, one_gpu, multi_channel)),
+    continued.get_config("path=/weights"),
+    *(
+        helpers.CONFIGS["cae"].get_config(f"tokenizer={name}")
+        for name in ("dalle", "dvae", "vqkd", "vqgan", "pixels", "clip", "encoder")
+    ),
+]
+
+
+@functools.cache
+def reachable():
+    """All dataclasses and modules that stand in a shipped config."""
+    found = {Settings}
+
+    def add(thing):
+        found.add(type(thing))
+        for name in values.fields(type(thing)):
+            if dataclasses.is_dataclass(getattr(thing, name)):
+                add(getattr(thing, name))
+
+    add(Settings())
+    for c in SHIPPED:
+        add(checked(c))
+    return sorted(found, key=lambda cls: cls.__qualname__)
+
+
+def unsaid(hint):
+    """What an annotation leaves open: text of no meaning, numbers without a range."""
+    inner, marks, _ = values.parts(hint)
+    if typing.get_origin(inner) is Literal or inner is bool or dataclasses.is_dataclass(inner):
+        return []
+    if typing.get_origin(inner) is tuple:
+        args = [a for a in typing.get_args(inner) if a is not Ellipsis]
+        return [x for a in args for x in unsaid(a)]
+    wanted = {str: Text, int: Range, float: Range}.get(inner)
+    return [] if wanted and any(isinstance(m, wanted) for m in marks) else [hint]
+
+
+def test_every_setting_says_what_it_allows():
+    """A new field gets a Literal, a range or, if it is free text, its meaning."""
+    assert len(reachable()) >= 25
+    found = {
+        f"{cls.__name__}.{name}"
+        for cls in reachable()
+        for name, hint in values.fields(cls).items()
+        if unsaid(hint)
+    }
+    assert found == {"Data.options"}  # those of the source, which checks them itself
+
+
+def test_the_walk_finds_what_says_nothing():
+    """The test above can fail."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Careless:
+        kind: str = "a"
+        size: "tuple[int, int]" = (1, 1)
+        rate: "float | None" = None
+        good: Count = 1
+
+    assert [n for n, h in values.fields(Careless).items() if unsaid(h)] == ["kind", "size", "rate"]
+
+
+def test_no_config_holds_a_value_that_its_annotation_refuses():
+    for c in SHIPPED:
+        checked(c)
+
+
+# ------------------------------------------------------------------ the annotations themselves
+@pytest.mark.parametrize(
+    ("hint", "value", "expected"),
+    [
+        (Count | None, None, None),
+        (Positive, 3, 3.0),
+        (Size, 8, (8, 8)),
+        (Size | None, [8], (8, 8)),
+        (Size, [8, 16], (8, 16)),
+        (tuple[Positive, ...], [1, 2], (1.0, 2.0)),
+        (Annotated[tuple[Count, ...], Length(1)], (3,), (3,)),
+        (Literal["a", "b"], "a", "a"),
+        (Literal["a", "none"] | None, "none", "none"),
+        (Annotated[str, Text("a path")] | None, "None", None),
+        (tuple[tuple[str, float], ...], [[".*", 1]], ((".*", 1.0),)),
+        (dict[str, int], {"a": 1}, {"a": 1}),
+    ],
+)
+def test_values_that_fit(hint, value, expected):
+    found = values.fit(hint, value, "key")
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "line"),
+    [
+        (Count, 0, "key: 0; allowed: 1 or more"),
+        (Count, 1.0, "key: 1.0; allowed: whole numbers, 1 or more"),
+        (Count, True, "key: True; allowed: whole numbers, 1 or more"),
+        (Count, "1", "key: '1'; allowed: whole numbers, 1 or more"),
+        (Count, None, "key: None; allowed: whole numbers, 1 or more"),
+        (Positive, "1", "key: '1'; allowed: numbers, above 0"),
+        (Positive, 10**400, "key: 1000"),
+        (float, float("inf"), "key: inf; allowed: numbers"),
+        (bool, 1, "key: 1; allowed: True, False"),
+        (Literal["a", "b"], "c", "key: 'c'; allowed: a, b"),
+        (Literal["a"] | None, "c", "key: 'c'; allowed: a, or None"),
+        (Literal[1, 2], True, "key: True; allowed: 1, 2"),
+        (Size, (8, 8, 8), "key: (8, 8, 8); allowed: 2 values, each 1 or more"),
+        (Size, (8, 0), "key: 0 in (8, 0); allowed: 1 or more"),
+        (Annotated[tuple[Count, ...], Length(1)], (), "key: (); allowed: "),
+        (Annotated[str, Text("a path")], 3, "key: 3; allowed: a path"),
+        (tuple[str, float], ("a",), "key: ('a',); allowed: (text, numbers)"),
+    ],
+)
+def test_values_that_do_not(hint, value, line):
+    with pytest.raises(ConfigError) as e:
+        values.fit(hint, value, "key")
+    assert str(e.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (Range(), "0 or more"),
+        (Range(0, low_open=True), "above 0"),
+        (Range(0, 1), "0 to 1"),
+        (Range(0, 1, high_open=True), "0 up to below 1"),
+        (Range(0, 1, low_open=True), "above 0 up to 1"),
+        (Range(0, 1, True, True), "above 0 and below 1"),
+        (Range(float("-inf"), 5), "5 or less"),
+        (Range(float("-inf")), "any finite number"),
+        (Range(1, note="one or two"), "1 or more (one or two)"),
+    ],
+)
+def test_ranges_in_words(given, text):
+    assert str(given) == text
+
+
+def test_a_module_s_settings_are_not_flax_s():
+    names = set(values.fields(ViT))
+    assert "width" in names
+    assert not names & {"parent", "name", "dtype"}
+    assert "out" not in values.fields(MAEDecoder)  # derived
+    assert issubclass(ViT, nn.Module)
+    assert "name" in values.fields(OptimizerConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithPart:
+    """What a method may look like whose network may be left out."""
+
+    part: Masking | None = None
+    both: Size | None = None
+
+
+def test_a_part_may_be_left_out():
+    for thing in (WithPart(), WithPart(Masking(ratio=0.5))):
+        found = schema.build(WithPart, schema.section(thing), "method")
+        assert found == thing
+    assert schema.build(WithPart, {"part": {"ratio": 0.25}}, "method").part == Masking(ratio=0.25)
+    with pytest.raises(ConfigError, match=r"method\.part\.ratio: 2\.0; allowed: above 0"):
+        schema.build(WithPart, {"part": {"ratio": 2.0}}, "method")
+    values.check(WithPart(Masking(), (8, 8)), "method")
+
+
+def test_sections_name_what_is_no_section():
+    with pytest.raises(ConfigError, match=r"method\.encoder: 3; allowed: a section"):
+        schema.build(MAE, ConfigDict({"encoder": 3}), "method")
