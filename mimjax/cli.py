@@ -90,7 +90,6 @@ def run(main: Callable[[], None], required: tuple[str, ...] = ("config", "workdi
 def _parse(argv: list[str]) -> list[str]:
     debug = any(a in ("--debug", "-debug", "--debug=true") for a in argv)
     try:
-        argv = last_of_each(argv)
         check_config_flags(argv)
         return FLAGS(argv)
     except stopping.Stopped as stop:
@@ -99,20 +98,6 @@ def _parse(argv: list[str]) -> list[str]:
         if debug:
             traceback.print_exc()
         _fail(" ".join(str(error).split()), Exit.REFUSED)
-
-
-def last_of_each(argv: list[str]) -> list[str]:
-    """The command line with the last of several values of a config key.
-
-    ml_collections takes the last one of numbers and text, but joins tuples.
-    """
-    out: list[str] = []
-    for word in reversed(argv[1:]):
-        name, equals, _ = word.partition("=")
-        given = name.startswith(("--config", "-config")) and equals
-        if not given or not any(w.lstrip("-").startswith(f"{name.lstrip('-')}=") for w in out):
-            out.append(word)
-    return [*argv[:1], *reversed(out)]
 
 
 def check_config_flags(argv: list[str]) -> None:

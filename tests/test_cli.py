@@ -9,7 +9,7 @@ from mimjax import cli, stopping
 
 def parsed(*words):
     """The config that a command line gives."""
-    argv = cli.last_of_each(["program", "--config=configs/mae.py:demo", *words])
+    argv = ["program", "--config=configs/mae.py:demo", *words]
     from ml_collections import config_flags
 
     values = flags.FlagValues()
@@ -34,11 +34,6 @@ def test_the_last_value_wins(monkeypatch):
     assert c.method.encoder.fuse_layers == (3,)
     assert c.sharding == (("b", "fsdp"), ("c", "fsdp"))
     assert c.seed == 2
-
-
-def test_other_words_stay():
-    words = ["x", "--workdir=a", "--config.a=1", "--workdir=b", "-config.a=2", "--config.ab=3"]
-    assert cli.last_of_each(words) == [*words[:2], *words[3:]]
 
 
 def test_an_unexpected_error_is_one_line(monkeypatch, capsys):
