@@ -9,7 +9,7 @@ BIN := .venv/bin
 COMMA := ,
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-all lint types golden clean
+.PHONY: demo test test-all lint types golden pin clean
 
 .venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -57,6 +57,10 @@ test-all: .venv/dev .venv/mm
 
 golden: .venv/dev
 	$(BIN)/python -m pytest tests/test_golden.py tests/torch_io/test_import_golden.py -rA
+
+# with MIMJAX_GOLDEN=FOLDER:FOLDER of the official files; KINDS="mcmae.steps clip.hf" writes these alone
+pin: .venv/dev
+	PYTHONPATH=. $(BIN)/python tests/pin.py $(KINDS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .
