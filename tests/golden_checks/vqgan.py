@@ -63,6 +63,11 @@ def check(z, target, frozen, suffix):
         codes = frozen["vqgan"]["embed" if net.kind == "gumbel" else "embedding"]
         np.testing.assert_array_equal(codes[ids], tokens(theirs("z_q")))
     decoded = common.nhwc(theirs("decoded"))
-    close("decoded", net.apply(params, ids, encoder.grid, method="decode"), decoded)
-    pictures = target.decode(frozen, ids, encoder)
+    raw, pictures = jax.jit(
+        lambda ids: (
+            net.apply(params, ids, encoder.grid, method="decode"),
+            target.decode(frozen, ids, encoder),
+        )
+    )(ids)
+    close("decoded", raw, decoded)
     close("pictures", pictures, np.clip((decoded + 1) / 2, 0, 1))
