@@ -254,7 +254,7 @@ FAULTS = [
         "mae_masking",
     ),
     Fault("decay for every parameter", f"{D}/optim.py", "rate * f * p", "rate * p", "mae_steps5"),
-    Fault("Adam's mean not corrected", f"{D}/optim.py", "eps=cfg.eps)", "eps=1e-6)", "mae_steps5"),
+    Fault("Adam's eps 1e-6", f"{D}/optim.py", "eps=cfg.eps)", "eps=1e-6)", "mae_steps5"),
     Fault(
         "patch bias starts at zero",
         f"{S}/vit.py",
@@ -274,8 +274,8 @@ FAULTS = [
     Fault(
         "no norm before CLIP's blocks",
         f"{S}/clip.py",
-        "x = self.norm_pre(x)\n",
-        "\n",
+        "x = self.norm_pre(x)",
+        "x = x + 0 * self.norm_pre(x)",
         "teacher.clip_hf",
     ),
     Fault(
