@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 COMMA := ,
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-all lint types golden clean
+.PHONY: demo test test-all lint types golden pin clean
 
 $(VENV)/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +60,10 @@ test-all: $(VENV)/dev $(VENV)/mm
 
 golden: $(VENV)/dev
 	$(BIN)/python -m pytest tests/test_golden.py tests/torch_io/test_import_golden.py -rA
+
+# with MIMJAX_GOLDEN=FOLDER:FOLDER of the official files; KINDS="mcmae.steps clip.hf" writes these alone
+pin: $(VENV)/dev
+	PYTHONPATH=. $(BIN)/python tests/pin.py $(KINDS)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

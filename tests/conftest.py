@@ -29,9 +29,12 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 
 def pytest_terminal_summary(terminalreporter):
-    """The table of mistakes and answers, from every worker, see test_bad_input.py."""
+    """What tests recorded, from every worker: golden files, the table of mistakes and answers."""
     passed = terminalreporter.stats.get("passed", [])
-    rows = [text for report in passed for key, text in report.user_properties if key == "mistake"]
+    recorded = [pair for report in passed for pair in report.user_properties]
+    for text in [text for key, text in recorded if key == "golden"]:
+        terminalreporter.write_line(f"golden numbers: {text}")
+    rows = [text for key, text in recorded if key == "mistake"]
     if rows:
         terminalreporter.section(f"{len(rows)} mistakes, each answered in one line")
     for text in rows:

@@ -4,6 +4,7 @@ import argparse
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 
 import helpers
@@ -99,6 +100,21 @@ def test_commands_are_found():
     assert {"mimjax.main", "mimjax.plan", "mimjax.reconstruct", "mimjax.data.prepare"} <= programs
     assert "mimjax.export" in programs
     assert len(python_blocks()) >= 10
+
+
+@pytest.mark.parametrize("method", sorted(helpers.CONFIGS))
+@pytest.mark.parametrize("data", ["digits", "photos"])
+def test_make_demo_starts_every_method(method, data):
+    """What `make demo METHOD= DATA=` would run: configs that exist, the teacher's run first."""
+    words = ("make", "-n", "-o", ".venv/demo", "demo", f"METHOD={method}", f"DATA={data}")
+    out = subprocess.run(words, cwd=helpers.ROOT, capture_output=True, text=True, check=True)
+    found = re.findall(r"--config=configs/(\w+)\.py:(\S+).*?--workdir=(\S+)", out.stdout, re.S)
+    first = {"beit": "dvae", "cae": "dvae", "caev2": "mae", "mrmae": "mae"}.get(method)
+    assert [name for name, *_ in found] == ([first, method] if first else [method])
+    for name, argument, _ in found:
+        helpers.CONFIGS[name].get_config(argument)
+    if first:
+        assert found[1][1].endswith(f"path={found[0][2]}")
 
 
 @pytest.mark.parametrize("path", DOCS, ids=name)

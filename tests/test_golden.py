@@ -1,46 +1,56 @@
-"""Golden numbers of the official code. MIMJAX_GOLDEN names another folder to check instead."""
+"""Golden numbers: those of the official code, and pinned ones where its files are too large.
 
-import json
-import os
-import pathlib
+MIMJAX_GOLDEN names other folders of official files to check instead (several as in PATH). Pinned
+numbers are our own, written by `make pin` in a run in which the official files of their kind passed
+the same check.
+"""
+
+import collections
 
 import numpy as np
 import pytest
-from golden_checks import CHECKS
+from golden_checks import CHECKS, files
+from golden_checks.pending import PENDING
 
-FOLDER = pathlib.Path(os.environ.get("MIMJAX_GOLDEN", pathlib.Path(__file__).parent / "golden"))
-FILES = sorted(FOLDER.glob("*.npz"))
-# Kinds whose methods are not built yet. A kind that stands neither here nor in CHECKS fails.
-PENDING = {
-    *("mae.finetune", "mae.linear_probe", "bootmae.finetune"),
-    *("cae.attentive_probe", "cae.finetune", "cae.fpn", "cae.linear_probe"),
-    *("mcmae.det_backbone", "mcmae.finetune", "mcmae.seg_backbone"),
-}
-
-
-def kind(path):
-    with np.load(path) as z:
-        return json.loads(str(z["meta"]))["kind"]
-
-
-KINDS = {path: kind(path) for path in FILES}
+OFFICIAL, PINNED = files.official(), files.pinned()
+KINDS = {path: meta["kind"] for path, meta in (OFFICIAL | PINNED).items()}
 # Pending kinds are left out, not skipped: what runs here is what is claimed.
-CLAIMED = [path for path in FILES if KINDS[path] not in PENDING]
+CLAIMED = [path for path in OFFICIAL if KINDS[path] not in PENDING]
 
 
-def test_there_are_files(capsys):
-    assert CLAIMED, f"{FOLDER} holds no golden file of a supported kind"
-    with capsys.disabled():
-        print(f"\ngolden: {len(CLAIMED)} of {len(FILES)} files in {FOLDER} are of supported kinds")
+def test_there_are_files(record_property):
+    where = ", ".join(map(str, files.folders()))
+    assert CLAIMED, f"{where}: no golden file of a kind that a check claims"
+    waiting = collections.Counter(KINDS[path] for path in OFFICIAL if KINDS[path] in PENDING)
+    record_property(
+        "golden",
+        f"{len(CLAIMED)} of {len(OFFICIAL)} official files in {where}; {len(PINNED)} pinned files; "
+        f"{len(PENDING)} kinds are pending ({waiting.total()} files here)",
+    )
 
 
 @pytest.mark.parametrize("path", CLAIMED, ids=lambda p: p.stem)
 def test_golden(path):
-    z = np.load(path)
-    meta = json.loads(str(z["meta"]))
-    assert meta["kind"] in CHECKS, f"{path.name}: no code handles the kind {meta['kind']!r}"
-    CHECKS[meta["kind"]](z, meta)
+    kind = KINDS[path]
+    assert kind in CHECKS, f"{path.name}: no code handles the kind {kind!r}"
+    CHECKS[kind](np.load(path), OFFICIAL[path])
 
 
-def test_no_kind_is_both_pending_and_supported():
+@pytest.mark.parametrize("path", PINNED, ids=lambda p: p.stem)
+def test_pinned(path):
+    assert path.stem == KINDS[path]
+    assert path.stat().st_size < 100_000
+    assert PINNED[path]["pinned"]["official"], "which official files passed?"
+    CHECKS[KINDS[path]](np.load(path), PINNED[path])
+
+
+def test_every_claimed_kind_has_numbers_in_the_repository():
+    """From an official file where it is small, else from a pinned one."""
+    own = {files.meta(path)["kind"] for path in files.HERE.glob("*.npz")}
+    held = {KINDS[path] for path in PINNED}
+    assert not CHECKS.keys() - own - held, "make pin writes what is missing"
+    assert not held & own, "the official file is enough"
+
+
+def test_no_kind_is_both_pending_and_claimed():
     assert not PENDING & set(CHECKS)

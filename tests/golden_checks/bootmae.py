@@ -105,7 +105,7 @@ def outputs(z, task, params, batch, pred):
 
     inside = common.intermediates(task.encoder, params["encoder"], batch["image"])
     close("patch_embed", inside["patch_embed"])
-    f = task.encoder.apply({"params": params["encoder"]}, batch["image"], batch["ids_v"])
+    f = jax.jit(task.encoder.apply)({"params": params["encoder"]}, batch["image"], batch["ids_v"])
     for i, block in enumerate(f.blocks):
         visible(f"enc_block{i}", block, z)
     visible("enc_norm", f.tokens, z)

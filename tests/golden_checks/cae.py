@@ -113,9 +113,10 @@ def pretrain(z, meta):
         tokens = task.encode(params, batch, batch["ids_v"], KEY, False)
         other = task.encode(params, batch, batch["ids_m"], KEY, False)
         latents = task.latents(params, batch, KEY, False)
-        return total, aux, grads, tokens, other, latents
+        aligned = task.align_latents(params, batch, KEY, False)
+        return total, aux, grads, tokens, other, latents, aligned
 
-    total, (metrics, preds), grads, tokens, other, latents = run(params, batch)
+    total, (metrics, preds), grads, tokens, other, latents, aligned = run(params, batch)
     common.rel("total", total, z["loss/total"], 1e-5)
     common.rel("main", metrics["loss/codes"], z["loss/main"], 1e-5)
     common.rel("align", metrics["loss/align"], z["loss/align_unweighted"], 1e-5)
@@ -123,7 +124,6 @@ def pretrain(z, meta):
     common.close("latent_visible", tokens, z["out/latent_visible_with_cls"], 1e-4)
     common.close("align_encoder", other, z["out/align_encoder_with_cls"], 1e-4)
     common.close("latent_predict", latents, z["out/latent_predict"], 1e-4)
-    aligned = task.align_latents(params, batch, KEY, False)
     common.close("latent_target", aligned, z["out/latent_target"], 1e-4)
     gradients(common.arrays(z, "grad"), grads, "cae")
 
@@ -220,11 +220,16 @@ def steps_ema(z, meta):
     sd = common.arrays(z, "sd")
     params = common.imported(sd, build(c, clock, **align))
     first = batch_of(task, z["in/images"][0], z["in/mask"][0])
-    latents = task.latents(params, first, KEY, False)
+
+    @jax.jit
+    def before(params, first):
+        latents = task.latents(params, first, KEY, False)
+        aligned = task.align_latents(params, first, KEY, False)
+        return latents, aligned, task.decode(params, latents, first["ids_m"], KEY, False)
+
+    latents, aligned, logits = before(params, first)
     common.close("latent_predict", latents, z["out/latent_predict_step0"], 1e-4)
-    aligned = task.align_latents(params, first, KEY, False)
     common.close("latent_target", aligned, z["out/latent_target_step0"], 1e-4)
-    logits = task.decode(params, latents, first["ids_m"], KEY, False)
     common.close("logits", logits, z["out/logits_step0"], 1e-4)
     state, rows, _ = trained(task, cfg, clock, z, params, 0, "cae_older")
     for ours, theirs in (("codes", "main"), ("align", "align"), ("total", "total")):
@@ -316,11 +321,13 @@ def caev2(z, meta):
             return out.total
 
         total, grads = jax.value_and_grad(loss)(params)
-        return total, grads, task.outputs(params, batch, KEY, False)
+        f = task.encoder.apply({"params": params["encoder"]}, batch["image"], batch["ids_v"])
+        second = task_paper.loss(params, {}, batch | {"target": target_}, KEY, 0, False)
+        return total, grads, task.outputs(params, batch, KEY, False), f.tokens, second
 
-    total, grads, out = run(params, batch | {"target": target_ if paper else with_cls})
+    target = target_ if paper else with_cls
+    total, grads, out, tokens, second = run(params, batch | {"target": target})
     common.rel("total", total, z["loss/total"], 1e-5)
-    second = task_paper.loss(params, {}, batch | {"target": target_}, KEY, 0, False)
     common.rel("visible", second.metrics["loss/visible"], z["loss/visible"], 1e-5)
     common.rel("masked", second.metrics["loss/masked"], z["loss/masked"], 1e-5)
     seen = 1 + batch["ids_v"].shape[1]
@@ -330,8 +337,7 @@ def caev2(z, meta):
     else:
         common.close("latents_out", unit(out), z["out/latents_out"], 1e-4)
         common.rel("paper", second.total, z["loss/paper_total"], 1e-5)
-    tokens = task.encoder.apply({"params": params["encoder"]}, batch["image"], batch["ids_v"])
-    common.close("visible", tokens.tokens, z["out/latent_visible_with_cls"], 1e-4)
+    common.close("visible", tokens, z["out/latent_visible_with_cls"], 1e-4)
     gradients({official(k): v for k, v in common.arrays(z, "grad").items()}, grads, "cae")
 
 

@@ -17,12 +17,16 @@ def grid(size, patch):
     return size[0] // patch, size[1] // patch
 
 
-def tower(z, meta, layout):
-    """The target, its parameters and what it makes of the file's images."""
+def build(meta):
     c = meta["config"]
     patch, stored = c["patch_size"], meta.get("resize_from") or c["img_size"]
     sizes = c["width"], c["layers"], c["heads"], patch, grid(stored, patch), c["proj"]
-    target = CLIP(CLIPVision(*sizes))
+    return CLIP(CLIPVision(*sizes))
+
+
+def tower(z, meta, layout):
+    """The target, its parameters and what it makes of the file's images."""
+    target, patch = build(meta), meta["config"]["patch_size"]
     images = common.nhwc(z["in/pixel_values"])
     encoder = ViT(patch=patch, image_size=images.shape[1:3])
     like = jax.eval_shape(lambda key: target.init_frozen(key, encoder), jax.random.key(0))

@@ -96,10 +96,15 @@ def by_raster(tokens, ids):
 
 def intermediates(module, params, *args, **kw):
     """Outputs of every submodule, as {"block_00/attn": array}."""
-    _, state = module.apply(
-        {"params": params}, *args, capture_intermediates=True, mutable=["intermediates"], **kw
-    )
-    flat = jax.tree_util.tree_leaves_with_path(state["intermediates"])
+
+    @jax.jit
+    def run(params):
+        _, state = module.apply(
+            {"params": params}, *args, capture_intermediates=True, mutable=["intermediates"], **kw
+        )
+        return state["intermediates"]
+
+    flat = jax.tree_util.tree_leaves_with_path(run(params))
     return {rules.path_name(p).replace("/__call__", "").removesuffix("/0"): v for p, v in flat}
 
 

@@ -70,7 +70,7 @@ def pretrain(z, meta):
     # the official hook sits before the positions are added
     common.close("patch_embed", embed, z["out/patch_embed"], 1e-4)
     common.close("pos_embed", table, z["sd/pos_embed"][0, 1:], 1e-6)
-    f = task.encoder.apply({"params": params["encoder"]}, batch["image"], batch["ids_v"])
+    f = jax.jit(task.encoder.apply)({"params": params["encoder"]}, batch["image"], batch["ids_v"])
     for name, x in [(f"enc_block{i}", b) for i, b in enumerate(f.blocks)] + [("latent", f.tokens)]:
         theirs = z[f"out/{name}"]
         common.close(name, x[:, 0], theirs[:, 0], 1e-4)

@@ -68,18 +68,21 @@ def check_positions(z, task):
 
 
 def run(task, params, batch):
-    """Loss, gradients, features and predictions of all patches, in raster order."""
+    """Loss, gradients, features, predictions of all patches in raster order, what is inside."""
 
     @jax.jit
     def all_of_it(params, batch):
         loss = lambda p: task.loss(p, {}, batch, KEY, 0, True).total
         total, grads = jax.value_and_grad(loss)(params)
-        f = task.encoder.apply({"params": params["encoder"]}, batch["image"], batch["ids_v"])
-        return total, grads, f, task.predict(params, batch, KEY, False, all_patches=True)
+        read = batch["image"], batch["ids_v"]
+        f = task.encoder.apply({"params": params["encoder"]}, *read)
+        inside = common.intermediates(task.encoder, params["encoder"], *read)
+        pred = task.predict(params, batch, KEY, False, all_patches=True)
+        return total, grads, f, pred, inside
 
-    total, grads, f, pred = all_of_it(params, batch)
+    total, grads, f, pred, inside = all_of_it(params, batch)
     ids = np.concatenate([batch["ids_v"], batch["ids_m"]], axis=1)
-    return total, grads, f, common.by_raster(pred, ids)
+    return total, grads, f, common.by_raster(pred, ids), inside
 
 
 def to_cells(maps, grid):
@@ -90,9 +93,8 @@ def to_cells(maps, grid):
     return x.reshape(b, grid[0] * grid[1], p * q * c)
 
 
-def stage_maps(z, task, params, batch, keep):
+def stage_maps(z, task, inside, keep):
     """What each stage gives for the visible patches, against the official maps."""
-    inside = common.intermediates(task.encoder, params["encoder"], batch["image"], batch["ids_v"])
     depths = task.encoder.stage_depths
     stages = {f"stage{k + 1}": f"stage{k + 1}_block_{d - 1:02d}" for k, d in enumerate(depths)}
     convs = {f"stage{k}_output_decode": f"stage{k}_fuse" for k in (1, 2)}
@@ -117,7 +119,7 @@ def pretrain(z, meta):
     batch = {"image": jnp.asarray(common.nhwc(z["in/images"])), "mask": jnp.asarray(mask)}
     batch = task.prepare({}, {}, batch, KEY, 0, True)
     np.testing.assert_array_equal(batch["ids_v"], np.sort(keep, axis=1))
-    total, grads, f, pred = run(task, params, batch)
+    total, grads, f, pred, inside = run(task, params, batch)
     common.rel("loss", total, z["loss/total"], 1e-5)
     common.rel("grad_norm", global_norm(grads), z["grad_norm"], 1e-4)
     gradients(z, load.to_torch(grads, "mcmae"))
@@ -127,7 +129,7 @@ def pretrain(z, meta):
     common.close("pred", pred, z["out/pred"], 1e-4)
     # the file keeps the patches as they are before their normalization
     common.close("target", patchify(batch["image"], task.encoder.patch), z["out/target"], 1e-4)
-    stage_maps(z, task, params, batch, keep)
+    stage_maps(z, task, inside, keep)
 
 
 def fast(z, meta):
@@ -146,7 +148,7 @@ def fast(z, meta):
     batch = {"image": image, "mask": jnp.asarray(mask)}
     # train=False: the views are the file's
     batch = task.prepare({}, {}, batch, KEY, 0, False)
-    total, grads, f, pred = run(task, params, batch)
+    total, grads, f, pred, inside = run(task, params, batch)
     common.rel("loss", total, z["loss/total"], 1e-5)
     common.rel("grad_norm", global_norm(grads), z["grad_norm"], 1e-4)
     gradients(z, load.to_torch(grads, "mcmae"))
@@ -154,7 +156,7 @@ def fast(z, meta):
     before = common.by_raster(z["out/stage3_prefusion"], keep)
     common.close("prefusion", f.blocks[-1], before, 1e-4)
     common.close("pred", pred, z["out/pred"], 1e-4)
-    stage_maps(z, task, params, batch, keep)
+    stage_maps(z, task, inside, keep)
     # the task's own views: the first is the mask's, together they fill the image
     given = {"image": batch["image"][: len(order)], "mask": batch["mask"][: len(order)]}
     views = task.prepare({}, {}, given, KEY, 0, True)["ids_v"].reshape(len(order), VIEWS, -1)
@@ -175,11 +177,16 @@ def cblock(z, meta):
     like = jax.eval_shape(block.init, jax.random.key(0), x)["params"]
     sd = {f"blocks1.0.{k}": v for k, v in common.arrays(z, "sd").items()}
     params = read(sd, {"encoder": {name: like}})["encoder"][name]
-    common.close("unmasked", block.apply({"params": params}, x), to_ours(z["out/unmasked"]), 1e-4)
-    apply = lambda params, x: block.apply({"params": params}, x, None, visible)
-    common.close("masked", apply(params, x), to_ours(z["out/masked"]), 1e-4)
-    loss = lambda params, x: jnp.square(apply(params, x)).mean()
-    total, (grads, dx) = jax.value_and_grad(loss, (0, 1))(params, x)
+    unmasked = jax.jit(block.apply)({"params": params}, x)
+    common.close("unmasked", unmasked, to_ours(z["out/unmasked"]), 1e-4)
+
+    def loss(params, x):
+        out = block.apply({"params": params}, x, None, visible)
+        return jnp.square(out).mean(), out
+
+    run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    (total, masked), (grads, dx) = run(params, x)
+    common.close("masked", masked, to_ours(z["out/masked"]), 1e-4)
     common.rel("loss", total, z["loss/total"], 1e-5)
     common.rel("grad_norm", global_norm(grads), z["grad_norm"], 1e-4)
     theirs = to_ours(z["grad/in_x"])

@@ -75,12 +75,15 @@ def check(z, meta, target):
     return frozen, hidden
 
 
-def clip(z, meta):
-    """Both layouts; the file's images are ImageNet's normalization turned into CLIP's."""
-    c = meta["config"]
+def build_clip(c):
     side = grid(c["img_size"], c["patch"])
     sizes = c["dim"], c["depth"], c["heads"], c["patch"], side, c["proj"], c["mlp"] / c["dim"]
-    target = CLIP(CLIPVision(*sizes), feature="post_norm")
+    return CLIP(CLIPVision(*sizes), feature="post_norm")
+
+
+def clip(z, meta):
+    """Both layouts; the file's images are ImageNet's normalization turned into CLIP's."""
+    target = build_clip(meta["config"])
     by_channel = lambda values: np.asarray(values).reshape(1, 3, 1, 1)
     pixels = z["in/images_imagenet"] * by_channel(IMAGENET_STD) + by_channel(IMAGENET_MEAN)
     images = (pixels - by_channel(CLIP_MEAN)) / by_channel(CLIP_STD)
@@ -94,9 +97,7 @@ def clip(z, meta):
         common.close("image_embed", features[:, 0], z["out/image_embed"], ATOL)
 
 
-def dino(z, meta):
-    """At the stored grid and, with `run_size`, at another."""
-    c = meta["config"]
+def build_dino(c):
     network = ViT(
         width=c["dim"],
         depth=c["depth"],
@@ -106,7 +107,13 @@ def dino(z, meta):
         image_size=tuple(c["patch"] * side for side in grid(c["img_size"], c["patch"])),
         pos_embed="learned",
     )
-    target = DINO(network)
+    return DINO(network)
+
+
+def dino(z, meta):
+    """At the stored grid and, with `run_size`, at another."""
+    c, target = meta["config"], build_dino(meta["config"])
+    network = target.network
     frozen, _ = check(z, meta, target)
     if "out/pos_embed_interpolated" in z.files:
         run = z["in/images"].shape[2] // c["patch"], z["in/images"].shape[3] // c["patch"]

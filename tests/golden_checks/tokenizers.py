@@ -57,9 +57,12 @@ def run(target, student, frozen, images):
     return hidden, np.asarray(ids)
 
 
+def build_dalle(c):
+    return DallE(network=DallEEncoder(c["n_hid"], c["n_blk_per_group"], c["vocab"]))
+
+
 def dalle(z, meta):
-    c = meta["config"]
-    target = DallE(network=DallEEncoder(c["n_hid"], c["n_blk_per_group"], c["vocab"]))
+    c, target = meta["config"], build_dalle(meta["config"])
     student = ViT(patch=16, image_size=tuple(2 * s for s in size(c)))  # a patch for each token
     assert target.views(student)["target_image"].size == size(c)
     assert target.out_dim(student) == c["vocab"]
@@ -106,8 +109,7 @@ def dvae(z, meta):
     np.testing.assert_array_equal(ids, z["out/token_ids"].reshape(len(ids), -1))
 
 
-def vqkd(z, meta):
-    c = meta["config"]
+def build_vqkd(c):
     vit = ViT(
         width=c["embed_dim"],
         depth=c["depth"],
@@ -118,7 +120,12 @@ def vqkd(z, meta):
         bias="qv",
         init_scheme="beit",
     )
-    target = VQKD(network=vit, code_dim=c["code_dim"], vocab=c["n_code"])
+    return VQKD(network=vit, code_dim=c["code_dim"], vocab=c["n_code"])
+
+
+def vqkd(z, meta):
+    c, target = meta["config"], build_vqkd(meta["config"])
+    vit = target.network
     assert target.views(vit) == {}  # reads the student's image
     frozen = read(z, target, vit)
     images = (common.nhwc(z["in/images_raw"]) - 0.5) / 0.5

@@ -27,11 +27,14 @@ def tokens(x):
     return x.reshape(*x.shape[:2], -1).transpose(0, 2, 1)
 
 
+def build(c, kind):
+    sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in c.items()}
+    return VQGAN(VQGANModel(**{k: sizes[k] for k in FIELDS}, kind=kind))
+
+
 def tokenizer(z, meta):
     state = common.arrays(z, "sd")
-    sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["config"].items()}
-    kind = "gumbel" if "quantize.proj.weight" in state else "vq"
-    target = VQGAN(VQGANModel(**{k: sizes[k] for k in FIELDS}, kind=kind))
+    target = build(meta["config"], "gumbel" if "quantize.proj.weight" in state else "vq")
     like = jax.eval_shape(lambda key: target.init_frozen(key, ViT()), jax.random.key(0))
     frozen = load.from_torch(state, like)
     back = load.to_torch(frozen, "vqgan")
@@ -60,6 +63,11 @@ def check(z, target, frozen, suffix):
         codes = frozen["vqgan"]["embed" if net.kind == "gumbel" else "embedding"]
         np.testing.assert_array_equal(codes[ids], tokens(theirs("z_q")))
     decoded = common.nhwc(theirs("decoded"))
-    close("decoded", net.apply(params, ids, encoder.grid, method="decode"), decoded)
-    pictures = target.decode(frozen, ids, encoder)
+    raw, pictures = jax.jit(
+        lambda ids: (
+            net.apply(params, ids, encoder.grid, method="decode"),
+            target.decode(frozen, ids, encoder),
+        )
+    )(ids)
+    close("decoded", raw, decoded)
     close("pictures", pictures, np.clip((decoded + 1) / 2, 0, 1))

@@ -1,47 +1,39 @@
 """Published heads against the official code's logits; every golden state dict loads."""
 
-import json
-import os
-import pathlib
-
 import jax
 import numpy as np
 import pytest
+from golden_checks import CHECKS
+from golden_checks.files import official
+from golden_checks.pending import PENDING
 from safetensors.numpy import save_file
 
 import mimjax
 from mimjax import encoders, published
 from mimjax.errors import ConfigError
 
-HERE = pathlib.Path(__file__).parent.parent / "golden"
-FOLDER = pathlib.Path(os.environ.get("MIMJAX_GOLDEN", HERE))
-
-
-def meta(path):
-    with np.load(path) as z:
-        return json.loads(str(z["meta"]))
-
-
-METAS = {path: meta(path) for path in sorted(FOLDER.glob("*.npz"))}
-# kind -> where its logits are; of trained probes those after the last step, with running statistics
-LOGITS = {
+METAS = official()
+# What is read of which kind. A key: there stand the logits of its head (of trained probes those
+# after the last step, with running statistics). "encoder": it stands inside a file of another
+# program, or is a teacher's tower. "refused": blocks with positions of their own; as plain blocks
+# they would be another function.
+READ = {
     "mae.finetune": "out/logits",
     "mae.linear_probe": "out/eval_logits_after",
     "bootmae.finetune": "out/logits",
     "cae.finetune": "out/logits",
     "cae.linear_probe": "out/logits_eval_after",
     "mcmae.finetune": "out/logits",
+    **dict.fromkeys(("cae.attentive_probe", "cae.fpn"), "encoder"),
+    **dict.fromkeys(("teacher.dino", "teacher.dino_interp", "teacher.clip_hf"), "encoder"),
+    **dict.fromkeys(("teacher.clip_openai", "clip.hf", "clip.openai"), "encoder"),
+    **dict.fromkeys(("mcmae.det_backbone", "mcmae.seg_backbone"), "refused"),
 }
-# encoders inside files of other programs, and the towers of teachers
-ALONE = {"cae.attentive_probe", "cae.fpn"}
-# blocks with positions of their own: as plain blocks they would be another function
-CHANGED = {"mcmae.det_backbone", "mcmae.seg_backbone"}
-TEACHERS = {"teacher.dino", "teacher.dino_interp", "teacher.clip_hf", "teacher.clip_openai"}
-TEACHERS |= {"clip.hf", "clip.openai"}
 
 
-def files(kinds):
-    found = [path for path, m in METAS.items() if m["kind"] in kinds]
+def files(wanted):
+    """Files of which `wanted` (a function of what READ says) is to be read."""
+    found = [path for path, m in METAS.items() if wanted(READ.get(m["kind"], ""))]
     return pytest.mark.parametrize("path", found, ids=lambda p: p.stem)
 
 
@@ -61,10 +53,14 @@ def heads(path):
 
 def test_there_are_files():
     """A folder without any would prove nothing."""
-    assert any(m["kind"] in LOGITS for m in METAS.values())
+    assert any(READ.get(m["kind"], "").startswith("out/") for m in METAS.values())
 
 
-@files(LOGITS)
+def test_kinds_are_known():
+    assert READ.keys() <= CHECKS.keys() | PENDING
+
+
+@files(lambda what: what.startswith("out/"))
 def test_logits_of_published_heads(path, tmp_path):
     z, kind = np.load(path), METAS[path]["kind"]
     save_file(tensors(z), tmp_path / "tuned.safetensors")
@@ -74,7 +70,7 @@ def test_logits_of_published_heads(path, tmp_path):
     images = images[0] if images.ndim == 5 else images  # of several steps
     # float images are normalized already
     logits = jax.jit(net.logits)(params, images.transpose(0, 2, 3, 1))
-    np.testing.assert_allclose(logits, z[LOGITS[kind]], rtol=0, atol=5e-5)
+    np.testing.assert_allclose(logits, z[READ[kind]], rtol=0, atol=5e-5)
     unread = [line for line in lines if "not read" in line]
     assert all("relative_position_index" in line or "num_batches" in line for line in unread), lines
     if net.pooled:
@@ -83,7 +79,7 @@ def test_logits_of_published_heads(path, tmp_path):
             model.encode(np.zeros((1, *model.image_size, 3), np.uint8), pool="all")
 
 
-@files(ALONE | TEACHERS)
+@files(lambda what: what == "encoder")
 def test_encoders_of_every_other_file(path, tmp_path):
     """Sizes are derived and every tensor of the trunk fits; what is not read is said."""
     z, kind = np.load(path), METAS[path]["kind"]
@@ -94,13 +90,13 @@ def test_encoders_of_every_other_file(path, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (1, *model.image_size, 3), np.uint8)
     assert model.encode(images, layer=-1).shape == (1, width)
     assert model.num_classes == 0
-    if kind in ALONE:
+    if kind.startswith("cae."):
         assert "keys not read" in model.report[-1]
     with pytest.raises(ConfigError, match="an encoder and no decoder"):
         model.reconstruct(images)
 
 
-@files(CHANGED)
+@files(lambda what: what == "refused")
 def test_backbones_of_another_function_are_refused(path, tmp_path):
     save_file(tensors(np.load(path)), tmp_path / "f.safetensors")
     with pytest.raises(

@@ -105,6 +105,18 @@ def test_some_checkpoints_are_kept_for_good(tmp_path):
             build.make_run(config(3.0, "constant", **{key: value}), str(tmp_path))
 
 
+def test_resume_takes_another_run_s_whole_state(finished, tmp_path, capsys):
+    c = config(2.0, "constant", resume=str(finished))
+    run = build.make_run(c, str(tmp_path))
+    run.lock.release()
+    run.log.close()
+    assert int(run.state.step) == 6
+    there = build.make_run(config(2.0, "constant"), str(finished))
+    there.lock.release()
+    there.log.close()
+    inside.assert_same(run.state, there.state)
+
+
 def test_init_from_begins_the_schedule_anew(finished, tmp_path, capsys):
     """Continued training from weights: step 0, a warm-up, empty slots; and it is said."""
     c = config(1.0, "mae", init_from=str(finished))

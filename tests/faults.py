@@ -1,0 +1,369 @@
+"""Faults that tests/mutations.py puts into the code, each with the golden tests that notice it."""
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """A text that stands once in a file, what replaces it, and tests that must notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+M, T, S, D = "mimjax/methods", "mimjax/targets", "mimjax/models", "mimjax/train"
+CONV = f"{S}/conv_stages.py"
+FAULTS = [
+    # --- MCMAE
+    Fault(
+        "GELU after the depthwise convolution",
+        CONV,
+        'y = Depthwise(self.place, name="depthwise")(y, near)',
+        'y = gelu(Depthwise(self.place, name="depthwise")(y, near))',
+        "mcmae.cblock",
+    ),
+    Fault(
+        "norm and activation swapped in the stages' embeddings",
+        CONV,
+        'return gelu(layer_norm("norm", self.dtype, STAGE_EPS)(conv(x)))',
+        'return layer_norm("norm", self.dtype, STAGE_EPS)(gelu(conv(x)))',
+        "mcmae.pretrain",
+    ),
+    Fault("eps 1e-2 in the stages", CONV, "STAGE_EPS = 1e-5", "STAGE_EPS = 1e-2", "mcmae.cblock"),
+    Fault("eps 1e-6 in the stages", CONV, "STAGE_EPS = 1e-5", "STAGE_EPS = 1e-6", "mcmae.steps"),
+    Fault(
+        "kernel not turned in the gradient", CONV, "kernel[::-1, ::-1]", "kernel", "mcmae.cblock"
+    ),
+    Fault(
+        "a stage's output left out of the sum",
+        CONV,
+        "fused.append(chosen(conv(x)))",
+        "fused.append(chosen(conv(x)) * (k > 0))",
+        "mcmae.pretrain",
+    ),
+    Fault(
+        "FastConvMAE's views mixed up",
+        f"{M}/mcmae.py",
+        "mask + jax.random",
+        "~mask + jax.random",
+        "mcmae.fast",
+    ),
+    Fault(
+        "cubic kernel of -0.5",
+        f"{S}/positions.py",
+        "CUBIC = -0.75",
+        "CUBIC = -0.5",
+        "mcmae.posinterp",
+    ),
+    Fault(
+        "no bias in the depthwise convolution",
+        CONV,
+        "self.place) + bias.astype(x.dtype)",
+        "self.place)",
+        "mcmae.fast",
+    ),
+    # --- MR-MAE
+    Fault(
+        "the last block alone instead of the sum",
+        f"{S}/vit.py",
+        "x = sum(blocks[i] for i in self.fuse_layers)",
+        "x = blocks[self.fuse_layers[-1]]",
+        "mrmae.pretrain",
+    ),
+    Fault(
+        "targets standardized instead of unit vectors",
+        f"{M}/mrmae.py",
+        'return unit(features) if self.target_norm == "l2" else features',
+        'return standardize(features) if self.target_norm == "l2" else features',
+        "mrmae.pretrain",
+    ),
+    Fault(
+        "teacher's features not standardized",
+        f"{M}/mrmae.py",
+        "return standardize(features)\n",
+        "return features\n",
+        "mrmae.pretrain_clip",
+    ),
+    Fault(
+        "mimic loss with the pixels' weight",
+        f"{M}/mrmae.py",
+        "total += self.mimic_weight * loss",
+        "total += self.pixel_weight * loss",
+        "mrmae.steps",
+    ),
+    # --- CAE and CAE v2
+    Fault(
+        "regressor's keys without positions",
+        f"{S}/regressor.py",
+        "(context + jnp.concatenate([pos_v, pos_m], axis=1))",
+        "(context)",
+        "cae.steps",
+    ),
+    Fault(
+        "gradient through the aligned latents",
+        f"{M}/cae.py",
+        "params = lax.stop_gradient(params)\n",
+        "\n",
+        "cae.steps",
+    ),
+    Fault(
+        "alignment without its weight",
+        f"{M}/cae.py",
+        "total += self.align_weight * align",
+        "total += align",
+        "cae.steps cae_proj_oddheads",
+    ),
+    Fault(
+        "teacher one step ahead",
+        f"{M}/cae.py",
+        "lerp(v, old[k], decay)",
+        "lerp(v, new[k], decay)",
+        "cae_mirror_ema09",
+    ),
+    Fault(
+        "tokens shifted by one in the paper's loss",
+        f"{M}/caev2.py",
+        "pred = pred[:, 1:]",
+        "pred = pred[:, :-1]",
+        "caev2.pretrain_paper",
+    ),
+    Fault(
+        "one mean over all tokens in the paper's loss",
+        f"{M}/caev2.py",
+        'x.shape[1] / joint if self.loss_form == "code" else 1.0',
+        "x.shape[1] / joint",
+        "caev2.pretrain_paper",
+    ),
+    Fault(
+        "CLS left out of the code's mean",
+        f"{M}/caev2.py",
+        "share = x.shape[1] / joint if",
+        "share = (x.shape[1] - 1) / joint if",
+        "caev2_proj_tiny",
+    ),
+    # --- BEiT
+    Fault(
+        "CLS to patch and patch to CLS swapped",
+        f"{S}/layers.py",
+        "index[0, 1:], index[1:, 0] =",
+        "index[1:, 0], index[0, 1:] =",
+        "beit_default_sharedrel",
+    ),
+    Fault(
+        "mask tokens one patch further",
+        f"{S}/vit.py",
+        "jnp.where(mask[..., None]",
+        "jnp.where(jnp.roll(mask, 1, 1)[..., None]",
+        "beit_default_sharedrel",
+    ),
+    Fault("one try less", "mimjax/masking.py", "ATTEMPTS = 10 ", "ATTEMPTS = 9 ", "beit_mask14_75"),
+    Fault(
+        "relative positions grow too far",
+        "mimjax/torch_io/positions.py",
+        ".sum() > target - 1:",
+        ".sum() > target:",
+        "beit_interp",
+    ),
+    # --- BootMAE
+    Fault(
+        "average one step behind",
+        f"{M}/bootmae.py",
+        "lerp(v, new[k], self.ema_decay(step))",
+        "lerp(v, old[k], self.ema_decay(step))",
+        "bootmae_steps5",
+    ),
+    Fault(
+        "loss divided by the weights",
+        "mimjax/losses.py",
+        "(weight.sum() if divide_by_weight else weight.size)",
+        "weight.sum()",
+        "bootmae_ramp",
+    ),
+    Fault(
+        "edges count in a patch's weight",
+        "mimjax/masking.py",
+        "padded = jnp.pad(m, ((0, 0), (1, 1), (1, 1)))",
+        'padded = jnp.pad(m, ((0, 0), (1, 1), (1, 1)), "edge")',
+        "bootmae_masking",
+    ),
+    Fault(
+        "ramp one epoch late",
+        f"{M}/bootmae.py",
+        "share = (1 + ",
+        "share = (0 + ",
+        "bootmae_schedules",
+    ),
+    Fault(
+        "head's bias in another order",
+        f"{S}/decoders.py",
+        "jnp.tile(bias, self",
+        "jnp.repeat(bias, self",
+        "bootmae_ramp",
+    ),
+    Fault(
+        "q, k and v initialized as one matrix",
+        f"{S}/layers.py",
+        'xavier_uniform(parts if scheme == "bootmae" else 1)',
+        "xavier_uniform(1)",
+        "bootmae_init_stats",
+    ),
+    # --- MAE, and what all share
+    Fault(
+        "population variance of a patch",
+        f"{T}/pixels.py",
+        "eps=1e-6, ddof=1)",
+        "eps=1e-6)",
+        "mae_base",
+    ),
+    Fault("eps 1e-5", f"{S}/layers.py", "LN_EPS = 1e-6", "LN_EPS = 1e-5", "mae_base"),
+    Fault(
+        "softmax scale",
+        f"{S}/layers.py",
+        "(q * q.shape[-1] ** -0.5, k, v)",
+        "(q * (q.shape[-1] + 1) ** -0.5, k, v)",
+        "mae_base",
+    ),
+    Fault(
+        "q and k swapped",
+        f"{S}/layers.py",
+        "q, k, v = jnp.split(fused, 3, axis=-1)",
+        "k, q, v = jnp.split(fused, 3, axis=-1)",
+        "mae_steps5",
+    ),
+    Fault(
+        "GELU's tangent form",
+        f"{S}/layers.py",
+        "return (0.5 * x32 * (1 + jax.lax.erf(x32 * 0.5**0.5))).astype(x.dtype), x",
+        "return jax.nn.gelu(x32, approximate=True).astype(x.dtype), x",
+        "mae_base",
+    ),
+    Fault(
+        "row and column exchanged",
+        f"{S}/vit.py",
+        'if order == "xy" else',
+        'if order != "xy" else',
+        "mae_schedules",
+    ),
+    Fault(
+        "largest noise stays visible",
+        "mimjax/masking.py",
+        "np.argsort(noise,",
+        "np.argsort(-noise,",
+        "mae_masking",
+    ),
+    Fault("decay for every parameter", f"{D}/optim.py", "rate * f * p", "rate * p", "mae_steps5"),
+    Fault("Adam's eps 1e-6", f"{D}/optim.py", "eps=cfg.eps)", "eps=1e-6)", "mae_steps5"),
+    Fault(
+        "patch bias starts at zero",
+        f"{S}/vit.py",
+        "if mae else nn",
+        "if False else nn",
+        "mae_init_stats",
+    ),
+    # --- teachers
+    Fault("QuickGELU's factor", f"{S}/clip.py", "nn.sigmoid(1.702", "nn.sigmoid(1.7", "clip.hf"),
+    Fault(
+        "CLIP's eps",
+        f"{S}/clip.py",
+        "LayerNorm(1e-5,",
+        "LayerNorm(1e-6,",
+        "clip.hf teacher.clip_hf",
+    ),
+    Fault(
+        "no norm before CLIP's blocks",
+        f"{S}/clip.py",
+        "x = self.norm_pre(x)",
+        "x = x + 0 * self.norm_pre(x)",
+        "teacher.clip_hf",
+    ),
+    Fault(
+        "projected before the norm",
+        f"{S}/clip.py",
+        "return self.proj(x) if",
+        "return self.proj(tokens) if",
+        "teacher.clip_openai",
+    ),
+    Fault(
+        "positions resized otherwise",
+        f"{S}/clip.py",
+        '"bilinear", antialias',
+        '"cubic", antialias',
+        "clip_openai_resize",
+    ),
+    Fault(
+        "attention without its scale",
+        f"{S}/cls_attention.py",
+        "q * q.shape[-1] ** -0.5",
+        "q",
+        "teacher.dino",
+    ),
+    Fault(
+        "attention normalized anew",
+        f"{S}/cls_attention.py",
+        "jax.nn.softmax(logits, axis=-1)[..., 1:]",
+        "jax.nn.softmax(logits[..., 1:], axis=-1)",
+        "teacher.clip_openai",
+    ),
+    Fault("DINO's norm without its bias", f"{T}/dino.py", ' + norm["bias"]', "", "teacher.dino"),
+    Fault(
+        "DINO's positions on the exact grid",
+        f"{T}/dino.py",
+        "EXTRA = 0.1",
+        "EXTRA = 0.0",
+        "teacher.dino_interp",
+    ),
+    # --- tokenizers
+    Fault(
+        "residual gain",
+        f"{S}/dalle.py",
+        "self.n_blk) ** -2.0",
+        "self.n_blk) ** -1.0",
+        "tokenizer.dalle",
+    ),
+    Fault("mean pooling", f"{S}/dalle.py", "nn.max_pool(", "nn.avg_pool(", "tokenizer.flava"),
+    Fault(
+        "no last ReLU",
+        f"{S}/dalle.py",
+        "self.vocab, nn.relu,",
+        "self.vocab, None,",
+        "tokenizer.flava",
+    ),
+    Fault(
+        "no ReLU between layers",
+        f"{S}/discrete_vae.py",
+        "x = nn.relu(layer(x))",
+        "x = layer(x)",
+        "tokenizer_dvae_custom",
+    ),
+    Fault(
+        "padding above and on the left",
+        f"{S}/vqgan.py",
+        "padding=((0, 1), (0, 1))",
+        "padding=((1, 0), (1, 0))",
+        "tokenizer.vqgan",
+    ),
+    Fault("VQGAN's eps", f"{S}/vqgan.py", "epsilon=1e-6", "epsilon=1e-5", "tokenizer.vqgan"),
+    Fault(
+        "ReLU for swish in VQGAN",
+        f"{S}/vqgan.py",
+        'x = nn.swish(group_norm("norm_out", self.dtype)(x))',
+        'x = nn.relu(group_norm("norm_out", self.dtype)(x))',
+        "tokenizer.vqgan",
+    ),
+    Fault(
+        "no tanh in the code head",
+        f"{T}/vqkd.py",
+        "jnp.tanh(nn.Dense(",
+        "(nn.Dense(",
+        "tokenizer.vqkd",
+    ),
+    Fault(
+        "largest product of unscaled codes",
+        f"{T}/vqkd.py",
+        " - jnp.square(codes).sum(-1)",
+        "",
+        "tokenizer.vqkd",
+    ),
+]
