@@ -65,7 +65,7 @@ class Signals:
         self._deferred = self._saving = self._whole = 0
         self._installed = self._program = self._leaving = False
         self._cleanups: list[Callable[[], None]] = []
-        self._ending, self._lock = threading.Lock(), threading.RLock()
+        self._ending, self._lock = threading.RLock(), threading.RLock()
 
     # ---------------------------------------------------------------- hearing
     def install(self) -> None:
@@ -267,7 +267,7 @@ class Signals:
 
     # ---------------------------------------------------------------- ending
     def claim(self) -> None:
-        """The caller ends the program; whoever else wants to waits for that."""
+        """The thread that calls ends the program; another one that wants to waits for that."""
         if not self._ending.acquire(blocking=False):
             time.sleep(3600)
 
