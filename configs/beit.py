@@ -57,4 +57,4 @@ def demo(c, data, tokenizer):
         # grid leaves little to predict from. As published k-NN was 56.6 % and the linear probe
         # 87.5 %, like this 83.0 and 96.4, with a masked error 39 % below the naive predictor's.
         c.method.encoder.pos_embed, c.method.masking.kind = "learned", "random"
-        c.method.encoder.layer_scale = c.method.encoder.drop_path = 0.0
+        c.method.encoder.layer_scale, c.method.encoder.drop_path = None, 0.0

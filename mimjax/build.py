@@ -224,7 +224,7 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
         lock.release()
         if not there and workdir.writer and workdir.is_local:
             with contextlib.suppress(OSError):
-                workdir.path.rmdir()  # only if it is empty
+                os.rmdir(workdir.path)  # only if it is empty
         raise
 
 

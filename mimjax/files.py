@@ -109,7 +109,8 @@ class Workdir:
       writer: whether this process writes.
 
     Raises:
-      ConfigError: an address that no run can use; `key` begins the line.
+      ConfigError: an address that no run can use, or no folder can be made there; `key` begins
+        the line.
     """
 
     def __init__(self, path: str, writer: bool = True, key: str = "--workdir"):
@@ -119,7 +120,13 @@ class Workdir:
         self.path = epath.Path(os.path.abspath(path) if self.is_local else path)
         self.writer = writer
         if writer:
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as e:
+                raise ConfigError(
+                    f"{key}: {self.path}: {e.strerror}; allowed: a place that can be written, with "
+                    "space left"
+                ) from None
 
     def file(self, name: str) -> epath.Path:
         return self.path / name

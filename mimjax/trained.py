@@ -15,7 +15,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from mimjax import build, config_version, files, outputs, schema, start
+from mimjax import build, files, outputs, schema, start
 from mimjax.data import values
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles, named
@@ -120,13 +120,12 @@ def open_run(path: str, step: int | None = None) -> Trained:
       ConfigError: no workdir, no config, no such checkpoint.
     """
     workdir = start.existing(files.checked_path(path, "--workdir", files.RUNS), "--workdir")
-    settings = config_version.upgrade(workdir.read_json("config.json"), f"{path}/config.json")
-    if not settings:
-        raise ConfigError(f"--workdir: no config.json in {path}; allowed: the workdir of a run")
     checkpoints = Checkpoints(workdir, read_only=True)
-    steps = sorted(checkpoints.manager.all_steps())
+    steps = sorted(checkpoints.steps())
     if not steps:
-        raise ConfigError(f"--workdir: no checkpoint in {path}; allowed: the workdir of a run")
+        lacks = "checkpoint" if workdir.file("config.json").exists() else "config.json"
+        raise ConfigError(f"--workdir: no {lacks} in {path}; allowed: the workdir of a run")
+    settings = start.own_settings(workdir, checkpoints, functools.partial(print, flush=True))
     if step is not None and step not in steps:
         raise ConfigError(f"--step: {step}; allowed: {', '.join(map(str, steps))}")
     c: Config = ConfigDict(settings)

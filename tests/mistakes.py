@@ -171,7 +171,6 @@ WORKDIRS = {
     "two runs on one workdir": main(
         f"in use by another run, process {os.getpid()} on", workdir="{held}"
     ),
-    "damaged config.json": main("{corrupt}/config.json", workdir="{corrupt}"),
     "another method's workdir": main("task", config=BOOT, workdir="{run}"),
     "another depth": main(
         "method.encoder.depth", "--config.method.encoder.depth=3", workdir="{run}", slow=True
@@ -225,9 +224,6 @@ WEIGHTS = {
 LOOKS = {
     "reconstruct: no workdir": look("reconstruct", "{images}", run="{images}"),
     "reconstruct: no checkpoint": look("reconstruct", "{bare}", run="{bare}", slow=True),
-    "reconstruct: damaged config": look(
-        "reconstruct", "{corrupt}/config.json", run="{corrupt}", slow=True
-    ),
     "reconstruct: broken checkpoint": look("reconstruct", "{unreadable}", run="{unreadable}"),
     "reconstruct: no such step": look("reconstruct", "--step: 99", "--step=99"),
     "reconstruct: no image": look("reconstruct", "--count: 0", "--count=0", slow=True),

@@ -69,9 +69,8 @@ def places(finished, tmp_path_factory):
         Image.fromarray(pixels).save(root / f"images/{i}.png")
         (root / f"broken/{i}.jpg").write_bytes(b"no image")
     (root / "file").write_text("text")
-    for name in ("run", "corrupt", "unreadable", "bare"):
+    for name in ("run", "unreadable", "bare"):
         shutil.copytree(finished, root / name)
-    (root / "corrupt/config.json").write_text((root / "run/config.json").read_text()[:200])
     shutil.rmtree(root / "bare/checkpoints")
     for file in (root / "unreadable/checkpoints").rglob("*"):
         if file.is_file():

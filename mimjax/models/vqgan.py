@@ -181,7 +181,7 @@ class VQGANModel(nn.Module):
             self.embed = self.param("embed", nn.initializers.normal(1.0), shape, jnp.float32)
         else:
             bound = 1 / self.n_embed
-            init = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+            init = lambda key, *of: jax.random.uniform(key, *of, minval=-bound, maxval=bound)
             self.embedding = self.param("embedding", init, shape, jnp.float32)
 
     @property

@@ -13,8 +13,8 @@ import uuid
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
+from mimjax.data.decoding import open_image
 from mimjax.errors import ConfigError
 from mimjax.files import Workdir
 
@@ -58,7 +58,7 @@ class TensorBoard:
         self.writer = summary_writer()(self.folder, purge_step=first, filename_suffix=suffix)
 
     def picture(self, step: int, name: str, data: bytes) -> None:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(io.BytesIO(data)) as image:
             self.writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
         self.writer.flush()
 
@@ -117,7 +117,7 @@ class WandB:
         self.run.log({"step": step} | values)
 
     def picture(self, step: int, name: str, data: bytes) -> None:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(io.BytesIO(data)) as image:
             self.run.log({"step": step, name: import_wandb("online").Image(image)})
 
     def rewind(self, step: int) -> None:

@@ -104,7 +104,7 @@ def test_what_is_not_read_is_said(tmp_path):
         .notes[0]
         .startswith("training images from 'train', test images from the same folder, by a hash")
     )
-    with pytest.raises(ConfigError, match=r"^data.splits: found 'all'; allowed: auto, none"):
+    with pytest.raises(ConfigError, match=r"^data.splits: 'all'; allowed: auto, none"):
         folder(tmp_path, splits="all")
 
 

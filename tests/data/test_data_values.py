@@ -72,7 +72,7 @@ def test_what_fits_is_not_spoken_of(tmp_path):
 
 
 def test_other_ranges():
-    say = lambda x, *limits: values.advice([np.asarray(x)], Decoding(value_range=limits or (0, 0)))
+    say = lambda x, *limits: values.advice([np.asarray(x)], Decoding(value_range=limits or None))
     assert "read as 0 to 1, they come out black or nearly so; data.value_range=(0,0.05)" in say(
         np.float32([[0, 0.05]])
     )
