@@ -3,9 +3,11 @@
 import json
 import os
 
+import helpers
 import numpy as np
 import pin
 import pytest
+from faults import FAULTS
 from golden_checks import files, recording
 
 KIND = "mcmae.posinterp"  # of no network: its check takes no time
@@ -74,3 +76,9 @@ def test_a_check_says_where_its_numbers_belong():
     assert found.keys() == {"in/x", "out/x", "out/ids"}
     with pytest.raises(ValueError, match="out/y: the check compares nothing with it"):
         recording.record(check, {}, {}, shapes | {"out/y": (1,)})
+
+
+def test_every_fault_can_be_put_into_the_code():
+    """The text that tests/mutations.py replaces stands once in its file, as the code is today."""
+    for fault in FAULTS:
+        assert (helpers.ROOT / fault.file).read_text().count(fault.old) == 1, fault.name
