@@ -202,3 +202,11 @@ def test_a_folder_with_another_name_is_the_same_run(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "this is the run that had 6 steps from the start" in said
     assert "another run" not in said
+
+
+def test_resume_from_another_model_is_refused(finished, tmp_path):
+    """The number of heads shows in no array's shape."""
+    c = config(3.0, "constant", resume=str(finished), **{"method.encoder.heads": 2})
+    with pytest.raises(ConfigError, match=r"method.encoder.heads: 2, .* was made with 4; .*resume"):
+        build.make_run(c, str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
