@@ -30,7 +30,7 @@ def facts(c: Config, data: Pipeline, workdir: str) -> dict[str, str]:
     """What must be the same everywhere, by the name that an error gives it."""
     settings = start.flatten(json.loads(start.to_json(c)))
     return {
-        **{key: json.dumps(value) for key, value in settings.items()},
+        **{key: repr(value) for key, value in settings.items()},
         "--workdir": workdir,
         "the number of images": f"{len(data.source):,}",
         "the data's fingerprint": data.fingerprint,

@@ -142,7 +142,7 @@ def trunk(held: derive.Held, net: Network, root: str) -> PyTree:
 def own_module(held: derive.Held) -> Any:
     """The encoder of a file in our own names, which says what it is."""
     settings = json.loads(held.about["encoder"])
-    settings = config_version.from_1(settings, "method.encoder.")  # files say no version
+    settings = config_version.without_sentinels(settings, "method.encoder.")  # files say no version
     cls = ConvViT if "strides" in settings else ViT
     if wrong := settings.keys() - {f.name for f in dataclasses.fields(cls)}:
         raise ConfigError(

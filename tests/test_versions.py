@@ -24,8 +24,8 @@ MODULES = {  # packages whose module has another name
     "scikit-learn": "sklearn",
     "tensorflow-datasets": "tensorflow_datasets",
 }
-# accelerators' plugins, the peers of benchmarks and what is installed by hand: not pinned
-UNPINNED = {"gpu", "cuda12", "cuda13", "tpu", "wandb", "bench", "tf"}
+# accelerators' plugins, the peers of benchmarks, stores, what is installed by hand: not pinned
+UNPINNED = {"gpu", "cuda12", "cuda13", "tpu", "wandb", "bench", "tf", "gcs", "s3"}
 
 
 def applies(requirement, python):

@@ -224,7 +224,7 @@ def test_processes_with_other_settings_are_refused(tmp_path):
         err = process.communicate(timeout=200)[1]
         assert process.returncode == Exit.REFUSED, err
         (line,) = err.splitlines()
-        assert line.startswith("error: the processes of this run differ in optimizer.lr: 0.0 (pro")
+        assert line.startswith("error: the processes of this run differ in optimizer.lr: None (pro")
         assert "(process 0), 0.5 (process 1); seed: 0 (process 0), 3 (process 1); allowed: " in line
     assert not (tmp_path / "run").exists()
 
