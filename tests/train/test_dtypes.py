@@ -7,6 +7,7 @@ import pytest
 
 from mimjax.rules import paths
 
+STEPS = ("bootmae", "caev2")  # an average of the weights; a teacher
 ALLOWED = {jnp.dtype(t) for t in (jnp.float32, jnp.int32, jnp.uint32, jnp.bool_)}
 
 
@@ -24,6 +25,8 @@ def test_float64_by_flag_changes_no_state(name):
             if x.dtype not in ALLOWED
         }
         assert not wrong
+        if name not in STEPS:
+            return
         after, _ = jax.eval_shape(
             program.step, before, program.abstract_frozen, program.abstract_batch
         )

@@ -56,7 +56,8 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("number", "step", "stopped", "code"),
     [
-        (signal.SIGUSR1, 1, 2, 75),  # noted at step 1's line, answered after the next step
+        # noted at step 1's line, answered after the next step
+        pytest.param(signal.SIGUSR1, 1, 2, 75, marks=pytest.mark.slow),
         (signal.SIGTERM, 2, 2, 75),  # between two batches of the evaluation at step 2
         # in the last evaluation
         pytest.param(signal.SIGINT, 4, 4, 130, marks=pytest.mark.slow),
