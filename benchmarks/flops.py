@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mimjax.flops import step_flops
 from mimjax.methods.bootmae import BootMAE
 from mimjax.methods.mae import MAE
 from mimjax.models.decoders import InjectedDecoder
 from mimjax.models.vit import SIZES, ViT
 from mimjax.task import Task
+from mimjax.train.flops import step_flops
 
 
 class Flops(NamedTuple):

@@ -33,15 +33,16 @@ def prepare(name: str, shape: str, batch: int) -> tuple[Any, dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
-    from mimjax import build, flops
+    from mimjax import sharding
+    from mimjax.run import setup
     from mimjax.task import Clock
-    from mimjax.train import program, sharding
+    from mimjax.train import flops, program
 
     c, clock = config(name, shape, batch), Clock(1000, 100_000)
-    task = build.make_task(c, clock)
+    task = setup.make_task(c, clock)
     abstract = jax.eval_shape(task.init, jax.random.key(0))[0]
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    tx, _ = build.make_tx(c, abstract, clock)
+    tx, _ = setup.make_tx(c, abstract, clock)
     run = program.make_program(task, tx, mesh, c.sharding, batch_size=batch)
     begin = time.perf_counter()
     compiled, state = run.compile(), run.init()

@@ -56,9 +56,10 @@ def mimjax_step(shape: Shape, **_):
     import jax
 
     from configs import mae
-    from mimjax import build
+    from mimjax import sharding
+    from mimjax.run import setup
     from mimjax.task import Clock
-    from mimjax.train import program, sharding
+    from mimjax.train import program
 
     c = mae.get_config()
     c.batch_size, c.dtype = shape.batch, "float32"
@@ -71,8 +72,8 @@ def mimjax_step(shape: Shape, **_):
     )
     c.method.decoder.width, c.method.decoder.depth, c.method.decoder.heads = shape.decoder
     clock = Clock(1000, 100_000)
-    task = build.make_task(c, clock)
-    tx, _lr = build.make_tx(c, jax.eval_shape(task.init, jax.random.key(0))[0], clock)
+    task = setup.make_task(c, clock)
+    tx, _lr = setup.make_tx(c, jax.eval_shape(task.init, jax.random.key(0))[0], clock)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     run = program.make_program(task, tx, mesh, c.sharding, batch_size=shape.batch)
     compiled, state = run.compile(), run.init()

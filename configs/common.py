@@ -13,18 +13,18 @@ from ml_collections import ConfigDict
 
 from mimjax.errors import ConfigError
 from mimjax.models.clip import CLIP_SIZES, CLIPVision
-from mimjax.models.discrete_vae import DVAEDecoder, DVAEEncoder
+from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.models.vit import SIZES, ViT
 from mimjax.models.vqgan import VQGAN_SIZES, VQGANModel
+from mimjax.run.sections import Settings
 from mimjax.schema import Config, section
-from mimjax.settings import Settings
 from mimjax.targets.base import Target
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dalle import DallE
 from mimjax.targets.dino import DINO
 from mimjax.targets.dvae import DVAE
 from mimjax.targets.encoder import EncoderFeatures
-from mimjax.targets.patches import Pixels
+from mimjax.targets.pixels import Pixels
 from mimjax.targets.vqgan import VQGAN
 from mimjax.targets.vqkd import VQKD
 

@@ -19,14 +19,14 @@ in the patch of H. The readings, of which s, l and h are no more certain than th
   size=l20  depths 2, 2, 20; MLP ratios 4, 4, 4                size=l12   depths 4, 4, 12; 4, 4, 4
   size=h    depths 2, 2, 31; MLP ratios 8, 8, 4 (one fork)     size=h4    ratios 4, 4, 4
 The patch is 16 in all; `--config.method.encoder.strides=(7,2,1)` makes it 14. Where you have a
-file, `python -m mimjax.convert` takes depths, ratios and patch from it; no tensor shows the heads,
+file, `python -m mimjax.programs.convert` takes depths, ratios and patch from it; no tensor shows the heads,
 which are the config's or `--heads=`.
 """
 
 from configs import common
 from mimjax.errors import ConfigError
 from mimjax.methods.mcmae import MCMAE
-from mimjax.models.conv_stages import CONV_ALTERNATIVES, CONV_SIZES
+from mimjax.models.conv_vit import CONV_ALTERNATIVES, CONV_SIZES
 from mimjax.rules import VECTORS
 from mimjax.schema import section
 

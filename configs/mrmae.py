@@ -21,7 +21,7 @@ from configs.mcmae import DECAY, encoder_size
 from configs.mcmae import DEMO_ENCODER as CONV_DEMO
 from mimjax.errors import ConfigError
 from mimjax.methods.mrmae import MRMAE
-from mimjax.models.conv_stages import ConvViT
+from mimjax.models.conv_vit import ConvViT
 from mimjax.models.vit import ViT
 from mimjax.schema import section
 from mimjax.targets.clip import CLIP

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mimjax import stopping
 
 if TYPE_CHECKING:
-    from mimjax.api import Model
+    from mimjax.inference.model import Model
 
 __version__ = "0.1.0"
 
@@ -18,7 +18,7 @@ if stopping.program_of_mimjax(sys.orig_argv):
 
 
 def load(path: Any, *args: Any, **options: Any) -> Model:
-    """A model from a workdir or a published checkpoint file; see `mimjax.api.load`."""
-    from mimjax import api  # jax and all models: not needed to import the package
+    """A model from a workdir or a published checkpoint file; see `mimjax.inference.model.load`."""
+    from mimjax.inference import model  # jax and all models: not needed to import the package
 
-    return api.load(path, *args, **options)
+    return model.load(path, *args, **options)

@@ -1,4 +1,12 @@
-"""The errors that programs answer with one line; `exits.py` says with which exit code."""
+"""The errors that programs answer with one line, their exit codes, and checks that rooms share.
+
+Schedulers act on the exit codes: a job that ended with STOPPED is started again and continues, one
+that ended with REFUSED would be refused again.
+"""
+
+from __future__ import annotations
+
+import enum
 
 
 class ConfigError(ValueError):
@@ -18,3 +26,86 @@ class RunError(RuntimeError):
 
 class PeerError(RuntimeError):
     """Another process of the run, or a step, did not answer in time: exit code 76."""
+
+
+class Exit(enum.IntEnum):
+    """What a program's exit code says."""
+
+    DONE = 0  # finished
+    ERROR = 1  # any other error, in one line; also numbers that are not finite
+    REFUSED = 2  # a flag or setting is wrong, or the workdir refuses it; nothing was written
+    STOPPED = 75  # SIGTERM or SIGUSR1, after saving: the same command continues
+    NO_ANSWER = 76  # another process, or a step, did not answer in time
+    INTERRUPTED = 130  # Ctrl-C; a run has saved
+    ENDED = 143  # SIGTERM or SIGUSR1 where there was nothing to save
+
+
+SIGNALS = (Exit.STOPPED, Exit.INTERRUPTED, Exit.ENDED)
+
+
+def code_of(error: BaseException) -> Exit:
+    """The exit code of an error; signals have their own, see `stopping.Stopped`."""
+    if isinstance(error, ConfigError):
+        return Exit.REFUSED
+    return Exit.NO_ANSWER if isinstance(error, PeerError) else Exit.ERROR
+
+
+# ------------------------------------------------------------------ checks of settings
+def statistics(key: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """A mean and a standard deviation for every channel."""
+    if not mean or len(mean) != len(std):
+        raise ConfigError(
+            f"{key}.mean, {key}.std: {mean}, {std}; allowed: one number per channel in each "
+            "(python -m mimjax.programs.stats computes them)"
+        )
+
+
+def sine_cosine(key: str, net) -> None:
+    """The width of a network with sine-cosine positions: they come in quarters."""
+    if net.width % 4 and getattr(net, "pos_embed", "sincos").startswith("sincos"):
+        raise ConfigError(
+            f"{key}.width: {net.width}; allowed: multiples of 4 (sine-cosine positions)"
+        )
+
+
+def encoder(key: str, vit) -> None:
+    """An encoder whose image divides into patches and whose width divides into heads."""
+    if hasattr(vit, "strides"):
+        conv_stages(key, vit)
+    for name, side in zip(("height", "width"), vit.image_size, strict=True):
+        if side % vit.patch:
+            raise ConfigError(
+                f"{key}.image_size: {name} {side} is not divisible by {key}.patch {vit.patch}; "
+                f"allowed: multiples of {vit.patch}"
+            )
+    sine_cosine(key, vit)
+    if not vit.fuse_layers:
+        raise ConfigError(f"{key}.fuse_layers: empty; allowed: one block or more, (-1,) = the last")
+    for index in vit.fuse_layers:
+        block_index(f"{key}.fuse_layers", index, vit.depth)
+    heads(key, vit)
+
+
+def conv_stages(key: str, net) -> None:
+    """A ConvViT's strides divide the image."""
+    for name, side in zip(("height", "width"), net.image_size, strict=True):
+        if side % net.patch:
+            raise ConfigError(
+                f"{key}.image_size: {name} {side} is not divisible by {net.patch}, the product of "
+                f"{key}.strides {net.strides}; allowed: multiples of {net.patch}"
+            )
+
+
+def heads(key: str, net, floor: bool = False) -> None:
+    """The heads divide the width; with `floor`, at least one channel per head suffices."""
+    if net.width < net.heads or (net.width % net.heads and not floor):
+        raise ConfigError(
+            f"{key}.heads: {net.heads} does not divide {key}.width {net.width}; "
+            f"allowed: divisors of {net.width}"
+        )
+
+
+def block_index(key: str, index: int, depth: int) -> None:
+    """An encoder block, counted from 0 or, negative, from the end."""
+    if not -depth <= index < depth:
+        raise ConfigError(f"{key}: {index}; allowed: {-depth} to {depth - 1}")

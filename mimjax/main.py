@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mimjax import cli, stopping
+from mimjax import stopping
 from mimjax.errors import ConfigError, RunError
+from mimjax.programs import cli
 
 if TYPE_CHECKING:
     from mimjax.train.run import Run
 
 
 def main() -> None:
-    from mimjax.build import make_run, settings  # after the processes are joined: asks for devices
+    from mimjax.run.setup import (  # after the processes are joined: asks for devices
+        make_run,
+        settings,
+    )
 
     name = cli.config_name()
     recipe = name, settings(cli.load_config(name))
@@ -36,8 +40,8 @@ def main() -> None:
 
 def finish(run: Run) -> None:
     """Trains, and says what was learned, where everything lies and what can be done next."""
-    from mimjax import ending
     from mimjax.evaluators import render
+    from mimjax.run import ending
     from mimjax.train.loop import train
 
     train(run)

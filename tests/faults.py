@@ -158,10 +158,16 @@ FAULTS = [
         "jnp.where(jnp.roll(mask, 1, 1)[..., None]",
         "beit_default_sharedrel",
     ),
-    Fault("one try less", "mimjax/masking.py", "ATTEMPTS = 10 ", "ATTEMPTS = 9 ", "beit_mask14_75"),
+    Fault(
+        "one try less",
+        "mimjax/masking/base.py",
+        "ATTEMPTS = 10 ",
+        "ATTEMPTS = 9 ",
+        "beit_mask14_75",
+    ),
     Fault(
         "relative positions grow too far",
-        "mimjax/torch_io/positions.py",
+        "mimjax/torch_io/read/positions.py",
         ".sum() > target - 1:",
         ".sum() > target:",
         "beit_interp",
@@ -183,7 +189,7 @@ FAULTS = [
     ),
     Fault(
         "edges count in a patch's weight",
-        "mimjax/masking.py",
+        "mimjax/masking/base.py",
         "padded = jnp.pad(m, ((0, 0), (1, 1), (1, 1)))",
         'padded = jnp.pad(m, ((0, 0), (1, 1), (1, 1)), "edge")',
         "bootmae_masking",
@@ -248,7 +254,7 @@ FAULTS = [
     ),
     Fault(
         "largest noise stays visible",
-        "mimjax/masking.py",
+        "mimjax/masking/base.py",
         "np.argsort(noise,",
         "np.argsort(-noise,",
         "mae_masking",

@@ -13,11 +13,12 @@ import numpy as np
 from absl import flags as absl_flags
 
 from configs import beit, bootmae, cae, caev2, dvae, mae, mcmae, mrmae
-from mimjax import build, cli
-from mimjax.files import Workdir
+from mimjax import sharding
+from mimjax.programs import cli
+from mimjax.run import setup
+from mimjax.storage.checkpoints import Checkpoints
+from mimjax.storage.files import Workdir
 from mimjax.task import Clock
-from mimjax.train import sharding
-from mimjax.train.checkpoints import Checkpoints
 from mimjax.train.program import make_program
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -73,9 +74,9 @@ def small(name, **overrides):
 def make(c, mesh=None, small_tensors=sharding.SMALL):
     """Task and program of a config, without data or files."""
     clock = Clock(4, c.steps or round(c.epochs) * 4)
-    task = build.make_task(c, clock)
+    task = setup.make_task(c, clock)
     params = jax.eval_shape(task.init, jax.random.key(0))[0]
-    tx, _ = build.make_tx(c, params, clock)
+    tx, _ = setup.make_tx(c, params, clock)
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
     program = make_program(
         task,
@@ -97,7 +98,7 @@ def frozen(task):
 
 def batches(c, task, steps):
     """The first batches of the config's training data."""
-    data = build.make_data(c, task, "train")
+    data = setup.make_data(c, task, "train")
     return [data.batch(s) for s in range(steps)]
 
 
@@ -184,7 +185,7 @@ def final_params(workdir, c):
 
 def flags(c):
     """A config's difference from its demo as command-line overrides."""
-    from mimjax.start import flatten
+    from mimjax.run.start import flatten
 
     name = c.task.rsplit(":", 1)[0].rsplit(".", 1)[1]
     base = flatten(CONFIGS[name].get_config("demo").to_dict())

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 
-from mimjax.exits import Exit
+from mimjax.errors import Exit
 
 MAE, BOOT, CAE = (f"--config=configs/{name}.py:demo" for name in ("mae", "bootmae", "cae"))
 SHORT = ["--config.steps=2", "--config.eval.probes=False", "--config.eval.error=False"]

@@ -12,14 +12,14 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from mimjax import build, cli
 from mimjax.data.augment import Augment
 from mimjax.data.pipeline import Pipeline
 from mimjax.data.sources import make_source
 from mimjax.methods.masked import MaskedTask
+from mimjax.programs import cli
+from mimjax.run import setup
 from mimjax.schema import build as from_section
-from mimjax.task import Clock
-from mimjax.train.state import init_state
+from mimjax.task import Clock, init_state
 from mimjax.train.step import train_step
 
 TEXT = (helpers.ROOT / "configs" / "ablations.md").read_text()
@@ -154,12 +154,12 @@ def representatives():
 def test_every_command_is_a_valid_run(monkeypatch):
     """At its published size."""
     for command in COMMANDS:
-        build.make_task(parse(command, monkeypatch), Clock(1, 800))
+        setup.make_task(parse(command, monkeypatch), Clock(1, 800))
 
 
 def test_masks_are_those_of_each_paper(monkeypatch):
     """BootMAE caps blocks at 60 patches, BEiT's generator not; CAE's random masks round down."""
-    masking = lambda command: build.make_task(parse(command, monkeypatch), Clock(1, 800)).masking
+    masking = lambda command: setup.make_task(parse(command, monkeypatch), Clock(1, 800)).masking
     blocks = [c for c in COMMANDS if "configs/mae.py" in c and "kind=block" in c]
     caps = {("size=l" in c, masking(c).max_block) for c in blocks}  # ViT-L: MAE's own ablations
     assert caps == {(True, None), (False, 60)}
@@ -196,7 +196,7 @@ def test_row(command, monkeypatch):
 def make(c):
     """(task, optimizer, data) of a run of two steps."""
     clock = Clock(1, 2)
-    task = build.make_task(c, clock)
+    task = setup.make_task(c, clock)
     data = Pipeline(
         source(),
         task.views,
@@ -205,7 +205,7 @@ def make(c):
         c.batch_size,
         0,
     )
-    tx, _ = build.make_tx(c, jax.eval_shape(task.init, jax.random.key(0))[0], clock)
+    tx, _ = setup.make_tx(c, jax.eval_shape(task.init, jax.random.key(0))[0], clock)
     return task, tx, data
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from configs.recipes import continued, multi_channel, one_gpu, small_data
-from mimjax import build, rules
+from mimjax import rules
 from mimjax.errors import ConfigError
+from mimjax.run import setup
 from mimjax.task import Clock
-from mimjax.torch_io import names
+from mimjax.torch_io.read import detect
 
 
 def spared(name, shape, skip=()):
@@ -67,7 +68,7 @@ def parameters(name, arg):
             section, field = key.split(".")
             if section in c.method and field in c.method[section]:
                 c.method[section][field] = value
-        params = jax.eval_shape(build.make_task(c, Clock(4, 8)).init, jax.random.key(0))[0]
+        params = jax.eval_shape(setup.make_task(c, Clock(4, 8)).init, jax.random.key(0))[0]
         found |= dict(zip(rules.paths(params), jax.tree.leaves(params), strict=True))
         if "rel_pos" not in c.method.encoder:
             break  # its attention has no options
@@ -78,10 +79,10 @@ def official(name, path, shape):
     """(key, shape) of a parameter in the official code."""
     for layout in (LAYOUTS.get(name, name), *OTHERS):
         try:
-            row = names.rows_for(layout, [path])[0]
+            row = detect.rows_for(layout, [path])[0]
         except ConfigError:
             continue
-        theirs = names.LAYOUTS[row.layout].to_theirs(np.zeros(shape, np.float32), 3)
+        theirs = detect.LAYOUTS[row.layout].to_theirs(np.zeros(shape, np.float32), 3)
         return row.keys[0], theirs.shape
     raise AssertionError(f"no official name for {path}")
 

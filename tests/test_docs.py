@@ -11,7 +11,7 @@ import helpers
 import pytest
 from absl import flags
 
-from mimjax import cli
+from mimjax.programs import cli
 
 DOCS = [helpers.ROOT / "README.md", *sorted((helpers.ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
@@ -97,8 +97,13 @@ def test_commands_parse(module, words, own_flags, monkeypatch):
 def test_commands_are_found():
     """The search itself works: every document with a program in it was read."""
     programs = {p.values[0] for p in commands()}
-    assert {"mimjax.main", "mimjax.plan", "mimjax.reconstruct", "mimjax.data.prepare"} <= programs
-    assert "mimjax.export" in programs
+    assert {
+        "mimjax.main",
+        "mimjax.programs.plan",
+        "mimjax.programs.reconstruct",
+        "mimjax.programs.prepare",
+    } <= programs
+    assert "mimjax.programs.export" in programs
     assert len(python_blocks()) >= 10
 
 

@@ -7,8 +7,8 @@ from PIL import Image
 from test_ablations import parse
 
 from configs.recipes import continued, multi_channel, one_gpu, small_data
-from mimjax import build
 from mimjax.errors import ConfigError
+from mimjax.run import setup
 from mimjax.task import Clock
 from mimjax.train.loop import train
 
@@ -40,12 +40,12 @@ def test_whole(name, arg, monkeypatch):
     """Tasks and batches at full size; nothing is computed."""
     c = parse(f"--config=configs/recipes/{name}.py{arg} --config.seed=3", monkeypatch)
     assert c.seed == 3
-    task = build.make_task(c, Clock(1, 1))
+    task = setup.make_task(c, Clock(1, 1))
     assert task.views["image"].channels == c.data.channels
-    build.check_batch(c, 1)
-    build.check_choices(c)
+    setup.check_batch(c, 1)
+    setup.check_choices(c)
     if name == "one_gpu":
-        published = build.make_task(helpers.CONFIGS["mae"].get_config(), Clock(1, 1))
+        published = setup.make_task(helpers.CONFIGS["mae"].get_config(), Clock(1, 1))
         assert c.batch_size // c.accum == (64 if "images=64" in arg else 256)
         assert arg or task.encoder == published.encoder
 
@@ -107,7 +107,7 @@ def run(c, path, workdir):
     e.width, e.depth, e.heads, e.patch, e.image_size = 16, 1, 2, 4, (16, 16)
     m.decoder.width, m.decoder.depth, m.decoder.heads = 16, 1, 2
     c.eval.probes, c.eval.error, c.eval.health, c.eval.pictures = False, False, False, 0
-    run = build.make_run(c, str(workdir))
+    run = setup.make_run(c, str(workdir))
     train(run)
     run.log.close()
     run.lock.release()

@@ -21,25 +21,28 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import mrmae
 from configs.recipes import continued, multi_channel, one_gpu, small_data
-from mimjax import build, cli, config_version, schema, start, values
+from mimjax import schema, values
+from mimjax.data.bundled import Photos
 from mimjax.data.decoding import Decoding
-from mimjax.data.photos import Photos
 from mimjax.data.sources import Synthetic
 from mimjax.errors import ConfigError
-from mimjax.masking import Masking
+from mimjax.masking.base import Masking
 from mimjax.methods.bootmae import BootMAE
 from mimjax.methods.cae import CAE
 from mimjax.methods.mae import MAE
 from mimjax.models.clip import CLIPVision
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT
-from mimjax.settings import Settings
+from mimjax.programs import cli
+from mimjax.run import setup, start
+from mimjax.run.sections import Settings
+from mimjax.sharding import make_mesh
+from mimjax.storage import config_version
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dino import DINO
 from mimjax.targets.vqgan import VQGAN
 from mimjax.task import Clock
-from mimjax.train.optim import OptimizerConfig
-from mimjax.train.sharding import make_mesh
+from mimjax.train.optimizers import OptimizerConfig
 from mimjax.values import Count, Length, Positive, Range, Size, Text
 
 KINDS = ("random", "block", "block_random", "block_at_most", "grid")
@@ -186,9 +189,9 @@ def parse(monkeypatch, *typed, config="configs/mae.py:demo"):
 
 def checked(c):
     """The task of a config whose every setting is checked."""
-    build.check_choices(c)
-    build.decoding(c)
-    return build.make_task(c, Clock(1, 1))
+    setup.check_choices(c)
+    setup.decoding(c)
+    return setup.make_task(c, Clock(1, 1))
 
 
 @pytest.mark.parametrize(("name", "typed", "line"), ROWS, ids=[f"{r[0]}-{r[1]}" for r in ROWS])
@@ -260,7 +263,7 @@ def test_what_is_none_can_be_given_and_taken_back(monkeypatch):
     found = back.steps, back.optimizer.lr, back.optimizer.warmup_steps, back.eval.batch_size
     assert found == (None,) * 4
     assert task.masking.max_block is None
-    assert build.decoding(back).value_range is None
+    assert setup.decoding(back).value_range is None
     assert schema.build(Settings, {"data": {"path": back.data.path}}, "").data.path is None
 
 

@@ -10,7 +10,7 @@ import helpers
 import pytest
 
 from mimjax import stopping
-from mimjax.exits import Exit
+from mimjax.errors import Exit
 from mimjax.stopping import Signals, Stopped
 
 TERM, INT, USR1 = signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
@@ -89,7 +89,7 @@ def test_handlers_of_a_notebook_come_back():
 
 
 def test_which_programs_install_handlers_early():
-    ours = ["python", "-m", "mimjax.data.prepare", "--path=x"]
+    ours = ["python", "-m", "mimjax.programs.prepare", "--path=x"]
     assert stopping.program_of_mimjax(ours)
     for other in (["python", "-m", "pytest", "mimjax"], ["python", "x.py"], ["python", "-m"]):
         assert not stopping.program_of_mimjax(other)

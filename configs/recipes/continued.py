@@ -11,7 +11,7 @@ new one. Watch the masked error of step 0, which an evaluation prints before the
 below that of a random start, weights and image normalization fit together (`mae_visualize_*`
 predict plain pixels: `--config.method.pixel_norm=none`). All numbers are ours but those of the
 method's config. For other sizes than the published ones convert the file first
-(`python -m mimjax.convert`), then path=WORKDIR.
+(`python -m mimjax.programs.convert`), then path=WORKDIR.
 """
 
 import importlib

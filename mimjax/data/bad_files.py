@@ -18,7 +18,7 @@ import numpy as np
 from mimjax.data.decoding import BadImage
 from mimjax.data.index import shown
 from mimjax.errors import ConfigError
-from mimjax.files import Workdir
+from mimjax.storage.files import Workdir
 
 KEY = "bad_files"  # in a batch: [path, reason] rows, objects [k 2]
 LEAST = 1000  # files that the share is taken of at least, so that few do not decide

@@ -17,7 +17,7 @@ from mimjax.data.bands import Bands
 from mimjax.data.decoding import Decoding
 from mimjax.data.folder import extensions, list_images, read_image
 from mimjax.data.images import Lazy, fingerprint
-from mimjax.files import checked_path
+from mimjax.storage.files import checked_path
 from mimjax.task import ConfigError
 
 

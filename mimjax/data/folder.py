@@ -34,7 +34,7 @@ from mimjax.data.decoding import (
 )
 from mimjax.data.images import Lazy, fingerprint
 from mimjax.data.index import Index, holds_image, is_file_of, scan, shown
-from mimjax.files import checked_path
+from mimjax.storage.files import checked_path
 from mimjax.task import ConfigError
 from mimjax.values import Count, Rate, fit
 

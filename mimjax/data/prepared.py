@@ -11,8 +11,8 @@ import json
 import os
 import threading
 
-from mimjax import outputs
-from mimjax.files import Workdir
+from mimjax.storage import outputs
+from mimjax.storage.files import Workdir
 from mimjax.task import ConfigError
 
 

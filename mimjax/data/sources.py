@@ -15,12 +15,12 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from mimjax.data.array_records import ArrayRecords
 from mimjax.data.bands import Bands
+from mimjax.data.bundled import Photos
 from mimjax.data.folder import Folder
 from mimjax.data.images import Lazy, check_split, fingerprint
 from mimjax.data.index import Index
-from mimjax.data.photos import Photos
+from mimjax.data.records import ArrayRecords
 from mimjax.task import ConfigError
 from mimjax.values import Count, Whole, fit
 

@@ -15,16 +15,14 @@ from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles
 from mimjax.data.sources import Source
 from mimjax.errors import ConfigError
-from mimjax.evaluators.common import Bench, Subset
 from mimjax.evaluators.error import MaskedError
-from mimjax.evaluators.features import FeatureBank
 from mimjax.evaluators.health import Health
-from mimjax.evaluators.knn import KNN
 from mimjax.evaluators.pictures import Pictures
-from mimjax.evaluators.probe import LinearProbe
+from mimjax.evaluators.probes import KNN, LinearProbe
 from mimjax.evaluators.table import render
-from mimjax.task import Task
-from mimjax.train.state import TrainState
+from mimjax.inference.features import FeatureBank
+from mimjax.inference.samples import Bench, Subset
+from mimjax.task import Task, TrainState
 
 __all__ = ["Evaluator", "make_evaluators", "render"]
 

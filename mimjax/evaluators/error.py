@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimjax.evaluators.common import Bench
-from mimjax.masking import gather
+from mimjax.inference.samples import Bench
+from mimjax.masking.base import gather
 from mimjax.rng import named, step_key
-from mimjax.train.state import TrainState
+from mimjax.task import TrainState
 from mimjax.train.step import eval_step
 
 NAIVE = ("mean_image_error", "visible_mean_error")

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimjax.evaluators.common import Bench
+from mimjax import patches
+from mimjax.inference.samples import Bench
 from mimjax.rng import named, step_key
-from mimjax.targets import pixels
-from mimjax.train.state import TrainState
+from mimjax.task import TrainState
 
 # Measured with BootMAE on digits: a healthy run dips to 0.006 while the encoder forgets its random
 # features, and ends at 0.6 to 0.85; one made to collapse (features alone, unnormalized, decay 0.5)
@@ -86,7 +86,7 @@ class Health:
     def _features(self, encoder, images, weight):
         """Mean patch tokens, float32 [b d], and the rows' weights."""
         task: Any = self.bench.task  # the encoder, mean and std are no part of the base class
-        images = pixels.normalize(images, task.mean, task.std)
+        images = patches.normalize(images, task.mean, task.std)
         found = task.encoder.apply({"params": encoder}, images)
         return found.read("mean").astype(jnp.float32), weight
 

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimjax import pictures
-from mimjax.evaluators.common import Bench, Subset
-from mimjax.task import Task
-from mimjax.train.state import TrainState
+from mimjax.inference.samples import Bench, Subset
+from mimjax.plots import reconstructions
+from mimjax.task import Task, TrainState
 from mimjax.train.step import eval_step
 
 
@@ -35,7 +34,7 @@ class Sheet(NamedTuple):
 
     def png(self) -> bytes:
         """The picture as a file."""
-        return pictures.png(pictures.draw(self.columns, self.caption))
+        return reconstructions.png(reconstructions.draw(self.columns, self.caption))
 
 
 class Pictures:
@@ -127,7 +126,7 @@ class Painter:
         else:
             norm = getattr(task, "pixel_norm", "none")
             found = {k: v[:count] for k, v in found.items()}
-            tiles = pictures.reconstruct(
+            tiles = reconstructions.reconstruct(
                 found["image"],
                 found["pred"],
                 found["ids_m"],
@@ -137,7 +136,7 @@ class Painter:
                 norm=norm,
             )
             masked = found["ids_m"].shape[1] / task.encoder.num_patches
-            note = pictures.explain(norm)
+            note = reconstructions.explain(norm)
         share = f": {100 * masked:.0f} % of the patches masked" if masked else ""
         caption = f"{type(task).__name__}, step {step:,}{share}. {note}"
         return Sheet(tiles, caption, error)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mimjax.evaluators.error import MaskedError
-from mimjax.evaluators.features import ROWS
-from mimjax.evaluators.search import Probe, Score
+from mimjax.evaluators.probes import Probe, Score
+from mimjax.inference.features import ROWS
 
 TITLES = dict(zip(ROWS, ("raw pixels", "untrained encoder", "pretrained encoder")))
 METHODS = {"knn": "k-NN", "linear": "linear"}

@@ -12,8 +12,8 @@ import dataclasses
 import jax.numpy as jnp
 from jax import lax
 
-from mimjax import checks
-from mimjax.masking import Masking, gather
+from mimjax import errors
+from mimjax.masking.base import Masking, gather
 from mimjax.methods.masked import TargetTask
 from mimjax.models.heads import LinearHead
 from mimjax.models.vit import ViT
@@ -55,7 +55,7 @@ class BEiT(TargetTask):
     def __post_init__(self):
         super().__post_init__()
         if not self.encoder.use_mask_token:
-            raise checks.ConfigError(
+            raise errors.ConfigError(
                 "method.encoder.use_mask_token: False; BEiT's encoder sees mask tokens: True"
             )
         object.__setattr__(self, "head", self.head.clone(out=self.pred_dim))

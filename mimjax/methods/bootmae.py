@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mimjax import checks
-from mimjax.ema import copy_f32, lerp
+from mimjax import errors
+from mimjax import patches as pixels
 from mimjax.losses import masked_mse, patch_mse, standardize
-from mimjax.masking import Masking, gather, neighbor_weight
+from mimjax.masking.base import Masking, gather, neighbor_weight
+from mimjax.methods.ema import copy_f32, lerp
 from mimjax.methods.masked import MaskedTask
 from mimjax.models.decoders import InjectedDecoder
 from mimjax.models.vit import ViT, patchify
 from mimjax.rng import named
-from mimjax.targets import pixels
-from mimjax.targets.patches import Pixels
+from mimjax.targets.pixels import Pixels
 from mimjax.task import Batch, Key, LossOutput, PyTree
 from mimjax.values import Index, Mean, NonNegative, Rate, Share, Some, Std
 
@@ -78,8 +78,8 @@ class BootMAE(MaskedTask):
     def __post_init__(self):
         super().__post_init__()
         enc = self.encoder
-        checks.block_index("method.pixel_layer", self.pixel_layer, enc.depth)
-        checks.block_index("method.feature_layer", self.feature_layer, enc.depth)
+        errors.block_index("method.pixel_layer", self.pixel_layer, enc.depth)
+        errors.block_index("method.feature_layer", self.feature_layer, enc.depth)
         for name, out, width in (("pixel", self.patch_dim, 512), ("feature", enc.width, enc.width)):
             old = getattr(self, f"{name}_decoder")
             new = old.clone(
@@ -90,11 +90,11 @@ class BootMAE(MaskedTask):
                 width=old.width or width,
                 heads=old.heads or enc.heads,
             )
-            checks.heads(f"method.{name}_decoder", new, floor=True)
-            checks.sine_cosine(f"method.{name}_decoder", new)
+            errors.heads(f"method.{name}_decoder", new, floor=True)
+            errors.sine_cosine(f"method.{name}_decoder", new)
             object.__setattr__(self, f"{name}_decoder", new)  # derived fields
         if self.feature_weight and not 0 < self.num_teacher <= enc.num_patches:
-            raise checks.ConfigError(
+            raise errors.ConfigError(
                 f"method.teacher_fraction: {self.teacher_fraction}; allowed: 1 (the full image) or "
                 f"a share of at most {self.num_masked} of {enc.num_patches} patches"
             )

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mimjax import checks
-from mimjax.ema import copy_f32, lerp
-from mimjax.masking import Masking
+from mimjax import errors
+from mimjax.masking.base import Masking
+from mimjax.methods.ema import copy_f32, lerp
 from mimjax.methods.masked import TargetTask
 from mimjax.models.regressor import LatentDecoder, Projection, Regressor
 from mimjax.models.vit import ViT
@@ -49,11 +49,11 @@ class LatentTask(TargetTask):
         grid, width = self.encoder.grid, self.regressor.width or self.encoder.width
         regressor = self.regressor.clone(grid=grid, width=width)
         if regressor.heads > width:
-            raise checks.ConfigError(
+            raise errors.ConfigError(
                 f"method.regressor.heads: {regressor.heads}; allowed: 1 to {width}, its width"
             )
         if regressor.depth:
-            checks.sine_cosine("method.regressor", regressor)
+            errors.sine_cosine("method.regressor", regressor)
         object.__setattr__(self, "regressor", regressor)  # derived fields of a frozen dataclass
 
     @property
@@ -134,11 +134,11 @@ class CAE(LatentTask):
         super().__post_init__()
         decoder, width = self.decoder, self.regressor.width or self.encoder.width
         if not self.regressor.depth:
-            raise checks.ConfigError(
+            raise errors.ConfigError(
                 "method.regressor.depth: 0; allowed: 1 or more (nothing else predicts latents)"
             )
         if decoder.heads > width:
-            raise checks.ConfigError(
+            raise errors.ConfigError(
                 f"method.decoder.heads: {decoder.heads}; allowed: 1 to {width}, the regressor's "
                 "width"
             )

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mimjax import checks
+from mimjax import errors
 from mimjax.losses import distance
-from mimjax.masking import gather
+from mimjax.masking.base import gather
 from mimjax.methods.cae import LatentTask
 from mimjax.models.regressor import SharedHead
 from mimjax.rng import named
@@ -56,12 +56,12 @@ class CAEv2(LatentTask):
     def __post_init__(self):
         super().__post_init__()
         if self.target.discrete or self.target.num_prefix != 1:
-            raise checks.ConfigError(
+            raise errors.ConfigError(
                 f"method.target.type: {type(self.target).__name__} is no teacher with a CLS token; "
                 "allowed: mimjax.targets.clip:CLIP, mimjax.targets.encoder:EncoderFeatures"
             )
         if not self.visible_weight and not (self.masked_weight and self.regressor.depth):
-            raise checks.ConfigError(
+            raise errors.ConfigError(
                 "method.visible_weight, method.masked_weight: no loss is left; allowed: one of "
                 "them above 0 (and regressor.depth above 0 for the masked one)"
             )

@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from mimjax import checks, values
-from mimjax.models.discrete_vae import DVAEDecoder, DVAEEncoder
+from mimjax import errors, patches, values
+from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.rng import named
-from mimjax.targets import pixels
 from mimjax.task import Batch, Key, LossOutput, PyTree, Task, View
 from mimjax.values import Count, Mean, NonNegative, Positive, Size, Std
 
@@ -57,16 +56,16 @@ class DiscreteVAE(Task):
     kl_weight: NonNegative = 0.0
     kl_steps: Count | None = 5_000
     straight_through: bool = False
-    mean: Mean = pixels.HALF
-    std: Std = pixels.HALF
+    mean: Mean = patches.HALF
+    std: Std = patches.HALF
 
     def __post_init__(self):
         values.check(self, "method")
-        checks.statistics("method", self.mean, self.std)
+        errors.statistics("method", self.mean, self.std)
         step = self.encoder.step
         for side in self.image_size:
             if side % step:
-                raise checks.ConfigError(
+                raise errors.ConfigError(
                     f"method.image_size: {side} is not divisible by {step} pixels per token "
                     f"(2^method.encoder.num_layers); allowed: multiples of {step}"
                 )
@@ -87,7 +86,7 @@ class DiscreteVAE(Task):
     def prepare(
         self, ema: PyTree, frozen: PyTree, batch: Batch, key: Key, step, train: bool
     ) -> Batch:
-        return {"image": pixels.normalize(batch["image"], self.mean, self.std)}
+        return {"image": patches.normalize(batch["image"], self.mean, self.std)}
 
     def schedules(self, step) -> tuple[jax.Array, jax.Array]:
         """Temperature and KL weight at `step`."""

@@ -15,15 +15,15 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from mimjax import checks
+from mimjax import errors
+from mimjax import patches as pixels
 from mimjax.losses import masked_mse, patch_mse, standardize
-from mimjax.masking import gather
+from mimjax.masking.base import gather
 from mimjax.methods.masked import MaskedTask
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import patchify
 from mimjax.rng import named
-from mimjax.targets import pixels
-from mimjax.targets.patches import Pixels
+from mimjax.targets.pixels import Pixels
 from mimjax.task import Batch, Key, LossOutput, PyTree, Reader
 from mimjax.values import Count
 
@@ -52,10 +52,10 @@ class MAE(MaskedTask):
 
     def __post_init__(self):
         super().__post_init__()
-        checks.heads("method.decoder", self.decoder)
-        checks.sine_cosine("method.decoder", self.decoder)
+        errors.heads("method.decoder", self.decoder)
+        errors.sine_cosine("method.decoder", self.decoder)
         if self.target == "pca" and self.pca_components > self.patch_dim:
-            raise checks.ConfigError(
+            raise errors.ConfigError(
                 f"method.pca_components: {self.pca_components}; allowed: 1 to {self.patch_dim}"
             )
         decoder = self.decoder.clone(

@@ -12,14 +12,13 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from mimjax import checks, values
+from mimjax import errors, patches, values
 from mimjax.losses import cross_entropy, distance, patch_cross_entropy
-from mimjax.masking import EXACT, MaskFn, Masking, gather, split
+from mimjax.masking.base import EXACT, MaskFn, Masking, gather, split
 from mimjax.models.vit import ViT
 from mimjax.rng import named
-from mimjax.targets import pixels
 from mimjax.targets.base import Target, checked_views
-from mimjax.targets.patches import Pixels
+from mimjax.targets.pixels import Pixels
 from mimjax.task import Batch, Key, PyTree, Reader, Task, View
 from mimjax.values import Mean, Std
 
@@ -41,16 +40,16 @@ class MaskedTask(Task):
 
     encoder: ViT = ViT()
     masking: Masking = Masking()
-    mean: Mean = pixels.IMAGENET_MEAN
-    std: Std = pixels.IMAGENET_STD
+    mean: Mean = patches.IMAGENET_MEAN
+    std: Std = patches.IMAGENET_STD
 
     def __post_init__(self):
         values.check(self, "method")
-        checks.encoder("method.encoder", self.encoder)
-        checks.statistics("method", self.mean, self.std)
+        errors.encoder("method.encoder", self.encoder)
+        errors.statistics("method", self.mean, self.std)
         _ = self.num_masked  # raises for a ratio that leaves nothing
         if not (self.masking.exact or self.WEIGHS_MASKS):
-            raise checks.ConfigError(
+            raise errors.ConfigError(
                 f"method.masking.kind: {self.masking.kind!r} may mask fewer patches than "
                 f"{type(self).__name__} predicts, and it weighs all alike; allowed: "
                 + ", ".join(EXACT)
@@ -87,7 +86,7 @@ class MaskedTask(Task):
     def masked_batch(self, batch: Batch) -> Batch:
         """Normalized images, the mask and the ids, as every `prepare` begins."""
         ids_v, ids_m = split(batch["mask"], self.num_masked)
-        images = pixels.normalize(batch["image"], self.mean, self.std)
+        images = patches.normalize(batch["image"], self.mean, self.std)
         return {"image": images, "mask": batch["mask"], "ids_v": ids_v, "ids_m": ids_m}
 
     def spread(self, values: jax.Array) -> jax.Array:

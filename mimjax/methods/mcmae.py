@@ -14,9 +14,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mimjax import checks
+from mimjax import errors
 from mimjax.methods.mae import MAE
-from mimjax.models.conv_stages import ConvViT
+from mimjax.models.conv_vit import ConvViT
 from mimjax.rng import named
 from mimjax.task import Batch, Key, PyTree
 
@@ -43,7 +43,7 @@ class MCMAE(MAE):
         object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass
         visible = self.encoder.num_patches - self.num_masked
         if self.fast and (self.masking.kind != "random" or self.num_masked % visible):
-            raise checks.ConfigError(
+            raise errors.ConfigError(
                 f"method.fast: masking {self.masking.kind} shows {visible} of "
                 f"{self.encoder.num_patches} patches; allowed: random masking whose visible sets "
                 "fill the image (ratio 0.75 of a number of patches divisible by 4)"

@@ -14,19 +14,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mimjax import checks
+from mimjax import errors
+from mimjax import patches as pixels
 from mimjax.losses import masked_mse, patch_mse, standardize, unit
-from mimjax.masking import Selection, gather, select_visible
+from mimjax.masking.base import Selection, gather, select_visible
 from mimjax.methods.masked import MaskedTask
-from mimjax.models.conv_stages import ConvViT
+from mimjax.models.conv_vit import ConvViT
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.heads import LinearHead
 from mimjax.models.vit import patchify
 from mimjax.rng import named
-from mimjax.targets import pixels
 from mimjax.targets.base import Target, checked_views
 from mimjax.targets.clip import CLIP
-from mimjax.targets.patches import Pixels
+from mimjax.targets.pixels import Pixels
 from mimjax.task import Batch, Key, LossOutput, PyTree, Reader, View
 from mimjax.values import NonNegative
 
@@ -66,14 +66,14 @@ class MRMAE(MaskedTask):
 
     def __post_init__(self):
         super().__post_init__()
-        checks.heads("method.decoder", self.decoder)
-        checks.sine_cosine("method.decoder", self.decoder)
+        errors.heads("method.decoder", self.decoder)
+        errors.sine_cosine("method.decoder", self.decoder)
         if not (self.pixel_weight or self.mimic_weight):
-            raise checks.ConfigError(
+            raise errors.ConfigError(
                 "method.pixel_weight, method.mimic_weight: both 0; allowed: one of them above 0"
             )
         if self.select != "random" and not self.target.has_attention:
-            raise checks.ConfigError(
+            raise errors.ConfigError(
                 f"method.select: {self.select!r} needs a teacher whose CLS token's attention is "
                 f"known, and {type(self.target).__name__} has none; allowed: random"
             )

@@ -15,7 +15,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from mimjax.masking import gather
+from mimjax.masking.base import gather
 from mimjax.models.layers import (
     Bias,
     Block,

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from mimjax import checks, values
+from mimjax import errors, values
+from mimjax.models.attention_maps import with_cls_attention
 from mimjax.models.clip import CLIPVision
-from mimjax.models.cls_attention import with_cls_attention
+from mimjax.patches import normalize
 from mimjax.targets.base import Student, Target, target_image, target_view
-from mimjax.targets.pixels import normalize
 from mimjax.task import Batch, Key, PyTree, View
 from mimjax.values import Mean, Size, Std
 
@@ -52,9 +52,9 @@ class CLIP(Target):
 
     def __post_init__(self):
         values.check(self, "method.target")
-        checks.statistics("method.target", self.mean, self.std)
+        errors.statistics("method.target", self.mean, self.std)
         net = self.network
-        checks.heads("method.target.network", net.clone(heads=net.num_heads))
+        errors.heads("method.target.network", net.clone(heads=net.num_heads))
 
     @property
     def stage(self) -> Feature:

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mimjax import checks, values
+from mimjax import errors, patches, values
 from mimjax.models.dalle import STEP, DallEEncoder
 from mimjax.models.layers import Resample
-from mimjax.targets import pixels
 from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, View
 from mimjax.values import Range, Size
@@ -44,7 +43,7 @@ class DallE(Target):
 
     def __post_init__(self):
         values.check(self, "method.target")
-        checks.statistics("method.target", self.mean, self.std)
+        errors.statistics("method.target", self.mean, self.std)
 
     def out_dim(self, encoder: Student) -> int:
         return self.network.vocab
@@ -59,7 +58,7 @@ class DallE(Target):
 
     def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         """[b n d] in raster order, before the last ReLU and convolution."""
-        images = pixels.normalize(target_image(batch), self.mean, self.std)
+        images = patches.normalize(target_image(batch), self.mean, self.std)
         x: Any = self.network.apply({"params": frozen["dalle"]}, images, method="features")
         return rearrange(x, "b h w d -> b (h w) d")
 

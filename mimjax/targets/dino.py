@@ -14,13 +14,12 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from mimjax import checks, values
+from mimjax import errors, patches, values
 from mimjax.errors import ConfigError
-from mimjax.models.cls_attention import with_cls_attention
+from mimjax.models.attention_maps import with_cls_attention
 from mimjax.models.layers import normalize
 from mimjax.models.positions import resize_absolute
 from mimjax.models.vit import ViT
-from mimjax.targets import pixels
 from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, View
 from mimjax.values import Mean, Size, Std
@@ -48,14 +47,14 @@ class DINO(Target):
     network: ViT = ViT(pos_embed="learned")
     feature: Literal["post_norm", "pre_norm"] = "post_norm"
     size: Size | None = None
-    mean: Mean = pixels.IMAGENET_MEAN
-    std: Std = pixels.IMAGENET_STD
+    mean: Mean = patches.IMAGENET_MEAN
+    std: Std = patches.IMAGENET_STD
 
     def __post_init__(self):
         key = "method.target"
         values.check(self, key)
-        checks.encoder(f"{key}.network", self.network)
-        checks.statistics(key, self.mean, self.std)
+        errors.encoder(f"{key}.network", self.network)
+        errors.statistics(key, self.mean, self.std)
         if self.network.pos_embed != "learned":
             raise ConfigError(
                 f"{key}.network.pos_embed: {self.network.pos_embed!r}; DINO's are learned; "
@@ -92,7 +91,7 @@ class DINO(Target):
 
     def at_size(self, frozen: PyTree, batch: Batch) -> tuple[ViT, PyTree, jax.Array]:
         """The network at the view's size, its parameters with positions of its grid, and images."""
-        images = pixels.normalize(target_image(batch), self.mean, self.std)
+        images = patches.normalize(target_image(batch), self.mean, self.std)
         network = self.network.clone(image_size=images.shape[1:3])
         pos = jnp.asarray(frozen["dino"]["pos_embed"])
         pos = resize_absolute(pos, self.network.grid, network.grid, EXTRA)

@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from mimjax import checks, values
+from mimjax import errors, patches, values
 from mimjax.errors import ConfigError
-from mimjax.models.discrete_vae import DVAEDecoder, DVAEEncoder
+from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.models.layers import Resample
 from mimjax.rng import named
-from mimjax.targets import pixels
 from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, Reader, View
 from mimjax.values import Mean, Size, Std
@@ -43,13 +42,13 @@ class DVAE(Target):
     decoder: DVAEDecoder = DVAEDecoder()
     size: Size | None = None
     resample: Resample = "lanczos"
-    mean: Mean = pixels.HALF
-    std: Std = pixels.HALF
+    mean: Mean = patches.HALF
+    std: Std = patches.HALF
     with_decoder: bool = True
 
     def __post_init__(self):
         values.check(self, "method.target")
-        checks.statistics("method.target", self.mean, self.std)
+        errors.statistics("method.target", self.mean, self.std)
         decoder = self.decoder.matching(self.encoder, len(self.mean))
         object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass
         object.__setattr__(self, "decodes", self.with_decoder)
@@ -79,7 +78,7 @@ class DVAE(Target):
 
     def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         """[b n d] in raster order, before the last convolution."""
-        images = pixels.normalize(target_image(batch), self.mean, self.std)
+        images = patches.normalize(target_image(batch), self.mean, self.std)
         x: Any = self.encoder.apply({"params": frozen["encoder"]}, images, method="features")
         return rearrange(x, "b h w d -> b (h w) d")
 

@@ -11,10 +11,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from mimjax import checks, values
-from mimjax.models.cls_attention import with_cls_attention
+from mimjax import errors, patches, values
+from mimjax.models.attention_maps import with_cls_attention
 from mimjax.models.vit import ViT
-from mimjax.targets import pixels
 from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, Reader, View
 from mimjax.values import Mean, Size, Std
@@ -35,13 +34,13 @@ class EncoderFeatures(Target):
 
     network: ViT = ViT()
     size: Size | None = None
-    mean: Mean = pixels.IMAGENET_MEAN
-    std: Std = pixels.IMAGENET_STD
+    mean: Mean = patches.IMAGENET_MEAN
+    std: Std = patches.IMAGENET_STD
 
     def __post_init__(self):
         values.check(self, "method.target")
-        checks.encoder("method.target.network", self.network)
-        checks.statistics("method.target", self.mean, self.std)
+        errors.encoder("method.target.network", self.network)
+        errors.statistics("method.target", self.mean, self.std)
 
     @property
     def channels(self) -> int:
@@ -61,13 +60,13 @@ class EncoderFeatures(Target):
         return {"encoder": Reader(self.network, self.mean, self.std)}
 
     def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
-        images = pixels.normalize(target_image(batch), self.mean, self.std)
+        images = patches.normalize(target_image(batch), self.mean, self.std)
         return self.network.apply({"params": frozen["encoder"]}, images).tokens
 
     def encode_with_attention(
         self, frozen: PyTree, batch: Batch, encoder: Student
     ) -> tuple[jax.Array, jax.Array]:
-        images = pixels.normalize(target_image(batch), self.mean, self.std)
+        images = patches.normalize(target_image(batch), self.mean, self.std)
         features, attention = with_cls_attention(self.network, frozen["encoder"], images)
         return features.tokens, attention
 

@@ -1,95 +1,72 @@
-"""Pixels as inputs and targets: normalization of images and of patches, and the way back.
-
-Images arrive as uint8 and are normalized on the device. Targets are patches normalized by their
-own statistics in one of the published ways, or projected on a PCA basis.
-"""
+"""Pixels of patches as a pluggable target: nothing frozen, nothing learned."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import dataclasses
+from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
 
-from mimjax.losses import standardize
+from mimjax import errors, values
+from mimjax import patches as pixels
+from mimjax.models.vit import patchify
+from mimjax.targets.base import Student, Target
+from mimjax.task import Batch, PyTree
+from mimjax.values import Mean, Std
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # MAE
-HALF = (0.5, 0.5, 0.5)  # BootMAE: mean = std = 0.5
-PatchNorm = Literal["none", "mae", "channel"]  # see `normalize_patches`
 
+@dataclasses.dataclass(frozen=True)
+class Pixels(Target):
+    """Normalized pixels of each patch.
 
-def normalize(images, mean, std) -> Float[Array, "b h w c"]:
-    """uint8 [b h w c] to (x / 255 - mean) / std in float32.
-
-    Floating-point images pass through: they are taken as normalized already.
+    Attributes:
+      norm: patch normalization, see `pixels.normalize_patches`.
+      mean, std: of the image; they should be the student's.
     """
-    if jnp.issubdtype(images.dtype, jnp.floating):
-        return images
-    return (images.astype(jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
 
+    decodes: ClassVar[bool] = True
 
-def denormalize(images: np.ndarray, mean, std) -> np.ndarray:
-    """The inverse of `normalize`: uint8 [... c], clipped."""
-    return np.clip((images * np.asarray(std) + np.asarray(mean)) * 255.0 + 0.5, 0, 255).astype(
-        np.uint8
-    )
+    norm: pixels.PatchNorm = "none"
+    mean: Mean = pixels.IMAGENET_MEAN
+    std: Std = pixels.IMAGENET_STD
 
+    def __post_init__(self):
+        values.check(self, "method.target")
+        errors.statistics("method.target", self.mean, self.std)
 
-def normalize_patches(
-    patches: Float[Array, "b n d"], norm: str, channels: int = 3
-) -> Float[Array, "b n d"]:
-    """Patch targets.
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
 
-    Args:
-      patches: in (row, column, channel) order.
-      norm: "none"; "mae" = over all values, sample variance, eps 1e-6 (MAE's code); "channel" =
-        per color channel, population variance, eps 1e-5 (BootMAE's code).
-    """
-    if norm == "mae":
-        return standardize(patches, eps=1e-6, ddof=1)
-    if norm == "channel":
-        x = rearrange(patches, "b n (p c) -> b n c p", c=channels)
-        return rearrange(standardize(x, eps=1e-5), "b n c p -> b n (p c)")
-    return patches.astype(jnp.float32)
+    def out_dim(self, encoder: Student) -> int:
+        return encoder.patch**2 * len(self.mean)
 
+    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
+        patches = patchify(pixels.normalize(batch["image"], self.mean, self.std), encoder.patch)
+        return pixels.normalize_patches(patches, self.norm, len(self.mean))
 
-def restore_patches(pred: Any, patches: Any, norm: str, channels: int = 3) -> Any:
-    """Predictions in target space back to pixels, with the TRUE statistics of each patch.
+    def read(self, frozen: PyTree, hidden: jax.Array, key=None) -> jax.Array:
+        return hidden
 
-    Those statistics are not available to the model: a picture made with them must say so.
+    def decode(self, frozen: PyTree, values: jax.Array, encoder: Student, image=None) -> jax.Array:
+        """With a normalization, the TRUE statistics of each patch of `image` are put back."""
+        if self.norm != "none":
+            assert image is not None
+            values = pixels.restore_patches(
+                values, patchify(image, encoder.patch), self.norm, len(self.mean)
+            )
+        h, w = encoder.grid
+        p = encoder.patch
+        out = rearrange(values, "b (h w) (p q c) -> b (h p) (w q) c", h=h, w=w, p=p, q=p)
+        return jnp.clip(out * jnp.asarray(self.std) + jnp.asarray(self.mean), 0, 1)
 
-    Args:
-      pred: [b n d] in the space of `normalize_patches`, numpy or jax; patches: the true ones.
-    """
-    if norm == "none":
-        return pred
-    c = channels if norm == "channel" else 1
-    true = rearrange(patches, "b n (p c) -> b n c p", c=c)
-    ddof, eps = (1, 1e-6) if norm == "mae" else (0, 1e-5)
-    std = (true.var(-1, keepdims=True, ddof=ddof) + eps) ** 0.5
-    out = rearrange(pred, "b n (p c) -> b n c p", c=c) * std + true.mean(-1, keepdims=True)
-    return rearrange(out, "b n c p -> b n (p c)")
+    @property
+    def story(self) -> str:
+        return "the pixels" if self.norm == "none" else "the pixels, normalized in each patch,"
 
-
-def unpatchify(patches: np.ndarray, grid: tuple[int, int], patch: int) -> np.ndarray:
-    """[b n (p q c)] to images [b h w c]; the inverse of `models.vit.patchify`."""
-    return rearrange(
-        patches, "b (h w) (p q c) -> b (h p) (w q) c", h=grid[0], w=grid[1], p=patch, q=patch
-    )
-
-
-def pca_basis(patches: np.ndarray, components: int) -> dict[str, np.ndarray]:
-    """Mean and leading eigenvectors of patches [k d] (the MAE slides' target "PCA").
-
-    Returns:
-      {"mean": float32 [d], "basis": float32 [d components]}.
-    """
-    patches = patches.astype(np.float64)
-    mean = patches.mean(0)
-    _, vectors = np.linalg.eigh(np.cov(patches.T))
-    basis = vectors[:, ::-1][:, :components]
-    # An eigenvector's sign is arbitrary; fix it so that a restart gets the same target.
-    basis = basis * np.sign(basis[np.abs(basis).argmax(0), np.arange(basis.shape[1])])
-    return {"mean": mean.astype(np.float32), "basis": basis.astype(np.float32)}
+    @property
+    def picture_note(self) -> str:
+        true = "" if self.norm == "none" else ", un-normalized with the true patch statistics"
+        return f"Masked patches: predicted{true}. Visible patches: pasted from the original."

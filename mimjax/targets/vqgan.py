@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from mimjax import values
 from mimjax.errors import ConfigError
 from mimjax.models.vqgan import GROUPS, VQGANModel
+from mimjax.patches import HALF, normalize
 from mimjax.targets.base import Student, Target, target_image, target_view
-from mimjax.targets.pixels import HALF, normalize
 from mimjax.task import Batch, Key, PyTree, View
 from mimjax.values import Size
 

@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mimjax import checks, values
+from mimjax import errors, patches, values
 from mimjax.models.layers import Dtype, Resample
 from mimjax.models.vit import ViT
 from mimjax.rng import named
-from mimjax.targets import pixels
 from mimjax.targets.base import Student, Target, target_image, target_view
 from mimjax.task import Batch, Key, PyTree, View
 from mimjax.values import Count, Mean, Size, Std
@@ -63,14 +62,14 @@ class VQKD(Target):
     vocab: Count = 8192
     size: Size | None = None
     resample: Resample = "bicubic"
-    mean: Mean = pixels.HALF
-    std: Std = pixels.HALF
+    mean: Mean = patches.HALF
+    std: Std = patches.HALF
 
     def __post_init__(self):
         values.check(self, "method.target")
-        checks.statistics("method.target", self.mean, self.std)
+        errors.statistics("method.target", self.mean, self.std)
         side = self.network.patch  # the image size follows from the student
-        checks.encoder("method.target.network", self.network.clone(image_size=(side, side)))
+        errors.encoder("method.target.network", self.network.clone(image_size=(side, side)))
 
     def out_dim(self, encoder: Student) -> int:
         return self.vocab
@@ -103,7 +102,7 @@ class VQKD(Target):
 
     def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
         """[b n d] patch tokens after the final norm (their `fc_norm`)."""
-        images = pixels.normalize(target_image(batch), self.mean, self.std)
+        images = patches.normalize(target_image(batch), self.mean, self.std)
         f = self.vit(encoder).apply({"params": frozen["vqkd"]["encoder"]}, images)
         return f.tokens[:, f.num_prefix :]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from mimjax.data.decoding import open_image
 from mimjax.errors import ConfigError
-from mimjax.files import Workdir
+from mimjax.storage.files import Workdir
 
 ID_FILE = "wandb_id.txt"  # a restart continues the same run there too
 

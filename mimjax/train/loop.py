@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 
-from mimjax import progress, stopping
-from mimjax.flops import count
+from mimjax import progress, sharding, stopping
+from mimjax.task import TrainState
 from mimjax.train import metrics as m
-from mimjax.train import rollback, sharding
+from mimjax.train import nonfinite
+from mimjax.train.flops import count
 from mimjax.train.run import Run
-from mimjax.train.state import TrainState
 
 
 def train(run: Run) -> TrainState:
@@ -47,7 +47,7 @@ def train(run: Run) -> TrainState:
                     break
                 except m.NonFiniteError as found:
                     error = found.with_traceback(None)  # its frames hold the broken state
-                state = rollback.recover(run, compiled, error)
+                state = nonfinite.recover(run, compiled, error)
             with stopping.saving():
                 run.checkpoints.close()
             run.publish()

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from mimjax import progress as bars
-from mimjax.files import Workdir
+from mimjax.storage.files import Workdir
 from mimjax.train.boards import Board
 
 # bf16 FLOP/s per chip, datasheets

@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from mimjax import sharding
 from mimjax.rng import step_key
 from mimjax.rules import Rules
-from mimjax.task import Task
-from mimjax.train import sharding
-from mimjax.train.state import TrainState, init_state
+from mimjax.task import Task, TrainState, init_state
 from mimjax.train.step import train_step
 
 PyTree = Any

@@ -6,17 +6,16 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mimjax import sharding
 from mimjax.data.pipeline import Pipeline
 from mimjax.data.prefetch import Prefetched
-from mimjax.files import Workdir
-from mimjax.lock import RunLock
-from mimjax.task import Clock
+from mimjax.storage.checkpoints import Checkpoints
+from mimjax.storage.files import Workdir
+from mimjax.storage.lock import RunLock
+from mimjax.task import Clock, TrainState
 from mimjax.train import metrics as m
-from mimjax.train import sharding
-from mimjax.train.checkpoints import Checkpoints
-from mimjax.train.optim import Schedule
+from mimjax.train.optimizers import Schedule
 from mimjax.train.program import Program
-from mimjax.train.state import TrainState
 
 if TYPE_CHECKING:
     from mimjax.evaluators import Evaluator

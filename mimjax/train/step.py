@@ -13,8 +13,7 @@ from einops import rearrange
 from jax import lax
 
 from mimjax.rng import named, step_key
-from mimjax.task import Batch, LossOutput, PyTree, Task
-from mimjax.train.state import TrainState
+from mimjax.task import Batch, LossOutput, PyTree, Task, TrainState
 
 
 def train_step(

@@ -16,7 +16,7 @@ from mimjax.data.decoding import BadImage
 from mimjax.data.folder import EXTENSIONS
 from mimjax.data.index import Index, scan
 from mimjax.errors import ConfigError
-from mimjax.files import Workdir
+from mimjax.storage.files import Workdir
 from mimjax.task import View
 
 VIEWS = {"image": View((8, 12))}

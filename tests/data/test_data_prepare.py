@@ -13,7 +13,7 @@ from PIL import Image
 
 from mimjax.data import make_source
 from mimjax.data.decoding import decode
-from mimjax.data.prepare import main, output_names, prepare, shrink
+from mimjax.programs.prepare import main, output_names, prepare, shrink
 from mimjax.task import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -201,7 +201,13 @@ def test_errors(tree, capsys):
 
 
 def test_as_a_program(tree):
-    command = [sys.executable, "-m", "mimjax.data.prepare", "--source=folder", "--short_side=16"]
+    command = [
+        sys.executable,
+        "-m",
+        "mimjax.programs.prepare",
+        "--source=folder",
+        "--short_side=16",
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     run = subprocess.run(
         [*command, f"--path={tree / 'in'}", f"--output={tree / 'out'}"],

@@ -10,10 +10,10 @@ from etils import epath
 from PIL import Image
 
 from mimjax.data import make_source
+from mimjax.data.bundled import PICTURES, TRAIN_WIDTH
 from mimjax.data.decoding import decode
 from mimjax.data.folder import EXTENSIONS, hash_split
 from mimjax.data.index import scan, scan_remote
-from mimjax.data.photos import PICTURES, TRAIN_WIDTH
 from mimjax.task import ConfigError
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from mimjax.data import make_source, values
 from mimjax.data.decoding import BadImage, Decoding, decode
 from mimjax.data.files import Files
-from mimjax.data.given import Reader
-from mimjax.data.prepare import main, prepare
+from mimjax.data.in_memory import Reader
+from mimjax.programs.prepare import main, prepare
 from mimjax.task import View
 
 RAMP = np.linspace(0, 1, 12 * 20).reshape(12, 20)
@@ -100,7 +100,7 @@ def test_programs_and_the_interface_say_it(tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
     Image.fromarray(gray(12)).save(folder / "a.png")
-    helpers.program("mimjax.data.stats", f"--images={folder}")
+    helpers.program("mimjax.programs.stats", f"--images={folder}")
     assert "WARNING: 1 of 1 sampled files hold values beyond 8 bits" in capsys.readouterr().out
     said = []
     prepare(str(folder), str(tmp_path / "out"), 6, say=said.append)

@@ -5,13 +5,13 @@ import functools
 import jax
 import optax
 
+from mimjax import sharding
 from mimjax.data import make_source
 from mimjax.evaluators import make_evaluators
 from mimjax.methods.mae import MAE
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT
 from mimjax.task import Clock
-from mimjax.train import sharding
 from mimjax.train.program import make_program
 
 SEED = 3

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from evaluators.evaluator_runs import SEED, evaluators, started, step_later, tiny_task
 
+from mimjax import patches as pixels
 from mimjax.data import make_source
 from mimjax.evaluators import make_evaluators, render
-from mimjax.evaluators.common import Subset
-from mimjax.masking import Masking
+from mimjax.inference.samples import Subset
+from mimjax.masking.base import Masking
 from mimjax.methods.mae import MAE
 from mimjax.methods.masked import TargetTask
 from mimjax.models.vit import patchify
 from mimjax.rng import example_seed
-from mimjax.targets import pixels
 from mimjax.targets.base import Target
 from mimjax.task import ConfigError, LossOutput
 

@@ -10,6 +10,7 @@ import pytest
 from evaluators.evaluator_runs import SEED, evaluators, started
 from scipy.stats import entropy
 
+from mimjax import sharding
 from mimjax.evaluators.health import rankme, variance_share
 from mimjax.methods.bootmae import BootMAE
 from mimjax.methods.cae import CAE
@@ -17,7 +18,6 @@ from mimjax.methods.dvae import DiscreteVAE
 from mimjax.models.decoders import InjectedDecoder
 from mimjax.models.vit import ViT
 from mimjax.task import Clock
-from mimjax.train import sharding
 from mimjax.train.program import make_program
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from evaluators.evaluator_runs import evaluators, started, step_later
 from PIL import Image
 
-from mimjax import pictures
 from mimjax.methods.cae import CAE, ENCODER
 from mimjax.models.regressor import LatentDecoder, Regressor
-from mimjax.targets.patches import Pixels
-from mimjax.train.state import TrainState
+from mimjax.plots import reconstructions as pictures
+from mimjax.targets.pixels import Pixels
+from mimjax.task import TrainState
 
 
 def test_writes_the_same_images_at_every_step():

@@ -11,10 +11,11 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from mimjax.data import make_source
 from mimjax.data.bad_files import BadFiles
-from mimjax.evaluators import knn, probe
-from mimjax.evaluators.common import Bench, Subset
-from mimjax.evaluators.features import FeatureBank
-from mimjax.evaluators.search import Splits, carve, search, standardize
+from mimjax.evaluators import probes as knn
+from mimjax.evaluators import probes as probe
+from mimjax.evaluators.probes import Splits, carve, search, standardize
+from mimjax.inference.features import FeatureBank
+from mimjax.inference.samples import Bench, Subset
 
 FOLDS = ("train", "test")
 

@@ -4,7 +4,7 @@ import pytest
 from evaluators.evaluator_runs import evaluators, started
 
 from mimjax.evaluators import render
-from mimjax.evaluators.search import Score
+from mimjax.evaluators.probes import Score
 from mimjax.evaluators.table import markdown
 
 

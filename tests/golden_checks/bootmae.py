@@ -8,15 +8,15 @@ import numpy as np
 
 from configs import bootmae as config
 from golden_checks import common
-from mimjax.masking import Masking, block_mask, block_random_mask, neighbor_weight
+from mimjax.masking.base import Masking, block_mask, block_random_mask, neighbor_weight
 from mimjax.methods.bootmae import BootMAE
 from mimjax.models.decoders import InjectedDecoder
 from mimjax.models.vit import ViT, sincos_table
+from mimjax.patches import unpatchify
 from mimjax.rng import step_key
-from mimjax.targets.pixels import unpatchify
 from mimjax.task import Clock
-from mimjax.torch_io import load
-from mimjax.train import optim
+from mimjax.torch_io.read import load
+from mimjax.train import optimizers
 
 STYLE = {"pos_embed": "sincos_yx", "bias": "qv", "init_scheme": "bootmae"}
 
@@ -41,7 +41,7 @@ def build(c, clock, masked):
 
 def optimizer(c):
     cfg = config.get_config().optimizer.to_dict()
-    return optim.OptimizerConfig(
+    return optimizers.OptimizerConfig(
         **cfg
         | {
             "lr": c["lr"],
@@ -205,21 +205,21 @@ def schedules(z, meta):
     step = np.arange(clock.total_steps)
 
     def lr(epochs, steps=0):
-        cfg = optim.OptimizerConfig(
+        cfg = optimizers.OptimizerConfig(
             lr=meta["lr"],
             min_lr=meta["min_lr"],
             warmup_epochs=epochs,
             warmup_steps=steps or None,
             schedule="beit",
         )
-        return optim.learning_rate(cfg, clock, 256)(step)
+        return optimizers.learning_rate(cfg, clock, 256)(step)
 
     common.rel("lr", lr(meta["warmup_epochs"]), z["lr"], 1e-6)
     common.rel("lr_no_warmup", lr(0), z["lr_no_warmup"], 1e-6)
     common.rel("lr_warmup_steps", lr(0, meta["warmup_steps_case"]), z["lr_warmup_steps"], 1e-6)
     start, end = meta["wd"]
-    cfg = optim.OptimizerConfig(weight_decay=start, weight_decay_end=end)
-    common.rel("wd", optim.weight_decay(cfg, clock)(step), z["wd"], 1e-6)
+    cfg = optimizers.OptimizerConfig(weight_decay=start, weight_decay_end=end)
+    common.rel("wd", optimizers.weight_decay(cfg, clock)(step), z["wd"], 1e-6)
     epoch = np.arange(len(z["ema_dynamic"]))
     task = BootMAE(Clock(1, len(z["feature_weight"])), ema_end=0.99999)
     common.rel("ema_dynamic", task.ema_decay(epoch), z["ema_dynamic"], 1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 from golden_checks import common
 from mimjax import rules
 from mimjax.losses import unit
-from mimjax.masking import Masking, gather
+from mimjax.masking.base import Masking, gather
 from mimjax.methods.beit import BEiT
 from mimjax.methods.cae import CAE
 from mimjax.methods.caev2 import CAEv2
@@ -19,10 +19,9 @@ from mimjax.models.vit import ViT, sincos_table
 from mimjax.rng import step_key
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dalle import DallE
-from mimjax.task import Clock
-from mimjax.torch_io import load, names
-from mimjax.train import optim
-from mimjax.train.state import TrainState
+from mimjax.task import Clock, TrainState
+from mimjax.torch_io.read import detect, load
+from mimjax.train import optimizers
 from mimjax.train.step import train_step
 
 KEY = jax.random.key(0)
@@ -134,9 +133,11 @@ def skip_norm1_k(key, size):
 
 def trained(task, cfg, clock, z, params, offset, layout):
     """The file's steps through the real train step."""
-    lr = optim.learning_rate(cfg, clock, 256)
-    decay = optim.weight_decay(cfg, clock)
-    tx = optim.make_optimizer(cfg, params, lambda t: lr(t + offset), lambda t: decay(t + offset))
+    lr = optimizers.learning_rate(cfg, clock, 256)
+    decay = optimizers.weight_decay(cfg, clock)
+    tx = optimizers.make_optimizer(
+        cfg, params, lambda t: lr(t + offset), lambda t: decay(t + offset)
+    )
     state = TrainState(np.int32(offset), params, {}, task.init_ema(params), tx.init(params))
     step = jax.jit(functools.partial(train_step, task=task, tx=tx, seed=0))
     rows = []
@@ -169,7 +170,7 @@ def steps(z, meta):
     c = meta["config"]
     clock = Clock(c["iters_per_epoch"], c["iters_per_epoch"] * c["epochs"])
     task = given(c, clock)
-    cfg = optim.OptimizerConfig(
+    cfg = optimizers.OptimizerConfig(
         lr=c["lr"],
         min_lr=c["min_lr"],
         warmup_epochs=c["warmup_epochs"],
@@ -193,7 +194,7 @@ def steps(z, meta):
     factors = rules.match(cfg.decay, params)
     found = {"decay": set(), "no_decay": set()}
     for row, factor in zip(
-        names.rows_for("cae", rules.paths(params)), jax.tree.leaves(factors), strict=True
+        detect.rows_for("cae", rules.paths(params)), jax.tree.leaves(factors), strict=True
     ):
         found["decay" if factor else "no_decay"] |= set(row.keys)
     assert found == {k: set(v) for k, v in meta["param_groups"].items()}
@@ -207,7 +208,7 @@ def steps_ema(z, meta):
         {"align_target": "ema", "ema_decay": momentum} if momentum else {"align_target": "stale"}
     )
     task = given(c, clock, **align)
-    cfg = optim.OptimizerConfig(
+    cfg = optimizers.OptimizerConfig(
         lr=c["lr"],
         min_lr=c["lr"],
         warmup_epochs=0.0,

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from golden_checks import cae, clip, common, mcmae, mrmae, teachers, tokenizers, vqgan
-from mimjax.models.conv_stages import CBlock
+from mimjax import patches
+from mimjax.models.conv_vit import CBlock
 from mimjax.models.vit import ViT, sincos_table
-from mimjax.targets import pixels
 from mimjax.task import Clock
-from mimjax.torch_io import load
+from mimjax.torch_io.read import load
 
 B = 2  # images
 MOST = 150  # numbers of a kernel that are not zero
@@ -231,7 +231,7 @@ def mrmae_pretrain_clip(seed=7):
     state, tables = conv_state(task, c, seed)
     frozen = weights(jax.eval_shape(task.init_frozen, jax.random.key(0)), seed + 1)
     images, target = draw(seed, B, 3, 32, 32), task.target
-    raw = common.nhwc(images) * np.asarray(pixels.IMAGENET_STD) + pixels.IMAGENET_MEAN
+    raw = common.nhwc(images) * np.asarray(patches.IMAGENET_STD) + patches.IMAGENET_MEAN
     view = ((raw - target.mean) / target.std).astype(np.float32)
     encode = jax.jit(lambda x: target.encode_with_attention(frozen, {"image": x}, task.encoder))
     hidden, heads = encode(view)

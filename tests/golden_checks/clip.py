@@ -8,7 +8,7 @@ from golden_checks import common
 from mimjax.models.clip import CLIPVision, resize_positions
 from mimjax.models.vit import ViT
 from mimjax.targets.clip import CLIP
-from mimjax.torch_io import load
+from mimjax.torch_io.read import load
 
 
 def grid(size, patch):

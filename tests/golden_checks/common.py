@@ -10,11 +10,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from mimjax import published, rules, schema, start
+from mimjax import rules, schema
+from mimjax.inference import published
 from mimjax.rng import step_key
-from mimjax.torch_io import load, names
-from mimjax.train import optim
-from mimjax.train.state import TrainState
+from mimjax.run import start
+from mimjax.task import TrainState
+from mimjax.torch_io.read import detect, load
+from mimjax.train import optimizers
 from mimjax.train.step import train_step
 
 
@@ -127,7 +129,7 @@ def check_gradients(z, grads, layout):
 def check_groups(meta, cfg, params, layout):
     """Weight-decay groups as exact sets of parameter names."""
     factors = rules.match(cfg.decay, params)
-    rows = names.rows_for(layout, rules.paths(params))
+    rows = detect.rows_for(layout, rules.paths(params))
     ours = {True: set(), False: set()}
     for row, factor in zip(rows, jax.tree.leaves(factors), strict=True):
         ours[factor > 0] |= set(row.keys)
@@ -140,10 +142,10 @@ def run_steps(z, meta, task, cfg, clock, ema, layout):
     config = meta["config"]
     first = config["epoch"] * clock.steps_per_epoch
     start = load.from_torch(arrays(z, "sd"), shapes(task), layout)
-    lr = optim.learning_rate(cfg, clock, 256)
-    decay = optim.weight_decay(cfg, clock)
+    lr = optimizers.learning_rate(cfg, clock, 256)
+    decay = optimizers.weight_decay(cfg, clock)
     # the file begins in the middle of the schedule with fresh Adam moments
-    tx = optim.make_optimizer(
+    tx = optimizers.make_optimizer(
         cfg, start, lambda count: lr(count + first), lambda count: decay(count + first)
     )
     steps = len(z["in/lr"])

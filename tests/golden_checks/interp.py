@@ -3,7 +3,7 @@
 import numpy as np
 
 from golden_checks import common
-from mimjax.torch_io import positions
+from mimjax.torch_io.read import positions
 
 
 def beit(z, meta):

@@ -5,14 +5,14 @@ import numpy as np
 
 from configs import mae as config
 from golden_checks import common
-from mimjax.masking import Masking, mask_from_noise
+from mimjax.masking.base import Masking, mask_from_noise
 from mimjax.methods.mae import MAE
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT, sincos_table
 from mimjax.rng import step_key
 from mimjax.task import Clock
-from mimjax.torch_io import load
-from mimjax.train import optim
+from mimjax.torch_io.read import load
+from mimjax.train import optimizers
 
 
 def build(c, clock):
@@ -27,7 +27,7 @@ def build(c, clock):
 
 def optimizer(c):
     cfg = config.get_config().optimizer.to_dict()
-    return optim.OptimizerConfig(
+    return optimizers.OptimizerConfig(
         **cfg
         | {
             "lr": c["lr"],
@@ -128,13 +128,13 @@ def masking(z, meta):
 
 def schedules(z, meta):
     clock = Clock(meta["niter_per_epoch"], meta["niter_per_epoch"] * meta["epochs"])
-    cfg = optim.OptimizerConfig(
+    cfg = optimizers.OptimizerConfig(
         lr=meta["lr"],
         min_lr=meta["min_lr"],
         warmup_epochs=meta["warmup_epochs"],
         schedule="mae",
     )
-    lr = np.asarray(optim.learning_rate(cfg, clock, 256)(np.arange(clock.total_steps)))
+    lr = np.asarray(optimizers.learning_rate(cfg, clock, 256)(np.arange(clock.total_steps)))
     common.rel("lr", lr, z["lr"], 1e-6)
     common.rel("lr_scaled", lr * meta["lr_scale"], z["lr_scaled"], 1e-6)
     for key, table in common.arrays(z, "pos").items():

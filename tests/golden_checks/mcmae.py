@@ -8,16 +8,16 @@ from configs import mcmae as config
 from golden_checks import common
 from golden_checks.mae import without_key_bias
 from mimjax import rules
-from mimjax.masking import Masking, mask_from_noise
+from mimjax.masking.base import Masking, mask_from_noise
 from mimjax.methods.mcmae import MCMAE
-from mimjax.models.conv_stages import CBlock, ConvViT
+from mimjax.models.conv_vit import CBlock, ConvViT
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.positions import resize_absolute
 from mimjax.models.vit import patchify, sincos_table
 from mimjax.rng import step_key
 from mimjax.task import Clock
-from mimjax.torch_io import load, names
-from mimjax.train import optim
+from mimjax.torch_io.read import detect, load
+from mimjax.train import optimizers
 
 KEY = step_key(0, "train", 0)
 VIEWS = 4  # of FastConvMAE, at its only ratio
@@ -199,7 +199,7 @@ def steps(z, meta):
     c, o = meta["config"], meta["optim"]
     clock = Clock(o["steps_per_epoch"], o["steps_per_epoch"] * o["epochs"])
     task = build(c, clock)
-    cfg = optim.OptimizerConfig(
+    cfg = optimizers.OptimizerConfig(
         **config.get_config().optimizer.to_dict()
         | {
             "lr": o["lr"],
@@ -241,7 +241,7 @@ class Arrays(dict):
 def check_decay(meta, cfg, params):
     """Exactly the listed parameters are spared the decay."""
     factors = jax.tree.leaves(rules.match(cfg.decay, params))
-    rows = names.rows_for("mcmae", rules.paths(params))
+    rows = detect.rows_for("mcmae", rules.paths(params))
     spared = {k for row, factor in zip(rows, factors, strict=True) if not factor for k in row.keys}
     assert spared == set(meta["no_decay"])
 

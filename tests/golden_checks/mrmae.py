@@ -9,18 +9,17 @@ import numpy as np
 from golden_checks import common
 from golden_checks.cae import gradients
 from golden_checks.mae import without_key_bias
-from mimjax.masking import Masking, select_visible
+from mimjax import patches
+from mimjax.masking.base import Masking, select_visible
 from mimjax.methods.mrmae import MRMAE
 from mimjax.models.clip import CLIPVision
-from mimjax.models.conv_stages import ConvViT
+from mimjax.models.conv_vit import ConvViT
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT
-from mimjax.targets import pixels
 from mimjax.targets.clip import CLIP
-from mimjax.task import Clock
-from mimjax.torch_io import load
-from mimjax.train import optim
-from mimjax.train.state import TrainState
+from mimjax.task import Clock, TrainState
+from mimjax.torch_io.read import load
+from mimjax.train import optimizers
 from mimjax.train.step import train_step
 
 KEY = jax.random.key(0)
@@ -140,7 +139,7 @@ def teacher(z, task, c):
     """The teacher on the same crop, re-normalized by CLIP's statistics."""
     sd = common.arrays(z, "teacher_sd")
     frozen = load.from_torch(sd, jax.eval_shape(task.init_frozen, KEY))
-    raw = common.nhwc(z["in/images"]) * np.asarray(pixels.IMAGENET_STD) + pixels.IMAGENET_MEAN
+    raw = common.nhwc(z["in/images"]) * np.asarray(patches.IMAGENET_STD) + patches.IMAGENET_MEAN
     view = jnp.asarray((raw - task.target.mean) / task.target.std, jnp.float32)
     common.close("teacher_input", view, common.nhwc(z["out/teacher_input"]), 1e-4)
     run = jax.jit(lambda b: task.target.encode_with_attention(frozen, b, task.encoder))
@@ -162,7 +161,7 @@ def steps(z, meta):
     clock = Clock(o["steps_per_epoch"], o["steps_per_epoch"] * o["epochs"])
     task = build(c, clock)
     task = Given(**vars(task))
-    cfg = optim.OptimizerConfig(
+    cfg = optimizers.OptimizerConfig(
         lr=o["lr"],
         min_lr=o["min_lr"],
         warmup_epochs=o["warmup_epochs"],
@@ -174,9 +173,9 @@ def steps(z, meta):
     )
     sd = common.arrays(z, "sd")
     params = load.from_torch(sd, common.shapes(task), layout(c))
-    lr = optim.learning_rate(cfg, clock, 256)
+    lr = optimizers.learning_rate(cfg, clock, 256)
     common.rel("lr", [lr(i) for i in range(o["steps"])], z["out/lr_steps"], 1e-6)
-    tx = optim.make_optimizer(cfg, params, lr, optim.weight_decay(cfg, clock))
+    tx = optimizers.make_optimizer(cfg, params, lr, optimizers.weight_decay(cfg, clock))
     state = TrainState(np.int32(0), params, {}, {}, tx.init(params))
     step = jax.jit(functools.partial(train_step, task=task, tx=tx, seed=0))
     rows, norms = [], []

@@ -10,10 +10,10 @@ from golden_checks.clip import grid
 from mimjax.models.clip import CLIPVision
 from mimjax.models.positions import resize_absolute
 from mimjax.models.vit import ViT
+from mimjax.patches import IMAGENET_MEAN, IMAGENET_STD
 from mimjax.targets.clip import CLIP, CLIP_MEAN, CLIP_STD
 from mimjax.targets.dino import DINO, EXTRA
-from mimjax.targets.pixels import IMAGENET_MEAN, IMAGENET_STD
-from mimjax.torch_io import load, names
+from mimjax.torch_io.read import detect, load
 
 ATOL = 5e-5
 # Of `clip_hf_bare`, the transformers library's names in memory; the hub's files have a prefix.
@@ -49,7 +49,7 @@ def check(z, meta, target):
     """Everything that the files of all kinds hold; returns the parameters and hidden tokens."""
     state, c = common.arrays(z, "sd"), meta["config"]
     like = shapes(target)
-    layout = names.detect(state, roots=like)
+    layout = detect.detect(state, roots=like)
     assert layout in LAYOUTS[meta["kind"]]
     frozen = load.from_torch(state, like)
     images = jnp.asarray(common.nhwc(z["in/images"]))

@@ -10,14 +10,14 @@ import jax
 import numpy as np
 
 from golden_checks import common
+from mimjax import patches
 from mimjax.models.dalle import DallEEncoder
-from mimjax.models.discrete_vae import DVAEDecoder, DVAEEncoder
+from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.models.vit import ViT
-from mimjax.targets import pixels
 from mimjax.targets.dalle import DallE
 from mimjax.targets.dvae import DVAE
 from mimjax.targets.vqkd import VQKD, CodeHead
-from mimjax.torch_io import load
+from mimjax.torch_io.read import load
 
 
 def size(c):
@@ -84,7 +84,7 @@ def check_pixels(z, target):
     raw = common.nhwc(z["in/images_raw"])
     common.close("map", (raw - mean) / std, common.nhwc(z["in/images"]), 1e-6)
     eight = np.round(raw * 255).astype(np.uint8)
-    common.close("map", pixels.normalize(eight, mean, std), 0.8 * (eight / 255.0) + 0.1, 1e-6)
+    common.close("map", patches.normalize(eight, mean, std), 0.8 * (eight / 255.0) + 0.1, 1e-6)
     if "out/unmap" in z.files:  # of the mapped images
         back = np.clip(common.nhwc(z["in/images"]) * std + mean, 0, 1)
         common.close("unmap", back, common.nhwc(z["out/unmap"]), 1e-6)

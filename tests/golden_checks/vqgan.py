@@ -9,7 +9,7 @@ from golden_checks import common
 from mimjax.models.vit import ViT
 from mimjax.models.vqgan import VQGANModel
 from mimjax.targets.vqgan import VQGAN
-from mimjax.torch_io import load
+from mimjax.torch_io.read import load
 
 FIELDS = (
     *("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution"),

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimjax.masking import Masking
+from mimjax import patches
+from mimjax.masking.base import Masking
 from mimjax.models.vit import ViT, patchify
-from mimjax.targets import pixels
 from mimjax.targets.base import Target
-from mimjax.train.state import TrainState
+from mimjax.task import TrainState
 from mimjax.train.step import train_step
 
 KEY = jax.random.key(7)
@@ -25,7 +25,7 @@ def encoder(**options):
 
 
 def flat(batch, vit):
-    images = pixels.normalize(batch["image"], pixels.IMAGENET_MEAN, pixels.IMAGENET_STD)
+    images = patches.normalize(batch["image"], patches.IMAGENET_MEAN, patches.IMAGENET_STD)
     return patchify(images, vit.patch)
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from mimjax.checks import ConfigError
-from mimjax.masking import Masking
+from mimjax.errors import ConfigError
+from mimjax.masking.base import Masking
 from mimjax.methods.beit import BEiT
 
 COUNTS = [7, 4, 7, 2]

@@ -9,12 +9,12 @@ import optax
 import pytest
 from jax import lax
 
-from mimjax.checks import ConfigError
+from mimjax.errors import ConfigError
 from mimjax.losses import cross_entropy
 from mimjax.methods.cae import CAE
 from mimjax.models.regressor import LatentDecoder, Regressor, RegressorBlock
 from mimjax.rng import named
-from mimjax.targets.patches import Pixels
+from mimjax.targets.pixels import Pixels
 
 
 def make(target=None, drop=0.0, depth=1, image_size=(16, 16), **options):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from configs import caev2 as config
-from mimjax.checks import ConfigError
+from mimjax.errors import ConfigError
 from mimjax.losses import distance
 from mimjax.methods.caev2 import CAEv2
 from mimjax.models.regressor import Regressor
-from mimjax.targets.patches import Pixels
+from mimjax.targets.pixels import Pixels
 
 
 def make(depth=1, image_size=(16, 16), **options):

@@ -9,17 +9,17 @@ import method_runs as runs
 import numpy as np
 import pytest
 
-from mimjax.checks import ConfigError
-from mimjax.masking import Masking
+from mimjax.errors import ConfigError
+from mimjax.masking.base import Masking
 from mimjax.methods.mrmae import MRMAE
 from mimjax.models.clip import CLIPVision
-from mimjax.models.conv_stages import ConvViT
+from mimjax.models.conv_vit import ConvViT
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dino import DINO
 from mimjax.targets.joint import Joint
-from mimjax.targets.patches import Pixels
+from mimjax.targets.pixels import Pixels
 
 CONV = ConvViT(
     width=16,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from golden_checks import common
 
+from mimjax.models.attention_maps import cls_attention, with_cls_attention
 from mimjax.models.clip import CLIPVision
-from mimjax.models.cls_attention import cls_attention, with_cls_attention
 from mimjax.models.vit import ViT
 
 SIZES = {"width": 24, "depth": 2, "heads": 3, "patch": 4, "image_size": (12, 8)}

@@ -8,7 +8,7 @@ import pytest
 
 from mimjax.models import layers
 from mimjax.models.vit import ViT, patchify
-from mimjax.targets.pixels import unpatchify
+from mimjax.patches import unpatchify
 
 
 def both(ours, theirs, *args):

@@ -8,11 +8,11 @@ import pytest
 from mimjax.errors import ConfigError
 from mimjax.models.clip import CLIPVision
 from mimjax.models.vit import ViT
+from mimjax.patches import IMAGENET_MEAN, IMAGENET_STD, normalize
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dino import DINO
 from mimjax.targets.encoder import EncoderFeatures
-from mimjax.targets.patches import Pixels
-from mimjax.targets.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
+from mimjax.targets.pixels import Pixels
 from mimjax.task import View
 
 STUDENT = ViT(width=16, depth=1, heads=2, patch=4, image_size=(16, 24))  # 4x6 patches

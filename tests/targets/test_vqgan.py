@@ -10,7 +10,7 @@ from mimjax.models.vit import ViT
 from mimjax.models.vqgan import VQGAN_SIZES, VQGANModel
 from mimjax.rules import paths
 from mimjax.targets.vqgan import VQGAN
-from mimjax.torch_io import load, names
+from mimjax.torch_io.read import detect, load
 
 SMALL = {
     "ch": 32,
@@ -188,7 +188,7 @@ def test_published_sizes(name):
     keys, counts = PUBLISHED[name]
     target = VQGAN(VQGANModel(**VQGAN_SIZES[name]))
     like = jax.eval_shape(lambda key: target.init_frozen(key, ViT()), jax.random.key(0))
-    rows = names.rows_for("vqgan", paths(like))
+    rows = detect.rows_for("vqgan", paths(like))
     assert len({k for row in rows for k in row.keys}) == keys
     for part, count in counts.items():
         assert sum(x.size for x in jax.tree.leaves(like["vqgan"][part])) == count
@@ -198,7 +198,7 @@ def test_files():
     target, frozen = make("gumbel")
     state = load.to_torch(frozen, "vqgan")
     lightning = state | {"loss.discriminator.main.0.weight": np.zeros(3, np.float32)}
-    assert names.detect(lightning) == "vqgan"
+    assert detect.detect(lightning) == "vqgan"
     back = load.from_torch(lightning, frozen)
     jax.tree.map(np.testing.assert_array_equal, back, frozen)
     short = {k: v for k, v in state.items() if k != "encoder.down.2.attn.0.q.weight"}

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from configs import mrmae
-from mimjax.torch_io import formats
-from mimjax.torch_io.exporting import Export
+from mimjax.torch_io.write import formats
+from mimjax.torch_io.write.export import Export
 
 ABOUT = {"step": "7", "weights": "online", "config_sha256": "0" * 64}
 # heads: no preset of a library has so few channels per head

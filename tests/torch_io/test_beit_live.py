@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimjax.masking import Masking
+from mimjax.masking.base import Masking
 from mimjax.methods.beit import BEiT
 from mimjax.models.dalle import DallEEncoder
 from mimjax.models.vit import ViT
 from mimjax.targets.dalle import DallE
-from mimjax.torch_io import load, names
+from mimjax.torch_io.read import detect, load
 
 WIDTH, HEADS, VOCAB, PATCH, SIDE = 36, 3, 50, 4, 16
 
@@ -62,7 +62,7 @@ def gap(model, path, task):
     import torch
 
     state = load.read_file(path)
-    assert names.detect(state) == "beit_transformers"
+    assert detect.detect(state) == "beit_transformers"
     params = load.from_torch(state, jax.eval_shape(task.init, jax.random.key(0))[0])
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, SIDE, SIDE, 3)).astype(np.float32)

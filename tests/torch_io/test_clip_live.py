@@ -9,7 +9,7 @@ from mimjax.models.clip import CLIP_SIZES, CLIPVision, resize_positions
 from mimjax.models.vit import ViT
 from mimjax.rules import paths
 from mimjax.targets.clip import CLIP
-from mimjax.torch_io import load, names
+from mimjax.torch_io.read import detect, load
 
 NETWORK = CLIPVision(width=40, depth=2, heads=2, patch=4, pos_grid=(3, 3), proj_dim=24)
 ENCODER = ViT(patch=4, image_size=(12, 12))
@@ -70,7 +70,7 @@ def test_without_projection():
     model, state = live("CLIPVisionModel")
     target = CLIP(NETWORK, project=False)
     assert target.out_dim(ENCODER) == 40
-    assert names.detect(state) == "clip_hf_bare"
+    assert detect.detect(state) == "clip_hf_bare"
     frozen, hidden, images = both(target, state)
     theirs = model.post_layernorm(model(images).last_hidden_state).detach()
     np.testing.assert_allclose(target.read(frozen, hidden), theirs, atol=1e-4)
@@ -133,6 +133,6 @@ def test_torchscript_archives_are_refused(tmp_path):
 )
 def test_published_sizes(name, keys, count):
     like = shapes(CLIP(CLIPVision(**CLIP_SIZES[name])))
-    rows = names.rows_for("clip_openai", paths(like))
+    rows = detect.rows_for("clip_openai", paths(like))
     assert len({k for row in rows for k in row.keys}) == keys
     assert sum(x.size for x in jax.tree.leaves(like)) == count

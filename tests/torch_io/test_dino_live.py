@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mimjax import schema, start
+from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.models.clip import CLIPVision
 from mimjax.models.vit import ViT, sincos_table
 from mimjax.rules import paths
+from mimjax.run import start
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dino import DINO
-from mimjax.torch_io import load, names
+from mimjax.torch_io.read import detect, load
 
 SIZES = {"width": 40, "depth": 2, "heads": 2, "patch": 4, "image_size": (12, 12)}
 NETWORK = ViT(**SIZES, pos_embed="learned")
@@ -68,7 +69,7 @@ def test_dino_equals_transformers(eps, tmp_path):
     model, target = live("ViT", layer_norm_eps=eps), DINO(NETWORK)
     model.save_pretrained(tmp_path)
     state = load.read_file(str(tmp_path / "model.safetensors"))
-    assert names.detect(state) == "vit_transformers"
+    assert detect.detect(state) == "vit_transformers"
     frozen = load.from_torch(state, shapes(target))
     ours, theirs = compare(model, target, frozen)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
@@ -150,8 +151,8 @@ def test_the_same_keys_are_mae_s_or_dino_s():
     encoder = jax.tree.map(fill, like)
     table = np.concatenate([np.zeros((1, 40), np.float32), sincos_table((3, 3), 40, "xy")])
     file = load.to_torch(encoder, "mae") | {"pos_embed": table[None]}
-    assert names.detect(file) == names.detect(file, roots=["encoder"]) == "mae"
-    assert names.detect(file, roots=["dino"]) == "dino"
+    assert detect.detect(file) == detect.detect(file, roots=["encoder"]) == "mae"
+    assert detect.detect(file, roots=["dino"]) == "dino"
     same(load.from_torch(file, like), encoder)
     # MAE's encoder read as DINO's is the same network: its fixed positions stand in the file
     frozen = load.from_torch(file, shapes(target))
@@ -192,7 +193,7 @@ def test_files_that_do_not_fit(tmp_path):
 # Keys of dino_vitbase16_pretrain.pth and the parameters of ViT-B/16 with 196 + 1 positions.
 def test_published_size():
     like = shapes(DINO())
-    rows = names.rows_for("dino", paths(like))
+    rows = detect.rows_for("dino", paths(like))
     assert len({key for row in rows for key in row.keys}) == 150
     assert sum(x.size for x in jax.tree.leaves(like)) == 85_798_656
 

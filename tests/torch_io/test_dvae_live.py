@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimjax.models.discrete_vae import DVAEDecoder, DVAEEncoder
+from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.models.vit import ViT
 from mimjax.targets.dvae import DVAE
-from mimjax.torch_io import load
+from mimjax.torch_io.read import load
 
 
 def network(layers, blocks, vocab=11, dim=5, hidden=6):
@@ -85,7 +85,7 @@ def test_both_halves_equal_torch(layers, blocks):
 def test_gradients_of_the_transposed_convolution_equal_torchs():
     import torch
 
-    from mimjax.models.discrete_vae import Deconv
+    from mimjax.models.dvae import Deconv
 
     torch.manual_seed(0)
     layer, x = torch.nn.ConvTranspose2d(3, 4, 4, 2, 1), torch.randn(2, 3, 5, 2, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The program mimjax.export on a run's workdir, what it refuses, and the README's example."""
+"""The program mimjax.programs.export on a run's workdir, what it refuses, and the README's example."""
 
 import dataclasses
 import importlib.metadata
@@ -15,12 +15,13 @@ import pytest
 import stubs
 from absl import flags
 
-from mimjax import export as program
-from mimjax import outputs, start
 from mimjax.errors import ConfigError
-from mimjax.files import Workdir
-from mimjax.torch_io import load
-from mimjax.train.checkpoints import Checkpoints
+from mimjax.programs import export as program
+from mimjax.run import start
+from mimjax.storage import outputs
+from mimjax.storage.checkpoints import Checkpoints
+from mimjax.storage.files import Workdir
+from mimjax.torch_io.read import load
 
 pytestmark = pytest.mark.xdist_group("export")  # one worker makes the runs they share
 
@@ -69,14 +70,14 @@ def real_torchvision():
 def test_as_a_real_process(run):
     """Verified in transformers; without timm (there is no torchvision) it says so, and how to."""
     workdir = f"--workdir={run / 'runs/bootmae_digits_0'}"
-    out = helpers.run("mimjax.export", workdir, "--format=hf", f"--output={run / 'real'}")
+    out = helpers.run("mimjax.programs.export", workdir, "--format=hf", f"--output={run / 'real'}")
     assert re.search(r"\nverified: max \|difference\| [\d.e-]+ \(bound .* transformers", out.stdout)
     assert out.stdout.endswith(f'transformers.AutoModel.from_pretrained("{run / "real"}")\n')
     assert sorted(os.listdir(run / "real")) == [
         *("config.json", "model.safetensors", "preprocessor_config.json"),
     ]
     output = f"--output={run / 'one.safetensors'}"
-    out = helpers.run("mimjax.export", workdir, "--format=timm", output, "--overwrite")
+    out = helpers.run("mimjax.programs.export", workdir, "--format=timm", output, "--overwrite")
     said = "verified: " if real_torchvision() else "written, not verified: install mimjax[timm] to "
     assert f"\n{said}" in out.stdout
 
@@ -92,7 +93,7 @@ def test_readme(run, monkeypatch, capsys):
     monkeypatch.chdir(run)
     for command in commands:
         python, _, module, *args = shlex.split(command)
-        assert (python, module) == ("python", "mimjax.export")
+        assert (python, module) == ("python", "mimjax.programs.export")
         call(*args)
         assert "verified: " in capsys.readouterr().out
     exec(script, {})

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import stubs
 
-from mimjax import export as program
 from mimjax.errors import ConfigError
 from mimjax.models.positions import resize_absolute
-from mimjax.torch_io import exporting, formats, proof
+from mimjax.programs import export as program
+from mimjax.torch_io import verify
+from mimjax.torch_io.write import export, formats
 
 stubs.replace("torchvision")
 
@@ -61,7 +62,7 @@ def test_features_are_the_runs(tmp_path, method, name, pool, decoder, suffix, si
     job = exports.export(method, name, pool, decoder, size)
     path = str(tmp_path / f"out{suffix}")
     job.write(path)
-    found = proof.prove(job, path)
+    found = verify.prove(job, path)
     assert found.verified
     assert found.ok
     assert found.difference < 5e-6  # so small that nothing can be exchanged
@@ -83,11 +84,11 @@ def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch, spoil):
     """Keys that match and features that do not; a tensor that changed; a key of DINO v2's."""
     job = exports.export("cae", "timm")
     if spoil == "heads":  # a preset's number instead of the run's
-        monkeypatch.setattr(exporting.Export, "true_timm", exporting.Export.timm, raising=False)
-        monkeypatch.setattr(exporting.Export, "timm", property(wrong_heads))
+        monkeypatch.setattr(export.Export, "true_timm", export.Export.timm, raising=False)
+        monkeypatch.setattr(export.Export, "timm", property(wrong_heads))
         text = r"the file is wrong and was not kept: max \|difference\| .* of timm"
     else:
-        write = exporting.Export.write
+        write = export.Export.write
 
         def spoiled(self, path):
             key = "mask_token" if spoil == "mask_token" else "blocks.1.mlp.fc2.bias"
@@ -95,7 +96,7 @@ def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch, spoil):
             new.__dict__["tensors"] = self.tensors | {key: np.zeros(32, np.float32)}
             write(new, path)
 
-        monkeypatch.setattr(exporting.Export, "write", spoiled)
+        monkeypatch.setattr(export.Export, "write", spoiled)
         text = {"mask_token": "1 keys went astray: mask_token", "weights": "fc2/bias is not the s"}
         text = text[spoil]
     with pytest.raises(ConfigError, match=text):
@@ -122,7 +123,7 @@ def test_the_torch_module_serves_dense_prediction():
     """Its maps are those of the JAX stages; another image size interpolates positions."""
     import torch
 
-    from mimjax.torch_io.convmae_torch import ConvMAE
+    from mimjax.torch_io.write.convmae_module import ConvMAE
 
     job = exports.export("mcmae", "convmae")
     model = ConvMAE({k: v.shape for k, v in job.tensors.items()}, heads=2).eval()

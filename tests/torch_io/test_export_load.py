@@ -6,14 +6,14 @@ import pytest
 
 import exports  # isort: skip
 import mimjax
+from mimjax import patches
 from mimjax.errors import ConfigError
-from mimjax.targets import pixels
-from mimjax.torch_io import save
+from mimjax.storage import tensors
 
 
 def expected(job, images):
     encoder, params = job.plain
-    x = pixels.normalize(images, job.task.mean, job.task.std)
+    x = patches.normalize(images, job.task.mean, job.task.std)
     return jax.jit(lambda p, x: encoder.apply({"params": p}, x).read("mean"))(params, x)
 
 
@@ -42,6 +42,6 @@ def test_another_versions_file_is_refused_in_one_line(tmp_path):
     encoder = job.metadata["encoder"].replace('"width"', '"breadth"')
     path = str(tmp_path / "a.safetensors")
     metadata = job.metadata | {"encoder": encoder}
-    save.write_tensors(path, job.tensors, "", metadata)
+    tensors.write_tensors(path, job.tensors, "", metadata)
     with pytest.raises(ConfigError, match="breadth; it was made by another version"):
         mimjax.load(path)

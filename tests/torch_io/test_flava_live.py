@@ -11,7 +11,7 @@ from mimjax.errors import ConfigError
 from mimjax.models.dalle import DallEEncoder
 from mimjax.models.vit import ViT
 from mimjax.targets.dalle import DallE
-from mimjax.torch_io import load, names
+from mimjax.torch_io.read import detect, load
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_openais_names_hold_the_same_numbers(codebook):
     short = lambda k: re.sub(r"\.(group|path)(?=\.)", "", k)
     openai = {re.sub(r"\.(w|b)\w+$", r".\1", short(k)): v for k, v in state.items()}
     assert "blocks.group_2.block_1.res_path.conv_4.w" in openai
-    assert names.detect(openai) == "dalle"
+    assert detect.detect(openai) == "dalle"
     both = frozen(state, like), frozen(openai, like)
     jax.tree.map(np.testing.assert_array_equal, *both)
 
@@ -103,4 +103,4 @@ def test_detection():
         "vqkd": "encode_task_layer.0.weight",
     }
     for layout, key in marks.items():
-        assert names.detect([key]) == layout
+        assert detect.detect([key]) == layout

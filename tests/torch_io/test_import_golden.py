@@ -9,8 +9,8 @@ from golden_checks.pending import PENDING
 from safetensors.numpy import save_file
 
 import mimjax
-from mimjax import encoders, published
 from mimjax.errors import ConfigError
+from mimjax.inference import encoders, published
 
 METAS = official()
 # What is read of which kind. A key: there stand the logits of its head (of trained probes those

@@ -8,11 +8,11 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 import mimjax
-from mimjax import published
 from mimjax.errors import ConfigError
+from mimjax.inference import published
 from mimjax.models.vit import sincos_table
+from mimjax.patches import IMAGENET_MEAN, IMAGENET_STD
 from mimjax.targets.clip import CLIP_MEAN, CLIP_STD
-from mimjax.targets.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 SIDE, PATCH, WIDTH = 16, 4, 32
 SIZES = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}

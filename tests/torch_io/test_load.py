@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from mimjax.errors import ConfigError
 from mimjax.models.vit import sincos_table
-from mimjax.torch_io import load, names
+from mimjax.torch_io.read import detect, load
 
 
 def random_params(name):
@@ -22,7 +22,7 @@ def random_params(name):
 def test_round_trip_is_exact(name):
     _, params = random_params(name)
     state = load.to_torch(params, name)
-    assert names.detect(state | {"pos_embed": np.zeros(1)}) == name
+    assert detect.detect(state | {"pos_embed": np.zeros(1)}) == name
     back = load.from_torch(state, params, name)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
@@ -34,14 +34,14 @@ def test_pixel_layouts_mean_what_torch_means():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(2, 3, 8, 8)).astype(np.float32)
     kernel = rng.normal(size=(4 * 4 * 3, 10)).astype(np.float32)
-    weight = names.LAYOUTS["patch_conv"].to_theirs(kernel, 3)
+    weight = detect.LAYOUTS["patch_conv"].to_theirs(kernel, 3)
     ours = images.reshape(2, 3, 2, 4, 2, 4).transpose(0, 2, 4, 3, 5, 1).reshape(2, 4, 48) @ kernel
     theirs = torch.conv2d(torch.tensor(images), torch.tensor(weight), stride=4)
     theirs = theirs.flatten(2).transpose(1, 2).numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     tokens = rng.normal(size=(2, 4, 10)).astype(np.float32)
     kernel = rng.normal(size=(10, 48)).astype(np.float32)
-    weight = names.LAYOUTS["patch_deconv"].to_theirs(kernel, 3)
+    weight = detect.LAYOUTS["patch_deconv"].to_theirs(kernel, 3)
     grid = torch.tensor(tokens).transpose(1, 2).reshape(2, 10, 2, 2)
     theirs = torch.conv_transpose2d(grid, torch.tensor(weight), stride=4).numpy()
     ours = (tokens @ kernel).reshape(2, 2, 2, 4, 4, 3).transpose(0, 5, 1, 3, 2, 4)

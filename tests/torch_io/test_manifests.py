@@ -12,10 +12,10 @@ from golden_checks import common
 from golden_checks import mae as golden_mae
 
 from configs import beit, cae, mae, mcmae
-from mimjax import build
+from mimjax.run import setup
 from mimjax.task import Clock
-from mimjax.torch_io import load
-from mimjax.torch_io.exporting import Export
+from mimjax.torch_io.read import load
+from mimjax.torch_io.write.export import Export
 
 HERE = pathlib.Path(__file__).parent
 MODELS = json.loads((HERE / "manifests.json").read_text())["models"]
@@ -39,7 +39,7 @@ def exported(config, *args, **options):
     """{key: shape} of an export of the published model; its numbers are zeros."""
     c = config.get_config().unlock()
     c.method.encoder.depth = DEPTH
-    task = build.make_task(c, Clock(1, 1))
+    task = setup.make_task(c, Clock(1, 1))
     like = jax.eval_shape(task.init, jax.random.key(0))[0]
     zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), like)
     return {k: v.shape for k, v in Export(task, zeros, *args, **options).tensors.items()}

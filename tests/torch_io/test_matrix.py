@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from configs import cae
-from mimjax import build, start
 from mimjax.errors import ConfigError
 from mimjax.models.vit import sincos_table
 from mimjax.rules import paths
+from mimjax.run import setup, start
 from mimjax.task import Clock
-from mimjax.torch_io import formats, hub, load, names
+from mimjax.torch_io.read import detect, load
+from mimjax.torch_io.write import formats, settings
 
 
 def flat(tree):
@@ -79,8 +80,8 @@ def test_round_trip(tmp_path, method, name, pool, decoder):
     for where, x in flat(read).items():
         np.testing.assert_array_equal(x, want[where], err_msg=where)
     # nothing else is there but the fixed tables of decoders
-    known = {k for row in names.rows_for(job.layout, want) for k in row.keys}
-    fixed = set() if job.layout == names.OWN else set(names.TABLES[job.layout][1])
+    known = {k for row in detect.rows_for(job.layout, want) for k in row.keys}
+    fixed = set() if job.layout == detect.OWN else set(detect.TABLES[job.layout][1])
     assert state.keys() - known <= fixed
     if decoder:
         assert fixed <= state.keys()
@@ -146,8 +147,10 @@ def test_key_biases_have_no_place_in_an_encoder_without():
 def test_heads_that_no_preset_has():
     """CAE's Ti has 12 heads, timm's 3: keys would match, so the number is in what is printed."""
     c = cae.get_config("size=ti,tokenizer=pixels")
-    task = build.make_task(c, Clock(1, 1))
-    name, args = hub.timm_model(task.encoder, False, "token", 3)
+    task = setup.make_task(c, Clock(1, 1))
+    name, args = settings.timm_model(task.encoder, False, "token", 3)
     assert (name, args["num_heads"]) == ("vit_base_patch16_224", 12)
-    assert hub.unlike_preset(name, args) == {"embed_dim": 192, "init_values": 0.1}
-    assert hub.hf_config(task.encoder, "beit_transformers_bare", 3)["num_attention_heads"] == 12
+    assert settings.unlike_preset(name, args) == {"embed_dim": 192, "init_values": 0.1}
+    assert (
+        settings.hf_config(task.encoder, "beit_transformers_bare", 3)["num_attention_heads"] == 12
+    )

@@ -4,7 +4,8 @@ import exports
 import pytest
 import stubs
 
-from mimjax.torch_io import formats, proof
+from mimjax.torch_io import verify
+from mimjax.torch_io.write import formats
 
 CASES = [case for name in ("mmpretrain", "mmseg") for case in exports.variants(name)]
 
@@ -22,7 +23,7 @@ def test_backbones_compute_the_runs_features(tmp_path, method, name, pool, decod
     job = exports.export(method, name, pool, decoder, size)
     path = str(tmp_path / "out.pth")
     job.write(path)
-    found = proof.prove(job, path)
+    found = verify.prove(job, path)
     assert found.verified
     assert found.difference < 5e-6
     assert found.reader.startswith(formats.FORMATS[name].library)

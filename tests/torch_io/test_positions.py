@@ -8,7 +8,7 @@ from mimjax.errors import ConfigError
 from mimjax.models.layers import table_rows
 from mimjax.models.positions import bicubic_weights, resize_absolute
 from mimjax.models.vit import ViT
-from mimjax.torch_io import load, positions
+from mimjax.torch_io.read import load, positions
 
 RNG = np.random.default_rng(0)
 GRIDS = [((4, 4), (7, 7)), ((6, 6), (3, 4)), ((3, 5), (5, 3)), ((4, 4), (4, 9)), ((1, 1), (2, 3))]

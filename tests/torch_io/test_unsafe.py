@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import save_file
 
 from mimjax.errors import ConfigError
-from mimjax.torch_io import load
+from mimjax.torch_io.read import load
 
 X = np.linspace(-3, 3, 4096, dtype=np.float32).reshape(64, 64)
 

@@ -8,10 +8,10 @@ import dataclasses
 import jax
 import numpy as np
 
-from mimjax import build
+from mimjax import sharding
 from mimjax.data.sources import make_source
 from mimjax.methods.mae import MAE
-from mimjax.train import sharding
+from mimjax.run import setup
 from mimjax.train.loop import train
 from mimjax.train.program import Program
 
@@ -31,13 +31,13 @@ def compile_once(self, traced=None):
 def quick(monkeypatch):
     """One device and no second compilation."""
     one = sharding.make_mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr(build, "make_mesh", lambda *_: one)
+    monkeypatch.setattr(setup, "make_mesh", lambda *_: one)
     monkeypatch.setattr(Program, "compile", compile_once)
 
 
 def go(c, workdir, change=lambda run: None):
     """A whole run; gives the Run and the final state. Saves are finished, also after an error."""
-    run = build.make_run(c, str(workdir))
+    run = setup.make_run(c, str(workdir))
     change(run)
     try:
         state = jax.device_get(train(run))

@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimjax import rules
-from mimjax.exits import Exit
-from mimjax.train import sharding
+from mimjax import rules, sharding
+from mimjax.errors import Exit
 
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
 

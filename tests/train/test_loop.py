@@ -10,7 +10,7 @@ import pytest
 from train import inside
 
 from mimjax import stopping
-from mimjax.files import Workdir
+from mimjax.storage.files import Workdir
 
 TIMED = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4} "
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from mimjax import schema
 from mimjax.errors import ConfigError
-from mimjax.files import Workdir
-from mimjax.settings import Settings
+from mimjax.run.sections import Settings
+from mimjax.storage.files import Workdir
 from mimjax.train import boards, loop, metrics
 
 

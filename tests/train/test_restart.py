@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mimjax.exits import Exit
+from mimjax.errors import Exit
 
 pytestmark = pytest.mark.xdist_group("restart")  # one worker makes the runs they share
 

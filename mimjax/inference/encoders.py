@@ -1,0 +1,222 @@
+"""Encoders of files of no pretraining method: teachers, libraries' and fine-tuned models.
+
+A CLIP or DINO tower, a timm or transformers ViT, an encoder with a classifier. They encode and,
+with a head, classify; there is nothing to reconstruct.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mimjax import patches, schema, values
+from mimjax.errors import ConfigError
+from mimjax.inference import published
+from mimjax.inference.features import encode
+from mimjax.models.clip import CLIPVision
+from mimjax.models.conv_vit import ConvViT
+from mimjax.models.heads import Classifier
+from mimjax.models.layers import LayerNorm
+from mimjax.models.vit import Features, ViT
+from mimjax.rules import paths
+from mimjax.run import setup
+from mimjax.schema import Config
+from mimjax.storage import config_version
+from mimjax.targets.clip import CLIP_MEAN, CLIP_STD
+from mimjax.torch_io.read import detect, load, sizes
+
+PyTree = Any
+CONV, STEM = "encoder/patch_embed4/kernel", "encoder/patch_embed1/proj/kernel"
+CLASSIFIER = "classifier/params/linear/kernel"
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """An encoder, how its images are normalized, and its classifier if it has one.
+
+    Attributes:
+      module: a ViT, ConvViT or CLIPVision.
+      pooled: whether features are a norm of the mean of the last block's patch tokens: what the
+        head of a fine-tuned model reads.
+      normed: whether tokens have a norm; fine-tuned models and backbones have none.
+    """
+
+    module: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    head: Classifier | None = None
+    pooled: bool = False
+    normed: bool = True
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        m = self.module
+        if isinstance(m, CLIPVision):
+            return m.pos_grid[0] * m.patch, m.pos_grid[1] * m.patch
+        return m.image_size
+
+    def features(self, params: PyTree, images: jax.Array) -> Features:
+        """Features of uint8 images [b h w c]; CLIP's tokens are normed and projected."""
+        if not isinstance(self.module, CLIPVision):
+            return encode(self.module, params["encoder"], images, self.mean, self.std)
+        blocks = lambda m, name: name == "__call__" and len(m.path) == 1
+        tokens, state = self.module.apply(
+            {"params": params["encoder"]},
+            patches.normalize(images, self.mean, self.std),
+            capture_intermediates=blocks,
+            mutable=["intermediates"],
+        )
+        found = state["intermediates"]
+        inner = [found[k]["__call__"][0] for k in sorted(found) if k.startswith("block_")]
+        return Features(tokens, tuple(inner), 1)
+
+    def pool(self, params: PyTree, features: Features) -> jax.Array:
+        """[b d], for `pooled`."""
+        norm: Any = LayerNorm()
+        mean = features.read("mean", layer=-1)
+        return norm.apply({"params": params["classifier"]["params"]["norm"]}, mean)
+
+    def logits(self, params: PyTree, images: jax.Array) -> jax.Array:
+        """float32 [b classes]."""
+        head: Any = self.head
+        return head.apply(params["classifier"], self.features(params, images))
+
+
+def read(
+    held: sizes.Held, choice: published.Choice, mean: Any = None, std: Any = None
+) -> tuple[Network, PyTree, Config, list[str]]:
+    """The network of a file, its parameters, its settings, and lines that say what was read.
+
+    Raises:
+      ConfigError: heads are not given and cannot be told, or tensors do not fit.
+    """
+    if held.layout == detect.OWN:
+        root, module = "encoder", own_module(held)
+    else:
+        root, module = root_of(held), module_of(held, choice)
+    head, shapes = head_of(held)
+    default = (CLIP_MEAN, CLIP_STD) if root == "clip" else _statistics(held)
+    mean = values.fit(values.Mean, tuple(mean or default[0]), "mean")
+    std = values.fit(values.Std, tuple(std or default[1]), "std")
+    channels = channels_of(held, root, module)
+    if channels != len(mean):
+        raise ConfigError(
+            f"mean: {len(mean)} values, but {held.where} reads images of {channels} channels; "
+            "allowed: as many in mean and std"
+        )
+    pooled = "classifier/params/norm/scale" in held
+    norms = [f"{root}/{name}/scale" for name in ("norm", "norm_post")]
+    normed = any(k in held or k in held.state for k in norms)
+    net = Network(module, mean, std, head, pooled, normed)
+    params = {"encoder": trunk(held, net, root)}
+    if shapes:
+        like = _nested({k: jnp.zeros(s) for k, s in shapes.items()})
+        params |= load.from_torch(held.state, like, held.layout, held.where)
+    settings = ConfigDict({"task": "", "method": {"mean": mean, "std": std}})
+    settings.method.encoder = schema.section(module)
+    settings.method.encoder.type = schema.class_path(type(module))
+    unread = held.unread({f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys())
+    with_head = " and its head" if head else ""
+    lines = [f"from {held.where} (layout {held.layout!r}): the encoder{with_head}"]
+    if unread:
+        lines.append(f"{len(unread)} keys not read: {load.listed(unread)}")
+    return net, jax.tree.map(jnp.asarray, params), settings.lock(), lines
+
+
+def trunk(held: sizes.Held, net: Network, root: str) -> PyTree:
+    """The encoder's parameters; a norm that the file lacks does nothing."""
+    images = jnp.zeros((1, *net.image_size, len(net.mean)))
+    like = jax.eval_shape(net.module.init, jax.random.key(0), images)["params"]
+    order = str(getattr(net.module, "pos_embed", ""))
+    order = order.removeprefix("sincos_") if order.startswith("sincos") else ""
+    grid = getattr(net.module, "grid", None)
+    found = load.from_torch(held.state, {root: like}, held.layout, held.where, grid, order)[root]
+    plain = lambda path, x: jnp.ones(x.shape) if path.endswith("scale") else jnp.zeros(x.shape)
+    leaves = [plain(p, x) for p, x in zip(paths(like), jax.tree.leaves(like))]
+    return published.complete(found, jax.tree.unflatten(jax.tree.structure(like), leaves))
+
+
+def own_module(held: sizes.Held) -> Any:
+    """The encoder of a file in our own names, which says what it is."""
+    settings = json.loads(held.about["encoder"])
+    settings = config_version.without_sentinels(settings, "method.encoder.")  # files say no version
+    cls = ConvViT if "strides" in settings else ViT
+    if wrong := settings.keys() - {f.name for f in dataclasses.fields(cls)}:
+        raise ConfigError(
+            f"{held.where}: its metadata names settings that {cls.__name__} does not have: "
+            f"{', '.join(sorted(wrong))}; it was made by another version"
+        )
+    module: Any = schema.build(cls, settings, f"{held.where}: encoder")
+    return module.clone(dtype=setup.compute_dtype("auto"))
+
+
+def channels_of(held: sizes.Held, root: str, module: Any) -> int:
+    """Of the images that the encoder reads."""
+    if held.layout != detect.OWN:
+        stem = next(k for k in (f"{root}/patch_embed/kernel", STEM) if k in held)
+        return held.shape(stem)[1]
+    if isinstance(module, ConvViT):
+        return held.state[STEM].shape[2]
+    return held.state["encoder/patch_embed/kernel"].shape[0] // module.patch**2
+
+
+def root_of(held: sizes.Held) -> str:
+    """Under which of our names the file has its network."""
+    for root in ("encoder", "clip", "dino"):
+        if held.has(root):
+            return root
+    raise ConfigError(
+        f"{held.where} (layout {held.layout!r}) holds no encoder, but "
+        f"{', '.join(sorted(names.held(held.layout)))}; allowed: encoders of images"
+    )
+
+
+def module_of(held: sizes.Held, choice: published.Choice) -> Any:
+    """The module with the file's sizes."""
+    root, dtype = root_of(held), setup.compute_dtype("auto")
+    if root == "clip":
+        found = sizes.clip(held)
+        # OpenAI's loader derives them so, and every published tower has them
+        return CLIPVision(**found, heads=choice.heads or found["width"] // 64 or 1, dtype=dtype)
+    cls = ConvViT if CONV in held else ViT
+    section = schema.section(cls)
+    published.size_encoder(held, section, choice, root)
+    return cls(**section, dtype=dtype)
+
+
+def head_of(held: sizes.Held) -> tuple[Classifier | None, dict[str, tuple[int, ...]]]:
+    """The classifier, and the shapes of all that the file has under its name."""
+    norm = {k: held.shape(k) for k in held.keys if k.startswith("classifier/params/norm")}
+    if CLASSIFIER not in held or any("attentive_blocks" in k for k in held.state):
+        return None, norm  # an attentive probe's head reads what no network here makes
+    classes, width = held.shape(CLASSIFIER)
+    probe = "classifier/batch_stats/batch_norm/mean" in held
+    shapes = {k: held.shape(k) for k in held.keys if k.startswith("classifier/")}
+    head = Classifier(classes, pooled=bool(norm), probe=probe)
+    return head, shapes | {CLASSIFIER: (width, classes)}
+
+
+def _nested(flat: dict[str, Any]) -> PyTree:
+    out: PyTree = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = out
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return out
+
+
+def _statistics(held: sizes.Held) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the images: what the file says; BootMAE's are its own."""
+    if "mean" in held.about:
+        numbers = lambda name: tuple(map(float, held.about[name].split(",")))
+        return numbers("mean"), numbers("std")
+    if held.layout == "bootmae":
+        return patches.HALF, patches.HALF
+    return patches.IMAGENET_MEAN, patches.IMAGENET_STD

@@ -1,0 +1,373 @@
+"""`mimjax.load`: a trained run or a published file as an object that encodes images.
+
+Images, crops, features, masks and pictures are those of the evaluators and programs, by the same
+functions. One device and no mesh; compiled once for each shape of a batch.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mimjax import schema
+from mimjax.data.augment import Augment
+from mimjax.data.decoding import Decoding
+from mimjax.data.in_memory import Images, Reader
+from mimjax.errors import ConfigError
+from mimjax.evaluators.pictures import Painter, Sheet
+from mimjax.inference import encoders, features, published, workdir
+from mimjax.rng import example_seed, step_key
+from mimjax.run import setup, start
+from mimjax.schema import Config
+from mimjax.task import Task, TrainState, View
+from mimjax.torch_io.read import load as torch_load
+
+PyTree = Any
+POOLS = ("cls", "mean", "all")
+Reading = tuple[str, int | None]  # pool and layer, as `Model.encode` takes them
+
+
+class Model:
+    """A network with its weights.
+
+    Attributes:
+      config: task and method settings; for a run all of its settings.
+      report: lines that say where the weights came from and what was derived.
+      image_size: (height, width) that images are brought to.
+      num_classes: of `classify`; 0 = there is no head.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: encoders.Network,
+        params: PyTree,
+        report: list[str],
+        reader: Reader,
+        reconstructor: Reconstructor | str,
+    ):
+        self.config, self.report = config, report
+        self.image_size = tuple(network.image_size)
+        self.num_classes = network.head.classes if network.head else 0
+        self._network, self._params, self._reader = network, params, reader
+        self._reconstructor = reconstructor
+        self._candidates = jax.jit(lambda p, x: features.candidates(network.features(p, x)))
+        self._tokens = jax.jit(self._read_tokens, static_argnums=2)
+        self._many = jax.jit(self._read_many, static_argnums=2)
+        self._pool = jax.jit(lambda p, x: network.pool(p, network.features(p, x)))
+        self._logits = jax.jit(network.logits)
+
+    def encode(
+        self, images: Images, pool: str = "mean", layer: int | None = None, batch_size: int = 64
+    ) -> np.ndarray:
+        """Features of full images.
+
+        Args:
+          images: uint8 [b h w c], or a list of arrays, Pillow images or paths. Those that are not
+            of `image_size` are resized and cropped as the run's evaluators do.
+          pool: "mean" of the patch tokens or "cls" ([b d]), or "all" tokens ([b p+n d], CLS first).
+          layer: block from 0, negative from the end; None = after the final norm. A fine-tuned
+            model has a norm after pooling and none for tokens: "mean" alone, as its head reads it.
+          batch_size: images at once.
+
+        Returns:
+          float32.
+
+        Raises:
+          ConfigError: an image, pool or layer that the model cannot read.
+        """
+        name = self.check(pool, layer)
+        if layer is None and not self._network.normed:
+            fn = self._pool
+        elif pool == "all":
+            fn = lambda p, x: self._tokens(p, x, layer)
+        else:
+            fn = lambda p, x: self._candidates(p, x)[f"{pool} of {name}"]
+        return self._batched(fn, images, batch_size)
+
+    def check(self, pool: str, layer: int | None) -> str:
+        """The name of the layer that `encode` reads: "norm", "block_00".
+
+        Raises:
+          ConfigError: the model cannot read it.
+        """
+        depth, module = self._network.module.depth, self._network.module
+        if pool not in POOLS:
+            raise ConfigError(f"pool: {pool!r}; allowed: {', '.join(POOLS)}")
+        if pool == "cls" and hasattr(module, "strides"):
+            raise ConfigError("pool: 'cls', and this encoder has no CLS token; allowed: mean, all")
+        if layer is not None and not -depth <= layer < depth:
+            raise ConfigError(f"layer: {layer}; allowed: None, or {-depth} to {depth - 1}")
+        pooled = self._network.pooled
+        if layer is None and not self._network.normed and not (pooled and pool == "mean"):
+            mean = "pool='mean', or " if pooled else ""
+            raise ConfigError(
+                f"pool: {pool!r} with layer=None: the file has no norm for tokens (fine-tuned "
+                f"models have one after pooling, backbones none); allowed: {mean}a layer"
+            )
+        return "norm" if layer is None else f"block_{layer % depth:02d}"
+
+    def read(self, images: np.ndarray, readings: Sequence[Reading]) -> dict[str, np.ndarray]:
+        """Several of `encode`'s features of one batch, in one pass of the encoder.
+
+        Args:
+          images: uint8 [b h w c] of `image_size`; compiled once for each b.
+          readings: what `check` allows.
+
+        Returns:
+          float32 by name: "mean_norm", "cls_block_11", "all_norm".
+        """
+        return jax.device_get(self._many(self._params, images, tuple(readings)))
+
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches in pool="all"; 1 = CLS."""
+        return 0 if hasattr(self._network.module, "strides") else 1
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        module = self._network.module
+        return tuple(module.pos_grid if hasattr(module, "pos_grid") else module.grid)
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std of the images, per channel."""
+        return self._network.mean, self._network.std
+
+    @property
+    def reader(self) -> Reader:
+        """Makes images of the model's size out of others."""
+        return self._reader
+
+    def classify(self, images: Images, batch_size: int = 64) -> np.ndarray:
+        """Logits float32 [b classes] of a fine-tuned or linearly probed file.
+
+        Raises:
+          ConfigError: the model has no head.
+        """
+        if not self.num_classes:
+            raise ConfigError(
+                "classify: this model has no classifier; allowed: files of fine-tuned or linearly "
+                "probed models"
+            )
+        return self._batched(self._logits, images, batch_size)
+
+    def reconstruct(
+        self, images: Images, mask: np.ndarray | None = None, seed: int | None = None
+    ) -> Sheet:
+        """What the model makes of masked images, as `mimjax.programs.reconstruct` draws it.
+
+        Args:
+          images: see `encode`.
+          mask: bool [b n], True = masked, in raster order; None = the method's own masks.
+          seed: of those; None = the run's.
+
+        Returns:
+          `columns` by name ("original", "masked", "reconstruction"), uint8 [b h w c]; a `caption`;
+          the `error` of each image at its masked patches; `png()`.
+
+        Raises:
+          ConfigError: there is no decoder, or the target is no picture.
+        """
+        if isinstance(self._reconstructor, str):
+            raise ConfigError(f"reconstruct: {self._reconstructor}")
+        return self._reconstructor(images, mask, seed, self._reader)
+
+    def _read_tokens(self, params: PyTree, images: jax.Array, layer: int | None) -> jax.Array:
+        return self._network.features(params, images).read("all", layer).astype(jnp.float32)
+
+    def _read_many(
+        self, params: PyTree, images: jax.Array, readings: tuple[Reading, ...]
+    ) -> dict[str, jax.Array]:
+        found, out = self._network.features(params, images), {}
+        for pool, layer in readings:
+            if layer is None and not self._network.normed:
+                value = self._network.pool(params, found)
+            else:
+                value = found.read(pool, layer)
+            out[f"{pool}_{self.check(pool, layer)}"] = value.astype(jnp.float32)
+        return out
+
+    def _batched(self, fn: Callable[..., Any], images: Images, size: int) -> np.ndarray:
+        """`fn` over batches of one shape; the last one is filled up with its last image."""
+        view = View(self.image_size)
+        arrays = self._reader(images, {"image": view})
+        x, out = arrays["image"], []
+        size = min(max(size, 1), len(x))
+        for i in range(0, len(x), size):
+            part = x[i : i + size]
+            full = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+            out.append(np.asarray(fn(self._params, full))[: len(part)])
+        return np.concatenate(out)
+
+
+class Reconstructor:
+    """Pictures of a task; frozen networks are read when the first picture is asked for."""
+
+    def __init__(
+        self,
+        task: Any,
+        state: Callable[[], TrainState],
+        frozen: Callable[[], PyTree],
+        seed: int = 0,
+    ):
+        self.task, self._load, self._seed = task, (state, frozen), seed
+        self._ready: tuple[TrainState, PyTree] | None = None
+        self._painters: dict[int, Painter] = {}  # a seed is part of what is compiled
+
+    def __call__(
+        self, images: Images, mask: np.ndarray | None, seed: int | None, reader: Reader
+    ) -> Sheet:
+        task, seed = self.task, self._seed if seed is None else seed
+        batch: dict[str, Any] = reader(images, task.views)
+        count = len(batch["image"])
+        if task.mask_fn is not None:
+            batch["mask"] = self._masks(mask, count, seed)
+        elif mask is not None:
+            raise ConfigError("mask: the method chooses the patches itself; allowed: None")
+        if self._ready is None:
+            self._ready = self._load[0](), self._load[1]()
+        painter = self._painters.setdefault(seed, Painter(task, seed))
+        sheet = painter.sheet(*self._ready, batch, count)
+        if sheet is None:
+            raise ConfigError(
+                f"reconstruct: {type(task).__name__} with this target predicts no pixels; allowed: "
+                "models that do"
+            )
+        return sheet
+
+    def _masks(self, mask: np.ndarray | None, count: int, seed: int) -> np.ndarray:
+        task = self.task
+        if mask is None:
+            seeds = [example_seed(seed, 0, i, "eval_mask") for i in range(count)]
+            return np.stack([np.asarray(task.mask_fn(random.Random(s)), bool) for s in seeds])
+        mask = np.asarray(mask)
+        shape = (count, task.encoder.num_patches)
+        if mask.dtype != bool or mask.shape != shape or (mask.sum(1) != task.num_masked).any():
+            raise ConfigError(
+                f"mask: {mask.dtype} {list(mask.shape)}; allowed: bool {list(shape)} with "
+                f"{task.num_masked} masked patches in each image"
+            )
+        return mask
+
+
+def load(
+    path: str | os.PathLike,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    *,
+    step: int | None = None,
+    ema: bool = False,
+    layout: str = "auto",
+    image_size: tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    teacher: str = "",
+) -> Model:
+    """A model from a workdir of this project or from a published checkpoint file.
+
+    Args:
+      path: workdir, .safetensors or .pth (weights-only loading).
+      heads, decoder_heads: of a file's encoder and of the networks behind it, where no tensor
+        shows them and the size is no published one.
+      step: of a workdir's checkpoint; None = the newest.
+      ema: the moving average's encoder (BootMAE) instead of the trained one.
+      layout: of a file; a name of `mimjax/torch_io/read/detect.py`.
+      image_size: (height, width), where a file's patches fill no square or its learned positions
+        are to be resized.
+      mean, std: of a file's images, where they are not its method's.
+      teacher: file of the tokenizer or teacher that a file's method reconstructs with.
+
+    Raises:
+      ConfigError: what is wrong, in one line.
+    """
+    path = os.fspath(path)
+    choice = published.Choice(heads, decoder_heads, image_size, published=True)
+    if not path.endswith(torch_load.SUFFIXES):
+        return of_run(workdir.open_run(path, step), path, ema)
+    held, average = published.open_file(path, layout, "path")
+    if ema and not average:
+        raise ConfigError(f"ema: True, but {path} holds no moving average; allowed: False")
+    if ema:
+        held = type(held)(average, held.layout, held.where)
+    if not published.method_of(held):
+        network, params, config, report = encoders.read(held, choice, mean, std)
+        why = f"{path} holds an encoder and no decoder"
+        return Model(config, network, params, report, reader_of(network), why)
+    return _from_method(path, held, choice, mean, std, teacher)
+
+
+def reader_of(network: encoders.Network) -> Reader:
+    """Of a file, which says nothing of its images but how many channels they have."""
+    return Reader(Augment(), Decoding(channels=len(network.mean)))
+
+
+def encodes(task: Any) -> bool:
+    """Whether a task has an encoder of images in blocks, as tokenizers have none."""
+    return hasattr(getattr(task, "encoder", None), "depth") and hasattr(task, "mean")
+
+
+def of_run(run: workdir.Trained, path: str, ema: bool = False) -> Model:
+    """The model of a run that is open already; `path` is what it was opened with.
+
+    Raises:
+      ConfigError: it has no encoder of images, or no average of it.
+    """
+    c, task = run.config, run.program.task
+    if not encodes(task):
+        raise ConfigError(f"path: {path} is a run of {c.task}, which has no encoder of images")
+    encoder: Any = run.state().ema.get("encoder") if ema else run.encoder()
+    if encoder is None:
+        raise ConfigError(f"ema: True, but {c.task} in {path} averages no encoder; allowed: False")
+    network = encoders.Network(task.encoder, tuple(task.mean), tuple(task.std))
+    augment = schema.build(Augment, c.data.augment, "data.augment")
+    reader = Reader(augment, setup.decoding(c))
+    reconstruct = Reconstructor(task, run.state, run.frozen, c.seed)
+    line = f"from {path}: {run.title}" + (", moving average" if ema else "")
+    return Model(c, network, {"encoder": encoder}, [line], reader, reconstruct)
+
+
+def _from_method(
+    path: str, held: Any, choice: published.Choice, mean: Any, std: Any, teacher: str
+) -> Model:
+    """A file of a pretraining method, with the method's published settings."""
+    task_path = published.method_of(held)
+    if task_path.endswith("MRMAE"):
+        raise ConfigError(
+            f"path: {path} is of MR-MAE, whose fused blocks no tensor shows; make a workdir of it: "
+            "python -m mimjax.programs.convert --config=configs/mrmae.py --weights=..."
+        )
+    given = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
+    c = ConfigDict({"task": task_path, "dtype": "auto", "seed": 0})
+    c.method = schema.section(schema.find_class(task_path, "task"), **given)
+    found = published.fit(c, held, None, choice)
+    task: Any = found.task
+    init = jax.jit(task.init)(step_key(0, "init", 0))[0]
+    params = jax.tree.map(jnp.asarray, published.complete(found.params, init))
+    network = encoders.Network(task.encoder, tuple(task.mean), tuple(task.std))
+    lacking = [k for k in found.absent if "/" not in k]
+    reconstruct: Any = f"{path} holds no {', '.join(lacking)}"
+    if not lacking:
+        state = lambda: TrainState(jnp.zeros((), jnp.int32), params, {}, task.init_ema(params), ())
+        reconstruct = Reconstructor(task, state, lambda: _teacher(task, teacher))
+    return Model(found.config, network, params, found.report, reader_of(network), reconstruct)
+
+
+def _teacher(task: Task, path: str) -> PyTree:
+    """Frozen networks of a file's method, from the path that `load` was given."""
+    like = jax.eval_shape(task.init_frozen, jax.random.key(0))
+    if like and not path:
+        raise ConfigError(
+            f"teacher: missing, but {type(task).__name__} reconstructs with a frozen network "
+            f"({', '.join(like)}); allowed: mimjax.load(..., teacher=FILE)"
+        )
+    grid = task.encoder.grid  # pyright: ignore[reportAttributeAccessIssue]
+    return start.read_teachers(path, like, lambda line: None, grid) if like else {}

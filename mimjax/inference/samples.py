@@ -1,0 +1,144 @@
+"""What every evaluator reads: a fixed sample of both splits, as global batches on the mesh.
+
+Crops are centered and masks fixed, so that values of different steps and restarts compare. Each
+process makes only its own rows; results are read through replicated outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mimjax import progress, sharding, stopping
+from mimjax.data.augment import Augment
+from mimjax.data.bad_files import BadFiles
+from mimjax.data.decoding import BadImage
+from mimjax.data.images import fingerprint
+from mimjax.data.pipeline import eval_batches
+from mimjax.data.sources import Source
+from mimjax.task import MaskFn, Task, View
+
+
+@dataclasses.dataclass
+class Subset:
+    """At most `limit` images of a source, drawn without replacement, the same at every start.
+
+    Not the first ones: a folder is sorted by class. Not evenly spaced ones: labels may be periodic.
+    """
+
+    source: Source
+    limit: int
+
+    def __post_init__(self):
+        order = np.random.default_rng(0).permutation(len(self.source))
+        self.indices = np.sort(order[: self.limit])
+        self.name = self.source.name
+        self.num_classes = self.source.num_classes
+        self.label_name = self.source.label_name
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint([self.source.fingerprint, self.limit])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int):
+        return self.source.image(int(self.indices[index]))
+
+    def label(self, index: int) -> int:
+        return self.source.label(int(self.indices[index]))
+
+    def labels(self) -> np.ndarray:
+        """All labels, int64 [n]; every process reads them all."""
+        return np.asarray([self.label(i) for i in range(len(self))], np.int64)
+
+
+def readable_part(split: Subset, count: int) -> tuple[Subset, list[tuple[str, str]]]:
+    """`Subset(split, count)` of images that can be read; others of `split` stand in for the rest.
+
+    Returns:
+      The images, and path and reason of each file that was tried in vain, in order.
+    """
+    good: list[int] = []
+    bad: dict[int, tuple[str, str]] = {}
+    for place in np.random.default_rng(0).permutation(len(split)).tolist():
+        if len(good) == count:
+            break
+        try:
+            split.image(place)
+            good.append(place)
+        except BadImage as error:
+            bad[place] = error.path, error.reason
+    part = Subset(split, count)
+    part.indices = np.sort(np.asarray(good, np.int64))
+    return part, [bad[place] for place in sorted(bad)]
+
+
+@dataclasses.dataclass
+class Bench:
+    """The images of a run's evaluators, and how they reach the devices.
+
+    Attributes:
+      train, test: at most max_images of each split.
+      seed: the run's; it fixes masks and the untrained weights.
+      batch_size: rows of a global batch; rounded up to a multiple of the devices, and no larger
+        than the splits need.
+      augment: its `eval_crop` is used.
+      threads: that make batches.
+      bad_files: lists files that cannot be read and lets others, of weight 0, stand in for them.
+    """
+
+    task: Task
+    mesh: Mesh
+    train: Subset
+    test: Subset
+    seed: int = 0
+    batch_size: int = 256
+    augment: Augment = Augment()
+    threads: int = 8
+    bad_files: BadFiles = dataclasses.field(default_factory=BadFiles)
+
+    def __post_init__(self):
+        devices, needed = self.mesh.size, max(len(self.train), len(self.test))
+        self.batch_size = -(-min(self.batch_size, needed) // devices) * devices
+
+    def batches(
+        self,
+        split: Subset,
+        views: dict[str, View] | None = None,
+        mask_fn: MaskFn | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[dict[str, jax.Array]]:
+        """Global batches over every image of `split` once.
+
+        `weight` is 0 for rows that only fill the last batch or stand in for a bad file.
+        """
+        size = batch_size or self.batch_size
+        rows = sharding.local_rows(self.mesh, size)
+        views = self.task.views if views is None else views
+        batches = eval_batches(
+            split,
+            views,
+            size,
+            mask_fn,
+            self.seed,
+            augment=self.augment,
+            rows=rows,
+            threads=self.threads,
+            bad_files=self.bad_files,
+        )
+        total, quiet = -(-len(split) // size), jax.process_index() > 0
+        with batches:
+            for batch in progress.track(batches, "evaluation", total, "batch", quiet):
+                stopping.sync()
+                yield sharding.to_global(self.mesh, batch)
+
+    def jit(self, fn: Any):
+        """`fn` compiled with outputs that every process can read."""
+        return jax.jit(fn, out_shardings=sharding.replicated(self.mesh))

@@ -1,0 +1,199 @@
+"""A trained run, read back from its workdir by programs that look at what it learned.
+
+One process and one device; neither the optimizer nor the training data is needed (but for targets
+that are estimated from these). Nothing is written into the workdir except by `save`, at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from mimjax import schema
+from mimjax.data import values
+from mimjax.data.augment import Augment
+from mimjax.data.bad_files import BadFiles, named
+from mimjax.data.files import Files
+from mimjax.data.sources import Source
+from mimjax.errors import ConfigError
+from mimjax.inference.samples import Bench, Subset, readable_part
+from mimjax.run import setup, start
+from mimjax.schema import Config
+from mimjax.sharding import make_mesh
+from mimjax.storage import files, outputs
+from mimjax.storage.checkpoints import Checkpoints
+from mimjax.storage.files import Workdir
+from mimjax.task import Clock, TrainState
+from mimjax.train.program import Program, make_program
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A workdir with its task, and the step of one of its checkpoints.
+
+    Attributes:
+      config: as resolved when the run was started last.
+      program: on one device, with an optimizer that has no state.
+    """
+
+    config: Config
+    workdir: Workdir
+    checkpoints: Checkpoints
+    program: Program
+    step: int
+
+    @property
+    def title(self) -> str:
+        return f"{type(self.program.task).__name__}, step {self.step:,}"
+
+    def state(self) -> TrainState:
+        """All but the optimizer's slots."""
+        return self.checkpoints.weights(self.program.abstract_state, self.step)
+
+    def frozen(self) -> PyTree:
+        """Frozen networks, from `teacher.path` of the config."""
+        c, task = self.config, self.program.task
+        sample = lambda n: setup.sample_images(c, setup.make_data(c, task, "train"), n)
+        say = functools.partial(print, flush=True)
+        return start.make_frozen(c, self.program, self.workdir, sample, say)[0]
+
+    @property
+    def abstract_encoder(self) -> PyTree:
+        return self.program.abstract_state.params["encoder"]
+
+    def encoder(self) -> PyTree:
+        """The encoder's parameters alone."""
+        like = {"encoder": self.abstract_encoder}
+        return self.checkpoints.params(like, self.step)["encoder"]
+
+    def bench(self, path: str | None, seed: int | None = None) -> Bench:
+        """Images at `path`, or of the run's test split, cropped as its evaluators do.
+
+        Args:
+          path: folder or file; None = the run's own source.
+          seed: of the masks; None = the run's.
+
+        Raises:
+          ConfigError: no images.
+        """
+        c = self.config
+        source: Source = Files(path, how=setup.decoding(c)) if path else setup.make_split(c, "test")
+        limited = Subset(source, c.eval.max_images)
+        return Bench(
+            self.program.task,
+            self.program.mesh,
+            limited,
+            limited,
+            seed=c.seed if seed is None else seed,
+            augment=schema.build(Augment, c.data.augment, "data.augment"),
+            threads=c.data.threads,
+            # images that somebody names are all shown or refused; the run's own as by the run
+            bad_files=BadFiles() if path else setup.make_bad_files(c),
+        )
+
+    def look(
+        self, path: str | None, count: int, seed: int | None = None
+    ) -> tuple[Bench, list[str]]:
+        """`bench` with at most `count` images that can be read, and what is to be said of them.
+
+        Raises:
+          ConfigError: no images, or none that can be read.
+        """
+        bench = self.bench(path, seed)
+        part, bad = readable_part(bench.test, count)
+        lines = [f"images: {note}" for note in notes_of(bench.test)]
+        lines += named(bad, len(part) + len(bad))
+        return dataclasses.replace(bench, train=part, test=part), lines
+
+
+def open_run(path: str, step: int | None = None) -> Trained:
+    """The run of a workdir at its newest checkpoint or at that of `step`.
+
+    Raises:
+      ConfigError: no workdir, no config, no such checkpoint.
+    """
+    workdir = start.existing(files.checked_path(path, "--workdir", files.RUNS), "--workdir")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    steps = sorted(checkpoints.steps())
+    if not steps:
+        lacks = "checkpoint" if workdir.file("config.json").exists() else "config.json"
+        raise ConfigError(f"--workdir: no {lacks} in {path}; allowed: the workdir of a run")
+    settings = start.own_settings(workdir, checkpoints, functools.partial(print, flush=True))
+    if step is not None and step not in steps:
+        raise ConfigError(f"--step: {step}; allowed: {', '.join(map(str, steps))}")
+    c: Config = ConfigDict(settings)
+    # The length of an epoch is known to the training data alone. It decides weights of losses
+    # and decays of averages, and no prediction.
+    task = setup.make_task(c, Clock(1, c.steps or 1))
+    program = make_program(
+        task,
+        optax.identity(),
+        make_mesh(devices=jax.devices()[:1]),
+        c.sharding,
+        batch_size=1,
+        seed=c.seed,
+    )
+    return Trained(c, workdir, checkpoints, program, steps[-1] if step is None else step)
+
+
+def notes_of(source: Any) -> list[str]:
+    """What is to be said of a source's folder and values, also through subsets of it."""
+    while isinstance(source, Subset):
+        source = source.source
+    text = values.advise(source)
+    return [*getattr(source, "notes", ()), *[f"WARNING: {text}"] * bool(text)]
+
+
+def image_names(subset: Subset) -> list[str]:
+    """What each image is called: its relative path, or the source and the number in it."""
+    return [_image_name(subset, i) for i in range(len(subset))]
+
+
+def _image_name(source: Any, index: int) -> str:
+    if isinstance(source, Subset):
+        return _image_name(source.source, int(source.indices[index]))
+    if hasattr(source, "relative_path"):
+        return source.relative_path(index)
+    return f"{source.name} {index}"
+
+
+def check_flags(count: int, output: str | None, workdir: str | None = None, name: str = "") -> None:
+    """Before any work is done.
+
+    Args:
+      workdir, name: where the picture goes without an output, see `save`; None: nowhere.
+
+    Raises:
+      ConfigError: a count below 1, an output that is no .png, or one that may not be replaced.
+    """
+    if count < 1:
+        raise ConfigError(f"--count: {count}; allowed: 1 or more")
+    if output is not None and not output.lower().endswith(".png"):
+        raise ConfigError(f"--output: {output!r}; allowed: a file name that ends in .png")
+    if output or workdir:
+        outputs.check_bytes(output or os.path.join(workdir or "", "pictures", name))
+
+
+def save(run: Any, name: str, output: str | None, data: bytes) -> str:
+    """Writes a picture to `output`, or else as `pictures/<name>` of the workdir.
+
+    Args:
+      run: has a `workdir`; read without an output alone.
+
+    Returns:
+      Where it is.
+
+    Raises:
+      ConfigError: it cannot be written, or would replace what is not ours.
+    """
+    path = os.path.expanduser(output) if output else os.fspath(run.workdir.path / "pictures" / name)
+    outputs.write_bytes(path, data)
+    return path

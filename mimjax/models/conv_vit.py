@@ -1,0 +1,393 @@
+"""The hierarchical encoder of ConvMAE / MCMAE: two stages of masked convolution, then a ViT.
+
+Patch embeddings never cross a patch of the mask (16x16 pixels), so of all operations only the 5x5
+depthwise convolution reads beyond its own patch, and what it reads of masked patches is zero. Hence
+everything runs on visible patches alone, each a "cell" of side x side positions; the convolution
+gathers a cell with its surroundings. Source: arXiv:2205.03892 and its official code.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, ClassVar, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+from mimjax.masking.base import gather
+from mimjax.models.layers import (
+    Block,
+    Branch,
+    Dtype,
+    dense,
+    drop_rate,
+    gelu,
+    layer_norm,
+    shard_batch,
+    torch_uniform,
+    xavier_uniform,
+)
+from mimjax.models.vit import Features, patchify, sincos_table
+from mimjax.values import Count, Index, Positive, Rate, Size
+
+# Stages: widths, depths, mlp ratios; transformer: width, depth, heads. Only B is in the official
+# code. S, L and H are one reading, of which no published checkpoint was opened here: public forks
+# disagree (depths of L; heads of S; H stands in one file), and ConvMAE issue 32 says that the
+# released files contradict the paper in the MLP ratios of L and H and in the patch of H.
+CONV_SIZES = {
+    "s": ((128, 256), (2, 2), (4.0, 4.0), 384, 11, 6),
+    "b": ((256, 384), (2, 2), (4.0, 4.0), 768, 11, 12),
+    "l": ((384, 768), (2, 2), (8.0, 8.0), 1024, 23, 16),
+    "h": ((768, 1024), (2, 2), (8.0, 8.0), 1280, 31, 16),
+}
+CONV_ALTERNATIVES = {
+    "s12": ((128, 256), (2, 2), (4.0, 4.0), 384, 11, 12),
+    "l4": ((384, 768), (2, 2), (4.0, 4.0), 1024, 23, 16),
+    "l20": ((384, 768), (2, 2), (4.0, 4.0), 1024, 20, 16),
+    "l12": ((384, 768), (4, 4), (4.0, 4.0), 1024, 12, 16),
+    "h4": ((768, 1024), (2, 2), (4.0, 4.0), 1280, 31, 16),
+}
+STAGE_EPS = 1e-5  # torch's default, which the code has in the stages; 1e-6 everywhere else
+REACH = 2  # of the 5x5 convolution
+
+# (height, width) in patches, side of a cell in positions
+Place = tuple[int, int, int]
+
+
+# ------------------------------------------------------------------ the masked convolution
+def neighbors(place: Place, ids: Int[Array, "b v"]) -> Int[Array, "b v r r"]:
+    """Where a cell and its surroundings stand among the visible cells' positions [v * side^2].
+
+    Whatever is masked or outside the image gets an index beyond the last.
+    """
+    height, width, side = place
+    n, v = height * width, ids.shape[1]
+    window = np.arange(-REACH, side + REACH)
+    top, left = (side * c[:, None] + window for c in np.divmod(np.arange(n), width))
+    y, x = top[:, :, None], left[:, None, :]
+    outside = (y < 0) | (y >= height * side) | (x < 0) | (x >= width * side)
+    cells = np.where(outside, n, y // side * width + x // side)
+    within = window % side * side  # the same in every cell
+    within = within[:, None] + window % side
+    # a comparison and no scatter: which place each patch has among the visible ones, v = none
+    rank = jnp.arange(v) - v
+    slots = v + ((jnp.arange(n)[:, None] == ids[:, None, :]) * rank).sum(-1)
+    slots = jnp.pad(slots, ((0, 0), (0, 1)), constant_values=v)
+    around = jax.vmap(lambda row, index: row[index])(slots, jnp.asarray(cells)[ids])
+    return around * side**2 + jnp.asarray(within)
+
+
+def surround(x: Float[Array, "b t c"], near, place: Place) -> Float[Array, "b v h w c"]:
+    """Cells with their surroundings; without `near` the whole image is one cell."""
+    if near is not None:
+        out = jnp.take_along_axis(x, near.reshape(len(x), -1, 1), axis=1, mode="fill", fill_value=0)
+        return out.reshape(*near.shape, x.shape[-1])
+    pad = (REACH, REACH)
+    return jnp.pad(to_cells(x, near, place), ((0, 0), (0, 0), pad, pad, (0, 0)))
+
+
+def to_cells(x, near, place: Place):
+    """Positions [b t c] as cells [b v side side c], or as one map [b 1 h w c]."""
+    height, width, side = place
+    if near is not None:
+        return rearrange(x, "b (v p q) c -> b v p q c", p=side, q=side)
+    return rearrange(x, "b (h w p q) c -> b 1 (h p) (w q) c", h=height, w=width, p=side, q=side)
+
+
+def to_positions(x, near, place: Place):
+    """The inverse of `to_cells`."""
+    if near is not None:
+        return rearrange(x, "b v p q c -> b (v p q) c")
+    return rearrange(x, "b 1 (h p) (w q) c -> b (h w p q) c", p=place[2], q=place[2])
+
+
+SHIFTS = np.stack(np.divmod(np.arange((2 * REACH + 1) ** 2), 2 * REACH + 1), axis=1)
+
+
+def shifted(x: Float[Array, "b v h w c"], by, size: tuple[int, int]):
+    """The part of `size` that the kernel's place `by` (row, column) weighs, in float32."""
+    start, shape = (0, 0, by[0], by[1], 0), (*x.shape[:2], *size, x.shape[-1])
+    return jax.lax.dynamic_slice(x, start, shape).astype(jnp.float32)
+
+
+# XLA's grouped convolution took 26 times as long on CPU (forward, 56x56x256) as 25 multiply-adds,
+# which one loop fuses. The gradient is the same operation with the kernel turned around: the
+# derived one would scatter overlapping windows.
+def depthwise(
+    x: Float[Array, "b t c"],
+    kernel: Float[Array, "5 5 c"],
+    near: Int[Array, "b v r r"] | None,
+    place: Place,
+) -> Float[Array, "b t c"]:
+    """5x5 depthwise convolution, zeros at masked positions and outside, summed in float32.
+
+    Args:
+      x: positions in the order (patch, row, column): those of visible patches, or all.
+      near: of `neighbors`; None = all patches are there.
+    """
+    out: Any = _depthwise(x, kernel, near, place)
+    return out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _depthwise(x, kernel, near, place: Place):
+    cells = surround(x, near, place)
+    size = cells.shape[2] - 2 * REACH, cells.shape[3] - 2 * REACH
+    out = sum(shifted(cells, tuple(map(int, i)), size) * kernel[tuple(i)] for i in SHIFTS)
+    return to_positions(out.astype(x.dtype), near, place)
+
+
+def _depthwise_forward(x, kernel, near, place):
+    return _depthwise(x, kernel, near, place), (x, kernel, near)
+
+
+def _depthwise_backward(place, saved, g):
+    x, kernel, near = saved
+    cells = to_cells(g, near, place).astype(jnp.float32)
+    around = surround(x, near, place)
+    # One small program run 25 times: written out, it took most of a step's compilation. Examples
+    # are summed after it, so that devices exchange sums once.
+    part = lambda by: (shifted(around, by, cells.shape[2:4]) * cells).sum((1, 2, 3))
+    dkernel = jax.lax.map(part, jnp.asarray(SHIFTS)).sum(1).reshape(kernel.shape)
+    return _depthwise(g, kernel[::-1, ::-1], near, place), dkernel, None
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+# ------------------------------------------------------------------ modules
+class PatchConv(nn.Module):
+    """Convolution with stride = kernel inside each cell, as a matrix product.
+
+    Attributes:
+      stride: of the convolution; side: of a cell at the input.
+      xavier: Xavier-uniform on the flattened kernel (the official patch_embed3) instead of
+        PyTorch's default; the bias keeps that default.
+    """
+
+    features: int
+    stride: int
+    side: int
+    xavier: bool = False
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b u d"]:
+        p, h = self.stride, self.side // self.stride
+        x = rearrange(x, "b (v h p w q) c -> b (v h w) (p q c)", p=p, q=p, h=h, w=h)
+        fan_in = x.shape[-1]
+
+        def init(key, shape, dtype=jnp.float32):
+            flat = xavier_uniform() if self.xavier else torch_uniform(fan_in)
+            return flat(key, (fan_in, self.features), dtype).reshape(shape)
+
+        kernel = self.param("kernel", init, (p, p, fan_in // p**2, self.features), jnp.float32)
+        bias = self.param("bias", torch_uniform(fan_in), (self.features,), jnp.float32)
+        flat = kernel.reshape(fan_in, self.features).astype(self.dtype)
+        return x.astype(self.dtype) @ flat + bias.astype(self.dtype)
+
+
+class PatchEmbed(nn.Module):
+    """Convolution, LayerNorm and GELU, in front of every stage."""
+
+    features: int
+    stride: int
+    side: int
+    xavier: bool = False
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        conv = PatchConv(
+            self.features, self.stride, self.side, self.xavier, self.dtype, name="proj"
+        )
+        return gelu(layer_norm("norm", self.dtype, STAGE_EPS)(conv(x)))
+
+
+class Depthwise(nn.Module):
+    """The masked 5x5 convolution; see `depthwise`. Its bias is added at every position."""
+
+    place: Place
+
+    @nn.compact
+    def __call__(self, x, near=None):
+        init, reach = torch_uniform(25), 2 * REACH + 1
+        kernel = self.param("kernel", init, (reach, reach, 1, x.shape[-1]), jnp.float32)
+        bias = self.param("bias", init, (x.shape[-1],), jnp.float32)
+        return depthwise(x, kernel[:, :, 0], near, self.place) + bias.astype(x.dtype)
+
+
+def conv1x1(x, features: int, name: str, dtype: Dtype):
+    """A 1x1 convolution at PyTorch's default initialization, applied."""
+    init = torch_uniform(x.shape[-1])
+    return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)(x)
+
+
+class CBlock(Branch):
+    """ConvMAE's convolutional block, on positions [b t c] in the order (patch, row, column).
+
+    x + conv2(depthwise(visible * conv1(LN(x)))), then x + MLP(LN(x)): no activation between the
+    convolutions. All but the depthwise one are 1x1. Masked positions are hidden from it alone.
+    """
+
+    mlp_ratio: float = 4.0
+    place: Place = (0, 0, 1)
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, near=None, visible=None, train: bool = False):
+        """Args: near: of `neighbors`; visible: bool [b t], where x holds masked positions too."""
+        width = x.shape[-1]
+        x = shard_batch(x)
+        y = layer_norm("norm1", self.dtype, STAGE_EPS)(x)
+        y = conv1x1(y, width, "conv1", self.dtype)
+        if visible is not None:
+            y = y * visible[..., None].astype(y.dtype)
+        y = Depthwise(self.place, name="depthwise")(y, near)
+        x = x + self.residual(conv1x1(y, width, "conv2", self.dtype), "gamma_1", train)
+        y = layer_norm("norm2", self.dtype, STAGE_EPS)(x)
+        y = gelu(conv1x1(y, int(width * self.mlp_ratio), "fc1", self.dtype))
+        return x + self.residual(conv1x1(y, width, "fc2", self.dtype), "gamma_2", train)
+
+
+class ConvViT(nn.Module):
+    """Encoder of ConvMAE / MCMAE and, with `fuse_layers`, of MR-MAE. No CLS token.
+
+    Attributes:
+      width, depth, heads, mlp_ratio: of the transformer; see `CONV_SIZES`.
+      stage_widths, stage_depths, stage_mlp_ratios: of the two convolutional stages.
+      strides: of the three patch embeddings; their product is the patch of mask and tokens.
+      image_size: (height, width) that the data pipeline delivers; the grid follows from the images
+        that are passed in.
+      pos_embed: "sincos_xy", fixed; "learned" (fine-tuned models), at `image_size` alone.
+      fuse_layers: transformer blocks whose outputs are summed before the norm; the last alone is
+        ConvMAE.
+      fuse_stages: add both stages' outputs to that sum, each through a convolution (ConvMAE,
+        section 3.1; in pretraining only: published files of encoders lack these convolutions).
+      skip_masked: leave masked positions out of the stages; False computes and discards them, as
+        the official code does: the same function.
+      drop_path: the last block's rate, rising linearly from 0 over stages and transformer.
+      remat: recompute each block in the backward pass instead of storing its inner activations.
+    """
+
+    width: Count = 768
+    depth: Count = 11
+    heads: Count = 12
+    stage_widths: tuple[Count, Count] = (256, 384)
+    stage_depths: tuple[Count, Count] = (2, 2)
+    stage_mlp_ratios: tuple[Positive, Positive] = (4.0, 4.0)
+    strides: tuple[Count, Count, Count] = (4, 2, 2)
+    image_size: Size = (224, 224)
+    mlp_ratio: Positive = 4.0
+    pos_embed: Literal["sincos_xy", "learned"] = "sincos_xy"
+    fuse_layers: tuple[Index, ...] = (-1,)
+    fuse_stages: bool = True
+    skip_masked: bool = True
+    drop_path: Rate = 0.0
+    remat: bool = False
+    dtype: Dtype = jnp.float32
+
+    use_mask_token: ClassVar[bool] = False
+
+    @property
+    def patch(self) -> int:
+        """Pixels of a token's side."""
+        return math.prod(self.strides)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not certain about a published size; see `task.Task.notes`."""
+        names = [k for k in ("s", "l", "h") if CONV_SIZES[k][3] == self.width]
+        if not names or CONV_SIZES[names[0]][0] != tuple(self.stage_widths):
+            return ()
+        others = [k for k in CONV_ALTERNATIVES if k.startswith(names[0])]
+        return (
+            f"size {names[0]} is not in the official code: public forks disagree on depths, MLP "
+            "ratios and heads, and released files contradict the paper (ConvMAE issue 32). Other "
+            f"readings: config argument size={'|'.join(others)}; method.encoder.strides for other "
+            "patches. Where you have a file, python -m mimjax.programs.convert takes its sizes.",
+        )
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "b h w c"],
+        ids: Int[Array, "b v"] | None = None,
+        mask: Bool[Array, "b n"] | None = None,
+        train: bool = False,
+    ) -> Features:
+        """Encodes the patches `ids` (all if None); `mask` is ignored: there are no mask tokens."""
+        grid = images.shape[1] // self.patch, images.shape[2] // self.patch
+        x, fused = self.stages(images, grid, ids, train)
+        x = dense(self.width, "patch_embed4", self.dtype)(x)
+        pos = self.positions(grid)
+        x = x + (pos if ids is None else pos[ids]).astype(x.dtype)
+        blocks = []
+        for i in range(self.depth):
+            x = self.block(Block, (3,), i, heads=self.heads, mlp_ratio=self.mlp_ratio)(
+                x, None, train
+            )
+            blocks.append(x)
+        x = sum([blocks[i] for i in self.fuse_layers] + fused)
+        return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), 0)
+
+    def positions(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
+        """Fixed ones, column first, of any grid; learned ones of `image_size`."""
+        if self.pos_embed == "learned":
+            init, shape = nn.initializers.normal(0.02), (1, self.num_patches, self.width)
+            return self.param("pos_embed", init, shape, jnp.float32)[0]
+        return jnp.asarray(sincos_table(grid, self.width, "xy"))
+
+    def stages(self, images, grid: tuple[int, int], ids, train: bool):
+        """Tokens of `ids` out of patch_embed3, [b v d], and the stages' shares of the sum."""
+        side, skip = self.patch, ids is not None and self.skip_masked
+        chosen = (lambda x: x) if ids is None or skip else (lambda x: gather(x, ids))
+        x = patchify(images, side).astype(self.dtype)
+        x = gather(x, ids) if skip else x
+        x = rearrange(x, "b v (t c) -> b (v t) c", t=side**2)
+        fused = []
+        for k, width in enumerate(self.stage_widths):
+            name, stride = f"stage{k + 1}", self.strides[k]
+            embed = PatchEmbed(width, stride, side, dtype=self.dtype, name=f"patch_embed{k + 1}")
+            x, side = embed(x), side // stride
+            place = (*grid, side)
+            near = neighbors(place, ids) if skip else None
+            visible = None
+            if ids is not None and not skip:
+                shown = (jnp.arange(grid[0] * grid[1]) == ids[..., None]).any(1)
+                visible = jnp.repeat(shown, side**2, axis=1)
+            for i in range(self.stage_depths[k]):
+                block = self.block(
+                    CBlock, (4,), i, k, mlp_ratio=self.stage_mlp_ratios[k], place=place
+                )
+                x = block(x, near, visible, train)
+            if self.fuse_stages:
+                conv = PatchConv(self.width, side, side, dtype=self.dtype, name=f"{name}_fuse")
+                fused.append(chosen(conv(x)))
+        last = PatchEmbed(self.width, side, side, True, self.dtype, name="patch_embed3")
+        return chosen(last(x)), fused
+
+    def block(self, cls, static: tuple[int, ...], i: int, stage: int = 2, **kw) -> nn.Module:
+        """Block `i` of a stage (2 = the transformer), recomputed in the backward pass if `remat`.
+
+        Args:
+          static: which argument of the block's call, itself counted, is `train`.
+        """
+        make = nn.remat(cls, static_argnums=static) if self.remat else cls
+        before = sum(self.stage_depths[:stage])
+        rate = drop_rate(self.drop_path, before + i, sum(self.stage_depths) + self.depth)
+        name = f"block_{i:02d}" if stage == 2 else f"stage{stage + 1}_block_{i:02d}"
+        return make(drop_path=rate, dtype=self.dtype, name=name, **kw)

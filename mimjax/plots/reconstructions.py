@@ -1,0 +1,147 @@
+"""Pictures of reconstructions: arrays in, Pillow images out. Draws nothing else and reads no file.
+
+A model that predicts normalized patches does not predict their mean and contrast: such pictures
+borrow the true ones, and the caption must say so (`explain`).
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont
+
+from mimjax import patches as pixels
+
+GRAY = 128  # of masked patches
+TILE = 128  # smaller images are enlarged to about this many pixels
+GAP, MARGIN = 6, 16
+FONT_SIZE = 14
+BACKGROUND, INK, FAINT = (255, 255, 255), (32, 32, 32), (110, 110, 110)
+
+
+def reconstruct(
+    images: np.ndarray,
+    pred: np.ndarray,
+    ids_m: np.ndarray,
+    *,
+    patch: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    norm: str = "none",
+) -> dict[str, np.ndarray]:
+    """What the model saw and what it made of it.
+
+    Args:
+      images: uint8 [b h w c].
+      pred: [b m d] predictions at the masked patches, in target space.
+      ids_m: int [b m].
+      patch: side of a patch in pixels.
+      mean, std: of the image normalization.
+      norm: patch normalization of the target; see `targets.pixels.restore_patches`.
+
+    Returns:
+      "original", "masked" (masked patches gray) and "reconstruction" (visible patches from the
+      original, masked ones predicted), uint8 [b h w c].
+    """
+    _, h, w, c = images.shape
+    grid = h // patch, w // patch
+    patches = rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)
+    index = ids_m[..., None]
+    true = np.take_along_axis(patches, index, 1)
+    colors = lambda x: rearrange(x, "b m (p c) -> b m p c", c=c)
+    flat = lambda x: rearrange(x, "b m p c -> b m (p c)")
+    normal = flat((colors(true) / 255.0 - np.asarray(mean)) / np.asarray(std))
+    restored = pixels.restore_patches(np.asarray(pred, np.float32), normal, norm, c)
+    painted = flat(pixels.denormalize(colors(restored), mean, std))
+    masked, full = patches.copy(), patches.copy()
+    np.put_along_axis(masked, index, np.uint8(GRAY), 1)
+    np.put_along_axis(full, index, painted, 1)
+    back = lambda x: pixels.unpatchify(x, grid, patch)
+    return {"original": images, "masked": back(masked), "reconstruction": back(full)}
+
+
+def explain(norm: str) -> str:
+    """The sentence about `norm` that a caption needs."""
+    if norm == "none":
+        return "Visible patches are pasted from the original."
+    return (
+        "Masked patches: predicted, un-normalized with the true patch statistics. "
+        "Visible patches: pasted from the original."
+    )
+
+
+def draw(columns: dict[str, np.ndarray], caption: str = "") -> Image.Image:
+    """One row per image under named columns, with a caption below.
+
+    From four images on there are two images beside each other in a row.
+
+    Args:
+      columns: name -> uint8 [b h w c], all of the same b, h and w.
+    """
+    count, h, w, _ = next(iter(columns.values())).shape
+    channels = max(images.shape[-1] for images in columns.values())
+    columns = {name: colors(images) for name, images in columns.items()}
+    if channels not in (1, 3):
+        which = "channel 0" if channels == 2 else "channels 0, 1 and 2"
+        caption = f"{caption} Shown: {which} of {channels}.".lstrip()
+    times = zoom(h, w)
+    h, w = h * times, w * times
+    blocks = 2 if count >= 4 else 1
+    rows = -(-count // blocks)
+    font, line = ImageFont.load_default(FONT_SIZE), FONT_SIZE + 5
+    block_width = len(columns) * (w + GAP) - GAP
+    width = 2 * MARGIN + blocks * block_width + (blocks - 1) * 2 * MARGIN
+    lines = wrap(caption, font, width - 2 * MARGIN)
+    top = MARGIN + line
+    bottom = top + rows * (h + GAP) - GAP
+    height = bottom + (len(lines) * line + 2 * GAP if lines else 0) + MARGIN
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
+    pen = ImageDraw.Draw(sheet)
+    for i in range(blocks):
+        for j, (name, images) in enumerate(columns.items()):
+            x = MARGIN + i * (block_width + 2 * MARGIN) + j * (w + GAP)
+            pen.text((x + w / 2, MARGIN), name, fill=INK, font=font, anchor="mt")
+            for row, image in enumerate(images[i::blocks]):
+                tile = Image.fromarray(image).resize((w, h), Image.Resampling.NEAREST)
+                sheet.paste(tile, (x, top + row * (h + GAP)))
+    for row, text in enumerate(lines):
+        pen.text((MARGIN, bottom + 2 * GAP + row * line), text, fill=FAINT, font=font)
+    return sheet
+
+
+def colors(images: np.ndarray) -> np.ndarray:
+    """The channels that a screen can show: one or two as gray (the first), of more the first three.
+
+    Args:
+      images: uint8 [b h w c].
+
+    Returns:
+      uint8 [b h w 3].
+    """
+    return images[..., :3] if images.shape[-1] > 2 else images[..., :1].repeat(3, axis=-1)
+
+
+def zoom(h: int, w: int) -> int:
+    """How many times an image of this size is enlarged."""
+    return max(1, round(TILE / max(h, w)))
+
+
+def wrap(text: str, font, width: float) -> list[str]:
+    """Lines of at most `width` pixels, broken between words."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def png(image: Image.Image) -> bytes:
+    """The file's bytes."""
+    out = io.BytesIO()
+    image.save(out, "PNG", optimize=True)
+    return out.getvalue()

@@ -1,0 +1,102 @@
+"""Turns a published PyTorch file into a workdir that every program of mimjax can open.
+
+  python -m mimjax.programs.convert --weights=FILE --config=configs/mae.py --workdir=DIR [--heads=12]
+
+The file's sizes replace the config's; what no tensor shows is asked for. Nothing is trained: the
+workdir holds the config and a checkpoint of step 0, from which `mimjax.main` continues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+from absl import flags
+
+from mimjax.programs import cli
+
+
+def main() -> None:
+    from mimjax.inference import published
+
+    f = flags.FLAGS
+    choice = published.Choice(*cli.file_sizes())
+    for line in convert(f.weights, f.config, f.workdir, f.layout, choice):
+        print(line)
+    print(f"workdir: {f.workdir} holds config.json and a checkpoint of step 0")
+
+
+def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> list[str]:
+    """Writes the workdir; see `published.fit`.
+
+    Returns:
+      Lines that say what came from the file, what was derived and what is random.
+
+    Raises:
+      ConfigError: the workdir holds a run, or the file cannot become one of this config. Nothing
+        is written then.
+    """
+    from mimjax.errors import ConfigError
+    from mimjax.inference import published
+    from mimjax.run import start
+    from mimjax.storage import outputs
+    from mimjax.storage.checkpoints import Checkpoints, versions
+    from mimjax.storage.files import Workdir
+
+    taken = Workdir(workdir_path, writer=False)
+    if any(taken.file(name).exists() for name in ("config.json", "checkpoints")):
+        raise ConfigError(f"--workdir: {workdir_path} holds a run already; allowed: a new folder")
+    if taken.is_local:
+        outputs.check(workdir_path, flag="--workdir")
+    held, average = published.open_file(path, layout, "--weights")
+    found = published.fit(c, held, average, choice)
+    state = make_state(found)
+    text = start.config_json(found.config)
+    meta: dict[str, Any] = {"config": json.loads(text), "versions": versions(), "teacher": {}}
+    meta["weights"] = {"path": path, "sha256": start.checksum(path, {}), "layout": held.layout}
+    place = outputs.staged(workdir_path, flag="--workdir", listed=False)
+    with place if taken.is_local else contextlib.nullcontext(workdir_path) as new:
+        workdir = Workdir(new)
+        checkpoints = Checkpoints(workdir)
+        try:
+            checkpoints.save(state, {"step": 0, "fingerprint": ""}, meta)
+        finally:
+            checkpoints.close()  # waits for threads that write
+        workdir.write_text("config.json", text)  # last: it makes a run
+    return found.report
+
+
+def make_state(found: Any) -> Any:
+    """The state at step 0 with the file's weights; what it lacks is initialized from the seed."""
+    import jax
+    import jax.numpy as jnp
+
+    from mimjax.inference import published
+    from mimjax.rng import step_key
+    from mimjax.run import setup
+    from mimjax.task import Clock, TrainState
+
+    c, task = found.config, found.task
+    clock = Clock(1, c.steps or 1)
+    params, model_state = jax.jit(task.init)(step_key(c.seed, "init", 0))
+    params = published.complete(found.params, params)
+    tx, _ = setup.make_tx(c, params, clock)
+    ema = task.init_ema(params)
+    if found.average:
+        ema = ema | published.complete(found.average, {"encoder": ema["encoder"]})
+    asarray = lambda tree: jax.tree.map(jnp.asarray, tree)
+    params, ema = asarray(params), asarray(ema)
+    return TrainState(jnp.zeros((), jnp.int32), params, model_state, ema, tx.init(params))
+
+
+if __name__ == "__main__":
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", None, "configs/METHOD.py[:name=value,...]")
+    cli.define_base_flags()
+    cli.define_file_flags()
+    flags.adopt_module_key_flags(cli)
+    flags.DEFINE_string("weights", None, "The file: .safetensors, .pth.")
+    flags.DEFINE_string("layout", "auto", "auto, or a name of mimjax/torch_io/read/detect.py.")
+    cli.run(main, required=("weights", "config", "workdir"))

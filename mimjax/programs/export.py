@@ -1,0 +1,213 @@
+"""Writes a run's weights as a file for PyTorch libraries, and proves that file.
+
+  python -m mimjax.programs.export --workdir=DIR --format=F --output=PATH [--step=N]
+    [--weights=online|ema] [--pool=token|avg] [--image_size=512] [--decoder] [--overwrite]
+
+What was written is loaded by the library it is meant for, and its features are compared with the
+run's on the same images; a file that differs is not kept. --overwrite replaces an earlier export
+that nobody changed, and nothing else (`outputs.py`). `--format=list` prints which methods go
+into which formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+from absl import flags
+
+from mimjax.errors import ConfigError
+from mimjax.programs import cli
+from mimjax.storage import outputs
+
+LIBRARIES = {"timm": "mimjax[timm]", "transformers": "mimjax[torch]"}
+
+
+def main() -> None:
+    from mimjax.torch_io.write import formats
+
+    f = flags.FLAGS
+    if f.format == "list":
+        print(formats.table())
+        return
+    if f.format not in formats.FORMATS:
+        raise ConfigError(
+            f"--format: {f.format!r}; allowed: {', '.join(formats.FORMATS)}, or list for the table"
+        )
+    for name in ("workdir", "output"):
+        if f[name].value is None:
+            raise ConfigError(f"--{name}: missing; allowed: see --help")
+    formats.check_output(f.format, f.output)
+    spare = {"the run": f.workdir}
+    outputs.check(f.output, f.overwrite, spare=spare, hint="--overwrite")  # before anything is read
+    print("\n".join(write(make_export(), f.output, f.overwrite)))
+
+
+def write(job, output: str, overwrite: bool = False) -> list[str]:
+    """Writes, proves and only then puts the file in its place.
+
+    Returns:
+      Lines that say what was made, how it was verified, and the next command.
+
+    Raises:
+      ConfigError: it cannot be written or is wrong; then nothing is left of it.
+    """
+    from mimjax.torch_io import verify
+
+    with outputs.staged(output, overwrite) as path:
+        job.write(path)
+        found = verify.prove(job, path)
+    about = f"{job.method}, step {job.about['step']}, {job.about['weights']} weights"
+    lines = [f"{output}: {len(job.tensors)} tensors in the layout {job.layout!r} ({about})"]
+    if found.verified:
+        lines.append(f"verified: {found}")
+    else:
+        library = job.kind.library
+        lines.append(
+            f"written, not verified: install {LIBRARIES.get(library, library)} to load it in "
+            f"{library} (read back by mimjax alone: {found})"
+        )
+    lines += [f"note: {line}" for line in notes(job)]
+    return [*lines, "next:", next_step(job, output)]
+
+
+def make_export():
+    """What the flags ask for, with the run's parameters."""
+    import jax
+    import numpy as np
+
+    from mimjax.inference import workdir
+    from mimjax.torch_io.write import export, formats
+
+    f = flags.FLAGS
+    run = workdir.open_run(f.workdir, f.step)
+    method = export.method_of(run.program.task)
+    # before anything is read
+    formats.choose_layout(method, f.format, f.pool, f.decoder)
+    if f.weights == "ema":
+        params = averaged(run, f.decoder)
+    elif f.decoder or method not in formats.MATRIX:
+        params = run.state().params
+    else:
+        params = {"encoder": run.encoder()}
+    text = run.workdir.read_text("config.json")
+    return export.Export(
+        run.program.task,
+        jax.tree.map(np.asarray, params),
+        f.format,
+        f.pool,
+        f.decoder,
+        image_size(f.image_size),
+        {
+            "step": str(run.step),
+            "weights": f.weights,
+            "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        },
+    )
+
+
+def averaged(run, decoder: bool):
+    """The moving average of the encoder.
+
+    Raises:
+      ConfigError: the method keeps none, or the decoder is asked for too.
+    """
+    if "encoder" not in run.program.abstract_state.ema:
+        raise ConfigError(
+            f"--weights: ema, but {run.config.task} as configured keeps no average of its encoder; "
+            "allowed: online"
+        )
+    if decoder:
+        raise ConfigError("--weights: ema with --decoder: only the encoder is averaged")
+    return {"encoder": run.state().ema["encoder"]}
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """Height and width in pixels from "512" or "384x640" (height x width).
+
+    Raises:
+      ConfigError: something else.
+    """
+    if not text:
+        return None
+    m = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text)
+    if not m:
+        raise ConfigError(f"--image_size: {text!r}; allowed: pixels, as 512 or 384x640 (HxW)")
+    return int(m[1]), int(m[2] or m[1])
+
+
+def notes(job) -> list[str]:
+    """What a user of the file has to know and cannot see in it."""
+    out = []
+    trained_on = f"normalize images with mean {list(job.task.mean)}, std {list(job.task.std)}"
+    if job.is_encoder:
+        out.append(f"{trained_on}; {job.carried[0].heads} heads")
+    encoder = getattr(job.task, "encoder", None)
+    fused = getattr(encoder, "fuse_layers", (-1,)) != (-1,) or getattr(encoder, "fuse_stages", 0)
+    if fused and not job.decoder:
+        out.append(
+            "pretraining sums several blocks or stages before the final norm; as in fine-tuning, "
+            "the features of this file are those of the last block"
+        )
+    if job.format == "timm" and job.pool == "token":
+        out.append(
+            "with global_pool='avg' timm drops this file's norm; for mean pooling export --pool=avg"
+        )
+    if job.format in ("detectron2", "mmseg"):
+        out.append("without the final norm, which a pyramid of features does not use")
+    return out
+
+
+def next_step(job, output: str) -> str:
+    """The next command to type."""
+    from mimjax.torch_io.write import settings
+
+    encoder: Any = job.carried[0] if job.is_encoder else None
+    if job.format == "timm":
+        if not output.endswith(job.kind.suffixes):
+            return f'model = timm.create_model("local-dir:{output}", pretrained=True)'
+        name, args = job.timm
+        unlike = {"num_classes": 0, "checkpoint_path": output, **settings.unlike_preset(name, args)}
+        options = ", ".join(f"{k}={v!r}" for k, v in unlike.items())
+        return f"model = timm.create_model({name!r}, {options})"
+    if job.format == "hf":
+        auto, more = {
+            "vitmae_transformers": ("AutoModelForPreTraining", ""),
+            "beit_transformers": ("BeitForMaskedImageModeling", ""),
+            "vit_transformers": ("AutoModel", ", add_pooling_layer=False"),
+        }.get(job.layout, ("AutoModel", ""))
+        return f'model = transformers.{auto}.from_pretrained("{output}"{more})'
+    if job.format == "convmae" and not job.decoder:
+        module = "mimjax.torch_io.write.convmae_module"
+        return f'model = {module}.ConvMAE.from_file("{output}", heads={encoder.heads})'
+    if job.format == "mmpretrain":
+        return f"init_cfg=dict(type='Pretrained', checkpoint='{output}', prefix='backbone.')"
+    if job.format == "mmseg":
+        kind = "BEiT" if job.layout == "mmseg_beit" else "MAE"
+        start = f"num_heads={encoder.heads}, init_values={encoder.layer_scale or 1.0}"
+        start = f"type='{kind}', {start}, norm_cfg=dict(type='LN', eps=1e-6)"
+        weights = f"init_cfg=dict(type='Pretrained', checkpoint='{output}')"
+        return f"backbone=dict({start}, {weights}, ...)"
+    if job.format == "detectron2":
+        return f'train.init_checkpoint = "{output}"  # ViTDet, num_heads={encoder.heads}'
+    return f"python -m mimjax.main --config=... --config.init_from={output}"
+
+
+def define_flags() -> None:
+    """All of this program's flags."""
+    cli.define_base_flags()
+    flags.DEFINE_string("format", None, "timm, hf, mae, ...; list prints methods and formats.")
+    flags.DEFINE_string("output", None, "File or folder to make; the suffix says which.")
+    flags.DEFINE_integer("step", None, "Which checkpoint; without it the newest.")
+    flags.DEFINE_enum("weights", "online", ["online", "ema"], "ema: the averaged encoder.")
+    flags.DEFINE_enum("pool", "token", ["token", "avg"], "avg: the norm stands after mean pooling.")
+    flags.DEFINE_string("image_size", None, "Resize positions for images of 512 or HxW pixels.")
+    flags.DEFINE_bool("decoder", False, "Write every network of the run, not the encoder alone.")
+    flags.DEFINE_bool("overwrite", False, "Replace what an earlier export wrote there, unchanged.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    flags.adopt_module_key_flags(cli)
+    cli.run(main, required=("format",))

@@ -1,0 +1,59 @@
+"""Writes features of images into a file, one row per image.
+
+  python -m mimjax.programs.features --workdir=DIR [--images=FOLDER] [--output=FILE.npz|FILE.parquet]
+    [--layers=norm,-1,0] [--pool=mean,cls,all]
+  python -m mimjax.programs.features --weights=FILE --heads=12 --images=FOLDER --output=FILE.parquet
+
+They are those of `mimjax.load(...).encode` and of the evaluators' probes. Columns are called
+"mean_norm", "cls_block_11"; beside them stand `path` and `label`. Files that cannot be read are
+left out, counted and named.
+"""
+
+from __future__ import annotations
+
+import os
+
+from absl import flags
+
+from mimjax.programs import cli
+
+
+def main() -> None:
+    from mimjax.errors import ConfigError
+    from mimjax.inference import encoding, workdir
+    from mimjax.storage import tables
+
+    f = flags.FLAGS
+    if f.output is None and f.workdir is None:
+        raise ConfigError("--output: missing; it may be left out with --workdir alone")
+    output = os.path.expanduser(f.output or os.path.join(f.workdir, "features.npz"))
+    tables.check(output, f.overwrite, {"the run": f.workdir, "the images": f.images})
+    opened = encoding.open_model()
+    wanted = encoding.readings(f.pool, f.layers, opened.model)
+    subset = encoding.open_source(opened, f.images, f.split, f.count)
+    names = workdir.image_names(subset)
+    source = encoding.Readable(subset, opened.model.reader.how.channels)
+    shapes, rows = {}, 0
+    with tables.create(output, f.overwrite, opened.about) as table:
+        for part in encoding.encode(opened, source, wanted, f.batch_size, f.threads):
+            table.add([names[i] for i in part.places], part.labels, part.features)
+            shapes = {name: x.shape[1:] for name, x in part.features.items()}
+            rows += len(part.places)
+        skipped = encoding.say_bad(source)  # before the table is closed: all bad is an error
+    print(f"{opened.title}: features of {rows:,} images")
+    for name, shape in shapes.items():
+        print(f"  {name}  float32 [{' '.join(map(str, (rows, *shape)))}]")
+    if subset.num_classes:
+        print(f"  label  {subset.label_name}, {subset.num_classes} in all")
+    print("\n".join([*skipped, f"features: {output}"]))
+
+
+if __name__ == "__main__":
+    cli.define_encode_flags()
+    flags.adopt_module_key_flags(cli)
+    flags.DEFINE_string("output", None, "FILE.npz or FILE.parquet; default: WORKDIR/features.npz.")
+    flags.DEFINE_list("layers", ["norm"], "norm, or blocks from 0; negative: from the end.")
+    flags.DEFINE_list("pool", ["mean"], "mean (of the patches' tokens), cls, all (tokens).")
+    flags.DEFINE_integer("count", 0, "At most that many images, drawn from all; 0 = all.")
+    flags.DEFINE_bool("overwrite", False, "Replace features written there before, unchanged.")
+    cli.run(main, required=())

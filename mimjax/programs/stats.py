@@ -1,0 +1,131 @@
+"""Mean and standard deviation of each channel of a data set, for `method.mean` and `method.std`.
+
+  python -m mimjax.programs.stats --config=configs/mae.py --config.data.path=FOLDER
+  python -m mimjax.programs.stats --images=FOLDER --channels=12
+
+Of whole decoded training images on the scale 0 to 1, before any crop; every image weighs the same
+whatever its size. Files that cannot be read are left out and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent import futures
+
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from mimjax import progress
+from mimjax.data import values
+from mimjax.data.bad_files import BadFiles
+from mimjax.data.decoding import BadImage
+from mimjax.data.index import shown
+from mimjax.data.sources import Source, make_source
+from mimjax.errors import ConfigError
+from mimjax.programs import cli
+
+THREADS, CHUNK = 8, 256
+LEVELS = np.arange(256) / 255
+
+
+def moments(source: Source, index: int) -> np.ndarray | BadImage:
+    """Means of the values and of their squares, float64 [2 c]; the error of a bad file."""
+    try:
+        counts = np.reshape(source.image(index).histogram(), (-1, 256))
+    except BadImage as err:
+        return err
+    share = counts / counts.sum(1, keepdims=True)
+    return np.stack([share @ LEVELS, share @ LEVELS**2])
+
+
+def statistics(
+    source: Source, count: int, bad_files: BadFiles
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean and std per channel, and how many images they are of.
+
+    Args:
+      count: at most so many images, drawn without replacement, the same at every call.
+
+    Raises:
+      ConfigError: more bad files than `bad_files` allows, or no other.
+    """
+    indices = np.random.default_rng(0).permutation(len(source))[:count].tolist()
+    total, done, bad = np.zeros(()), 0, 0
+    with futures.ThreadPoolExecutor(THREADS) as pool:
+        for found in progress.track(_each(pool, source, indices), "statistics", len(indices)):
+            if not isinstance(found, BadImage):
+                total, done = total + found, done + 1
+                continue
+            if not bad_files.skip:
+                raise found
+            bad += 1
+            bad_files.add([[found.path, found.reason]])
+            bad_files.judge(bad, done + bad, len(indices), [found.path, found.reason])
+    if not done:
+        raise ConfigError("--images: no file could be read; allowed: at least one")
+    mean, square = total / done
+    return mean, np.sqrt(np.maximum(square - mean**2, 0)), done
+
+
+def _each(
+    pool: futures.Executor, source: Source, indices: list[int]
+) -> Iterator[np.ndarray | BadImage]:
+    """`moments` of all indices in order; in chunks, so that an error ends the work early."""
+    for start in range(0, len(indices), CHUNK):
+        yield from pool.map(lambda i: moments(source, i), indices[start : start + CHUNK])
+
+
+def overrides(mean: np.ndarray, std: np.ndarray, sections: list[str]) -> list[str]:
+    """Command-line overrides, quoted for a shell."""
+    numbers = lambda x: "(" + ",".join(f"{v:.4f}" for v in x) + ("," if len(x) == 1 else "") + ")"
+    out = [f"--config.data.channels={len(mean)}"]
+    for section in sections:
+        out += [f"'--config.{section}.{k}={numbers(v)}'" for k, v in (("mean", mean), ("std", std))]
+    return out
+
+
+def main() -> None:
+    from mimjax.run import setup
+
+    f = flags.FLAGS
+    if (f.config is None) == (f.images is None):
+        raise ConfigError("--config, --images: both or none given; allowed: one of them")
+    if f.count < 1:
+        raise ConfigError(f"--count: {f.count}; allowed: 1 or more")
+    if f.config is not None:
+        if f["channels"].present:
+            raise ConfigError("--channels: with --config; allowed: --config.data.channels")
+        source, bad_files = setup.make_split(f.config, "train"), setup.make_bad_files(f.config)
+    else:
+        options = {} if f.channels == 3 else {"channels": f.channels}
+        source = make_source("folder", "train", path=f.images, test_fraction=0.0, **options)
+        bad_files = BadFiles(0.01)
+    sections = ["method"]
+    target = f.config.method.get("target") if f.config is not None else None
+    if "targets.pixels:" in getattr(target, "type", ""):  # pixels are normalized as the images
+        sections.append("method.target")
+    mean, std, done = statistics(source, f.count, bad_files)
+    print(f"{done:,} of {len(source):,} training images, {len(mean)} channels, on the scale 0 to 1")
+    for note in getattr(source, "notes", ()):
+        print(f"data: {note}")
+    if text := values.advise(source):
+        print(f"WARNING: {text}")
+    if bad_files.paths:
+        print(f"{len(bad_files.paths):,} files cannot be read:")
+        print("\n".join(f"  {shown(path)}" for path in sorted(bad_files.paths)))
+    for number, (m, s) in enumerate(zip(mean, std)):
+        print(f"  channel {number:2}  mean {m:.4f}  std {s:.4f}")
+    if std.min() == 0:
+        constant = ", ".join(str(i) for i in np.flatnonzero(std == 0))
+        print(f"channel {constant} is constant: give its std a positive number by hand")
+    print(" ".join(overrides(mean, std, sections)))
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "configs/METHOD.py[:name=value,...]")
+    flags.DEFINE_string("images", None, "Folder of images, without a config.")
+    flags.DEFINE_integer("channels", 3, "Of the images in --images.")
+    flags.DEFINE_integer("count", 10_000, "At most that many images, drawn from all of them.")
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    cli.run(main, required=())

@@ -1,0 +1,139 @@
+"""What a change of length means for a run that has begun: said in numbers, before a step is made.
+
+Other epochs, another batch size, more or fewer files: one rule for every cause.
+
+Schedules span a run's length, so most runs that are extended are not the longer run from the
+start. Where nothing in the train step depends on the length (optimizer.schedule=constant and a
+method without schedules over the whole run) they are, and the lowered program itself proves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mimjax.errors import ConfigError
+from mimjax.task import Clock
+from mimjax.train.optimizers import Schedule
+from mimjax.train.program import Program
+from mimjax.train.run import Length
+
+# settings that change neither a batch nor a step
+NEUTRAL = (
+    *("steps", "epochs", "log_every", "checkpoint_every", "keep_", "eval.", "wandb"),
+    *("on_nonfinite", "data.workers", "data.threads", "restart", "init_from", "resume"),
+)
+
+
+class Version(NamedTuple):
+    """A run's length and learning rate, before or now."""
+
+    length: Length
+    rate: Schedule
+    program: Program | None = None
+
+
+def explain(
+    step: int,
+    old: Version,
+    new: Version,
+    make: Callable[[Clock], tuple[Program, Schedule]],
+    changed: Mapping[str, tuple[Any, Any]],
+    say: Callable[[str], None],
+) -> None:
+    """Says what becomes of length, epoch and learning rate, whatever the cause.
+
+    Args:
+      step: updates made.
+      old, new: the run as it was saved, and as it goes on.
+      make: program and rate of today's settings at any length.
+      changed: settings that changed: what they were, what they are.
+
+    Raises:
+      ConfigError: the run is longer already.
+    """
+    before, now = old.length, new.length
+    cause = causes(before, now, changed)
+    if now.total_steps < step:
+        raise ConfigError(
+            f"steps: {now.total_steps} ({in_words(now)}), but the workdir is at step {step}; "
+            f"allowed: {step} or more, what gave {in_words(before)}"
+            f"{f' (changed: {cause})' if cause else ''}, or another --workdir"
+        )
+    jump = [float(v.rate(np.asarray(step))) for v in (old, new)]
+    same_rate = np.isclose(*jump, rtol=1e-6, atol=0) or step >= before.total_steps
+    if before.clock == now.clock and same_rate:
+        return
+    verb = "the length stays"
+    if now.total_steps != before.total_steps:
+        verb = "extended" if now.total_steps > before.total_steps else "shortened"
+        verb += f" from {before.total_steps} to {now.total_steps} steps"
+    say(
+        f"{verb}: the learning rate of the next step is {jump[1]:.4g}; with the old length it "
+        f"would be {jump[0]:.4g}{f' ({cause})' if cause else ''}"
+    )
+    if before.steps_per_epoch != now.steps_per_epoch:
+        say(
+            f"  an epoch was {before.steps_per_epoch} steps and is {now.steps_per_epoch}: step "
+            f"{step} was epoch {step / before.steps_per_epoch:.1f} and is epoch "
+            f"{step / now.steps_per_epoch:.1f}; before: {in_words(before)}, now: {in_words(now)}"
+        )
+    others = [key for key in changed if not key.startswith(NEUTRAL)]
+    if others or before.steps_per_epoch != now.steps_per_epoch:
+        named = ", ".join(others) or "the number of images"
+        say(f"  other settings changed too ({named}): it is another run")
+    else:
+        say_difference(step, before, new, make, say)
+
+
+def in_words(length: Length) -> str:
+    """Return "60.0 epochs of 12 steps = 720 steps"."""
+    clock = length.clock
+    return f"{clock.epochs:.1f} epochs of {clock.steps_per_epoch} steps = {clock.total_steps} steps"
+
+
+def causes(before: Length, now: Length, changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """Name what changed the length, an epoch or the rate, with numbers before and after."""
+    keys = [k for k in changed if k in ("steps", "epochs") or k.startswith("optimizer.")]
+    out = [f"{k} {changed[k][0]} -> {changed[k][1]}" for k in keys]
+    for name in ("batch_size", "images"):
+        a, b = getattr(before, name), getattr(now, name)
+        out += [f"{name} {a} -> {b}"] if a != b else []
+    return ", ".join(out)
+
+
+def say_difference(
+    step: int,
+    before: Length,
+    new: Version,
+    make: Callable[[Clock], tuple[Program, Schedule]],
+    say: Callable[[str], None],
+) -> None:
+    """Says whether the result is the run that had the new length from the start."""
+    old_program, old_rate = make(before.clock)
+    made, total = np.arange(step), new.length.total_steps
+    then, after = np.asarray(old_rate(made)), np.asarray(new.rate(made))
+    if new.program is not None and _text(old_program) == _text(new.program):
+        say(
+            f"  no schedule depends on the length: this is the run that had {total} steps from "
+            "the start"
+        )
+    elif np.array_equal(then, after):
+        say(
+            "  the learning rate until now is that of the new length, but another schedule (weight "
+            f"decay or the method's) is not: this is not the run that had {total} steps from the "
+            "start"
+        )
+    else:
+        worst = int(np.abs(after - then).argmax())
+        say(
+            f"  this is not the run that had {total} steps from the start: at step {worst} its "
+            f"rate was {then[worst]:.4g} and not {after[worst]:.4g}"
+        )
+
+
+def _text(program: Program) -> str:
+    """The lowered train step, which tells two programs apart."""
+    return program.trace().lower().as_text()

@@ -1,0 +1,150 @@
+"""What a workdir or file says of its networks, against how they are about to be read.
+
+Shapes tell neither the number of heads nor the order of positions nor the statistics of images: a
+network read with others loads without an error and computes something else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from mimjax.errors import ConfigError
+from mimjax.schema import build, find_class
+from mimjax.storage import config_version
+from mimjax.storage.files import Workdir
+from mimjax.task import Reader
+from mimjax.torch_io.read import load
+
+Say = Callable[[str], None]
+# settings that change no output for full images in evaluation, or that shapes decide
+TRAINING = {"drop_path", "remat", "init_scheme", "use_mask_token", "skip_masked", "image_size"}
+TRAINING |= {"parent", "name", "dtype"}
+PRESENCE = {"layer_scale"}  # whether there is one is a parameter's; its value is where it starts
+
+
+def own_readers(task: Any, names: Any) -> dict[str, Reader]:
+    """The trained networks of a task as `check` takes them; its images belong to the encoder."""
+    found = {name: Reader(getattr(task, name, None)) for name in names}
+    if "encoder" in found:
+        statistics = getattr(task, "mean", None), getattr(task, "std", None)
+        found["encoder"] = Reader(found["encoder"].network, *statistics)
+    return found
+
+
+def check(paths: str, key: str, readers: Mapping[str, Reader], say: Say) -> None:
+    """Compare what each source says of itself with how its networks will be read.
+
+    Args:
+      paths: workdirs or files, separated by commas.
+      key: the setting that names them, for errors. For "init_from" other statistics of images are
+        said; for a frozen network they are an error.
+      readers: the networks by name.
+
+    Raises:
+      ConfigError: they contradict each other; both are named.
+    """
+    for path in paths.split(","):
+        if path.endswith(load.SUFFIXES):
+            source, theirs = file_facts(path, readers)
+        else:
+            source, theirs = workdir_facts(path)
+        for name, reader in readers.items():
+            facts = theirs.get(name, {})
+            for setting, here, there in differences(reader, facts):
+                text = f"{key}: {source} has {setting} {there}"
+                if setting in ("mean", "std") and key == "init_from":
+                    say(f"WARNING: {text}; this run has {here}")
+                    continue
+                raise ConfigError(
+                    f"{text} in {name}, but it would be read with {setting} {here}; allowed: the "
+                    "same in both"
+                )
+
+
+def differences(reader: Reader, facts: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Name each setting that contradicts, with how it is read here and what the source says."""
+    if reader.network is not None:
+        mine = settings_of(reader.network)
+        for name, there in facts.items():
+            if name in mine and name not in TRAINING:
+                here = mine[name]
+                if name in PRESENCE:
+                    here, there = here is not None, there is not None
+                if plain(here) != plain(there):
+                    yield name, here, there
+    for name in ("mean", "std"):
+        here, there = getattr(reader, name), facts.get(name)
+        if here is not None and there is not None and not near(here, there):
+            yield name, tuple(here), tuple(there)
+
+
+def settings_of(network: nn.Module) -> dict[str, Any]:
+    """The settings of a network, without those that only training reads."""
+    fields = [f.name for f in dataclasses.fields(network) if f.init and f.name not in TRAINING]
+    return {name: getattr(network, name) for name in fields}
+
+
+def plain(value: Any) -> Any:
+    """A value as it compares: tuples like lists."""
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def near(here: Any, there: Any) -> bool:
+    """Whether two tuples of statistics agree to the digits that files are written with."""
+    return len(here) == len(there) and all(abs(a - b) < 1e-3 for a, b in zip(here, there))
+
+
+def workdir_facts(path: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """What a workdir's `config.json` says of the run's networks; {} where there is none."""
+    workdir = Workdir(path, writer=False)
+    file = f"{path}/config.json"
+    found = workdir.read_json("config.json")
+    if not found:
+        return file, {}
+    found = config_version.upgrade(found, file)
+    task = build(find_class(found["task"], f"{file}: task"), found["method"], f"{file}: method")
+    out = {}
+    for field in dataclasses.fields(task):
+        value = getattr(task, field.name)
+        if isinstance(value, nn.Module):
+            out[field.name] = settings_of(value)
+    statistics = {k: getattr(task, k) for k in ("mean", "std") if hasattr(task, k)}
+    return file, {name: facts | statistics for name, facts in out.items()}
+
+
+def file_facts(path: str, readers: Mapping[str, Reader]) -> tuple[str, dict[str, dict[str, Any]]]:
+    """What a published file says of its encoder: in its metadata, or in a config beside it."""
+    about = load.read(path).about if os.path.isfile(path) else {}
+    if "heads" in about:
+        numbers = lambda name: tuple(map(float, about[name].split(",")))
+        statistics = {k: numbers(k) for k in ("mean", "std") if k in about}
+        facts = {"heads": int(about["heads"])} | statistics
+        return f"{path} (its metadata)", {"encoder": facts}
+    beside = os.path.join(os.path.dirname(path), "config.json")
+    heads = _heads_beside(beside)
+    first = next(iter(readers), "encoder")
+    name = "encoder" if "encoder" in readers else first
+    return beside, {name: {"heads": heads}} if heads else {}
+
+
+def _heads_beside(path: str) -> int | None:
+    """The number of heads in transformers' or timm's `config.json`; None = it says none."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    inner = found.get("vision_config", found)
+    for holder in (inner, found.get("model_args", {})):
+        for name in ("num_attention_heads", "num_heads"):
+            if isinstance(holder, dict) and isinstance(holder.get(name), int):
+                return holder[name]
+    return None

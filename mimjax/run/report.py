@@ -1,0 +1,232 @@
+"""report.html: all that a run has to show, in one file that needs nothing else.
+
+Curves, pictures, the table, warnings, settings and versions, from the files of the workdir; written
+at every evaluation and at the end. It measures nothing and is read by nobody but people.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import html
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mimjax.evaluators.table import render
+from mimjax.plots.curves import Series, chart
+from mimjax.plots.page import STYLE
+from mimjax.storage.files import Workdir
+
+FILE = "report.html"
+STRIP = 5  # earlier pictures
+WARNINGS = 20  # the last ones
+
+# chart title, unit, logarithmic, and which names it draws: one, or all under a prefix
+SECTIONS: dict[str, list[tuple[str, str, bool, str]]] = {
+    "Loss": [("Training loss", "loss", True, "loss/")],
+    "Evaluation": [
+        ("Held-out masked error", "error", False, "eval/error/"),
+        ("k-NN accuracy", "percent", False, "eval/knn/"),
+        ("Linear probe", "percent", False, "eval/linear/"),
+    ],
+    "Health": [
+        ("Feature standard deviation", "std", False, "eval/health/feature_std"),
+        ("RankMe of the encoder's output", "directions", False, "eval/health/rankme"),
+        ("Variance of the run's own targets", "share", True, "eval/health/target_variance/"),
+        ("Gradient norm", "norm", True, "grad_norm"),
+        ("Share of clipped steps", "share", False, "clip_share"),
+    ],
+    "Optimization": [
+        ("Learning rate", "rate", False, "lr"),
+        ("Parameter norm", "norm", False, "param_norm"),
+    ],
+    "Speed": [
+        ("Images per second, all devices", "images / s", False, "img_per_sec"),
+        ("Waiting for data", "share of time", False, "data_wait"),
+        ("Model FLOPs utilization", "share of peak", False, "mfu"),
+    ],
+}
+SHOWN_ELSEWHERE = {"step", "epoch", "eta_s", "img_per_sec_per_device", "warning", "nonfinite"}
+
+
+def publish(
+    workdir: Workdir,
+    evaluators: Sequence[Any],
+    start: str,
+    versions: dict[str, str],
+    settings: dict[str, Any],
+    recipe: tuple[str, dict[str, Any]] | None = None,
+    story: str = "",
+) -> None:
+    """Writes report.html, process 0 only.
+
+    Args:
+      evaluators: the table is made of their last values.
+      start: the block that the run said of itself.
+      settings: the resolved config by dotted name.
+      recipe: the config file's name and its own settings.
+      story: what is predicted.
+    """
+    if not workdir.writer:
+        return
+    table = render(evaluators) or workdir.read_text("table.md")
+    parts = [
+        section("What is predicted", f"<p>{html.escape(story)}</p>" * bool(story)),
+        curves(rows := workdir.read_lines("metrics.jsonl")[0]),
+        section("Pictures", pictures(workdir)),
+        section("Table", markdown(table)),
+        section("Configuration", configuration(settings, recipe)),
+        section("Start", f"<pre>{html.escape(start)}</pre>"),
+        section("Versions", grid(["package", "version"], list(versions.items()))),
+    ]
+    name = workdir.path.name
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{html.escape(name)}</title><style>{STYLE}</style></head><body><main>"
+        f"{header(name, rows, settings)}{''.join(parts)}</main></body></html>\n"
+    )
+    workdir.write_text(FILE, page)
+
+
+def section(title: str, body: str) -> str:
+    """A titled part of the page, "" without a body."""
+    return f"<section><h2>{html.escape(title)}</h2>{body}</section>" if body else ""
+
+
+def header(name: str, rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
+    """What it is, how far it is, and what went wrong."""
+    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    task = str(settings.get("task", "")).rpartition(":")[2]
+    last: dict[str, Any] = {}
+    for row in rows:
+        last |= row
+    tiles = [("step", f"{last['step']:,}")] if "step" in last else []
+    formats: dict[str, Callable[[float], str]] = {
+        "epoch": lambda v: f"{v:,.1f}",
+        "loss/total": lambda v: f"{v:.4f}",
+        "img_per_sec": lambda v: f"{v:,.0f}",
+        "data_wait": lambda v: f"{100 * v:.0f} %",
+        "mfu": lambda v: f"{100 * v:.1f} %",
+        "eta_s": lambda v: str(datetime.timedelta(seconds=round(v))),
+    }
+    titles = ("epoch", "loss", "images / s", "waiting for data", "MFU", "to go")
+    for title, (key, words) in zip(titles, formats.items(), strict=True):
+        if last.get(key) is not None:
+            tiles.append((title, words(last[key])))
+    boxes = "".join(f"<div><b>{html.escape(v)}</b>{k}</div>" for k, v in tiles)
+    found = [(r["step"], r["warning"]) for r in rows if "warning" in r]
+    items = "".join(
+        f"<li>step {step:,}: {html.escape(text)}</li>" for step, text in found[-WARNINGS:]
+    )
+    more = f" (the last {WARNINGS} of {len(found)})" if len(found) > WARNINGS else ""
+    warnings = (
+        f'<div class="warning"><h2>Warnings{more}</h2><ul>{items}</ul></div>' if found else ""
+    )
+    return (
+        f"<header><h1>{html.escape(name)}</h1><p>{html.escape(task)} · written {now}</p></header>"
+        f'<div class="tiles">{boxes}</div>{warnings}'
+    )
+
+
+def curves(rows: list[dict[str, Any]]) -> str:
+    """Sections of charts of every number that was logged."""
+    names = [k for k in dict.fromkeys(k for r in rows for k in r) if k not in SHOWN_ELSEWHERE]
+    # of one term alone the total says the same
+    terms = [k for k in names if k.startswith("loss/") and k != "loss/total"]
+    names = [k for k in names if k not in (terms if len(terms) == 1 else ())]
+    left, out = list(names), []
+    for title, charts in SECTIONS.items():
+        drawn = []
+        for name, unit, log, key in charts:
+            mine = [k for k in names if k == key or (key.endswith("/") and k.startswith(key))]
+            left = [k for k in left if k not in mine]
+            drawn.append(chart(name, [line(rows, k, key) for k in mine], unit, log))
+        if title == "Optimization":  # a method's own schedules and numbers
+            rest = [k for k in left if not any(k in key for key in _keys())]
+            drawn += [chart(k, [line(rows, k, "")], k.rpartition("/")[2]) for k in rest]
+        out.append(section(title, f'<div class="charts">{"".join(drawn)}</div>' * any(drawn)))
+    return "".join(out)
+
+
+def _keys() -> list[str]:
+    """What the sections draw."""
+    return [key for charts in SECTIONS.values() for *_, key in charts]
+
+
+def line(rows: list[dict[str, Any]], key: str, prefix: str) -> Series:
+    """One curve; a number that was not finite is null in the file and a gap here."""
+    found = [(r["step"], r[key]) for r in rows if key in r]
+    name = (key.removeprefix(prefix) or key).replace("_", " ")
+    return Series(name, [s for s, _ in found], [v for _, v in found])
+
+
+def pictures(workdir: Workdir) -> str:
+    """The latest picture, and some earlier ones in a strip."""
+    folder = workdir.file("pictures")
+    names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    names = [n for n in names if n.startswith("reconstruction_") and n.endswith(".png")]
+    if not names:
+        return ""
+    *earlier, latest = names
+    count = min(STRIP, len(earlier))
+    chosen = [earlier[round(i * (len(earlier) - 1) / max(count - 1, 1))] for i in range(count)]
+    strip = "".join(f"<figure>{image(workdir, n)}</figure>" for n in chosen)
+    return (
+        f"<figure>{image(workdir, latest)}</figure>"
+        + f'<h3>Before</h3><div class="strip">{strip}</div>' * bool(strip)
+    )
+
+
+def image(workdir: Workdir, name: str) -> str:
+    """A picture inside the page."""
+    data = base64.b64encode(workdir.file(f"pictures/{name}").read_bytes()).decode()
+    step = int("".join(c for c in name if c.isdigit()) or 0)
+    return (
+        f"<figcaption>step {step:,}</figcaption>"
+        f'<img alt="reconstructions at step {step}" src="data:image/png;base64,{data}">'
+    )
+
+
+def configuration(settings: dict[str, Any], recipe: tuple[str, dict[str, Any]] | None) -> str:
+    """What differs from the config file, and everything."""
+    changed = ""
+    if recipe is not None:
+        name, given = recipe
+        rows = [
+            (k, repr(given.get(k)), repr(v))
+            for k, v in sorted(settings.items())
+            if given.get(k) != v
+        ]
+        body = grid(["setting", "in the file", "in this run"], rows) if rows else "<p>Nothing.</p>"
+        changed = f"<h3>Changed against {html.escape(name)}</h3>{body}"
+    full = grid(["setting", "value"], [(k, repr(v)) for k, v in sorted(settings.items())])
+    return f"{changed}<details><summary>All {len(settings)} settings</summary>{full}</details>"
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table."""
+    cells = lambda row, tag: "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in row)
+    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    return f"<table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def markdown(text: str) -> str:
+    """HTML of what `table.render` writes: tables, lists and paragraphs."""
+    out, table, items = [], [], []
+    for raw in [*text.splitlines(), ""]:
+        if raw.startswith("|"):
+            table.append([cell.strip() for cell in raw.strip("|").split("|")])
+            continue
+        if table:
+            out.append(grid(table[0], table[2:]))
+            table = []
+        if raw.startswith("- "):
+            items.append(f"<li>{html.escape(raw[2:])}</li>")
+            continue
+        if items:
+            out.append(f"<ul>{''.join(items)}</ul>")
+            items = []
+        if raw.strip():
+            out.append(f"<p>{html.escape(raw)}</p>")
+    return "".join(out)

@@ -1,0 +1,135 @@
+"""Where a run starts: its own checkpoints, another run's state, weights, or random weights.
+
+`choose` decides by what was found, as a pure function. A run starts from scratch only where no
+checkpoint was ever saved, or where that is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from mimjax.errors import ConfigError
+from mimjax.storage.checkpoints import Checkpoints, Restored
+from mimjax.storage.files import Workdir
+from mimjax.storage.verdicts import Outcome, in_words
+from mimjax.task import TrainState
+
+Say = Callable[[str], None]
+FOLDER = "broken"  # of a workdir: what was set aside
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+      kind: "continue" = the newest checkpoint that can be read; "resume" = another run's state;
+        "init_from" = weights alone; "scratch" = random weights.
+      damaged: checkpoints to be set aside before the run saves its own.
+      anew: whether records of an earlier run are to be set aside too, because its checkpoints are
+        lost and a new start was asked for.
+    """
+
+    kind: Literal["continue", "resume", "init_from", "scratch"]
+    damaged: tuple[Outcome, ...] = ()
+    anew: bool = False
+
+
+def choose(
+    where: str,
+    outcomes: Sequence[Outcome],
+    began: str = "",
+    restart: bool = False,
+    resume: str | None = None,
+    init_from: str | None = None,
+) -> Start:
+    """Decide where a run starts.
+
+    Args:
+      where: the workdir, for errors.
+      outcomes: of its checkpoints, newest first, up to the first that is not damaged.
+      began: which record in the workdir speaks of updates that were made; "" = none does.
+      restart, resume, init_from: the settings of these names.
+
+    Raises:
+      ConfigError: there are checkpoints and none can be continued, or there were some.
+    """
+    damaged = tuple(o for o in outcomes if o.problem == "damaged")
+    last = outcomes[-1] if outcomes else None
+    if last is not None and not last.problem:
+        return Start("continue", damaged)
+    if last is not None and last.problem != "damaged":
+        ways = {
+            "unfit": "the settings and the version that it was made with, or another --workdir "
+            "(its weights: --config.init_from)",
+            "newer": "the mimjax that wrote it, or another --workdir",
+            "unreadable": "the same command again when the cause is mended; to go on from an "
+            f"older checkpoint, move {where}/checkpoints/{last.step} elsewhere",
+        }
+        raise ConfigError(
+            f"--workdir: {where}: checkpoint {in_words(last)}; nothing was changed; allowed: "
+            f"{ways[last.problem]}"
+        )
+    lost = f"its checkpoints cannot be read: {in_words(damaged[0])}" if damaged else ""
+    if not lost and began:
+        lost = f"it holds no checkpoint, but {began}"
+    if lost and not restart:
+        more = f" ({len(damaged)} are damaged in all)" if len(damaged) > 1 else ""
+        raise ConfigError(
+            f"--workdir: {where}: {lost}{more}; nothing was changed; allowed: the checkpoints as "
+            "they were (from a copy), --config.restart=True (begins anew and keeps what is there "
+            f"in {FOLDER}/), or another --workdir"
+        )
+    kind = "resume" if resume else "init_from" if init_from else "scratch"
+    return Start(kind, damaged, anew=bool(lost))
+
+
+def records(workdir: Workdir) -> str:
+    """Return which record in a workdir speaks of updates that were made, in words; "" = none."""
+    steps = [row["step"] for row in workdir.read_lines("metrics.jsonl")[0]]
+    if steps and max(steps) > 0:
+        return f"metrics.jsonl speaks of step {max(steps)}"
+    logged = re.findall(r"^(?:.* )?step ([0-9]+)/[0-9]+ ", workdir.read_text("train.log"), re.M)
+    if logged and max(map(int, logged)) > 0:
+        return f"train.log speaks of step {max(map(int, logged))}"
+    return ""
+
+
+def own_start(
+    workdir: Workdir,
+    checkpoints: Checkpoints,
+    like: TrainState,
+    say: Say,
+    *,
+    restart: bool = False,
+    resume: str | None = None,
+    init_from: str | None = None,
+) -> tuple[Start, Restored | None]:
+    """Read the workdir's checkpoints and decide; nothing is moved yet.
+
+    Raises:
+      ConfigError: see `choose`.
+    """
+    outcomes, restored = checkpoints.survey(like, say)
+    began = records(workdir)
+    start = choose(str(workdir.path), outcomes, began, restart, resume, init_from)
+    if restart and start.kind == "continue":
+        say("restart: True has no effect: the run can be continued (anew: another --workdir)")
+    for outcome in start.damaged:
+        say(f"WARNING: checkpoint {in_words(outcome)}")
+    return start, restored
+
+
+def set_aside(start: Start, workdir: Workdir, checkpoints: Checkpoints, say: Say) -> None:
+    """Move what a run cannot continue out of its way, into `broken/`; nothing is deleted."""
+    checkpoints.set_aside(list(start.damaged), say)
+    if start.anew:
+        for name in ("metrics.jsonl", "table.md", "config.json"):
+            if workdir.writer and workdir.file(name).exists():
+                say(
+                    f"{name} of the run before was moved to "
+                    f"{workdir.move_aside(name, f'{FOLDER}/{name}')}"
+                )

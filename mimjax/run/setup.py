@@ -1,0 +1,391 @@
+"""The one border where a configuration becomes objects.
+
+Reads ConfigDicts, files of frozen networks and workdirs; hands plain dataclasses to the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mimjax.data import values
+from mimjax.data.augment import Augment
+from mimjax.data.bad_files import BadFiles
+from mimjax.data.decoding import Decoding
+from mimjax.data.index import INDEX_FILE, Index
+from mimjax.data.pipeline import Pipeline
+from mimjax.data.sources import Source, make_source
+from mimjax.errors import ConfigError
+from mimjax.evaluators import Evaluator, make_evaluators
+from mimjax.run import agreement, messages, report, restore, start
+from mimjax.run import changes as extend
+from mimjax.run.sections import Settings
+from mimjax.schema import Config, build, find_class
+from mimjax.sharding import make_mesh
+from mimjax.storage.checkpoints import Checkpoints, versions
+from mimjax.storage.files import Workdir
+from mimjax.storage.lock import RunLock
+from mimjax.task import Clock, Task
+from mimjax.train import boards, optimizers
+from mimjax.train.metrics import Log
+from mimjax.train.program import Program, make_program
+from mimjax.train.run import Length, Run
+
+
+def compute_dtype(name: str) -> Any:
+    """The type that "auto" (bfloat16 on accelerators, float32 on CPU) or a name means."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise ConfigError(f"dtype: {name!r}; allowed: auto, float32, bfloat16")
+    return jnp.dtype(name)
+
+
+def make_task(c: Config, clock: Clock) -> Task:
+    """The configured task; every network computes in the run's dtype."""
+    task = build(find_class(c.task, "task"), c.method, "method")
+    return dataclasses.replace(with_dtype(task, compute_dtype(c.dtype)), clock=clock)
+
+
+def with_dtype(thing: Any, dtype: Any) -> Any:
+    """`thing` with `dtype` for every network that it, or a dataclass in it, holds."""
+    new = {}
+    for field in dataclasses.fields(thing):
+        value = getattr(thing, field.name)
+        if isinstance(value, nn.Module):
+            new[field.name] = value.clone(dtype=dtype)
+        elif dataclasses.is_dataclass(value):
+            new[field.name] = with_dtype(value, dtype)
+    return dataclasses.replace(thing, **new)
+
+
+def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> Pipeline:
+    """The data pipeline of one split, with the views and masks that the task asks for.
+
+    Raises:
+      ConfigError: the images have other channels than the task, or none that colors are known of.
+    """
+    augment = build(Augment, c.data.augment, "data.augment")
+    have, wanted = c.data.get("channels", 3), task.views["image"].channels
+    if have != wanted:
+        raise ConfigError(
+            f"data.channels: {have}, but method.mean has {wanted} numbers; allowed: one mean and "
+            "std per channel (python -m mimjax.programs.stats computes them)"
+        )
+    if have != 3 and augment.color_jitter:
+        raise ConfigError(
+            f"data.augment.color_jitter: {augment.color_jitter:g}, but data.channels is {have}; "
+            "allowed: 0 (it knows red, green and blue)"
+        )
+    return Pipeline(
+        make_split(c, split, index),
+        views=task.views,
+        augment=augment,
+        mask_fn=task.mask_fn,
+        batch_size=c.batch_size,
+        seed=c.seed,
+        bad_files=make_bad_files(c),
+    )
+
+
+def make_bad_files(c: Config) -> BadFiles:
+    """Skips and counts bad files; workdirs of older versions do not know the key."""
+    return BadFiles(c.data.get("max_bad_fraction", 0.0))
+
+
+def make_split(c: Config, split: str, index: Index | None = None) -> Source:
+    """The configured source; what is not the default must be an option of it."""
+    options = dict(c.data.options)
+    if c.data.path:
+        options["path"] = c.data.path
+    how, default = dataclasses.asdict(decoding(c)), dataclasses.asdict(Decoding())
+    options |= {k: v for k, v in how.items() if v != default[k]}
+    if (splits := c.data.get("splits", "auto")) != "auto":
+        options["splits"] = splits
+    return make_source(c.data.source, split, index=index, **options)
+
+
+def decoding(c: Config) -> Decoding:
+    """How files become images; see `make_bad_files` for missing keys."""
+    return Decoding(**{f.name: c.data.get(f.name, f.default) for f in dataclasses.fields(Decoding)})
+
+
+def make_index(c: Config, workdir: str) -> tuple[Index, Index | None]:
+    """An index for this start, and the one of the workdir's last start.
+
+    Raises:
+      ConfigError: a list is to be trusted for a source that has none.
+    """
+    if c.data.trust_index and c.data.source != "folder":
+        raise ConfigError(
+            f"data.trust_index: True, but source {c.data.source!r} lists no files; allowed: False"
+        )
+    place = Workdir(workdir, writer=False).file(INDEX_FILE)
+    kept = Index.from_bytes(place.read_bytes()) if place.exists() else None
+    if kept is None and place.exists():
+        print(f"{place} is damaged: all files are listed anew", flush=True)
+    return Index(kept if c.data.trust_index else None), kept
+
+
+def make_clock(c: Config, steps_per_epoch: int) -> Clock:
+    """The run's length from `steps`, or else from `epochs`."""
+    total = c.steps or round(c.epochs * steps_per_epoch)
+    if total < 1:
+        raise ConfigError(f"epochs: {c.epochs} gives {total} steps; allowed: at least one step")
+    return Clock(steps_per_epoch, total)
+
+
+def check_batch(c: Config, devices: int) -> None:
+    """The batch divides over devices and accumulation steps."""
+    if c.batch_size % (devices * c.accum):
+        raise ConfigError(
+            f"batch_size: {c.batch_size} is not divisible by devices {devices} x accum {c.accum}; "
+            f"allowed: multiples of {devices * c.accum}"
+        )
+
+
+def make_tx(c: Config, params: Any, clock: Clock):
+    """The optimizer and its learning-rate schedule."""
+    cfg = build(optimizers.OptimizerConfig, c.optimizer, "optimizer")
+    lr = optimizers.learning_rate(cfg, clock, c.batch_size)
+    return optimizers.make_optimizer(cfg, params, lr, optimizers.weight_decay(cfg, clock)), lr
+
+
+def make_length(c: Config, mesh: Mesh, clock: Clock) -> tuple[Program, optimizers.Schedule]:
+    """Program and learning rate of a run of this length."""
+    task = make_task(c, clock)
+    params = jax.eval_shape(task.init, jax.random.key(0))[0]
+    tx, lr = make_tx(c, params, clock)
+    program = make_program(
+        task, tx, mesh, c.sharding, batch_size=c.batch_size, seed=c.seed, accum=c.accum
+    )
+    return program, lr
+
+
+def check_choices(c: Config) -> None:
+    """Every setting but the method's own, which `make_task` checks.
+
+    Raises:
+      ConfigError: a value that its annotation in `mimjax.run.sections` does not allow.
+    """
+    build(Settings, {k: v for k, v in c.items() if k != "method"}, "")
+    boards.check(c.wandb)
+
+
+def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = None) -> Run:
+    """Everything a run needs, from a config and a workdir; prints the start block.
+
+    Args:
+      recipe: the config file's name and its `settings` before any was overridden, for the report.
+
+    Raises:
+      ConfigError: any wrong setting, or a workdir that refuses it; then nothing was written.
+    """
+    check_choices(c)
+    check_batch(c, jax.device_count())
+    mesh = make_mesh(c.mesh.data, c.mesh.fsdp)
+    index, kept = make_index(c, workdir_path)
+    data = make_data(c, make_task(c, Clock(1, 1)), "train", index)
+    clock = make_clock(c, data.steps_per_epoch)
+    program, lr = make_length(c, mesh, clock)
+    agreement.check(c, data, workdir_path)
+    there = os.path.exists(workdir_path)
+    workdir = Workdir(workdir_path, writer=jax.process_index() == 0)
+    log, lock = Log(workdir, held=True), RunLock(workdir)
+    try:
+        lock.acquire(log.say)
+        run = Run(
+            program=program,
+            state=None,  # pyright: ignore[reportArgumentType]  # `open_run` reads it
+            frozen=None,
+            data=data,
+            clock=clock,
+            lr=lr,
+            log=log,
+            lock=lock,
+            checkpoints=Checkpoints(workdir, read_only=True),
+            workdir=workdir,
+            **options(c),
+        )
+        return open_run(c, run, index, kept, recipe)
+    except BaseException:
+        log.close()
+        lock.release()
+        if not there and workdir.writer and workdir.is_local:
+            with contextlib.suppress(OSError):
+                os.rmdir(workdir.path)  # only if it is empty
+        raise
+
+
+def open_run(
+    c: Config, run: Run, index: Index, kept: Index | None, recipe: tuple[str, dict] | None
+) -> Run:
+    """Reads where `run` starts, checks the rest of the settings, and only then writes.
+
+    Args:
+      run: without state and frozen networks; its workdir is locked.
+      index, kept: of the files, now and at the last start.
+    """
+    workdir, program, log, say = run.workdir, run.program, run.log, run.log.say
+    reader, block = run.checkpoints, messages.start_block(c, run.program, run.data, run.clock)
+    settings_before = start.own_settings(workdir, reader, say)
+    changed = start.check_workdir(c, workdir, settings_before, say)
+    say(block)
+    say_files(c, run.data.source, index, kept, say)
+    decided, restored = restore.own_start(
+        workdir,
+        reader,
+        program.abstract_state,
+        say,
+        restart=c.restart,
+        resume=c.resume,
+        init_from=c.init_from,
+    )
+    meta = restored.meta if restored else {}
+    sample = functools.partial(sample_images, c, run.data)
+    run.frozen, source = start.make_frozen(c, program, workdir, sample, say, meta)
+    begin = start.first_state(decided, restored, c, program, run.data.fingerprint, say)
+    run.state, run.data = begin.state, dataclasses.replace(run.data, skip=begin.skipped)
+    if decided.kind == "continue":
+        say_length(c, run, begin, settings_before, changed)
+    run.evaluators = make_evals(c, program, run.data, workdir, index, log)
+    run.checkpoints = Checkpoints(workdir, keep=c.keep_checkpoints, keep_every=c.keep_every)
+    run.checkpoints.check_space(program.abstract_state)
+    # only now: until here a wrong setting leaves the workdir as it was
+    restore.set_aside(decided, workdir, run.checkpoints, say)
+    log.begin()
+    log.truncate(int(run.state.step) or -1)  # a fresh start keeps nothing
+    write_settings(c, program, workdir, source)
+    number = jax.process_index()
+    name = f"bad_files_{number}.txt" if number else "bad_files.txt"
+    run.data.bad_files.open(Workdir(str(workdir.path)), name, say)
+    log.boards = boards.open_boards(workdir, c.wandb, c.wandb_project, c.to_dict(), run.state.step)
+    if workdir.writer and index.listings:
+        workdir.write_bytes(INDEX_FILE, index.to_bytes())
+    config = json.loads(start.config_json(c))
+    run.meta = {"config": config, "versions": versions(), "teacher": source}
+    known = versions(), settings(c), recipe, program.task.story
+    run.publish = functools.partial(report.publish, workdir, run.evaluators, block, *known)
+    return run
+
+
+def say_length(
+    c: Config,
+    run: Run,
+    begin: start.Begin,
+    settings_before: dict[str, Any],
+    changed: dict[str, tuple[Any, Any]],
+) -> None:
+    """Says what became of the length and the learning rate of a run that is continued.
+
+    Raises:
+      ConfigError: the run is longer already than it is to be.
+    """
+    before: Config = ConfigDict(settings_before)
+    old = Length.from_json(begin.data.get("length"))
+    if old is None:  # a checkpoint of an older version: today's data, with the settings of then
+        count = len(run.data.source)
+        clock = make_clock(before, max(count // before.batch_size, 1))
+        old = Length(*clock, before.batch_size, count)
+    if begin.same_data:
+        changed = {k: v for k, v in changed.items() if k != "data.path"}  # a folder was renamed
+    cfg = build(optimizers.OptimizerConfig, before.optimizer, "optimizer")
+    extend.explain(
+        int(run.state.step),
+        extend.Version(old, optimizers.learning_rate(cfg, old.clock, old.batch_size)),
+        extend.Version(run.length, run.lr, run.program),
+        functools.partial(make_length, c, run.program.mesh),
+        changed,
+        run.log.say,
+    )
+
+
+def options(c: Config) -> dict[str, Any]:
+    """The plain numbers of a `Run`, where 0 says that nothing is clipped."""
+    return {
+        "workers": c.data.workers,
+        "threads": c.data.threads,
+        "log_every": c.log_every,
+        "checkpoint_every": c.checkpoint_every,
+        "eval_every": c.eval.every,
+        "clip_norm": c.optimizer.clip_norm or 0.0,
+        "rollbacks": c.on_nonfinite_retries if c.on_nonfinite == "rollback" else 0,
+    }
+
+
+def settings(c: Config) -> dict[str, Any]:
+    """The resolved config by dotted name, as config.json has it."""
+    return start.flatten(json.loads(start.to_json(c)))
+
+
+def write_settings(c: Config, program: Program, workdir: Workdir, source: dict[str, str]) -> None:
+    """config.json, parameters.txt and the teacher's checksum."""
+    workdir.write_text("config.json", start.config_json(c))
+    workdir.write_text("parameters.txt", messages.parameter_table(c, program))
+    if source:
+        workdir.write_text(start.TEACHER_FILE, json.dumps(source, indent=2) + "\n")
+
+
+def say_files(
+    c: Config, source: Source, index: Index, kept: Index | None, say: Callable[[str], None]
+) -> None:
+    """Says what the folders mean, what is odd, and which files changed since the last start."""
+    for note in getattr(source, "notes", ()):
+        say(f"data: {note}")
+    if jax.process_index() == 0 and (text := values.advise(source)):
+        say(f"WARNING: {text}")
+    if kept is not None and c.data.trust_index and index.listings.keys() <= kept.listings.keys():
+        say(f"data.trust_index: the files are those of {INDEX_FILE}; none was looked at")
+    elif kept is not None and (changes := index.changes(kept)):
+        say(f"files changed since the last start: {changes}")
+
+
+def make_evals(
+    c: Config, program: Program, data: Pipeline, workdir: Workdir, index: Index, log: Log
+) -> list[Evaluator]:
+    """The configured evaluators; the test split is opened only if one of them is wanted."""
+    e = c.eval
+    if not (e.error or e.health or e.probes or e.pictures):
+        return []
+    test = make_split(c, "test", index)
+    said = getattr(data.source, "notes", ())
+    for note in getattr(test, "notes", ()):
+        if note not in said:
+            log.say(f"test data: {note}")
+    return make_evaluators(
+        program.task,
+        program.mesh,
+        data.source,
+        test,
+        write=log.picture,
+        warn=log.warn,
+        seed=c.seed,
+        error=e.error,
+        health=e.health,
+        probes=e.probes,
+        pictures=e.pictures,
+        batch_size=e.batch_size or c.batch_size // c.accum,
+        max_images=e.max_images,
+        augment=build(Augment, c.data.augment, "data.augment"),
+        threads=c.data.threads,
+        bad_files=data.bad_files,
+    )
+
+
+def sample_images(c: Config, data: Pipeline, count: int) -> np.ndarray:
+    """uint8 [count h w c] training crops, the same at every start and on every host."""
+    steps = -(-count // c.batch_size)
+    crops = [data.batch(s)["image"] for s in range(steps)]
+    return np.concatenate(crops)[:count]

@@ -1,0 +1,229 @@
+"""The libraries that exported files are meant for, as readers of one file on the disk.
+
+Each reader raises ImportError where its library is missing, ConfigError where the file does not
+load completely, and returns the library's name and version and what it computes from normalized
+images, under the names of `proof.features`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+
+from mimjax.errors import ConfigError
+from mimjax.rules import paths
+from mimjax.torch_io.read import load
+from mimjax.torch_io.write.export import Export
+
+Outputs = dict[str, np.ndarray]
+PyTree = Any
+
+
+def read_back(export: Export, path: str) -> PyTree:
+    """The file's networks by this project's importer.
+
+    Raises:
+      ConfigError: a tensor that is not what was meant to be written, or one too many.
+    """
+    state, like = load.read_file(export.weights_file(path)), export.trees
+    if all(k.startswith("backbone.") for k in export.tensors):  # a wrapper to the importer
+        state = {f"backbone.{k}": v for k, v in state.items()}
+    where = f"--format: {export.format}"
+    if unlike := sorted(state.keys() ^ export.tensors.keys()):
+        raise ConfigError(f"{where}: {len(unlike)} keys went astray: {', '.join(unlike[:20])}")
+    read = load.from_torch(state, like, export.layout, where)
+    for name, a, b in zip(paths(like), jax.tree.leaves(like), jax.tree.leaves(read), strict=True):
+        if not np.array_equal(np.asarray(a, np.float32), b, equal_nan=True):
+            raise ConfigError(f"{where}: {name} is not the same when read back")
+    return read
+
+
+def channels_first(images: np.ndarray) -> Any:
+    """Images [b h w c] as a tensor [b c h w]."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def read_timm(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
+    """timm, strictly: a file by `checkpoint_path`, a folder by "local-dir:"."""
+    import timm
+    import torch
+
+    name, args = export.timm
+    try:
+        if path.endswith(export.kind.suffixes):
+            model = timm.create_model(name, num_classes=0, checkpoint_path=path, **args)
+        else:
+            model = timm.create_model(f"local-dir:{path}", pretrained=True)
+    except RuntimeError as error:
+        raise refused("timm", error) from None
+    x = channels_first(images)
+    with torch.no_grad():
+        tokens, pooled = model.eval().forward_features(x), model(x)
+    if export.pool == "avg":
+        out = {"raw": tokens, "pooled": pooled}
+    else:
+        out = {"tokens": tokens}
+    return f"timm {timm.__version__}", numbers(out)
+
+
+def read_transformers(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
+    """transformers, from the folder; no key may be missing or left over."""
+    import torch
+    import transformers
+
+    layout = export.layout
+    auto, options = {
+        "vitmae_transformers": (transformers.AutoModelForPreTraining, {}),
+        "beit_transformers": (transformers.BeitForMaskedImageModeling, {}),
+        "vit_transformers": (transformers.AutoModel, {"add_pooling_layer": False}),
+    }.get(layout, (transformers.AutoModel, {}))
+    model, info = auto.from_pretrained(path, output_loading_info=True, **options)
+    if wrong := {k: sorted(map(str, v))[:4] for k, v in info.items() if v}:
+        raise refused("transformers", wrong)
+    x = channels_first(images)
+    with torch.no_grad():
+        if layout == "vitmae_transformers":
+            found = model.eval()(x, noise=torch.from_numpy(noise))
+            rows = found.mask.bool()
+            logits = found.logits[rows].view(len(x), -1, found.logits.shape[-1])
+            out = {"prediction": logits, "loss": found.loss[None]}
+        elif layout == "beit_transformers":
+            out = {"logits": model.eval()(x).logits}
+        else:
+            found = model.eval()(x)
+            pooled = layout.endswith("_pooled")
+            out = {"raw" if pooled else "tokens": found.last_hidden_state}
+            out |= {"pooled": found.pooler_output} if pooled else {}
+    return f"transformers {transformers.__version__}", numbers(out)
+
+
+def read_convmae(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
+    """The module of this project."""
+    import torch
+
+    from mimjax.torch_io.write.convmae_module import ConvMAE
+
+    model = ConvMAE.from_file(path, heads=export.carried[0].heads).eval()
+    with torch.no_grad():
+        tokens = model(channels_first(images))
+    return f"torch {torch.__version__} (convmae_torch)", numbers({"tokens": tokens})
+
+
+def read_mmpretrain(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
+    """The backbone of mmpretrain, from under its prefix (`init_cfg` of type Pretrained)."""
+    import torch
+    from mmpretrain.models.backbones.beit import BEiTViT
+    from mmpretrain.models.backbones.vision_transformer import VisionTransformer
+
+    encoder, pooled = export.carried[0], export.pool == "avg"
+    options = {
+        "img_size": tuple(encoder.image_size),
+        "patch_size": encoder.patch,
+        "in_channels": export.channels,
+        "out_type": "avg_featmap" if pooled else "raw",
+        "final_norm": not pooled,
+        "arch": mm_arch(encoder),
+    }
+    if export.layout.startswith("mmpretrain_beit"):
+        options |= {
+            "use_abs_pos_emb": encoder.pos_embed != "none",
+            "use_rel_pos_bias": encoder.rel_pos == "per_block",
+            "layer_scale_init_value": encoder.layer_scale or 0.0,
+        }
+        model = BEiTViT(**options)
+    else:
+        model = VisionTransformer(**options)
+    state = torch.load(path, weights_only=True)["state_dict"]
+    load_mm(model, {k.removeprefix("backbone."): v for k, v in state.items()}, ())
+    model.eval()  # returns nothing
+    with torch.no_grad():
+        out = model(channels_first(images))[-1]
+    return f"mmpretrain {version('mmpretrain')}", numbers({"pooled" if pooled else "tokens": out})
+
+
+def mm_arch(encoder: Any) -> dict[str, int]:
+    """An encoder's sizes as OpenMMLab names them."""
+    return {
+        "embed_dims": encoder.width,
+        "num_layers": encoder.depth,
+        "num_heads": encoder.heads,
+        "feedforward_channels": int(encoder.width * encoder.mlp_ratio),
+    }
+
+
+def read_mmseg(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
+    """The MAE or BEiT of mmseg."""
+    import torch
+    from mmseg.models.backbones.beit import BEiT
+    from mmseg.models.backbones.mae import MAE
+
+    encoder = export.carried[0]
+    sizes = mm_arch(encoder)
+    beit = export.layout == "mmseg_beit"
+    model = (BEiT if beit else MAE)(
+        img_size=tuple(encoder.image_size),
+        patch_size=encoder.patch,
+        in_channels=export.channels,
+        embed_dims=sizes["embed_dims"],
+        num_layers=sizes["num_layers"],
+        num_heads=sizes["num_heads"],
+        mlp_ratio=int(encoder.mlp_ratio),
+        out_indices=(encoder.depth - 1,),
+        init_values=encoder.layer_scale or 1.0,
+        norm_cfg={"type": "LN", "eps": 1e-6},
+    )
+    state = torch.load(path, weights_only=True)["state_dict"]
+    # MAE's relative tables are its own and begin at zero; without layer scales so do these, at one
+    fresh = () if beit else ("relative_position_bias_table",)
+    load_mm(model, state, fresh if encoder.layer_scale else (*fresh, "gamma_1", "gamma_2"))
+    model.eval()
+    with torch.no_grad():
+        maps = model(channels_first(images))[-1]
+    patches = maps.flatten(2).transpose(1, 2)
+    return f"mmsegmentation {version('mmsegmentation')}", numbers({"patches": patches})
+
+
+def load_mm(model: Any, state: dict[str, Any], fresh: tuple[str, ...]) -> None:
+    """Loads a state dict, of which nothing may be left over.
+
+    Args:
+      fresh: ends of the names that the file need not fill.
+
+    Raises:
+      ConfigError: another key is missing, one is left over, or a shape differs.
+    """
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise refused("OpenMMLab", error) from None
+    buffers = "relative_position_index"
+    missing = [k for k in missing if not k.endswith((*fresh, buffers))]
+    if missing or unexpected:
+        raise refused("OpenMMLab", f"missing {missing[:4]}, unexpected {unexpected[:4]}")
+
+
+def refused(library: str, reason: Any) -> ConfigError:
+    """The error of a file that a library does not take."""
+    text = " ".join(str(reason).split())[:400]
+    return ConfigError(f"--format: {library} does not load the file, it was not kept: {text}")
+
+
+def numbers(outputs: dict[str, Any]) -> Outputs:
+    """Tensors as numpy arrays."""
+    return {k: v.detach().float().numpy() for k, v in outputs.items()}
+
+
+Reader = Callable[[Export, str, np.ndarray, np.ndarray], tuple[str, Outputs]]
+READERS: dict[str, Reader] = {
+    "timm": read_timm,
+    "transformers": read_transformers,
+    "torch": read_convmae,
+    "mmpretrain": read_mmpretrain,
+    "mmseg": read_mmseg,
+}

@@ -1,0 +1,177 @@
+"""Tables of the libraries that take our encoders: timm, transformers, OpenMMLab, detectron2.
+
+timm's VisionTransformer and BEiT have the names of the official MAE and BEiT files
+(`methods.TABLES`); here are their variants with a norm after mean pooling ("..._pooled"), and
+layouts with other names. Sources: timm 1.0.31, transformers 4.57 and 5.23 (which read the same
+files), mmpretrain 1.2.0, mmsegmentation 1.2.2, detectron2 02b5c4e.
+"""
+
+from __future__ import annotations
+
+from mimjax.torch_io.tables import methods
+from mimjax.torch_io.tables.layouts import Row, Table, linear, norm, renamed, without
+
+RELATIVE = "relative_position_bias"
+
+
+def hf_blocks(ours: str, theirs: str, keys: bool = True) -> list[Row]:
+    """Blocks of transformers' ViT and BEiT; q, k and v are apart.
+
+    Args:
+      ours, theirs: prefix of a block's parameters, number included.
+      keys: whether keys have a bias (ViT): ours is then zero where the encoder has none.
+    """
+    attention = f"{theirs}.attention.attention"
+    leaves = lambda leaf: tuple(f"{attention}.{x}.{leaf}" for x in ("query", "key", "value"))
+    q_bias, k_bias, v_bias = leaves("bias")
+    queries = (q_bias, k_bias) if keys else q_bias
+    return [
+        Row(f"{ours}/attn/qkv/kernel", leaves("weight"), "linear"),
+        *([Row(f"{ours}/attn/qkv/bias", leaves("bias"), "same")] if keys else []),
+        Row(f"{ours}/attn/q_bias", queries, "with_zeros" if keys else "same"),
+        Row(f"{ours}/attn/v_bias", v_bias, "same"),
+        *linear(f"{ours}/attn/proj", f"{theirs}.attention.output.dense"),
+        *norm(f"{ours}/norm1", f"{theirs}.layernorm_before"),
+        *norm(f"{ours}/norm2", f"{theirs}.layernorm_after"),
+        *linear(f"{ours}/mlp/fc1", f"{theirs}.intermediate.dense"),
+        *linear(f"{ours}/mlp/fc2", f"{theirs}.output.dense"),
+    ]
+
+
+def hf_embeddings(root: str, prefix: str = "") -> list[Row]:
+    """CLS, positions and patches of our network `root`."""
+    embed = f"{prefix}embeddings"
+    patch = f"{embed}.patch_embeddings.projection"
+    return [
+        Row(f"{root}/cls_token", f"{embed}.cls_token", "same"),
+        Row(f"{root}/pos_embed", f"{embed}.position_embeddings", "same"),
+        Row(f"{root}/patch_embed/kernel", f"{patch}.weight", "patch_conv"),
+        Row(f"{root}/patch_embed/bias", f"{patch}.bias", "same"),
+    ]
+
+
+def hf_vit(root: str = "encoder", prefix: str = "") -> list[Row]:
+    """ViTModel; with the prefix "vit." the encoder of its task models."""
+    return [
+        *hf_embeddings(root, prefix),
+        *hf_blocks(f"{root}/block_{{i}}", f"{prefix}encoder.layer.{{i}}"),
+        *norm(f"{root}/norm", f"{prefix}layernorm"),
+    ]
+
+
+def hf_mae(layers: str) -> list[Row]:
+    """ViTMAEForPreTraining.
+
+    Args:
+      layers: the decoder's blocks: "decoder_layers" (4.x; 5.x reads it too), or
+        "decoder_encoder.layer" (what 5.x writes, which 4.x does not read).
+    """
+    return [
+        *hf_vit(prefix="vit."),
+        Row("decoder/mask_token", "decoder.mask_token", "same"),
+        *linear("decoder/embed", "decoder.decoder_embed"),
+        *hf_blocks("decoder/block_{i}", f"decoder.{layers}.{{i}}"),
+        *norm("decoder/norm", "decoder.decoder_norm"),
+        *linear("decoder/head", "decoder.decoder_pred"),
+    ]
+
+
+def hf_beit(prefix: str, final_norm: str) -> list[Row]:
+    """BeitModel, under `prefix`, and its head of masked image modeling."""
+    ours, theirs = "encoder/block_{i}", f"{prefix}encoder.layer.{{i}}"
+    table = f"{RELATIVE}.{RELATIVE}_table"
+    return [
+        *hf_embeddings("encoder", prefix),
+        Row("encoder/mask_token", f"{prefix}embeddings.mask_token", "same"),
+        Row("encoder/rel_pos/table", f"{prefix}encoder.{table}", "same"),
+        Row("encoder/rel_pos_{i}/table", f"{theirs}.attention.attention.{table}", "same"),
+        *hf_blocks(ours, theirs, keys=False),
+        Row(f"{ours}/gamma_1", f"{theirs}.lambda_1", "same"),
+        Row(f"{ours}/gamma_2", f"{theirs}.lambda_2", "same"),
+        *norm("encoder/norm", final_norm),
+        *linear("head/linear", "lm_head"),
+    ]
+
+
+# OpenMMLab's names of a block's parts
+MM = {
+    "patch_embed.proj": "patch_embed.projection",
+    "blocks.{i}": "layers.{i}",
+    "blocks.{i}.norm1": "layers.{i}.ln1",
+    "blocks.{i}.norm2": "layers.{i}.ln2",
+    "blocks.{i}.mlp.fc1": "layers.{i}.ffn.layers.0.0",
+    "blocks.{i}.mlp.fc2": "layers.{i}.ffn.layers.1",
+    "norm": "ln1",
+}
+
+
+def mm(prefix: str, fused: bool) -> list[Row]:
+    """OpenMMLab's backbones under a prefix.
+
+    Args:
+      fused: VisionTransformer and mmseg's MAE, which have one bias of q, k and v; BEiT's have two.
+    """
+    rows = renamed(methods.encoder("", fused), MM)
+    return [Row(r.ours, tuple(prefix + k for k in r.keys), r.layout) for r in rows]
+
+
+def pooled(rows: list[Row], last: str, fc_norm: str) -> list[Row]:
+    """The same with the final norm `last` after mean pooling, under another name."""
+    return renamed(rows, {last: fc_norm})
+
+
+VIT = methods.timm_vit()
+GAMMAS = "encoder/block_{i}/gamma"
+# mmpretrain's VisionTransformer; its layer scale has other names, which no method here needs
+MM_VIT = without(mm("backbone.", True), "encoder/rel_pos", GAMMAS)
+MM_BEIT = mm("backbone.", False)
+TABLES: dict[str, Table] = {
+    # fine-tuned MAE files, timm with global_pool="avg"
+    "mae_pooled": (pooled(VIT, "norm", "fc_norm"), {"pos_embed": "encoder"}),
+    "beit_pooled": (pooled(methods.encoder(), "norm", "fc_norm"), {}),
+    "vitmae_transformers": (
+        hf_mae("decoder_layers"),
+        {
+            "vit.embeddings.position_embeddings": "encoder",
+            "decoder.decoder_pos_embed": "decoder",
+        },
+    ),
+    "vitmae_transformers_5": (
+        hf_mae("decoder_encoder.layer"),
+        {
+            "vit.embeddings.position_embeddings": "encoder",
+            "decoder.decoder_pos_embed": "decoder",
+        },
+    ),
+    "beit_transformers": (hf_beit("beit.", "layernorm"), {}),  # BeitForMaskedImageModeling
+    "beit_transformers_bare": (hf_beit("", "layernorm"), {}),
+    "beit_transformers_pooled": (hf_beit("", "pooler.layernorm"), {}),
+    "mmpretrain": (MM_VIT, {}),
+    "mmpretrain_pooled": (pooled(MM_VIT, "backbone.ln1", "backbone.ln2"), {}),
+    "mmpretrain_beit": (MM_BEIT, {}),
+    "mmpretrain_beit_pooled": (pooled(MM_BEIT, "backbone.ln1", "backbone.ln2"), {}),
+    # backbones of segmentation, which have no final norm
+    "mmseg": (without(mm("", True), "encoder/norm", "encoder/rel_pos"), {}),
+    "mmseg_beit": (without(mm("", False), "encoder/norm", "encoder/pos_embed"), {}),
+    # ViTDet: no CLS, no final norm; layer scale is folded into the layers before it
+    "detectron2": (
+        without(
+            renamed(VIT, {k: f"backbone.net.{k}" for k in ("pos_embed", "patch_embed", "blocks")}),
+            *("encoder/cls_token", "encoder/norm", GAMMAS),
+        ),
+        {},
+    ),
+}
+
+
+def detect(keys: set[str]) -> str | None:
+    """The layout of a file of one of these libraries; None if it is none of these."""
+    if "vit.embeddings.cls_token" in keys:
+        new = any(k.startswith("decoder.decoder_encoder.") for k in keys)
+        return "vitmae_transformers_5" if new else "vitmae_transformers"
+    if "beit.embeddings.cls_token" in keys:
+        return "beit_transformers"
+    if "embeddings.cls_token" in keys and "encoder.layer.0.lambda_1" in keys:
+        pools = "pooler.layernorm.weight" in keys
+        return "beit_transformers_pooled" if pools else "beit_transformers_bare"
+    return None

@@ -1,0 +1,199 @@
+"""Tables of the methods' published checkpoints, official key names."""
+
+from __future__ import annotations
+
+from mimjax.torch_io.tables.layouts import Row, Table, block, conv, linear, norm, without
+
+
+def encoder(
+    theirs: str = "", fused: bool = False, gammas: tuple[str, str] = ("gamma_1", "gamma_2")
+) -> list[Row]:
+    """The ViT under their prefix; which rows exist depends on the encoder's options.
+
+    Args:
+      fused, gammas: see `layouts.block`.
+    """
+    table = "relative_position_bias_table"
+    return [
+        Row("encoder/cls_token", f"{theirs}cls_token", "same"),
+        Row("encoder/pos_embed", f"{theirs}pos_embed", "same"),
+        Row("encoder/patch_embed/kernel", f"{theirs}patch_embed.proj.weight", "patch_conv"),
+        Row("encoder/patch_embed/bias", f"{theirs}patch_embed.proj.bias", "same"),
+        Row("encoder/rel_pos/table", f"{theirs}rel_pos_bias.{table}", "same"),
+        Row("encoder/rel_pos_{i}/table", f"{theirs}blocks.{{i}}.attn.{table}", "same"),
+        *block("encoder/block_{i}", f"{theirs}blocks.{{i}}", fused=fused, gammas=gammas),
+        *norm("encoder/norm", f"{theirs}norm"),
+    ]
+
+
+def timm_vit() -> list[Row]:
+    """MAE's encoder and timm's VisionTransformer.
+
+    Which has no relative positions, biases of q, k and v in one tensor, and layer scales ls1, ls2
+    (which MAE's have not).
+    """
+    return without(encoder("", True, ("ls1.gamma", "ls2.gamma")), "encoder/rel_pos")
+
+
+def regressor(ours: str, theirs: str) -> list[Row]:
+    """One block of CAE's regressor."""
+    rows = []
+    for name in ("norm1_q", "norm1_k", "norm1_v", "norm2_cross"):
+        rows += norm(f"{ours}/{name}", f"{theirs}.{name}")
+    for name in ("q", "k", "v", "proj"):
+        rows += linear(f"{ours}/cross_attn/{name}", f"{theirs}.cross_attn.{name}")
+    for name in ("q_bias", "v_bias"):
+        rows.append(Row(f"{ours}/cross_attn/{name}", f"{theirs}.cross_attn.{name}", "same"))
+    for name in ("fc1", "fc2"):
+        rows += linear(f"{ours}/mlp_cross/{name}", f"{theirs}.mlp_cross.{name}")
+    for name in ("gamma_1_cross", "gamma_2_cross"):
+        rows.append(Row(f"{ours}/{name}", f"{theirs}.{name}", "same"))
+    return rows
+
+
+def cae(
+    regress: str, regress_norm: str, decode: str, decode_norm: str, head: str, project: str
+) -> list[Row]:
+    """CAE and CAE v2, whose shared head stands where CAE's decoder has norm and head."""
+    return [
+        *encoder("encoder."),
+        Row("regressor/mask_token", "mask_token", "same"),
+        *regressor("regressor/block_{i}", regress + ".regressor_blocks.{i}"),
+        *norm("regressor/norm", regress_norm),
+        *block("decoder/block_{i}", decode + ".decoder_blocks.{i}"),
+        *norm("decoder/norm", decode_norm),
+        *linear("decoder/head", head),
+        *norm("head/norm", decode_norm),
+        *linear("head/head", head),
+        *linear("projection/linear", project),
+        *norm("projection/norm", f"{project}_norm"),
+    ]
+
+
+def conv_encoder() -> list[Row]:
+    """ConvMAE's hierarchical encoder."""
+    rows = [Row("encoder/pos_embed", "pos_embed", "same")]
+    for k in (1, 2, 3):
+        rows += conv(f"encoder/patch_embed{k}/proj", f"patch_embed{k}.proj")
+        rows += norm(f"encoder/patch_embed{k}/norm", f"patch_embed{k}.norm")
+    rows += linear("encoder/patch_embed4", "patch_embed4")
+    for k in (1, 2):
+        ours, theirs = f"encoder/stage{k}_block_{{i}}", f"blocks{k}.{{i}}"
+        rows += norm(f"{ours}/norm1", f"{theirs}.norm1") + norm(f"{ours}/norm2", f"{theirs}.norm2")
+        rows += conv(f"{ours}/depthwise", f"{theirs}.attn")
+        for a, b in (
+            ("conv1", "conv1"),
+            ("conv2", "conv2"),
+            ("fc1", "mlp.fc1"),
+            ("fc2", "mlp.fc2"),
+        ):
+            rows += conv(f"{ours}/{a}", f"{theirs}.{b}", "conv1x1")
+        rows += conv(f"encoder/stage{k}_fuse", f"stage{k}_output_decode")
+    return [*rows, *block("encoder/block_{i}", "blocks3.{i}"), *norm("encoder/norm", "norm")]
+
+
+def mae_decoder() -> list[Row]:
+    return [
+        Row("decoder/mask_token", "mask_token", "same"),
+        *linear("decoder/embed", "decoder_embed"),
+        *block("decoder/block_{i}", "decoder_blocks.{i}", fused=True),
+        *norm("decoder/norm", "decoder_norm"),
+        *linear("decoder/head", "decoder_pred"),
+    ]
+
+
+# MR-MAE's code was never released: the name is ours
+MIMIC = linear("mimic_head/linear", "mimic_head")
+
+TABLES: dict[str, Table] = {
+    "mae": (
+        [*timm_vit(), *mae_decoder(), *MIMIC],
+        {"pos_embed": "encoder", "decoder_pos_embed": "decoder"},
+    ),
+    # Alpha-VL/ConvMAE and FastConvMAE; the released files hold the encoder alone, without the
+    # convolutions of the fusion
+    "mcmae": (
+        [*conv_encoder(), *mae_decoder(), *MIMIC],
+        {"pos_embed": "encoder", "decoder_pos_embed": "decoder"},
+    ),
+    "bootmae": (
+        [
+            *encoder(),
+            Row("pixel_decoder/mask_token", "mask_token", "same"),
+            *linear("pixel_decoder/down", "down"),
+            *block("pixel_decoder/block_{i}", "decode_blocks.{i}"),
+            *norm("pixel_decoder/norm", "decode_norm"),
+            Row("pixel_decoder/head/kernel", "lm_head.proj.weight", "patch_deconv"),
+            Row("pixel_decoder/head/bias", "lm_head.proj.bias", "same"),
+            Row("feature_decoder/mask_token", "mask_token_1", "same"),
+            *linear("feature_decoder/down", "down_1"),
+            *block("feature_decoder/block_{i}", "decode_blocks_1.{i}"),
+            *norm("feature_decoder/norm", "decode_norm_1"),
+            *linear("feature_decoder/head", "lm_head_1"),
+        ],
+        {"pos_embed": "encoder", "de_pos_embed": "pixel_decoder"},
+    ),
+    "beit": (
+        [
+            *encoder(),
+            Row("encoder/mask_token", "mask_token", "same"),
+            *linear("head/linear", "lm_head"),
+        ],
+        {},
+    ),
+    # Atten4Vis/CAE: CAE and CAE v2; files with the encoder alone as well
+    "cae": (
+        cae(
+            "regresser",
+            "regresser.norm",
+            "decoder",
+            "decoder.norm",
+            "decoder.head",
+            "encoder_to_regresser",
+        ),
+        {"encoder.pos_embed": "encoder", "rd_pos_embed": "regressor"},
+    ),
+    # lxtGH/CAE, the older official repository
+    "cae_older": (
+        cae(
+            "pretext_neck",
+            "pretext_neck.norm",
+            "pretext_neck",
+            "pretext_neck.norm2",
+            "pretext_neck.head",
+            "encoder_to_decoder",
+        ),
+        {"encoder.pos_embed": "encoder"},
+    ),
+}
+# which coordinate comes first in the fixed tables; see `models.vit.sincos_table`
+POSITIONS = {"mae": "xy", "mcmae": "xy", "bootmae": "yx", "cae": "yx", "cae_older": "yx"}
+NO_CLS = {"mcmae"}  # whose tables begin with the first patch
+# what to do if keys are missing that some of a layout's published files lack: pattern, advice
+ADVICE = {
+    "mcmae": (
+        r"stage\d_output_decode\..*",
+        "files without the convolutions of the multi-scale fusion (released encoders, fine-tuned "
+        "models) need method.encoder.fuse_stages=False",
+    ),
+}
+
+
+def detect(keys: set[str]) -> str | None:
+    """The layout of a method's checkpoint; None if it is none of these."""
+    if any(k.startswith("pretext_neck.") for k in keys):
+        return "cae_older"
+    if "patch_embed4.weight" in keys and "blocks3.0.attn.qkv.weight" in keys:
+        return "mcmae"
+    if "encoder.blocks.0.attn.q_bias" in keys:
+        return "cae"
+    if "blocks.0.attn.q_bias" in keys:
+        # Only BEiT scales layers or has relative positions; its head is no transposed convolution.
+        relative = any(k.endswith("relative_position_bias_table") for k in keys)
+        if relative or keys & {"lm_head.weight", "blocks.0.gamma_1"}:
+            return "beit"
+        if keys & {"pos_embed", "mask_token_1"}:
+            return "bootmae"
+    if "blocks.0.attn.qkv.bias" in keys and "cls_token" in keys:
+        return "mae"
+    return None

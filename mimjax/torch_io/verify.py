@@ -1,0 +1,183 @@
+"""The proof of an exported file: the same images through it and through the run's own network.
+
+The file is read back from the disk by the library it is meant for (`consumers`), or by this project
+where no library is involved, and its features are compared with those of the parameters in memory,
+which have gone through none of the steps of the export.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimjax.data.decoding import open_image
+from mimjax.errors import ConfigError
+from mimjax.models.layers import normalize
+from mimjax.patches import normalize as normalize_pixels
+from mimjax.torch_io import libraries
+from mimjax.torch_io.write import tensors as carrier
+from mimjax.torch_io.write.export import Export
+
+Outputs = dict[str, np.ndarray]
+BOUND = 1e-4  # of the difference, times the largest feature if that is above 1
+PHOTOS = ("images/china.jpg", "images/flower.jpg")  # inside scikit-learn's wheel
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """What a comparison found.
+
+    Attributes:
+      reader: what read the file, with its version.
+      verified: False if that was not the library that the file is for, which is not installed.
+      difference, bound: largest of all compared outputs, and what is allowed.
+      outputs: names of what was compared.
+    """
+
+    reader: str
+    difference: float = 0.0
+    bound: float = 0.0
+    outputs: tuple[str, ...] = ()
+    verified: bool = True
+
+    @property
+    def ok(self) -> bool:
+        return self.difference <= self.bound  # not with NaN
+
+    def __str__(self) -> str:
+        what = " and ".join(self.outputs)
+        return (
+            f"max |difference| {self.difference:.2g} (bound {self.bound:.2g}): {what} of "
+            f"{self.reader} against this run's, float32"
+        )
+
+
+def proof_images(export: Export) -> np.ndarray:
+    """Random and photographic images, as many of each, normalized, float32 [b h w c]."""
+    height, width = export.plain[0].image_size
+    rng = np.random.default_rng(0)
+    count = 2 if export.plain[0].num_patches <= 400 else 1  # large images take much memory
+    noise = rng.normal(size=(count, height, width, export.channels)).astype(np.float32)
+    spec = importlib.util.find_spec("sklearn.datasets")
+    if export.channels != 3 or spec is None or spec.origin is None:
+        return noise
+    photos = []
+    for name in PHOTOS[:count]:
+        with open_image(Path(spec.origin).parent / name) as image:
+            photos.append(np.asarray(image.convert("RGB").resize((width, height))))
+    mean, std = export.task.mean, export.task.std
+    return np.concatenate([noise, normalize_pixels(jnp.asarray(np.stack(photos)), mean, std)])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(encoder: Any, params: Any, images: jax.Array) -> Any:
+    """An encoder on whole images, in full float32 on any device."""
+    with jax.default_matmul_precision("highest"):
+        return encoder.apply({"params": params}, images)
+
+
+def features(encoder: Any, params: Any, images: np.ndarray) -> Outputs:
+    """What an encoder makes of whole images.
+
+    Returns:
+      "tokens" after the final norm, "raw" before it, "patches" of it without CLS, and "pooled",
+      the norm of the mean patch. Without "norm" among the parameters "raw" and "patches" alone.
+    """
+    normed = "norm" in params
+    ones = {"scale": jnp.ones(encoder.width), "bias": jnp.zeros(encoder.width)}
+    f = run(encoder, params if normed else params | {"norm": ones}, images)
+    raw = np.asarray(f.blocks[-1])
+    patches = raw[:, f.num_prefix :]
+    out = {"raw": raw, "patches": patches}
+    if not normed:
+        return out
+    mean = normalize(jnp.asarray(patches.mean(1)))
+    pooled = mean * params["norm"]["scale"] + params["norm"]["bias"]
+    return out | {"tokens": np.asarray(f.tokens), "pooled": np.asarray(pooled)}
+
+
+def reference(export: Export, images: np.ndarray, noise: np.ndarray) -> Outputs:
+    """The run's own outputs: `features`, and those of its decoder that a library has too."""
+    out = features(*export.plain, images)
+    task, params = export.task, export.params
+    if export.layout == "beit_transformers":
+        tokens = jnp.asarray(out["tokens"][:, 1:])
+        out["logits"] = np.asarray(run(task.head.clone(dtype=jnp.float32), params["head"], tokens))
+    if export.layout == "vitmae_transformers":
+        mask = noise.argsort(1).argsort(1) >= task.encoder.num_patches - task.num_masked
+        out |= reconstruct(task, params, jnp.asarray(images), jnp.asarray(mask))
+    return out
+
+
+def reconstruct(task: Any, params: Any, images: jax.Array, mask: jax.Array) -> Outputs:
+    """MAE's "prediction" of masked patches and its "loss"."""
+    networks = {k: getattr(task, k).clone(dtype=jnp.float32) for k in ("encoder", "decoder")}
+    task = dataclasses.replace(task, **networks)
+    key = jax.random.key(0)  # read by nothing: this method draws no random numbers
+
+    @jax.jit
+    def both(params, images, mask):
+        with jax.default_matmul_precision("highest"):
+            batch = task.prepare({}, {}, {"image": images, "mask": mask}, key, 0, False)
+            out = task.loss(params, {}, batch, key, 0, False)
+        return {"loss": out.total[None], "prediction": out.preds["pred"]}
+
+    return {k: np.asarray(v) for k, v in both(params, images, mask).items()}
+
+
+def compare(ours: Outputs, theirs: Outputs, reader: str) -> Proof:
+    """The largest difference of any output of theirs."""
+    difference, size = 0.0, 1.0
+    for name, x in theirs.items():
+        assert x.shape == ours[name].shape, (name, x.shape, ours[name].shape)
+        difference = float(np.maximum(difference, np.abs(x - ours[name]).max()))  # keeps NaN
+        size = max(size, float(np.abs(ours[name]).max()))
+    return Proof(reader, difference, BOUND * size, tuple(theirs))
+
+
+def reread(export: Export, trees: Any, images: np.ndarray) -> Outputs:
+    """Features of the encoder that this project has read back."""
+    encoder, read = export.carried[0], trees["encoder"]
+    if export.format == "detectron2":  # ViTDet has no CLS token, whose attention is missed
+        read = read | {"cls_token": export.plain[1]["cls_token"]}
+    if export.decoder:
+        encoder, read = carrier.plain(encoder, read)
+    out = features(encoder, read, images)
+    return {k: v for k, v in out.items() if k in ("tokens", "raw")}
+
+
+def prove(export: Export, path: str) -> Proof:
+    """Reads what was written and compares.
+
+    Raises:
+      ConfigError: the library refuses the file, or its features differ.
+    """
+    tensors = libraries.read_back(export, path)
+    if not export.is_encoder:
+        return Proof("the file read back", outputs=("tensors",))
+    images = proof_images(export)
+    noise = np.random.default_rng(1).random((len(images), export.plain[0].num_patches))
+    ours = reference(export, images, noise)
+    if not all(np.isfinite(x).all() for x in ours.values()):
+        raise ConfigError("--workdir: this checkpoint's features are not finite; allowed: a --step")
+    alone = export.format == "convmae" and export.decoder  # its module is an encoder
+    reader = None if alone else libraries.READERS.get(export.kind.library)
+    name, verified, theirs = "the file read back", True, None
+    if reader:
+        try:
+            name, theirs = reader(export, path, images, noise)
+        except ImportError:
+            verified = False
+    if theirs is None:
+        theirs = reread(export, tensors, images)
+    found = dataclasses.replace(compare(ours, theirs, name), verified=verified)
+    if not found.ok:
+        raise ConfigError(f"--format: {export.format}: the file is wrong and was not kept: {found}")
+    return found

@@ -1,0 +1,187 @@
+"""One export: from a run's parameters to the tensors and settings of a file, and onto the disk.
+
+What is written is proven by `proof`; which pairs of method and format exist is in `formats`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from mimjax.errors import ConfigError
+from mimjax.models.conv_vit import ConvViT
+from mimjax.models.layers import LN_EPS
+from mimjax.models.vit import ViT
+from mimjax.storage import tensors as save
+from mimjax.torch_io.read import detect
+from mimjax.torch_io.read.load import to_torch
+from mimjax.torch_io.write import formats
+from mimjax.torch_io.write import settings as hub
+from mimjax.torch_io.write import tensors as carrier
+
+PyTree = Any
+
+
+def method_of(task: Any) -> str:
+    """What `formats.MATRIX` calls a task; one without a row goes into our own files alone."""
+    name = type(task).__name__.lower()
+    if name == "mrmae" and not isinstance(task.encoder, ConvViT):
+        return "mrmae_vit"
+    return name
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What is to be written.
+
+    Attributes:
+      task: the run's.
+      params: as trained, {"encoder": ..., ...}, float32 numpy; what is not asked for may be absent.
+      format, pool, decoder, image_size: the flags; pool is "token" or "avg", image_size None = the
+        run's own.
+      about: metadata of the run: step, weights, config hash.
+    """
+
+    task: Any
+    params: PyTree
+    format: str
+    pool: str = "token"
+    decoder: bool = False
+    image_size: tuple[int, int] | None = None
+    about: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.image_size and (self.decoder or not self.is_encoder):
+            raise ConfigError(
+                "--image_size: resizes an encoder's positions; allowed: without --decoder, for "
+                "methods with an encoder of images"
+            )
+        _ = self.layout  # raises for a pair that is not in the table
+
+    @property
+    def method(self) -> str:
+        return method_of(self.task)
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether the run pretrains an encoder, whose features can be compared."""
+        return isinstance(getattr(self.task, "encoder", None), ViT | ConvViT)
+
+    @property
+    def layout(self) -> str:
+        return formats.choose_layout(self.method, self.format, self.pool, self.decoder)
+
+    @property
+    def kind(self) -> formats.Format:
+        return formats.FORMATS[self.format]
+
+    @property
+    def channels(self) -> int:
+        return len(self.task.mean)
+
+    @functools.cached_property
+    def plain(self) -> tuple[Any, PyTree]:
+        """The encoder as trained, but for what pretraining alone needs, at the asked size."""
+        encoder, params = carrier.plain(self.task.encoder, self.params["encoder"])
+        if self.image_size and self.image_size != tuple(encoder.image_size):
+            return carrier.resized(encoder, params, self.image_size)
+        return encoder, params
+
+    @functools.cached_property
+    def carried(self) -> tuple[Any, PyTree]:
+        """The encoder and its parameters that the file holds."""
+        encoder, params = self.plain
+        if self.decoder:  # all that was trained
+            encoder, params = self.task.encoder, self.params["encoder"]
+        if self.layout != detect.OWN:  # ours computes fixed positions itself
+            encoder, params = carrier.with_table(encoder, params)
+        for step in formats.find_pair(self.method, self.format).steps:
+            encoder, params = carrier.STEPS[step](encoder, params)
+        absent = (
+            "cls_token" if self.format == "detectron2" else "",
+            "" if self.kind.final_norm else "norm",
+        )
+        return encoder, {k: v for k, v in params.items() if k not in absent}
+
+    @property
+    def trees(self) -> PyTree:
+        """The parameters of all networks in the file."""
+        if not self.is_encoder:
+            return self.params
+        others = {k: v for k, v in self.params.items() if k != "encoder"} if self.decoder else {}
+        return {"encoder": self.carried[1], **others}
+
+    @functools.cached_property
+    def tensors(self) -> save.Tensors:
+        """Their key -> array."""
+        trees = jax.tree.map(lambda x: np.asarray(x, np.float32), self.trees)
+        out = to_torch(trees, self.layout, self.channels)
+        if self.layout == detect.OWN:
+            return out
+        for key, root in detect.TABLES[self.layout][1].items():
+            if root in trees and root != "encoder":
+                prefix = carrier.prefix_of(self.task.encoder)
+                network = getattr(self.task, root)
+                out[key] = carrier.fixed_table(network, self.task.encoder.grid, prefix)
+        if not self.decoder:  # timm takes a file with a mask token for DINO v2
+            assert not [k for k in out if "mask_token" in k or "decoder" in k], sorted(out)
+        return out
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a file says about itself; every value is text, as safetensors wants it."""
+        text = lambda values: ",".join(map(str, values))
+        out = {"method": self.method, "layout": self.layout, **self.about}
+        if self.is_encoder:
+            encoder = self.carried[0]
+            out |= {
+                "heads": str(encoder.heads),
+                "patch": str(encoder.patch),
+                "image_size": text(encoder.image_size),
+                "mean": text(self.task.mean),
+                "std": text(self.task.std),
+                "pool": self.pool,
+                "layer_norm_eps": str(LN_EPS),
+                "encoder": json.dumps(carrier.settings(encoder)),
+            }
+        return out
+
+    @property
+    def timm(self) -> tuple[str, hub.Settings]:
+        """The model of timm that reads the file, and its settings."""
+        beit = self.layout.startswith("beit")
+        return hub.timm_model(self.carried[0], beit, self.pool, self.channels)
+
+    def settings(self) -> dict[str, hub.Settings]:
+        """The JSON files of a folder, by name."""
+        encoder, task = self.carried[0], self.task
+        if self.format == "timm":
+            return {"config.json": hub.timm_config(*self.timm, task.mean, task.std)}
+        config = hub.hf_config(encoder, self.layout, self.channels)
+        if self.layout == "vitmae_transformers":
+            config |= hub.hf_mae(task)
+        elif self.layout == "beit_transformers":
+            config |= hub.hf_pretraining_beit(task.pred_dim)
+        processor = hub.hf_processor(encoder, self.layout, task.mean, task.std)
+        return {"config.json": config, "preprocessor_config.json": processor}
+
+    def write(self, path: str) -> None:
+        """The file, or the folder, at `path`, where nothing is yet.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        if formats.check_output(self.format, path):
+            save.write_folder(path, self.tensors, self.metadata, self.settings())
+        else:
+            save.write_tensors(path, self.tensors, self.kind.wrapper, self.metadata)
+
+    def weights_file(self, path: str) -> str:
+        """The file of tensors of what `write` has made."""
+        return os.path.join(path, "model.safetensors") if os.path.isdir(path) else path

@@ -1,0 +1,171 @@
+"""After a loss or norm that is not finite: back to the last good checkpoint, without the batch.
+
+The run is made again from the checkpoint, with a look at every step, until the first one that
+breaks; that step is examined; its batch is left out from then on and the run continues just before
+it. What is left out is saved with the data's position, so a restart decides the same. Once more
+through the same steps, and not a copy of the state at each of them: memory is scarcer than time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from mimjax import rules, sharding, stopping
+from mimjax.task import Batch, PyTree, Task, TrainState
+from mimjax.train import metrics as m
+from mimjax.train.run import Run
+from mimjax.train.step import eval_step, train_step
+
+FEW = 5  # names in a sentence
+
+
+def recover(run: Run, compiled: Any, error: m.NonFiniteError) -> TrainState:
+    """The state before the first update that is not finite; `run.data` skips that update's batch.
+
+    Args:
+      compiled: the train step.
+      error: what stopped the run.
+
+    Raises:
+      NonFiniteError: the run is to stop, or has gone back as often as it may.
+    """
+    used = len(run.data.skip) + run.flukes
+    if used >= run.rollbacks:
+        hint = "on_nonfinite=rollback leaves a batch that causes it out"
+        if used:
+            hint = f"rolled back {used} times already (on_nonfinite_retries)"
+        error = m.NonFiniteError(f"{error}; {hint}", error.names, error.last)
+        run.log.note(error.last, {"warning": str(error)})
+        run.publish()
+        raise error
+    run.log.say(f"{', '.join(error.names)} not finite at step {error.last}: rolling back")
+    found = first_broken(run, compiled, error.last)
+    step, names = found or (error.last, error.names)
+    state = replay(run, compiled, step - 1)
+    run.log.truncate(step - 1, rollbacks=True)
+    times = f"({used + 1} of at most {run.rollbacks}); the run continues from step {step - 1}"
+    if found is None:
+        run.flukes += 1
+        run.log.warn(
+            step,
+            "the same steps, made again from the last checkpoint, were finite, with the same "
+            "program and input: suspect the hardware, or a kernel that is not deterministic. "
+            f"Nothing is left out {times}",
+        )
+        return state
+    facts = examine(run, state, step, names) | {"skipped": run.data.place(step - 1)}
+    text = f"{describe(facts)} The batch is left out {times}"
+    run.log.warn(step, text, nonfinite=facts)
+    run.data = dataclasses.replace(run.data, skip=(*run.data.skip, facts["skipped"]))
+    return state
+
+
+def first_broken(run: Run, compiled: Any, last: int) -> tuple[int, list[str]] | None:
+    """The first update up to `last` that is not finite, and which of its metrics are not."""
+    state = newest(run)
+    start, mesh = int(state.step), run.program.mesh
+    with run.feed(start, last) as batches:
+        for step, batch in enumerate(batches, start + 1):
+            stopping.sync()
+            state, metrics = compiled(state, run.frozen, sharding.to_global(mesh, batch))
+            try:
+                m.fetch(metrics, step, step)
+            except m.NonFiniteError as error:
+                return step, error.names
+    return None
+
+
+def replay(run: Run, compiled: Any, step: int) -> TrainState:
+    """The state after update `step`, from the last checkpoint before it."""
+    state, mesh = newest(run), run.program.mesh
+    with run.feed(int(state.step), step) as batches:
+        for batch in batches:
+            stopping.sync()
+            state, _ = compiled(state, run.frozen, sharding.to_global(mesh, batch))
+    return state
+
+
+def newest(run: Run) -> TrainState:
+    """The state of the last checkpoint; the loop saves none that is not finite."""
+    found = run.checkpoints.newest(run.program.abstract_state, run.log.say)
+    if found is None:
+        raise RuntimeError(f"{run.workdir.path}: no readable checkpoint to roll back to")
+    return found.state
+
+
+def examine(run: Run, state: TrainState, step: int, names: list[str]) -> dict[str, Any]:
+    """What is broken in update `step`, made from `state`.
+
+    Returns:
+      "step"; "metrics" that are not finite; "parameters" whose gradient is not, by path, with the
+      share of numbers that are not, and "of" how many; "examples", places in the source whose own
+      error is not finite, None where the task has no such error; "batch", all places in it.
+    """
+    program = run.program
+    with run.feed(step - 1, step) as batches:
+        batch = sharding.to_global(program.mesh, next(batches))
+    found = faults(
+        state, run.frozen, batch, task=program.task, seed=program.seed, accum=program.accum
+    )
+    shares, errors = jax.device_get(found)
+    named = zip(rules.paths(shares), jax.tree.leaves(shares), strict=True)
+    broken = {path: round(float(share), 4) for path, share in named if share}
+    places, bad = run.data.indices(step - 1), None
+    if errors is not None:
+        fine = np.isfinite(errors).reshape(len(places), -1).all(1)
+        bad = [int(i) for i in places[~fine]]
+    return {
+        "step": step,
+        "metrics": names,
+        "parameters": dict(sorted(broken.items(), key=lambda x: -x[1])[: 4 * FEW]),
+        "of": [len(broken), len(jax.tree.leaves(program.abstract_state.params))],
+        "examples": bad,
+        "batch": [int(i) for i in places],
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("task", "seed", "accum"))
+def faults(
+    state: TrainState, frozen: PyTree, batch: Batch, *, task: Task, seed: int, accum: int
+) -> tuple[PyTree, jax.Array | None]:
+    """The share of each parameter's gradient that is not finite, and each example's error [b]."""
+    tx = optax.identity()
+    bare = state.replace(opt_state=tx.init(state.params))
+    # without an optimizer the update is the gradient itself, added to finite parameters
+    new, _ = train_step(bare, frozen, batch, task=task, tx=tx, seed=seed, accum=accum)
+    shares = jax.tree.map(lambda x: jnp.mean(~jnp.isfinite(x)), new.params)
+    errors = eval_step(state, frozen, batch, task=task, seed=seed)[1].preds.get("error")
+    # every process reads all of it
+    return lax.with_sharding_constraint((shares, errors), PartitionSpec())
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """`examine` in words."""
+    few = lambda names: ", ".join(map(str, names[:FEW])) + (", ..." if len(names) > FEW else "")
+    lines = [f"{', '.join(facts['metrics'])} not finite."]
+    count, total = facts["of"]
+    if not count:
+        lines.append("Every gradient is finite: the update itself overflows; lower the rate.")
+    else:
+        lines.append(
+            f"Gradients that are not finite: {count} of {total} parameters "
+            f"({few(list(facts['parameters']))})."
+        )
+    bad, batch = facts["examples"], facts["batch"]
+    if bad and len(bad) < len(batch):
+        lines.append(f"Examples whose error is not finite: {few(bad)} ({len(bad)} of the batch).")
+    elif bad:
+        lines.append("Every example's error is not finite: the weights, not the data.")
+    elif bad is not None:
+        lines.append("No single example's error is broken in an evaluation of the batch.")
+    lines.append(f"Batch: {few(batch)} ({len(batch)} examples).")
+    return " ".join(lines)

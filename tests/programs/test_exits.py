@@ -1,0 +1,33 @@
+"""The table of exit codes, and which error has which."""
+
+import pytest
+
+from mimjax.errors import ConfigError, Exit, PeerError, RunError, code_of
+from mimjax.train.metrics import NonFiniteError
+
+
+def test_the_table():
+    codes = {code.name: int(code) for code in Exit}
+    assert codes == {
+        "DONE": 0,
+        "ERROR": 1,
+        "REFUSED": 2,
+        "STOPPED": 75,
+        "NO_ANSWER": 76,
+        "INTERRUPTED": 130,
+        "ENDED": 143,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("lr: -1"), 2),
+        (RunError("no space"), 1),
+        (NonFiniteError("loss", [], 3), 1),
+        (OSError(28, "No space left"), 1),
+        (PeerError("process 1"), 76),
+    ],
+)
+def test_errors(error, code):
+    assert code_of(error) == code

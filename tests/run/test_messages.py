@@ -1,0 +1,80 @@
+import helpers
+import jax
+import pytest
+
+from mimjax.run import messages, setup
+from mimjax.task import Clock
+
+
+def block(c):
+    task, program = helpers.make(c)
+    data = setup.make_data(c, task, "train")
+    return messages.start_block(c, program, data, Clock(4, 8))
+
+
+def test_the_start_block_says_what_people_debug_from():
+    c = helpers.small("bootmae", **{"optimizer.base_lr": 1.5e-4, "accum": 2})
+    text = block(c)
+    for part in (
+        "16 = 1 devices x 8 x 2 accumulated",
+        "9.37e-06 (base 0.00015 x 16 / 256)",
+        "8 steps = 2.0 epochs of 4 steps",
+        "digits: 1,438 images, image 8x8, 16 patches, 8 masked",
+        "EMA",
+    ):
+        assert part in text, text
+    # BootMAE's absolute min_lr of 1e-4 is above this peak
+    assert "WARNING     optimizer.min_lr 0.0001 is above the peak rate" in text
+    c.optimizer.lr = 1e-3
+    assert "WARNING" not in block(c)
+
+
+@pytest.mark.parametrize(
+    ("key", "whole", "override"), [("warmup_steps", 8, "1"), ("warmup_epochs", 2.0, "0.25")]
+)
+def test_a_warm_up_that_is_the_whole_run_is_a_warning(key, whole, override):
+    """Of the block's eight steps in two epochs."""
+    c = helpers.small("mae", **{f"optimizer.{key}": whole})
+    line = f"WARNING     optimizer.{key} {whole:g} is the whole run of 8 steps: the rate never"
+    text = block(c)
+    assert line in text
+    assert text.endswith(f"add --config.optimizer.{key}={override} (5% of the run)")
+    c.optimizer[key] = type(whole)(override)
+    assert "WARNING" not in block(c)
+    c.optimizer[key], c.optimizer.schedule = whole, "constant"  # to be extended later
+    assert "WARNING" not in block(c)
+
+
+def test_the_start_block_says_that_the_target_sees_another_size():
+    layers = {"method.target.encoder.num_layers": 2}
+    text = block(helpers.small("cae", **layers))  # 4 pixels per token, for 4x4 patches
+    assert "target_image  the same crop resized to 16x16" in text
+    assert "of the student's 8x8" in text
+    assert "target_image" not in block(helpers.small("mae"))
+
+
+def test_the_start_block_says_what_is_a_guess():
+    small = {"method.encoder.width": 192, "method.encoder.depth": 1}
+    guess = "NOTE        the regressor is 192 wide, as the encoder: a guess"
+    assert guess in block(helpers.small("cae", **small))
+    small["method.regressor.width"] = 768
+    assert setup.make_task(helpers.small("cae", **small), Clock(4, 8)).notes == ()
+    for name in ("cae", "mcmae", "mrmae"):
+        published = helpers.CONFIGS[name]
+        assert setup.make_task(published.get_config(), Clock(4, 8)).notes == ()
+        assert len(setup.make_task(published.get_config("size=s"), Clock(4, 8)).notes) == 1
+
+
+def test_the_parameter_table_names_every_parameter():
+    c = helpers.small("bootmae")
+    _, program = helpers.make(c)
+    header, *lines, total = messages.parameter_table(c, program).splitlines()[1:]
+    cells = lambda line: [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells(header) == ["Parameter", "Shape", "Decay", "Lr_scale", "Sharding"]
+    table = {cells(line)[0]: cells(line)[1:] for line in lines}
+    assert table["encoder/cls_token"][1] == "0"  # BootMAE spares it
+    assert table["pixel_decoder/mask_token"][1:] == ["0.05", "1", "replicated"]
+    assert table["encoder/patch_embed/kernel"][0] == "12x32"
+    leaves = jax.tree.leaves(program.abstract_state.params)
+    assert total == f"Total: {sum(x.size for x in leaves):,}"
+    assert len(table) == len(leaves) + 1  # the table's lines above and below
