@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from mimjax import schema
+
 METHODS = ("mae", "bootmae", "beit", "cae", "caev2", "mcmae", "mrmae")
 SMALLEST = {"mcmae": "s", "mrmae": "s"}  # sizes that a method does not have
 
@@ -39,7 +41,7 @@ def prepare(name: str, shape: str, batch: int) -> tuple[Any, dict[str, Any]]:
     from mimjax.train import flops, program
 
     c, clock = config(name, shape, batch), Clock(1000, 100_000)
-    task = setup.make_task(c, clock)
+    task = schema.make_task(c, clock)
     abstract = jax.eval_shape(task.init, jax.random.key(0))[0]
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     tx, _ = setup.make_tx(c, abstract, clock)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import duel, methods
+from mimjax import schema
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy")
 GOAL = 0.85  # of the fastest peer's time, at shape ti
@@ -72,7 +73,7 @@ def mimjax_step(shape: Shape, **_):
     )
     c.method.decoder.width, c.method.decoder.depth, c.method.decoder.heads = shape.decoder
     clock = Clock(1000, 100_000)
-    task = setup.make_task(c, clock)
+    task = schema.make_task(c, clock)
     tx, _lr = setup.make_tx(c, jax.eval_shape(task.init, jax.random.key(0))[0], clock)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     run = program.make_program(task, tx, mesh, c.sharding, batch_size=shape.batch)

@@ -14,11 +14,15 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 from mimjax import values
 from mimjax.errors import ConfigError
+from mimjax.task import Clock, Task
 
 # A ConfigDict; its attributes are typed as a union of everything, which helps no checker.
 Config = Any
@@ -149,3 +153,30 @@ def build(thing: Any, settings: Config, where: str) -> Any:
         else:
             new[name] = values.fit(hints[name], value, key)
     return thing(**new) if isinstance(thing, type) else dataclasses.replace(thing, **new)
+
+
+def compute_dtype(name: str) -> Any:
+    """The type that "auto" (bfloat16 on accelerators, float32 on CPU) or a name means."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise ConfigError(f"dtype: {name!r}; allowed: auto, float32, bfloat16")
+    return jnp.dtype(name)
+
+
+def make_task(c: Config, clock: Clock) -> Task:
+    """The configured task; every network computes in the run's dtype."""
+    task = build(find_class(c.task, "task"), c.method, "method")
+    return dataclasses.replace(with_dtype(task, compute_dtype(c.dtype)), clock=clock)
+
+
+def with_dtype(thing: Any, dtype: Any) -> Any:
+    """`thing` with `dtype` for every network that it, or a dataclass in it, holds."""
+    new = {}
+    for field in dataclasses.fields(thing):
+        value = getattr(thing, field.name)
+        if isinstance(value, nn.Module):
+            new[field.name] = value.clone(dtype=dtype)
+        elif dataclasses.is_dataclass(value):
+            new[field.name] = with_dtype(value, dtype)
+    return dataclasses.replace(thing, **new)

@@ -13,7 +13,8 @@ import numpy as np
 from absl import flags as absl_flags
 
 from configs import beit, bootmae, cae, caev2, dvae, mae, mcmae, mrmae
-from mimjax import sharding
+from mimjax import schema, sharding
+from mimjax.data import configured
 from mimjax.programs import cli
 from mimjax.run import setup
 from mimjax.storage.checkpoints import Checkpoints
@@ -74,7 +75,7 @@ def small(name, **overrides):
 def make(c, mesh=None, small_tensors=sharding.SMALL):
     """Task and program of a config, without data or files."""
     clock = Clock(4, c.steps or round(c.epochs) * 4)
-    task = setup.make_task(c, clock)
+    task = schema.make_task(c, clock)
     params = jax.eval_shape(task.init, jax.random.key(0))[0]
     tx, _ = setup.make_tx(c, params, clock)
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
@@ -98,7 +99,7 @@ def frozen(task):
 
 def batches(c, task, steps):
     """The first batches of the config's training data."""
-    data = setup.make_data(c, task, "train")
+    data = configured.make_data(c, task, "train")
     return [data.batch(s) for s in range(steps)]
 
 
@@ -185,7 +186,7 @@ def final_params(workdir, c):
 
 def flags(c):
     """A config's difference from its demo as command-line overrides."""
-    from mimjax.run.start import flatten
+    from mimjax.storage.settings import flatten
 
     name = c.task.rsplit(":", 1)[0].rsplit(".", 1)[1]
     base = flatten(CONFIGS[name].get_config("demo").to_dict())

@@ -12,6 +12,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from mimjax import schema
 from mimjax.data.augment import Augment
 from mimjax.data.pipeline import Pipeline
 from mimjax.data.sources import make_source
@@ -154,12 +155,12 @@ def representatives():
 def test_every_command_is_a_valid_run(monkeypatch):
     """At its published size."""
     for command in COMMANDS:
-        setup.make_task(parse(command, monkeypatch), Clock(1, 800))
+        schema.make_task(parse(command, monkeypatch), Clock(1, 800))
 
 
 def test_masks_are_those_of_each_paper(monkeypatch):
     """BootMAE caps blocks at 60 patches, BEiT's generator not; CAE's random masks round down."""
-    masking = lambda command: setup.make_task(parse(command, monkeypatch), Clock(1, 800)).masking
+    masking = lambda command: schema.make_task(parse(command, monkeypatch), Clock(1, 800)).masking
     blocks = [c for c in COMMANDS if "configs/mae.py" in c and "kind=block" in c]
     caps = {("size=l" in c, masking(c).max_block) for c in blocks}  # ViT-L: MAE's own ablations
     assert caps == {(True, None), (False, 60)}
@@ -196,7 +197,7 @@ def test_row(command, monkeypatch):
 def make(c):
     """(task, optimizer, data) of a run of two steps."""
     clock = Clock(1, 2)
-    task = setup.make_task(c, clock)
+    task = schema.make_task(c, clock)
     data = Pipeline(
         source(),
         task.views,

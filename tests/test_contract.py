@@ -15,7 +15,8 @@ from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.masking.base import split
 from mimjax.rules import paths
-from mimjax.run import messages, setup, start
+from mimjax.run import messages, setup
+from mimjax.storage import settings
 from mimjax.task import Clock, init_state
 from mimjax.train.step import train_step
 
@@ -23,7 +24,7 @@ GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
 METHODS = sorted(helpers.CONFIGS)
 # those that hide patches from their encoder
 MASKED = [
-    m for m in METHODS if hasattr(setup.make_task(helpers.small(m), Clock(4, 8)), "num_masked")
+    m for m in METHODS if hasattr(schema.make_task(helpers.small(m), Clock(4, 8)), "num_masked")
 ]
 slow = lambda name: pytest.param(name, marks=pytest.mark.slow)
 # parameters whose gradient is zero, with the reason
@@ -39,7 +40,7 @@ def test_every_config_is_covered():
 def prepared(name):
     """Task, parameters, EMA and a prepared batch of eight digits."""
     c = helpers.small(name, batch_size=8)
-    task = setup.make_task(c, Clock(4, 8))
+    task = schema.make_task(c, Clock(4, 8))
     params, model_state = jax.jit(task.init)(jax.random.key(0))
     ema, batch = task.init_ema(params), helpers.batches(c, task, 1)[0]
     batch = jax.tree.map(jnp.asarray, batch)
@@ -112,10 +113,10 @@ def test_masks_that_fall_short_are_weighed_or_refused(name):
     if schema.find_class(
         c.task, "task"
     ).WEIGHS_MASKS:  # tests/methods/test_beit.py: by whether masked
-        assert setup.make_task(c, Clock(4, 8)).WEIGHS_MASKS
+        assert schema.make_task(c, Clock(4, 8)).WEIGHS_MASKS
         return
     with pytest.raises(ConfigError, match=r"method\.masking\.kind: 'block_at_most'.*allowed: ran"):
-        setup.make_task(c, Clock(4, 8))
+        schema.make_task(c, Clock(4, 8))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -124,7 +125,7 @@ def test_the_published_configuration_is_as_committed(name):
     c = helpers.CONFIGS[name].get_config()
     program = helpers.make(c)[1]
     sizes = f"parameters: {sum(x.size for x in jax.tree.leaves(program.abstract_state.params))}\n"
-    text = start.to_json(c) + "\n" + sizes + messages.parameter_table(c, program)
+    text = settings.to_json(c) + "\n" + sizes + messages.parameter_table(c, program)
     file = GOLDEN / f"{name}.txt"
     if os.environ.get("MIMJAX_UPDATE"):
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from configs.recipes import continued, multi_channel, one_gpu, small_data
-from mimjax import rules
+from mimjax import rules, schema
 from mimjax.errors import ConfigError
-from mimjax.run import setup
 from mimjax.task import Clock
 from mimjax.torch_io.read import detect
 
@@ -68,7 +67,7 @@ def parameters(name, arg):
             section, field = key.split(".")
             if section in c.method and field in c.method[section]:
                 c.method[section][field] = value
-        params = jax.eval_shape(setup.make_task(c, Clock(4, 8)).init, jax.random.key(0))[0]
+        params = jax.eval_shape(schema.make_task(c, Clock(4, 8)).init, jax.random.key(0))[0]
         found |= dict(zip(rules.paths(params), jax.tree.leaves(params), strict=True))
         if "rel_pos" not in c.method.encoder:
             break  # its attention has no options

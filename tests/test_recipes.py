@@ -7,6 +7,7 @@ from PIL import Image
 from test_ablations import parse
 
 from configs.recipes import continued, multi_channel, one_gpu, small_data
+from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.run import setup
 from mimjax.task import Clock
@@ -40,12 +41,12 @@ def test_whole(name, arg, monkeypatch):
     """Tasks and batches at full size; nothing is computed."""
     c = parse(f"--config=configs/recipes/{name}.py{arg} --config.seed=3", monkeypatch)
     assert c.seed == 3
-    task = setup.make_task(c, Clock(1, 1))
+    task = schema.make_task(c, Clock(1, 1))
     assert task.views["image"].channels == c.data.channels
     setup.check_batch(c, 1)
     setup.check_choices(c)
     if name == "one_gpu":
-        published = setup.make_task(helpers.CONFIGS["mae"].get_config(), Clock(1, 1))
+        published = schema.make_task(helpers.CONFIGS["mae"].get_config(), Clock(1, 1))
         assert c.batch_size // c.accum == (64 if "images=64" in arg else 256)
         assert arg or task.encoder == published.encoder
 

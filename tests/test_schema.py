@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from configs import mrmae
 from configs.recipes import continued, multi_channel, one_gpu, small_data
 from mimjax import schema, values
+from mimjax.data import configured
 from mimjax.data.bundled import Photos
 from mimjax.data.decoding import Decoding
 from mimjax.data.sources import Synthetic
@@ -34,10 +35,10 @@ from mimjax.models.clip import CLIPVision
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT
 from mimjax.programs import cli
-from mimjax.run import setup, start
+from mimjax.run import setup
 from mimjax.run.sections import Settings
 from mimjax.sharding import make_mesh
-from mimjax.storage import config_version
+from mimjax.storage import config_version, settings
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dino import DINO
 from mimjax.targets.vqgan import VQGAN
@@ -190,8 +191,8 @@ def parse(monkeypatch, *typed, config="configs/mae.py:demo"):
 def checked(c):
     """The task of a config whose every setting is checked."""
     setup.check_choices(c)
-    setup.decoding(c)
-    return setup.make_task(c, Clock(1, 1))
+    configured.decoding(c)
+    return schema.make_task(c, Clock(1, 1))
 
 
 @pytest.mark.parametrize(("name", "typed", "line"), ROWS, ids=[f"{r[0]}-{r[1]}" for r in ROWS])
@@ -263,7 +264,7 @@ def test_what_is_none_can_be_given_and_taken_back(monkeypatch):
     found = back.steps, back.optimizer.lr, back.optimizer.warmup_steps, back.eval.batch_size
     assert found == (None,) * 4
     assert task.masking.max_block is None
-    assert setup.decoding(back).value_range is None
+    assert configured.decoding(back).value_range is None
     assert schema.build(Settings, {"data": {"path": back.data.path}}, "").data.path is None
 
 
@@ -271,7 +272,7 @@ def test_what_is_none_can_be_given_and_taken_back(monkeypatch):
 def test_a_plain_number_is_a_square(typed, monkeypatch):
     c = parse(monkeypatch, typed)
     assert checked(c).encoder.image_size == (16, 16)
-    assert json.loads(start.to_json(c))["method"]["encoder"]["image_size"] == [16, 16]
+    assert json.loads(settings.to_json(c))["method"]["encoder"]["image_size"] == [16, 16]
 
 
 def test_a_plain_number_in_a_config_is_a_square():
@@ -299,7 +300,7 @@ def test_copies_of_a_config_know_their_settings():
 def test_the_config_is_read_back_from_its_file():
     for name, config in helpers.CONFIGS.items():
         c = config.get_config("demo")
-        again = ConfigDict(json.loads(start.to_json(c)))
+        again = ConfigDict(json.loads(settings.to_json(c)))
         assert checked(again) == checked(c), name
 
 
@@ -352,9 +353,9 @@ STAYS = {
 
 def test_sentinels_of_version_1_are_none():
     before = copy.deepcopy(OLD)
-    new = start.flatten(config_version.upgrade(OLD, "config.json"))
+    new = settings.flatten(config_version.upgrade(OLD, "config.json"))
     assert before == OLD
-    old = start.flatten(OLD)
+    old = settings.flatten(OLD)
     # settings that version 1 had not, as it behaved
     later = {"restart": False, "data.splits": "auto", "method.masking.rounding": "mae"}
     assert new.keys() == old.keys() | later.keys()
@@ -368,7 +369,7 @@ def test_a_config_of_version_1_is_the_same_task(name):
     c = ConfigDict(config_version.upgrade(json.loads(text)[name], "config.json"))
     ours = helpers.CONFIGS[name].get_config()
     unset = lambda c: {
-        k for k, v in start.flatten(json.loads(start.to_json(c))).items() if v is None
+        k for k, v in settings.flatten(json.loads(settings.to_json(c))).items() if v is None
     }
     assert unset(c) == unset(ours)
     old, new = checked(c), checked(ours)

@@ -24,7 +24,6 @@ from mimjax.models.heads import Classifier
 from mimjax.models.layers import LayerNorm
 from mimjax.models.vit import Features, ViT
 from mimjax.rules import paths
-from mimjax.run import setup
 from mimjax.schema import Config
 from mimjax.storage import config_version
 from mimjax.targets.clip import CLIP_MEAN, CLIP_STD
@@ -152,7 +151,7 @@ def own_module(held: sizes.Held) -> Any:
             f"{', '.join(sorted(wrong))}; it was made by another version"
         )
     module: Any = schema.build(cls, settings, f"{held.where}: encoder")
-    return module.clone(dtype=setup.compute_dtype("auto"))
+    return module.clone(dtype=schema.compute_dtype("auto"))
 
 
 def channels_of(held: sizes.Held, root: str, module: Any) -> int:
@@ -178,7 +177,7 @@ def root_of(held: sizes.Held) -> str:
 
 def module_of(held: sizes.Held, choice: published.Choice) -> Any:
     """The module with the file's sizes."""
-    root, dtype = root_of(held), setup.compute_dtype("auto")
+    root, dtype = root_of(held), schema.compute_dtype("auto")
     if root == "clip":
         found = sizes.clip(held)
         # OpenAI's loader derives them so, and every published tower has them

@@ -17,6 +17,7 @@ from absl import flags
 from PIL import Image
 
 from mimjax import progress
+from mimjax.data import configured
 from mimjax.data.bad_files import named
 from mimjax.data.bands import Bands
 from mimjax.data.decoding import BadImage
@@ -28,7 +29,6 @@ from mimjax.inference import model as api
 from mimjax.inference import workdir as trained
 from mimjax.inference.samples import Subset
 from mimjax.programs import cli
-from mimjax.run import setup
 from mimjax.storage.files import Workdir
 from mimjax.task import View
 from mimjax.torch_io.read import load as torch_load
@@ -173,7 +173,7 @@ def open_source(opened: Opened, images: str | None, split: str | None, count: in
     if images is not None:
         source: Source = Files(images, how=opened.model.reader.how)
     else:
-        source = setup.make_split(opened.model.config, split or "test")
+        source = configured.make_split(opened.model.config, split or "test")
     return Subset(source, count or len(source))
 
 

@@ -17,14 +17,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mimjax import schema
+from mimjax.data import configured
 from mimjax.data.augment import Augment
 from mimjax.data.decoding import Decoding
 from mimjax.data.in_memory import Images, Reader
 from mimjax.errors import ConfigError
-from mimjax.evaluators.pictures import Painter, Sheet
-from mimjax.inference import encoders, features, published, workdir
+from mimjax.inference import encoders, features, published, weights, workdir
+from mimjax.inference.reconstruction import Painter, Sheet
 from mimjax.rng import example_seed, step_key
-from mimjax.run import setup, start
 from mimjax.schema import Config
 from mimjax.task import Task, TrainState, View
 from mimjax.torch_io.read import load as torch_load
@@ -329,7 +329,7 @@ def of_run(run: workdir.Trained, path: str, ema: bool = False) -> Model:
         raise ConfigError(f"ema: True, but {c.task} in {path} averages no encoder; allowed: False")
     network = encoders.Network(task.encoder, tuple(task.mean), tuple(task.std))
     augment = schema.build(Augment, c.data.augment, "data.augment")
-    reader = Reader(augment, setup.decoding(c))
+    reader = Reader(augment, configured.decoding(c))
     reconstruct = Reconstructor(task, run.state, run.frozen, c.seed)
     line = f"from {path}: {run.title}" + (", moving average" if ema else "")
     return Model(c, network, {"encoder": encoder}, [line], reader, reconstruct)
@@ -370,4 +370,4 @@ def _teacher(task: Task, path: str) -> PyTree:
             f"({', '.join(like)}); allowed: mimjax.load(..., teacher=FILE)"
         )
     grid = task.encoder.grid  # pyright: ignore[reportAttributeAccessIssue]
-    return start.read_teachers(path, like, lambda line: None, grid) if like else {}
+    return weights.read_teachers(path, like, lambda line: None, grid) if like else {}

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.models.vit import SIZES
 from mimjax.rules import paths
-from mimjax.run import setup, start
 from mimjax.schema import Config
+from mimjax.storage import settings
 from mimjax.task import Clock, Task
 from mimjax.torch_io.read import detect, load
 from mimjax.torch_io.read import sizes as derive
@@ -141,7 +142,7 @@ def fit(
       ConfigError: another method's file, sizes that cannot be told, tensors that do not fit.
     """
     check_method(held, c)
-    old = start.flatten(c.to_dict())
+    old = settings.flatten(c.to_dict())
     c = copy.deepcopy(c).unlock()
     before = copy.deepcopy(c.method)
     size_encoder(held, c.method.encoder, choice)
@@ -158,7 +159,7 @@ def fit(
             f"method.mean: {len(c.method.mean)} values, but {held.where} reads images of "
             f"{channels} channels; allowed: as many in method.mean and method.std"
         )
-    task = setup.make_task(c, Clock(1, 1))
+    task = schema.make_task(c, Clock(1, 1))
     task = size_target(held, c, task)
     like = jax.eval_shape(task.init, jax.random.key(0))[0]
     encoder: Any = task.encoder  # pyright: ignore[reportAttributeAccessIssue]
@@ -169,7 +170,7 @@ def fit(
         where = f"{held.where} (moving average)"
         args = {"encoder": like["encoder"]}, held.layout, where, encoder.grid, order
         ema = load.from_torch(average, *args)
-    new = start.flatten(c.to_dict())
+    new = settings.flatten(c.to_dict())
     lines = report(held, params, absent, {k: (old.get(k), v) for k, v in new.items()})
     if follows:
         lines.append(f"EMA: {'the moving average of the file' if ema else 'a copy of the weights'}")
@@ -250,7 +251,7 @@ def size_target(held: derive.Held, c: Config, task: Any) -> Task:
     for part in (section, section.get("network", {}), section.get("encoder", {})):
         if count != task.pred_dim and "vocab" in part:
             part.vocab = count
-            task = setup.make_task(c, Clock(1, 1))
+            task = schema.make_task(c, Clock(1, 1))
     if count != task.pred_dim:
         raise ConfigError(
             f"method.target: {type(task.target).__name__} gives {task.pred_dim} values per patch, "

@@ -16,17 +16,17 @@ import optax
 from ml_collections import ConfigDict
 
 from mimjax import schema
-from mimjax.data import values
+from mimjax.data import configured, values
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles, named
 from mimjax.data.files import Files
 from mimjax.data.sources import Source
 from mimjax.errors import ConfigError
+from mimjax.inference import weights
 from mimjax.inference.samples import Bench, Subset, readable_part
-from mimjax.run import setup, start
 from mimjax.schema import Config
 from mimjax.sharding import make_mesh
-from mimjax.storage import files, outputs
+from mimjax.storage import files, outputs, settings
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
 from mimjax.task import Clock, TrainState
@@ -61,9 +61,9 @@ class Trained:
     def frozen(self) -> PyTree:
         """Frozen networks, from `teacher.path` of the config."""
         c, task = self.config, self.program.task
-        sample = lambda n: setup.sample_images(c, setup.make_data(c, task, "train"), n)
+        sample = lambda n: configured.sample_images(c, configured.make_data(c, task, "train"), n)
         say = functools.partial(print, flush=True)
-        return start.make_frozen(c, self.program, self.workdir, sample, say)[0]
+        return weights.make_frozen(c, self.program, self.workdir, sample, say)[0]
 
     @property
     def abstract_encoder(self) -> PyTree:
@@ -85,7 +85,9 @@ class Trained:
           ConfigError: no images.
         """
         c = self.config
-        source: Source = Files(path, how=setup.decoding(c)) if path else setup.make_split(c, "test")
+        source: Source = (
+            Files(path, how=configured.decoding(c)) if path else configured.make_split(c, "test")
+        )
         limited = Subset(source, c.eval.max_images)
         return Bench(
             self.program.task,
@@ -96,7 +98,7 @@ class Trained:
             augment=schema.build(Augment, c.data.augment, "data.augment"),
             threads=c.data.threads,
             # images that somebody names are all shown or refused; the run's own as by the run
-            bad_files=BadFiles() if path else setup.make_bad_files(c),
+            bad_files=BadFiles() if path else configured.make_bad_files(c),
         )
 
     def look(
@@ -120,19 +122,19 @@ def open_run(path: str, step: int | None = None) -> Trained:
     Raises:
       ConfigError: no workdir, no config, no such checkpoint.
     """
-    workdir = start.existing(files.checked_path(path, "--workdir", files.RUNS), "--workdir")
+    workdir = weights.existing(files.checked_path(path, "--workdir", files.RUNS), "--workdir")
     checkpoints = Checkpoints(workdir, read_only=True)
     steps = sorted(checkpoints.steps())
     if not steps:
         lacks = "checkpoint" if workdir.file("config.json").exists() else "config.json"
         raise ConfigError(f"--workdir: no {lacks} in {path}; allowed: the workdir of a run")
-    settings = start.own_settings(workdir, checkpoints, functools.partial(print, flush=True))
+    settings = settings.own_settings(workdir, checkpoints, functools.partial(print, flush=True))
     if step is not None and step not in steps:
         raise ConfigError(f"--step: {step}; allowed: {', '.join(map(str, steps))}")
     c: Config = ConfigDict(settings)
     # The length of an epoch is known to the training data alone. It decides weights of losses
     # and decays of averages, and no prediction.
-    task = setup.make_task(c, Clock(1, c.steps or 1))
+    task = schema.make_task(c, Clock(1, c.steps or 1))
     program = make_program(
         task,
         optax.identity(),

@@ -14,7 +14,9 @@ from typing import Any
 
 from absl import flags
 
+from mimjax.inference import weights
 from mimjax.programs import cli
+from mimjax.storage import settings
 
 
 def main() -> None:
@@ -39,7 +41,6 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
     """
     from mimjax.errors import ConfigError
     from mimjax.inference import published
-    from mimjax.run import start
     from mimjax.storage import outputs
     from mimjax.storage.checkpoints import Checkpoints, versions
     from mimjax.storage.files import Workdir
@@ -52,9 +53,9 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
     held, average = published.open_file(path, layout, "--weights")
     found = published.fit(c, held, average, choice)
     state = make_state(found)
-    text = start.config_json(found.config)
+    text = settings.config_json(found.config)
     meta: dict[str, Any] = {"config": json.loads(text), "versions": versions(), "teacher": {}}
-    meta["weights"] = {"path": path, "sha256": start.checksum(path, {}), "layout": held.layout}
+    meta["weights"] = {"path": path, "sha256": weights.checksum(path, {}), "layout": held.layout}
     place = outputs.staged(workdir_path, flag="--workdir", listed=False)
     with place if taken.is_local else contextlib.nullcontext(workdir_path) as new:
         workdir = Workdir(new)

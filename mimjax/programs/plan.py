@@ -22,6 +22,7 @@ from typing import Any
 import jax
 from absl import flags
 
+from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.programs import cli
 from mimjax.schema import Config
@@ -103,7 +104,7 @@ def make(c: Config, devices: list[Any], small: int | None = None):
     mesh = sharding.make_mesh(c.mesh.data, c.mesh.fsdp, devices)
     setup.check_batch(c, mesh.size)
     clock = setup.make_clock(c, max(IMAGENET // c.batch_size, 1))
-    task = setup.make_task(c, clock)
+    task = schema.make_task(c, clock)
     params = jax.eval_shape(task.init, jax.random.key(0))[0]
     tx, _ = setup.make_tx(c, params, clock)
     return make_program(

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mimjax import progress
-from mimjax.data import values
+from mimjax.data import configured, values
 from mimjax.data.bad_files import BadFiles
 from mimjax.data.decoding import BadImage
 from mimjax.data.index import shown
@@ -86,7 +86,6 @@ def overrides(mean: np.ndarray, std: np.ndarray, sections: list[str]) -> list[st
 
 
 def main() -> None:
-    from mimjax.run import setup
 
     f = flags.FLAGS
     if (f.config is None) == (f.images is None):
@@ -96,7 +95,10 @@ def main() -> None:
     if f.config is not None:
         if f["channels"].present:
             raise ConfigError("--channels: with --config; allowed: --config.data.channels")
-        source, bad_files = setup.make_split(f.config, "train"), setup.make_bad_files(f.config)
+        source, bad_files = (
+            configured.make_split(f.config, "train"),
+            configured.make_bad_files(f.config),
+        )
     else:
         options = {} if f.channels == 3 else {"channels": f.channels}
         source = make_source("folder", "train", path=f.images, test_fraction=0.0, **options)

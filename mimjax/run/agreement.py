@@ -10,8 +10,9 @@ import pathlib
 import jax
 
 from mimjax.data.pipeline import Pipeline
-from mimjax.run import peers, start
+from mimjax.run import peers
 from mimjax.schema import Config
+from mimjax.storage import settings
 from mimjax.storage.checkpoints import versions
 
 
@@ -28,7 +29,7 @@ def check(c: Config, data: Pipeline, workdir: str) -> None:
 
 def facts(c: Config, data: Pipeline, workdir: str) -> dict[str, str]:
     """What must be the same everywhere, by the name that an error gives it."""
-    settings = start.flatten(json.loads(start.to_json(c)))
+    settings = settings.flatten(json.loads(settings.to_json(c)))
     return {
         **{key: repr(value) for key, value in settings.items()},
         "--workdir": workdir,

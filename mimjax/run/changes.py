@@ -9,6 +9,14 @@ method without schedules over the whole run) they are, and the lowered program i
 
 from __future__ import annotations
 
+import json
+
+from mimjax.schema import Config
+from mimjax.storage.files import Workdir
+from mimjax.storage.settings import flatten, to_json
+
+Say = Callable[[str], None]
+
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -137,3 +145,39 @@ def say_difference(
 def _text(program: Program) -> str:
     """The lowered train step, which tells two programs apart."""
     return program.trace().lower().as_text()
+
+
+# A checkpoint fits only while these stay the same; all other settings may change between starts.
+STRUCTURE = ("task", "method.", "optimizer.name")
+
+
+def check_workdir(
+    c: Config, workdir: Workdir, found: dict[str, Any], say: Say, key: str = "--workdir"
+) -> dict[str, tuple[Any, Any]]:
+    """Compare the config with the one that made a workdir's checkpoints; say what changed.
+
+    Args:
+      found: that one, as `own_settings` returns it; {} = there is nothing to continue from.
+      key: the flag or setting that names the workdir, for errors.
+
+    Returns:
+      The changed settings by dotted name: what they were, what they are.
+
+    Raises:
+      ConfigError: task, method or optimizer differ: the checkpoints do not fit.
+    """
+    if not found:
+        return {}
+    old, new = flatten(found), flatten(json.loads(to_json(c)))
+    keys = sorted(old.keys() | new.keys(), key=lambda k: (k != "task", k))  # the cause first
+    changed = [k for k in keys if old.get(k) != new.get(k)]
+    for name in changed:
+        if name.startswith(STRUCTURE):
+            raise ConfigError(
+                f"{name}: {new.get(name)!r}, but the workdir {workdir.path} was made with "
+                f"{old.get(name)!r}; use another {key} (its weights: --config.init_from)"
+            )
+    if key == "--workdir":
+        for name in changed:
+            say(f"changed since the last start: {name}: {old.get(name)!r} -> {new.get(name)!r}")
+    return {name: (old.get(name), new.get(name)) for name in changed}

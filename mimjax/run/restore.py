@@ -9,13 +9,21 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, NamedTuple
+
+import jax
 
 from mimjax.errors import ConfigError
+from mimjax.inference import contradictions
+from mimjax.inference.weights import existing, grid_of, order_of, read_params
+from mimjax.run.changes import check_workdir
+from mimjax.schema import Config
 from mimjax.storage.checkpoints import Checkpoints, Restored
 from mimjax.storage.files import Workdir
+from mimjax.storage.settings import own_settings
 from mimjax.storage.verdicts import Outcome, in_words
 from mimjax.task import TrainState
+from mimjax.train.program import Program
 
 Say = Callable[[str], None]
 FOLDER = "broken"  # of a workdir: what was set aside
@@ -133,3 +141,98 @@ def set_aside(start: Start, workdir: Workdir, checkpoints: Checkpoints, say: Say
                     f"{name} of the run before was moved to "
                     f"{workdir.move_aside(name, f'{FOLDER}/{name}')}"
                 )
+
+
+class Begin(NamedTuple):
+    """Where a run begins.
+
+    Attributes:
+      state: its arrays.
+      skipped: batches that are left out.
+      data, meta: the checkpoint's items, {} for a new run.
+      same_data: whether the training data are those of the checkpoint.
+    """
+
+    state: TrainState
+    skipped: tuple[int, ...] = ()
+    data: dict[str, Any] = {}
+    meta: dict[str, Any] = {}
+    same_data: bool = True
+
+
+def first_state(
+    start: Start, restored: Restored | None, c: Config, program: Program, fingerprint: str, say: Say
+) -> Begin:
+    """The state to begin with; one line says where it is from.
+
+    Args:
+      restored: the workdir's own checkpoint, where `start` continues from it.
+      fingerprint: of the training data.
+    """
+    where = "this workdir"
+    if start.kind == "resume":
+        where = c.resume
+        other = existing(where, "resume")
+        checkpoints = Checkpoints(other, read_only=True)
+        check_workdir(c, other, own_settings(other, checkpoints, say), say, key="resume")
+        outcomes, restored = checkpoints.survey(program.abstract_state, say)
+        for outcome in outcomes:
+            if outcome.problem:
+                say(f"WARNING: {where}: checkpoint {in_words(outcome)}")
+        if restored is None:
+            reason = f": {in_words(outcomes[-1])}" if outcomes else ""
+            raise ConfigError(f"resume: no readable checkpoint in {where}{reason}")
+    if restored is not None:
+        return continued(restored, where, fingerprint, say)
+    state = program.init()
+    if start.kind == "init_from":
+        return Begin(with_weights(state, c, program, say))
+    say("weights: random, the method's own initialization")
+    return Begin(state)
+
+
+def continued(restored: Restored, where: str, fingerprint: str, say: Say) -> Begin:
+    """A checkpoint's state, and what goes with it."""
+    data = restored.data
+    say(f"weights: continued from step {data['step']} of {where}")
+    skipped, same = tuple(data.get("skipped", ())), data["fingerprint"] == fingerprint
+    if not same:
+        say(
+            "the data are not those of the checkpoint (files, crops or batch size changed): "
+            "the run continues, but is not the uninterrupted one"
+        )
+        skipped = ()  # they name batches of the old data
+    if skipped:
+        say(f"batches left out after numbers that were not finite: {skipped}")
+    return Begin(restored.state, skipped, data, restored.meta, same)
+
+
+def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> TrainState:
+    """The state at step 0 with the weights that `init_from` names."""
+    like, task = program.abstract_state.params, program.task
+    contradictions.check(c.init_from, "init_from", contradictions.own_readers(task, like), say)
+    params = read_params(c.init_from, like, "init_from", say, grid_of(program), order_of(program))
+    params = jax.tree.map(
+        lambda new, old: old if new is None else jax.device_put(new, old.sharding),
+        params,
+        state.params,
+        is_leaf=lambda x: x is None,
+    )
+    # EMA targets start as copies of the weights, not of the random ones
+    ema = jax.jit(
+        task.init_ema,
+        out_shardings=jax.tree.map(lambda x: x.sharding, program.abstract_state.ema),
+    )(params)
+    say(
+        f"schedule: from its beginning, with a warm-up of {warmup_words(c)}; optimizer slots "
+        "are empty (a whole state: --config.resume)"
+    )
+    return state.replace(params=params, ema=ema)
+
+
+def warmup_words(c: Config) -> str:
+    """The warm-up as the config gives it."""
+    o = c.optimizer
+    if o.warmup_steps is None:
+        return f"{o.warmup_epochs:g} epochs"
+    return f"{o.warmup_steps} steps"

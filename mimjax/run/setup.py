@@ -13,113 +13,32 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mimjax.data import values
 from mimjax.data.augment import Augment
-from mimjax.data.bad_files import BadFiles
-from mimjax.data.decoding import Decoding
 from mimjax.data.index import INDEX_FILE, Index
 from mimjax.data.pipeline import Pipeline
-from mimjax.data.sources import Source, make_source
+from mimjax.data.sources import Source
 from mimjax.errors import ConfigError
 from mimjax.evaluators import Evaluator, make_evaluators
-from mimjax.run import agreement, messages, report, restore, start
+from mimjax.inference import weights
+from mimjax.run import agreement, changes, messages, report, restore
 from mimjax.run import changes as extend
 from mimjax.run.sections import Settings
-from mimjax.schema import Config, build, find_class
+from mimjax.schema import Config, build
 from mimjax.sharding import make_mesh
+from mimjax.storage import settings
 from mimjax.storage.checkpoints import Checkpoints, versions
 from mimjax.storage.files import Workdir
 from mimjax.storage.lock import RunLock
-from mimjax.task import Clock, Task
+from mimjax.task import Clock
 from mimjax.train import boards, optimizers
 from mimjax.train.metrics import Log
 from mimjax.train.program import Program, make_program
 from mimjax.train.run import Length, Run
-
-
-def compute_dtype(name: str) -> Any:
-    """The type that "auto" (bfloat16 on accelerators, float32 on CPU) or a name means."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if name not in ("float32", "bfloat16"):
-        raise ConfigError(f"dtype: {name!r}; allowed: auto, float32, bfloat16")
-    return jnp.dtype(name)
-
-
-def make_task(c: Config, clock: Clock) -> Task:
-    """The configured task; every network computes in the run's dtype."""
-    task = build(find_class(c.task, "task"), c.method, "method")
-    return dataclasses.replace(with_dtype(task, compute_dtype(c.dtype)), clock=clock)
-
-
-def with_dtype(thing: Any, dtype: Any) -> Any:
-    """`thing` with `dtype` for every network that it, or a dataclass in it, holds."""
-    new = {}
-    for field in dataclasses.fields(thing):
-        value = getattr(thing, field.name)
-        if isinstance(value, nn.Module):
-            new[field.name] = value.clone(dtype=dtype)
-        elif dataclasses.is_dataclass(value):
-            new[field.name] = with_dtype(value, dtype)
-    return dataclasses.replace(thing, **new)
-
-
-def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> Pipeline:
-    """The data pipeline of one split, with the views and masks that the task asks for.
-
-    Raises:
-      ConfigError: the images have other channels than the task, or none that colors are known of.
-    """
-    augment = build(Augment, c.data.augment, "data.augment")
-    have, wanted = c.data.get("channels", 3), task.views["image"].channels
-    if have != wanted:
-        raise ConfigError(
-            f"data.channels: {have}, but method.mean has {wanted} numbers; allowed: one mean and "
-            "std per channel (python -m mimjax.programs.stats computes them)"
-        )
-    if have != 3 and augment.color_jitter:
-        raise ConfigError(
-            f"data.augment.color_jitter: {augment.color_jitter:g}, but data.channels is {have}; "
-            "allowed: 0 (it knows red, green and blue)"
-        )
-    return Pipeline(
-        make_split(c, split, index),
-        views=task.views,
-        augment=augment,
-        mask_fn=task.mask_fn,
-        batch_size=c.batch_size,
-        seed=c.seed,
-        bad_files=make_bad_files(c),
-    )
-
-
-def make_bad_files(c: Config) -> BadFiles:
-    """Skips and counts bad files; workdirs of older versions do not know the key."""
-    return BadFiles(c.data.get("max_bad_fraction", 0.0))
-
-
-def make_split(c: Config, split: str, index: Index | None = None) -> Source:
-    """The configured source; what is not the default must be an option of it."""
-    options = dict(c.data.options)
-    if c.data.path:
-        options["path"] = c.data.path
-    how, default = dataclasses.asdict(decoding(c)), dataclasses.asdict(Decoding())
-    options |= {k: v for k, v in how.items() if v != default[k]}
-    if (splits := c.data.get("splits", "auto")) != "auto":
-        options["splits"] = splits
-    return make_source(c.data.source, split, index=index, **options)
-
-
-def decoding(c: Config) -> Decoding:
-    """How files become images; see `make_bad_files` for missing keys."""
-    return Decoding(**{f.name: c.data.get(f.name, f.default) for f in dataclasses.fields(Decoding)})
 
 
 def make_index(c: Config, workdir: str) -> tuple[Index, Index | None]:
@@ -240,8 +159,8 @@ def open_run(
     """
     workdir, program, log, say = run.workdir, run.program, run.log, run.log.say
     reader, block = run.checkpoints, messages.start_block(c, run.program, run.data, run.clock)
-    settings_before = start.own_settings(workdir, reader, say)
-    changed = start.check_workdir(c, workdir, settings_before, say)
+    settings_before = settings.own_settings(workdir, reader, say)
+    changed = changes.check_workdir(c, workdir, settings_before, say)
     say(block)
     say_files(c, run.data.source, index, kept, say)
     decided, restored = restore.own_start(
@@ -255,8 +174,8 @@ def open_run(
     )
     meta = restored.meta if restored else {}
     sample = functools.partial(sample_images, c, run.data)
-    run.frozen, source = start.make_frozen(c, program, workdir, sample, say, meta)
-    begin = start.first_state(decided, restored, c, program, run.data.fingerprint, say)
+    run.frozen, source = weights.make_frozen(c, program, workdir, sample, say, meta)
+    begin = restore.first_state(decided, restored, c, program, run.data.fingerprint, say)
     run.state, run.data = begin.state, dataclasses.replace(run.data, skip=begin.skipped)
     if decided.kind == "continue":
         say_length(c, run, begin, settings_before, changed)
@@ -274,7 +193,7 @@ def open_run(
     log.boards = boards.open_boards(workdir, c.wandb, c.wandb_project, c.to_dict(), run.state.step)
     if workdir.writer and index.listings:
         workdir.write_bytes(INDEX_FILE, index.to_bytes())
-    config = json.loads(start.config_json(c))
+    config = json.loads(settings.config_json(c))
     run.meta = {"config": config, "versions": versions(), "teacher": source}
     known = versions(), settings(c), recipe, program.task.story
     run.publish = functools.partial(report.publish, workdir, run.evaluators, block, *known)
@@ -284,7 +203,7 @@ def open_run(
 def say_length(
     c: Config,
     run: Run,
-    begin: start.Begin,
+    begin: restore.Begin,
     settings_before: dict[str, Any],
     changed: dict[str, tuple[Any, Any]],
 ) -> None:
@@ -327,15 +246,15 @@ def options(c: Config) -> dict[str, Any]:
 
 def settings(c: Config) -> dict[str, Any]:
     """The resolved config by dotted name, as config.json has it."""
-    return start.flatten(json.loads(start.to_json(c)))
+    return settings.flatten(json.loads(settings.to_json(c)))
 
 
 def write_settings(c: Config, program: Program, workdir: Workdir, source: dict[str, str]) -> None:
     """config.json, parameters.txt and the teacher's checksum."""
-    workdir.write_text("config.json", start.config_json(c))
+    workdir.write_text("config.json", settings.config_json(c))
     workdir.write_text("parameters.txt", messages.parameter_table(c, program))
     if source:
-        workdir.write_text(start.TEACHER_FILE, json.dumps(source, indent=2) + "\n")
+        workdir.write_text(weights.TEACHER_FILE, json.dumps(source, indent=2) + "\n")
 
 
 def say_files(
@@ -382,10 +301,3 @@ def make_evals(
         threads=c.data.threads,
         bad_files=data.bad_files,
     )
-
-
-def sample_images(c: Config, data: Pipeline, count: int) -> np.ndarray:
-    """uint8 [count h w c] training crops, the same at every start and on every host."""
-    steps = -(-count // c.batch_size)
-    crops = [data.batch(s)["image"] for s in range(steps)]
-    return np.concatenate(crops)[:count]

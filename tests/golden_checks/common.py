@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from mimjax import rules, schema
 from mimjax.inference import published
 from mimjax.rng import step_key
-from mimjax.run import start
+from mimjax.storage import settings
 from mimjax.task import TrainState
 from mimjax.torch_io.read import detect, load
 from mimjax.train import optimizers
@@ -31,7 +31,7 @@ def shapes(task):
 
 def settings(task):
     """Every setting of a task by dotted name; of a layer scale only whether there is one."""
-    flat = start.flatten(schema.section(task).to_dict())
+    flat = settings.flatten(schema.section(task).to_dict())
     return {k: bool(v) if k.endswith("layer_scale") else v for k, v in flat.items()}
 
 

@@ -3,13 +3,13 @@
 import pytest
 from ml_collections import ConfigDict
 
+from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.masking.base import Masking
 from mimjax.methods.beit import BEiT
 from mimjax.methods.cae import CAE
 from mimjax.methods.caev2 import CAEv2
 from mimjax.models.vit import ViT
-from mimjax.run import setup
 from mimjax.schema import section
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dalle import DallE
@@ -70,6 +70,6 @@ def test_an_unknown_type_of_target(name):
     c = ConfigDict({"task": task, "method": section(BEiT), "dtype": "float32"})
     c.method.target.type = name
     with pytest.raises(ConfigError) as e:
-        setup.make_task(c, Clock(1, 1))
+        schema.make_task(c, Clock(1, 1))
     assert "method.target.type" in str(e.value)
     assert "\n" not in str(e.value)

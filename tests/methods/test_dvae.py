@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from configs import dvae as config
+from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.methods import dvae
 from mimjax.methods.dvae import DiscreteVAE
 from mimjax.models.dvae import DVAEEncoder
-from mimjax.run import setup
 from mimjax.task import Clock
 
 
@@ -27,7 +27,7 @@ def test_published_schedules():
 def test_a_run_of_any_length_ends_with_hard_codes(total):
     c = config.get_config()
     c.method.unlock().kl_weight = 0.1
-    task = setup.make_task(c, Clock(1, total))
+    task = schema.make_task(c, Clock(1, total))
     np.testing.assert_allclose(task.schedules(total), [1 / 16, 0.1], rtol=1e-6)
     if total == 250_000:  # the recipe's own length: DALL-E's updates
         np.testing.assert_allclose(task.schedules(75_000)[0], (1 + 1 / 16) / 2, rtol=1e-6)

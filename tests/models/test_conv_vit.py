@@ -11,15 +11,15 @@ from safetensors.numpy import save_file
 
 from configs import mcmae as config
 from configs import mrmae
+from mimjax import schema
 from mimjax.errors import ConfigError
+from mimjax.inference.weights import read_params
 from mimjax.masking.base import Masking
 from mimjax.methods.mcmae import MCMAE
 from mimjax.models.conv_vit import CONV_ALTERNATIVES, CONV_SIZES, ConvViT, depthwise, neighbors
 from mimjax.models.vit import sincos_table
 from mimjax.rng import step_key
 from mimjax.rules import paths
-from mimjax.run import setup
-from mimjax.run.start import read_params
 from mimjax.task import Clock
 from mimjax.torch_io.read import detect, load
 from mimjax.torch_io.read import sizes as derive
@@ -228,7 +228,7 @@ def test_guessed_sizes_say_so_and_have_alternatives(size):
     for other in CONV_ALTERNATIVES:
         if size[0] == other[0]:
             assert other in task.notes[0]
-    mimic = setup.make_task(mrmae.get_config(f"size={size}"), Clock(1, 1))
+    mimic = schema.make_task(mrmae.get_config(f"size={size}"), Clock(1, 1))
     assert mimic.notes == task.notes
     assert mimic.encoder.fuse_layers[-1] == mimic.encoder.depth - 1
 

@@ -2,13 +2,15 @@ import helpers
 import jax
 import pytest
 
-from mimjax.run import messages, setup
+from mimjax import schema
+from mimjax.data import configured
+from mimjax.run import messages
 from mimjax.task import Clock
 
 
 def block(c):
     task, program = helpers.make(c)
-    data = setup.make_data(c, task, "train")
+    data = configured.make_data(c, task, "train")
     return messages.start_block(c, program, data, Clock(4, 8))
 
 
@@ -58,11 +60,11 @@ def test_the_start_block_says_what_is_a_guess():
     guess = "NOTE        the regressor is 192 wide, as the encoder: a guess"
     assert guess in block(helpers.small("cae", **small))
     small["method.regressor.width"] = 768
-    assert setup.make_task(helpers.small("cae", **small), Clock(4, 8)).notes == ()
+    assert schema.make_task(helpers.small("cae", **small), Clock(4, 8)).notes == ()
     for name in ("cae", "mcmae", "mrmae"):
         published = helpers.CONFIGS[name]
-        assert setup.make_task(published.get_config(), Clock(4, 8)).notes == ()
-        assert len(setup.make_task(published.get_config("size=s"), Clock(4, 8)).notes) == 1
+        assert schema.make_task(published.get_config(), Clock(4, 8)).notes == ()
+        assert len(schema.make_task(published.get_config("size=s"), Clock(4, 8)).notes) == 1
 
 
 def test_the_parameter_table_names_every_parameter():

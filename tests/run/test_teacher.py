@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from mimjax.errors import ConfigError
+from mimjax.inference import weights
 from mimjax.models.clip import CLIPVision
 from mimjax.models.vit import ViT
-from mimjax.run import start
 from mimjax.storage.files import Workdir
 from mimjax.torch_io.read import load
 
@@ -36,8 +36,8 @@ def named(name, path):
 def frozen_of(c, made, folder):
     said = []
     workdir = Workdir(str(folder), writer=True)
-    out, source = start.make_frozen(c, made, workdir, lambda n: None, said.append)
-    workdir.write_text(start.TEACHER_FILE, json.dumps(source))
+    out, source = weights.make_frozen(c, made, workdir, lambda n: None, said.append)
+    workdir.write_text(weights.TEACHER_FILE, json.dumps(source))
     return out, source, " ".join(said)
 
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.models.dalle import DallEEncoder
 from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.models.vit import ViT
 from mimjax.rules import paths
-from mimjax.run import setup
 from mimjax.targets.dalle import DallE
 from mimjax.targets.dvae import DVAE
 from mimjax.targets.vqkd import VQKD
@@ -70,7 +70,7 @@ def test_a_dvae_without_decoder_cannot_decode():
 def test_the_target_reads_what_the_method_trains():
     """Names and shapes are the same, so a workdir is read by name; so are codes and pictures."""
     c = helpers.small("dvae")
-    task = setup.make_task(c, Clock(1, 1))
+    task = schema.make_task(c, Clock(1, 1))
     params = jax.jit(task.init)(jax.random.key(0))[0]
     target = DVAE(encoder=task.encoder, decoder=task.decoder)
     student = ViT(patch=2, image_size=(8, 8))

@@ -9,10 +9,10 @@ from safetensors.numpy import save_file
 
 from mimjax import schema
 from mimjax.errors import ConfigError
+from mimjax.inference import weights
 from mimjax.models.clip import CLIPVision
 from mimjax.models.vit import ViT, sincos_table
 from mimjax.rules import paths
-from mimjax.run import start
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dino import DINO
 from mimjax.torch_io.read import detect, load
@@ -173,7 +173,7 @@ def test_files_that_do_not_fit(tmp_path):
 
     def read(state, like):
         save_file(state, path)
-        return start.read_params(path, like, "teacher.path", said.append, (3, 3))
+        return weights.read_params(path, like, "teacher.path", said.append, (3, 3))
 
     same(
         read(state | {"head.weight": np.zeros((2, 40), np.float32)}, shapes(target)),

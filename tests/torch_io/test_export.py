@@ -17,8 +17,7 @@ from absl import flags
 
 from mimjax.errors import ConfigError
 from mimjax.programs import export as program
-from mimjax.run import start
-from mimjax.storage import outputs
+from mimjax.storage import outputs, settings
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
 from mimjax.torch_io.read import load
@@ -35,7 +34,7 @@ def run(tmp_path_factory):
     c = helpers.CONFIGS["bootmae"].get_config("demo")
     _, trained = helpers.make(c)
     workdir = Workdir(str(folder / "runs/bootmae_digits_0"))
-    workdir.write_text("config.json", start.to_json(c))
+    workdir.write_text("config.json", settings.to_json(c))
     checkpoints = Checkpoints(workdir)
     state = trained.init()
     for step in STEPS:

@@ -12,7 +12,7 @@ from golden_checks import common
 from golden_checks import mae as golden_mae
 
 from configs import beit, cae, mae, mcmae
-from mimjax.run import setup
+from mimjax import schema
 from mimjax.task import Clock
 from mimjax.torch_io.read import load
 from mimjax.torch_io.write.export import Export
@@ -39,7 +39,7 @@ def exported(config, *args, **options):
     """{key: shape} of an export of the published model; its numbers are zeros."""
     c = config.get_config().unlock()
     c.method.encoder.depth = DEPTH
-    task = setup.make_task(c, Clock(1, 1))
+    task = schema.make_task(c, Clock(1, 1))
     like = jax.eval_shape(task.init, jax.random.key(0))[0]
     zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), like)
     return {k: v.shape for k, v in Export(task, zeros, *args, **options).tensors.items()}

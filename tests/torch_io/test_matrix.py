@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from configs import cae
+from mimjax import schema
 from mimjax.errors import ConfigError
+from mimjax.inference import weights
 from mimjax.models.vit import sincos_table
 from mimjax.rules import paths
-from mimjax.run import setup, start
 from mimjax.task import Clock
 from mimjax.torch_io.read import detect, load
 from mimjax.torch_io.write import formats, settings
@@ -127,7 +128,7 @@ def test_metadata_and_files_of_ours_are_a_start(tmp_path):
     assert json.loads(about["encoder"])["width"] == 32
     like = {k: exports.params("cae")[k] for k in ("encoder", "decoder")}
     said = []
-    read = start.read_params(path, like, "init_from", said.append)
+    read = weights.read_params(path, like, "init_from", said.append)
     jax.tree.map(np.testing.assert_array_equal, read["encoder"], like["encoder"])
     assert all(x is None for x in jax.tree.leaves(read["decoder"], is_leaf=lambda x: x is None))
     assert "decoder not in the file: random" in said[0]
@@ -147,7 +148,7 @@ def test_key_biases_have_no_place_in_an_encoder_without():
 def test_heads_that_no_preset_has():
     """CAE's Ti has 12 heads, timm's 3: keys would match, so the number is in what is printed."""
     c = cae.get_config("size=ti,tokenizer=pixels")
-    task = setup.make_task(c, Clock(1, 1))
+    task = schema.make_task(c, Clock(1, 1))
     name, args = settings.timm_model(task.encoder, False, "token", 3)
     assert (name, args["num_heads"]) == ("vit_base_patch16_224", 12)
     assert settings.unlike_preset(name, args) == {"embed_dim": 192, "init_values": 0.1}

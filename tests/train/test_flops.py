@@ -5,11 +5,10 @@ import jax
 import pytest
 
 from benchmarks import flops as formulas
-from mimjax import sharding
+from mimjax import schema, sharding
 from mimjax.methods.bootmae import BootMAE
 from mimjax.methods.mae import MAE
 from mimjax.models.vit import ViT
-from mimjax.run import setup
 from mimjax.task import Clock
 from mimjax.train.flops import count, step_flops
 
@@ -85,7 +84,7 @@ def test_a_teacher_that_nothing_reads_is_not_counted():
 
     def flops(depth):
         c = helpers.small("mrmae", **unread, **{"method.target.network.depth": depth})
-        return step_flops(setup.make_task(c, Clock(1, 1)))
+        return step_flops(schema.make_task(c, Clock(1, 1)))
 
     assert flops(3) == flops(1)
 

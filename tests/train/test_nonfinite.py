@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from train import inside
 
+from mimjax import schema
+from mimjax.data import configured
 from mimjax.run import setup
 from mimjax.storage.files import Workdir
 from mimjax.train.metrics import NonFiniteError
@@ -25,7 +27,9 @@ def _quick(monkeypatch):
 def black():
     """A place in the source that update BROKEN reads, and no other of the run."""
     c = config()
-    return int(setup.make_data(c, setup.make_task(c, setup.Clock(1, 1)), "train").indices(4)[3])
+    return int(
+        configured.make_data(c, schema.make_task(c, setup.Clock(1, 1)), "train").indices(4)[3]
+    )
 
 
 def config(**overrides):
@@ -178,7 +182,7 @@ class _Flipped:
 
 def test_place_leaves_out_and_moves_up(black):
     c = config()
-    data = setup.make_data(c, setup.make_task(c, setup.Clock(1, 1)), "train")
+    data = configured.make_data(c, schema.make_task(c, setup.Clock(1, 1)), "train")
     whole = [data.indices(s) for s in range(8)]
     data.skip = (5, 1, 2)
     assert [data.place(s) for s in range(5)] == [0, 3, 4, 6, 7]

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from mimjax import schema
 from mimjax.errors import ConfigError
-from mimjax.run import contradictions, setup, start
+from mimjax.inference import contradictions
 from mimjax.schema import section
+from mimjax.storage import settings
 from mimjax.storage.files import Workdir
 from mimjax.targets.dvae import DVAE
 from mimjax.targets.encoder import EncoderFeatures
@@ -17,13 +19,13 @@ from mimjax.task import Clock
 
 
 def task_of(c):
-    return setup.make_task(c, Clock(1, 1))
+    return schema.make_task(c, Clock(1, 1))
 
 
 def workdir(folder, name="mae", **overrides):
     """The settings of a run, as its workdir keeps them."""
     c = helpers.small(name, **overrides)
-    Workdir(str(folder)).write_text("config.json", start.config_json(c))
+    Workdir(str(folder)).write_text("config.json", settings.config_json(c))
     return str(folder)
 
 

@@ -1,0 +1,75 @@
+"""A config's `data` section as sources and pipelines: which images, how they are read and cropped."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from mimjax.data.augment import Augment
+from mimjax.data.bad_files import BadFiles
+from mimjax.data.decoding import Decoding
+from mimjax.data.index import Index
+from mimjax.data.pipeline import Pipeline
+from mimjax.data.sources import Source, make_source
+from mimjax.errors import ConfigError
+from mimjax.schema import Config, build
+from mimjax.task import Task
+
+
+def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> Pipeline:
+    """The data pipeline of one split, with the views and masks that the task asks for.
+
+    Raises:
+      ConfigError: the images have other channels than the task, or none that colors are known of.
+    """
+    augment = build(Augment, c.data.augment, "data.augment")
+    have, wanted = c.data.get("channels", 3), task.views["image"].channels
+    if have != wanted:
+        raise ConfigError(
+            f"data.channels: {have}, but method.mean has {wanted} numbers; allowed: one mean and "
+            "std per channel (python -m mimjax.programs.stats computes them)"
+        )
+    if have != 3 and augment.color_jitter:
+        raise ConfigError(
+            f"data.augment.color_jitter: {augment.color_jitter:g}, but data.channels is {have}; "
+            "allowed: 0 (it knows red, green and blue)"
+        )
+    return Pipeline(
+        make_split(c, split, index),
+        views=task.views,
+        augment=augment,
+        mask_fn=task.mask_fn,
+        batch_size=c.batch_size,
+        seed=c.seed,
+        bad_files=make_bad_files(c),
+    )
+
+
+def make_bad_files(c: Config) -> BadFiles:
+    """Skips and counts bad files; workdirs of older versions do not know the key."""
+    return BadFiles(c.data.get("max_bad_fraction", 0.0))
+
+
+def make_split(c: Config, split: str, index: Index | None = None) -> Source:
+    """The configured source; what is not the default must be an option of it."""
+    options = dict(c.data.options)
+    if c.data.path:
+        options["path"] = c.data.path
+    how, default = dataclasses.asdict(decoding(c)), dataclasses.asdict(Decoding())
+    options |= {k: v for k, v in how.items() if v != default[k]}
+    if (splits := c.data.get("splits", "auto")) != "auto":
+        options["splits"] = splits
+    return make_source(c.data.source, split, index=index, **options)
+
+
+def decoding(c: Config) -> Decoding:
+    """How files become images; see `make_bad_files` for missing keys."""
+    return Decoding(**{f.name: c.data.get(f.name, f.default) for f in dataclasses.fields(Decoding)})
+
+
+def sample_images(c: Config, data: Pipeline, count: int) -> np.ndarray:
+    """uint8 [count h w c] training crops, the same at every start and on every host."""
+    steps = -(-count // c.batch_size)
+    crops = [data.batch(s)["image"] for s in range(steps)]
+    return np.concatenate(crops)[:count]
