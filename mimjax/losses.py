@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax, nn
 from jaxtyping import Array, Float, Int
 
-from mimjax.models.layers import LN_EPS
+LN_EPS = 1e-6  # every method of this project; timm's and transformers' defaults differ
 
 
 def standardize(

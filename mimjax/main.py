@@ -18,13 +18,11 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    from mimjax.run.setup import (  # after the processes are joined: asks for devices
-        make_run,
-        settings,
-    )
+    # after the processes are joined: this asks for devices
+    from mimjax.run.setup import make_run, resolved
 
     name = cli.config_name()
-    recipe = name, settings(cli.load_config(name))
+    recipe = name, resolved(cli.load_config(name))
     run = make_run(flags.FLAGS.config, flags.FLAGS.workdir, recipe)
     signals = stopping.SIGNALS
     signals.tell = run.log.record

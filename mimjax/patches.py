@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mimjax.losses import standardize
 
@@ -93,3 +93,20 @@ def pca_basis(patches: np.ndarray, components: int) -> dict[str, np.ndarray]:
     # An eigenvector's sign is arbitrary; fix it so that a restart gets the same target.
     basis = basis * np.sign(basis[np.abs(basis).argmax(0), np.arange(basis.shape[1])])
     return {"mean": mean.astype(np.float32), "basis": basis.astype(np.float32)}
+
+
+def split(mask: Bool[Array, "b n"], num_masked: int) -> tuple[Int[Array, "b v"], Int[Array, "b m"]]:
+    """Visible ids and masked ids, both in raster order (one stable argsort, no communication)."""
+    order = jnp.argsort(mask, axis=1, stable=True)
+    num_visible = mask.shape[1] - num_masked
+    return order[:, :num_visible], order[:, num_visible:]
+
+
+def gather(x: Float[Array, "b n d"], ids: Int[Array, "b k"]) -> Float[Array, "b k d"]:
+    """Rows `ids` of each example."""
+    return jnp.take_along_axis(x, ids[..., None], axis=1)
+
+
+def patchify(images: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n d"]:
+    """Images to flat patches in raster order; inside a patch (row, column, channel)."""
+    return rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)

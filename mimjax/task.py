@@ -9,6 +9,7 @@ flags, files or devices. `prepare` does all that needs no gradient; `loss` never
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,12 +20,12 @@ import optax
 from flax import struct
 
 from mimjax.errors import ConfigError
-from mimjax.masking.base import MaskFn
 
 __all__ = ["Batch", "Clock", "ConfigError", "Key", "LossOutput", "MaskFn", "PyTree", "Task", "View"]
 
 PyTree = Any
 Batch = dict[str, Any]
+MaskFn = Callable[[random.Random], np.ndarray]  # host-made masks: bool[n], True = masked
 Key = jax.Array
 
 

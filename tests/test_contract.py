@@ -13,7 +13,7 @@ import pytest
 
 from mimjax import schema
 from mimjax.errors import ConfigError
-from mimjax.masking.base import split
+from mimjax.patches import split
 from mimjax.rules import paths
 from mimjax.run import messages, setup
 from mimjax.storage import settings

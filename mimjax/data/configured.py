@@ -1,4 +1,4 @@
-"""A config's `data` section as sources and pipelines: which images, how they are read and cropped."""
+"""A config's `data` section as sources and pipelines: which images, and how they are read."""
 
 from __future__ import annotations
 

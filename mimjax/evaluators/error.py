@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimjax.inference.samples import Bench
-from mimjax.masking.base import gather
+from mimjax.patches import gather
 from mimjax.rng import named, step_key
 from mimjax.task import TrainState
 from mimjax.train.step import eval_step

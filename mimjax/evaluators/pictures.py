@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from mimjax.inference.reconstruction import Painter, Sheet
 from mimjax.inference.samples import Bench, Subset
 from mimjax.task import TrainState
 

@@ -171,7 +171,7 @@ def root_of(held: sizes.Held) -> str:
             return root
     raise ConfigError(
         f"{held.where} (layout {held.layout!r}) holds no encoder, but "
-        f"{', '.join(sorted(names.held(held.layout)))}; allowed: encoders of images"
+        f"{', '.join(sorted(detect.held(held.layout)))}; allowed: encoders of images"
     )
 
 

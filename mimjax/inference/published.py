@@ -78,7 +78,7 @@ def open_file(path: str, layout: str, key: str) -> tuple[derive.Held, load.State
             "--config.init_from with that run's config"
         )
     if layout not in detect.TABLES:
-        raise ConfigError(f"--layout: {layout!r}; allowed: auto, {', '.join(names.TABLES)}")
+        raise ConfigError(f"--layout: {layout!r}; allowed: auto, {', '.join(detect.TABLES)}")
     held = derive.Held(file.state, layout, where, file.about)
     held.check_blocks()
     return held, file.average

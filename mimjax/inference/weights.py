@@ -1,4 +1,4 @@
-"""Weights that a config names: from a workdir or a published file, for a run or its frozen networks."""
+"""Weights that a config names: of a workdir or a published file, for a run or its teachers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mimjax.rng import step_key
 from mimjax.schema import Config
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import RUNS, Workdir, checked_path
+from mimjax.task import Task
 from mimjax.torch_io.read import detect, load
 
 PyTree = Any
@@ -25,14 +26,14 @@ Say = Callable[[str], None]
 TEACHER_FILE = "teacher.json"  # where frozen weights came from, and their checksum
 
 
-def grid_of(program: Program) -> tuple[int, int] | None:
+def grid_of(task: Task) -> tuple[int, int] | None:
     """The encoder's patches, which are also a teacher's tokens."""
-    return getattr(getattr(program.task, "encoder", None), "grid", None)
+    return getattr(getattr(task, "encoder", None), "grid", None)
 
 
-def order_of(program: Program) -> str:
+def order_of(task: Task) -> str:
     """Which coordinate comes first in the encoder's fixed positions; "" = they are learned."""
-    kind = getattr(getattr(program.task, "encoder", None), "pos_embed", "")
+    kind = getattr(getattr(task, "encoder", None), "pos_embed", "")
     return kind.removeprefix("sincos_") if kind.startswith("sincos") else ""
 
 
@@ -77,7 +78,8 @@ def read_params(
 
 def make_frozen(
     c: Config,
-    program: Program,
+    task: Task,
+    abstract: PyTree,
     workdir: Workdir,
     sample,
     say: Say,
@@ -86,6 +88,7 @@ def make_frozen(
     """Frozen parameters, read from `teacher.path` or estimated from the data, and their source.
 
     Args:
+      abstract: shapes and shardings of `task.init_frozen`.
       meta: of the checkpoint that is continued.
 
     Returns:
@@ -95,7 +98,6 @@ def make_frozen(
       ConfigError: the task has a frozen network and no path is given, the file does not fit, or
         it is not the one that the workdir was made with.
     """
-    task, abstract = program.task, program.abstract_frozen
     sharding = jax.tree.map(lambda x: x.sharding, abstract)
     like, path = {k: v for k, v in abstract.items() if k not in task.FITTED}, c.teacher.path
     if like and not path:
@@ -113,7 +115,7 @@ def make_frozen(
         source = {"path": path, "sha256": "random weights"}
     elif like:
         contradictions.check(path, "teacher.path", task.frozen_readers(), say)
-        trees = read_teachers(path, like, say, grid_of(program))
+        trees = read_teachers(path, like, say, grid_of(task))
         count = lambda tree: len(jax.tree.leaves(tree))
         if absent := [k for k, v in trees.items() if count(v) < count(like[k])]:
             raise ConfigError(f"teacher.path: {path} does not hold all of {', '.join(absent)}")

@@ -63,7 +63,9 @@ class Trained:
         c, task = self.config, self.program.task
         sample = lambda n: configured.sample_images(c, configured.make_data(c, task, "train"), n)
         say = functools.partial(print, flush=True)
-        return weights.make_frozen(c, self.program, self.workdir, sample, say)[0]
+        return weights.make_frozen(
+            c, task, self.program.abstract_frozen, self.workdir, sample, say
+        )[0]
 
     @property
     def abstract_encoder(self) -> PyTree:
@@ -128,10 +130,10 @@ def open_run(path: str, step: int | None = None) -> Trained:
     if not steps:
         lacks = "checkpoint" if workdir.file("config.json").exists() else "config.json"
         raise ConfigError(f"--workdir: no {lacks} in {path}; allowed: the workdir of a run")
-    settings = settings.own_settings(workdir, checkpoints, functools.partial(print, flush=True))
+    found = settings.own_settings(workdir, checkpoints, functools.partial(print, flush=True))
     if step is not None and step not in steps:
         raise ConfigError(f"--step: {step}; allowed: {', '.join(map(str, steps))}")
-    c: Config = ConfigDict(settings)
+    c: Config = ConfigDict(found)
     # The length of an epoch is known to the training data alone. It decides weights of losses
     # and decays of averages, and no prediction.
     task = schema.make_task(c, Clock(1, c.steps or 1))

@@ -8,84 +8,23 @@ exact, so shapes are static; BEiT's own generator, which may fall short, is the 
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
-from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
 
 from mimjax import values
 from mimjax.errors import ConfigError
+from mimjax.masking.block import Grid, block_mask, block_mask_at_most, block_random_mask
+from mimjax.task import MaskFn
 from mimjax.values import Count, Range, Whole
 
-Grid = tuple[int, int]
-MaskFn = Callable[[random.Random], np.ndarray]
 OFFICIAL_PATCHES = 196  # the 14x14 grid on which the papers give their block counts
-# The generator has no bound in the official code. With the official constants on 14x14 no
-# rectangle of 20,000 masks needed more than 151 tries: the bound never changes an official mask.
-MAX_TRIES = 10_000
-ATTEMPTS = 10  # BEiT's generator gives up after so many tries that add nothing
 Kind = Literal["random", "block", "block_random", "block_at_most", "grid"]
 EXACT = tuple(k for k in get_args(Kind) if k != "block_at_most")  # no mask has fewer than asked
-Selection = Literal["topk", "sample", "random"]  # of `select_visible`
 
 
 # ------------------------------------------------------------------ on the device
-def split(mask: Bool[Array, "b n"], num_masked: int) -> tuple[Int[Array, "b v"], Int[Array, "b m"]]:
-    """Visible ids and masked ids, both in raster order (one stable argsort, no communication)."""
-    order = jnp.argsort(mask, axis=1, stable=True)
-    num_visible = mask.shape[1] - num_masked
-    return order[:, :num_visible], order[:, num_visible:]
-
-
-def select_visible(
-    attention: Float[Array, "b n"], num_visible: int, how: str, key: jax.Array
-) -> tuple[Int[Array, "b v"], Int[Array, "b m"]]:
-    """Visible and masked ids, both in raster order, chosen by what a teacher attends to.
-
-    MR-MAE's focused mimicking. Its paper (arXiv 2303.05475) selects "the most salient tokens" and
-    published no code: "topk" is its literal reading, "sample" what MILAN does.
-
-    Args:
-      attention: not negative; need not sum to 1.
-      num_visible: static, as everything about the shapes.
-      how: "topk" = the largest attention, of equal ones the first; "sample" = drawn without
-        replacement with probabilities proportional to attention (Gumbel noise on its logarithm),
-        those of none last; "random" = uniformly.
-      key: not read by "topk".
-    """
-    score = attention.astype(jnp.float32)
-    if how == "sample":
-        score = jnp.log(score) + jax.random.gumbel(key, score.shape)
-    elif how == "random":
-        score = jax.random.uniform(key, score.shape)
-    elif how != "topk":
-        raise values.wrong("selection of patches", how, Selection)
-    # argsort, not lax.top_k, for which the partitioner gathers a sharded batch
-    order = jnp.argsort(-score, axis=1, stable=True)
-    return jnp.sort(order[:, :num_visible], axis=1), jnp.sort(order[:, num_visible:], axis=1)
-
-
-def gather(x: Float[Array, "b n d"], ids: Int[Array, "b k"]) -> Float[Array, "b k d"]:
-    """Rows `ids` of each example."""
-    return jnp.take_along_axis(x, ids[..., None], axis=1)
-
-
-def neighbor_weight(mask: Bool[Array, "b n"], grid: Grid) -> Float[Array, "b n"]:
-    """BootMAE's loss weight: m * avgpool3(m) + m, zero padding counted in the divisor.
-
-    Patches deep inside a block weigh up to 2, single ones 10/9 (paper appendix C; formula from the
-    official code).
-    """
-    m = mask.astype(jnp.float32).reshape(-1, *grid)
-    padded = jnp.pad(m, ((0, 0), (1, 1), (1, 1)))
-    h, w = grid
-    pooled = sum(padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9.0
-    return (m * pooled + m).reshape(-1, h * w)
 
 
 # ------------------------------------------------------------------ on the host
@@ -101,100 +40,6 @@ def random_mask(rng: random.Random, num_patches: int, num_masked: int) -> np.nda
     """Uniformly random mask of exactly `num_masked` patches (MAE section 3)."""
     mask = np.zeros(num_patches, bool)
     mask[rng.sample(range(num_patches), num_masked)] = True
-    return mask
-
-
-def block_mask(
-    rng: random.Random,
-    grid: Grid,
-    num_block: int,
-    min_block: int = 16,
-    max_block: int = 60,
-    min_aspect: float = 0.3,
-) -> np.ndarray:
-    """Block-wise mask of exactly `num_block` patches (BEiT's generator as BootMAE and CAE have it).
-
-    Rectangles are drawn until the count is reached; the remainder is filled at random should a
-    rectangle fail MAX_TRIES times.
-    """
-    height, width = grid
-    mask = np.zeros(grid, bool)
-    count = 0
-    while count < num_block:
-        new = add_rectangle(rng, mask, min(num_block - count, max_block), min_block, min_aspect)
-        if not new:
-            free = np.flatnonzero(~mask.reshape(-1))
-            mask.reshape(-1)[rng.sample(list(free), num_block - count)] = True
-            break
-        count += new
-    return mask.reshape(height * width)
-
-
-def block_mask_at_most(
-    rng: random.Random,
-    grid: Grid,
-    num_block: int,
-    min_block: int = 16,
-    max_block: int = 75,
-    min_aspect: float = 0.3,
-) -> np.ndarray:
-    """BEiT's own generator: stops short of `num_block` when ten tries add nothing.
-
-    Of 2,000 official masks with 75 asked for, 31 % had fewer, down to 66.
-    """
-    mask, count, new = np.zeros(grid, bool), 0, 1
-    while count < num_block and new:
-        cap = min(num_block - count, max_block)
-        new = add_rectangle(rng, mask, cap, min_block, min_aspect, ATTEMPTS)
-        count += new
-    return mask.reshape(-1)
-
-
-def add_rectangle(
-    rng: random.Random,
-    mask: np.ndarray,
-    cap: int,
-    min_block: int,
-    min_aspect: float,
-    tries: int = MAX_TRIES,
-) -> int:
-    """Masks one random rectangle with 1..cap new patches in place; returns how many (0 = gave up).
-
-    The order of the draws (area, aspect, top, left) and Python's rounding are the official ones.
-    """
-    height, width = mask.shape
-    log_aspect = math.log(min_aspect), math.log(1 / min_aspect)
-    for _ in range(tries):
-        area = rng.uniform(min_block, cap)
-        aspect = math.exp(rng.uniform(*log_aspect))
-        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if w < width and h < height:
-            top, left = rng.randint(0, height - h), rng.randint(0, width - w)
-            window = mask[top : top + h, left : left + w]
-            new = h * w - int(window.sum())
-            if 0 < new <= cap:
-                window[...] = True
-                return new
-    return 0
-
-
-def block_random_mask(
-    rng: random.Random, block: np.ndarray, num_masked: int, roll_max: int
-) -> np.ndarray:
-    """BootMAE's final mask: block patches, topped up at random, with up to `roll_max` exchanged.
-
-    The official order of patches is [free, shuffled] + [block, shuffled], rolled right by r in
-    0..roll_max; the first n - num_masked are visible. The official r is shared by a batch; here
-    every image draws its own, so that a mask does not depend on its batch.
-    """
-    free, taken = list(np.flatnonzero(~block)), list(np.flatnonzero(block))
-    rng.shuffle(free)
-    rng.shuffle(taken)
-    r = rng.randint(0, roll_max)
-    order = free + taken
-    order = order[len(order) - r :] + order[: len(order) - r]
-    mask = np.ones(len(order), bool)
-    mask[order[: len(order) - num_masked]] = False
     return mask
 
 

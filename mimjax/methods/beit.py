@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from mimjax import errors
-from mimjax.masking.base import Masking, gather
+from mimjax.masking.base import Masking
 from mimjax.methods.masked import TargetTask
 from mimjax.models.heads import LinearHead
 from mimjax.models.vit import ViT
+from mimjax.patches import gather
 from mimjax.rng import named
 from mimjax.targets.base import Target
 from mimjax.targets.dalle import DallE

@@ -18,11 +18,13 @@ from jax import lax
 from mimjax import errors
 from mimjax import patches as pixels
 from mimjax.losses import masked_mse, patch_mse, standardize
-from mimjax.masking.base import Masking, gather, neighbor_weight
+from mimjax.masking.base import Masking
+from mimjax.masking.block import neighbor_weight
 from mimjax.methods.ema import copy_f32, lerp
 from mimjax.methods.masked import MaskedTask
 from mimjax.models.decoders import InjectedDecoder
-from mimjax.models.vit import ViT, patchify
+from mimjax.models.vit import ViT
+from mimjax.patches import gather, patchify
 from mimjax.rng import named
 from mimjax.targets.pixels import Pixels
 from mimjax.task import Batch, Key, LossOutput, PyTree

@@ -16,9 +16,9 @@ from jax import lax
 
 from mimjax import errors
 from mimjax.losses import distance
-from mimjax.masking.base import gather
 from mimjax.methods.cae import LatentTask
 from mimjax.models.regressor import SharedHead
+from mimjax.patches import gather
 from mimjax.rng import named
 from mimjax.targets.base import Target
 from mimjax.targets.clip import CLIP

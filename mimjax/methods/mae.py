@@ -18,10 +18,9 @@ import numpy as np
 from mimjax import errors
 from mimjax import patches as pixels
 from mimjax.losses import masked_mse, patch_mse, standardize
-from mimjax.masking.base import gather
 from mimjax.methods.masked import MaskedTask
 from mimjax.models.decoders import MAEDecoder
-from mimjax.models.vit import patchify
+from mimjax.patches import gather, patchify
 from mimjax.rng import named
 from mimjax.targets.pixels import Pixels
 from mimjax.task import Batch, Key, LossOutput, PyTree, Reader

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 
 from mimjax import errors, patches, values
 from mimjax.losses import cross_entropy, distance, patch_cross_entropy
-from mimjax.masking.base import EXACT, MaskFn, Masking, gather, split
+from mimjax.masking.base import EXACT, Masking
 from mimjax.models.vit import ViT
+from mimjax.patches import gather, split
 from mimjax.rng import named
 from mimjax.targets.base import Target, checked_views
 from mimjax.targets.pixels import Pixels
-from mimjax.task import Batch, Key, PyTree, Reader, Task, View
+from mimjax.task import Batch, Key, MaskFn, PyTree, Reader, Task, View
 from mimjax.values import Mean, Std
 
 

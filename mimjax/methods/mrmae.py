@@ -17,12 +17,12 @@ from jax import lax
 from mimjax import errors
 from mimjax import patches as pixels
 from mimjax.losses import masked_mse, patch_mse, standardize, unit
-from mimjax.masking.base import Selection, gather, select_visible
+from mimjax.masking.salient import Selection, select_visible
 from mimjax.methods.masked import MaskedTask
 from mimjax.models.conv_vit import ConvViT
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.heads import LinearHead
-from mimjax.models.vit import patchify
+from mimjax.patches import gather, patchify
 from mimjax.rng import named
 from mimjax.targets.base import Target, checked_views
 from mimjax.targets.clip import CLIP

@@ -14,7 +14,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from mimjax.models.layers import Dtype, attend, shard_batch
-from mimjax.models.vit import patchify
+from mimjax.patches import patchify
 from mimjax.values import Count, Positive
 
 # openai/CLIP's models at 224 px; the position table is stored for that grid.

@@ -19,7 +19,6 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from mimjax.masking.base import gather
 from mimjax.models.layers import (
     Block,
     Branch,
@@ -32,7 +31,8 @@ from mimjax.models.layers import (
     torch_uniform,
     xavier_uniform,
 )
-from mimjax.models.vit import Features, patchify, sincos_table
+from mimjax.models.vit import Features, sincos_table
+from mimjax.patches import gather, patchify
 from mimjax.values import Count, Index, Positive, Rate, Size
 
 # Stages: widths, depths, mlp ratios; transformer: width, depth, heads. Only B is in the official

@@ -18,13 +18,13 @@ from einops import rearrange
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from mimjax.losses import LN_EPS
 from mimjax.values import Positive, Rate
 
 Dtype = Any
 Bias = Literal["full", "qv"]  # see `Attention`
 InitScheme = Literal["mae", "bootmae", "cae", "beit"]  # see `kernel_init`
 Resample = Literal["bicubic", "bilinear", "lanczos"]  # of a view of the image
-LN_EPS = 1e-6  # every method of this project; timm's and transformers' defaults differ
 
 
 def xavier_uniform(parts: int = 1):

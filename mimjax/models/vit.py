@@ -12,10 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from mimjax.masking.base import gather
 from mimjax.models.layers import (
     Bias,
     Block,
@@ -28,6 +26,7 @@ from mimjax.models.layers import (
     torch_uniform,
     xavier_uniform,
 )
+from mimjax.patches import gather, patchify
 from mimjax.values import Count, Index, Positive, Rate, Size
 
 FixedPositions = Literal["sincos_xy", "sincos_yx"]
@@ -53,11 +52,6 @@ def sincos_table(grid: tuple[int, int], width: int, order: str) -> np.ndarray:
     first, second = (x, y) if order == "xy" else (y, x)
     parts = [f(c[:, None] * rate) for c in (first, second) for f in (np.sin, np.cos)]
     return np.concatenate(parts, axis=1).astype(np.float32)
-
-
-def patchify(images: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n d"]:
-    """Images to flat patches in raster order; inside a patch (row, column, channel)."""
-    return rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)
 
 
 class Features(NamedTuple):

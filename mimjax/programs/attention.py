@@ -31,7 +31,7 @@ def main() -> None:
     queries = reader.queries(f.queries)
     images, maps = reader.read(run.encoder(), layers, heads, queries)
     columns = heat_maps.columns(images, maps, reader.grid, f.mass)
-    caption = f"{run.title}. {heatmaps.caption(queries, heads, f.mass)}"
+    caption = f"{run.title}. {heat_maps.caption(queries, heads, f.mass)}"
     data = reconstructions.png(reconstructions.draw(columns, caption))
     place = workdir.save(run, "attention.png", f.output, data)
     print("".join(line + "\n" for line in notes), end="")

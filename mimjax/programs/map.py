@@ -43,7 +43,7 @@ def main() -> None:
         caption = f"{embedding.WORDS[f.method]} of {what}"
         sheet = embedding.draw(found, places, caption, subset.label_name, names, small)
     print("\n".join([f"{opened.title}: {found.about}", *skipped]))
-    print(f"picture: {trained.save(opened, picture_name(), f.output, pictures.png(sheet))}")
+    print(f"picture: {workdir.save(opened, picture_name(), f.output, reconstructions.png(sheet))}")
 
 
 def picture_name() -> str:

@@ -29,9 +29,9 @@ def check(c: Config, data: Pipeline, workdir: str) -> None:
 
 def facts(c: Config, data: Pipeline, workdir: str) -> dict[str, str]:
     """What must be the same everywhere, by the name that an error gives it."""
-    settings = settings.flatten(json.loads(settings.to_json(c)))
+    flat = settings.flatten(json.loads(settings.to_json(c)))
     return {
-        **{key: repr(value) for key, value in settings.items()},
+        **{key: repr(value) for key, value in flat.items()},
         "--workdir": workdir,
         "the number of images": f"{len(data.source):,}",
         "the data's fingerprint": data.fingerprint,

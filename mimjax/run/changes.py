@@ -1,4 +1,4 @@
-"""What a change of length means for a run that has begun: said in numbers, before a step is made.
+"""What may change in a workdir, and what a new length means for a run that has begun.
 
 Other epochs, another batch size, more or fewer files: one rule for every cause.
 
@@ -10,24 +10,23 @@ method without schedules over the whole run) they are, and the lowered program i
 from __future__ import annotations
 
 import json
-
-from mimjax.schema import Config
-from mimjax.storage.files import Workdir
-from mimjax.storage.settings import flatten, to_json
-
-Say = Callable[[str], None]
-
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mimjax.errors import ConfigError
+from mimjax.schema import Config
+from mimjax.storage.files import Workdir
+from mimjax.storage.settings import flatten, to_json
 from mimjax.task import Clock
 from mimjax.train.optimizers import Schedule
 from mimjax.train.program import Program
 from mimjax.train.run import Length
 
+Say = Callable[[str], None]
+# A checkpoint fits only while these stay the same; all other settings may change between starts.
+STRUCTURE = ("task", "method.", "optimizer.name")
 # settings that change neither a batch nor a step
 NEUTRAL = (
     *("steps", "epochs", "log_every", "checkpoint_every", "keep_", "eval.", "wandb"),
@@ -145,10 +144,6 @@ def say_difference(
 def _text(program: Program) -> str:
     """The lowered train step, which tells two programs apart."""
     return program.trace().lower().as_text()
-
-
-# A checkpoint fits only while these stay the same; all other settings may change between starts.
-STRUCTURE = ("task", "method.", "optimizer.name")
 
 
 def check_workdir(

@@ -211,7 +211,7 @@ def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> Tr
     """The state at step 0 with the weights that `init_from` names."""
     like, task = program.abstract_state.params, program.task
     contradictions.check(c.init_from, "init_from", contradictions.own_readers(task, like), say)
-    params = read_params(c.init_from, like, "init_from", say, grid_of(program), order_of(program))
+    params = read_params(c.init_from, like, "init_from", say, grid_of(task), order_of(task))
     params = jax.tree.map(
         lambda new, old: old if new is None else jax.device_put(new, old.sharding),
         params,

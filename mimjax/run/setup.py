@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from mimjax.data import values
 from mimjax.data.augment import Augment
+from mimjax.data.configured import make_data, make_split, sample_images
 from mimjax.data.index import INDEX_FILE, Index
 from mimjax.data.pipeline import Pipeline
 from mimjax.data.sources import Source
@@ -26,9 +27,8 @@ from mimjax.errors import ConfigError
 from mimjax.evaluators import Evaluator, make_evaluators
 from mimjax.inference import weights
 from mimjax.run import agreement, changes, messages, report, restore
-from mimjax.run import changes as extend
 from mimjax.run.sections import Settings
-from mimjax.schema import Config, build
+from mimjax.schema import Config, build, make_task
 from mimjax.sharding import make_mesh
 from mimjax.storage import settings
 from mimjax.storage.checkpoints import Checkpoints, versions
@@ -107,7 +107,7 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
     """Everything a run needs, from a config and a workdir; prints the start block.
 
     Args:
-      recipe: the config file's name and its `settings` before any was overridden, for the report.
+      recipe: the config file's name and its `resolved` settings before any was overridden, for the report.
 
     Raises:
       ConfigError: any wrong setting, or a workdir that refuses it; then nothing was written.
@@ -174,7 +174,9 @@ def open_run(
     )
     meta = restored.meta if restored else {}
     sample = functools.partial(sample_images, c, run.data)
-    run.frozen, source = weights.make_frozen(c, program, workdir, sample, say, meta)
+    run.frozen, source = weights.make_frozen(
+        c, program.task, program.abstract_frozen, workdir, sample, say, meta
+    )
     begin = restore.first_state(decided, restored, c, program, run.data.fingerprint, say)
     run.state, run.data = begin.state, dataclasses.replace(run.data, skip=begin.skipped)
     if decided.kind == "continue":
@@ -195,7 +197,7 @@ def open_run(
         workdir.write_bytes(INDEX_FILE, index.to_bytes())
     config = json.loads(settings.config_json(c))
     run.meta = {"config": config, "versions": versions(), "teacher": source}
-    known = versions(), settings(c), recipe, program.task.story
+    known = versions(), resolved(c), recipe, program.task.story
     run.publish = functools.partial(report.publish, workdir, run.evaluators, block, *known)
     return run
 
@@ -221,10 +223,10 @@ def say_length(
     if begin.same_data:
         changed = {k: v for k, v in changed.items() if k != "data.path"}  # a folder was renamed
     cfg = build(optimizers.OptimizerConfig, before.optimizer, "optimizer")
-    extend.explain(
+    changes.explain(
         int(run.state.step),
-        extend.Version(old, optimizers.learning_rate(cfg, old.clock, old.batch_size)),
-        extend.Version(run.length, run.lr, run.program),
+        changes.Version(old, optimizers.learning_rate(cfg, old.clock, old.batch_size)),
+        changes.Version(run.length, run.lr, run.program),
         functools.partial(make_length, c, run.program.mesh),
         changed,
         run.log.say,
@@ -244,7 +246,7 @@ def options(c: Config) -> dict[str, Any]:
     }
 
 
-def settings(c: Config) -> dict[str, Any]:
+def resolved(c: Config) -> dict[str, Any]:
     """The resolved config by dotted name, as config.json has it."""
     return settings.flatten(json.loads(settings.to_json(c)))
 

@@ -11,7 +11,7 @@ from einops import rearrange
 
 from mimjax import errors, values
 from mimjax import patches as pixels
-from mimjax.models.vit import patchify
+from mimjax.patches import patchify
 from mimjax.targets.base import Student, Target
 from mimjax.task import Batch, PyTree
 from mimjax.values import Mean, Std

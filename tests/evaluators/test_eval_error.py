@@ -17,7 +17,7 @@ from mimjax.inference.samples import Subset
 from mimjax.masking.base import Masking
 from mimjax.methods.mae import MAE
 from mimjax.methods.masked import TargetTask
-from mimjax.models.vit import patchify
+from mimjax.patches import patchify
 from mimjax.rng import example_seed
 from mimjax.targets.base import Target
 from mimjax.task import ConfigError, LossOutput

@@ -8,7 +8,8 @@ import numpy as np
 
 from configs import bootmae as config
 from golden_checks import common
-from mimjax.masking.base import Masking, block_mask, block_random_mask, neighbor_weight
+from mimjax.masking.base import Masking
+from mimjax.masking.block import block_mask, block_random_mask, neighbor_weight
 from mimjax.methods.bootmae import BootMAE
 from mimjax.models.decoders import InjectedDecoder
 from mimjax.models.vit import ViT, sincos_table

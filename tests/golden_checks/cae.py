@@ -9,13 +9,14 @@ import numpy as np
 from golden_checks import common
 from mimjax import rules
 from mimjax.losses import unit
-from mimjax.masking.base import Masking, gather
+from mimjax.masking.base import Masking
 from mimjax.methods.beit import BEiT
 from mimjax.methods.cae import CAE
 from mimjax.methods.caev2 import CAEv2
 from mimjax.models.dalle import DallEEncoder
 from mimjax.models.regressor import LatentDecoder, Regressor
 from mimjax.models.vit import ViT, sincos_table
+from mimjax.patches import gather
 from mimjax.rng import step_key
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dalle import DallE

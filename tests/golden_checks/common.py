@@ -29,7 +29,7 @@ def shapes(task):
     return jax.eval_shape(task.init, jax.random.key(0))[0]
 
 
-def settings(task):
+def settings_of(task):
     """Every setting of a task by dotted name; of a layer scale only whether there is one."""
     flat = settings.flatten(schema.section(task).to_dict())
     return {k: bool(v) if k.endswith("layer_scale") else v for k, v in flat.items()}

@@ -13,7 +13,8 @@ from mimjax.methods.mcmae import MCMAE
 from mimjax.models.conv_vit import CBlock, ConvViT
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.positions import resize_absolute
-from mimjax.models.vit import patchify, sincos_table
+from mimjax.models.vit import sincos_table
+from mimjax.patches import patchify
 from mimjax.rng import step_key
 from mimjax.task import Clock
 from mimjax.torch_io.read import detect, load

@@ -10,7 +10,8 @@ from golden_checks import common
 from golden_checks.cae import gradients
 from golden_checks.mae import without_key_bias
 from mimjax import patches
-from mimjax.masking.base import Masking, select_visible
+from mimjax.masking.base import Masking
+from mimjax.masking.salient import select_visible
 from mimjax.methods.mrmae import MRMAE
 from mimjax.models.clip import CLIPVision
 from mimjax.models.conv_vit import ConvViT

@@ -9,7 +9,8 @@ import numpy as np
 
 from mimjax import patches
 from mimjax.masking.base import Masking
-from mimjax.models.vit import ViT, patchify
+from mimjax.models.vit import ViT
+from mimjax.patches import patchify
 from mimjax.targets.base import Target
 from mimjax.task import TrainState
 from mimjax.train.step import train_step

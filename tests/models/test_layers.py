@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mimjax import losses
 from mimjax.models import layers
-from mimjax.models.vit import ViT, patchify
-from mimjax.patches import unpatchify
+from mimjax.models.vit import ViT
+from mimjax.patches import patchify, unpatchify
 
 
 def both(ours, theirs, *args):
@@ -31,7 +32,7 @@ def random(seed, *shape):
 def test_normalize_is_a_layer_norm():
     def plain(x):
         mean = x.mean(-1, keepdims=True)
-        return (x - mean) / jnp.sqrt(x.var(-1, keepdims=True) + layers.LN_EPS)
+        return (x - mean) / jnp.sqrt(x.var(-1, keepdims=True) + losses.LN_EPS)
 
     both(layers.normalize, plain, 3 * random(0, 4, 7, 16) + 5)
 

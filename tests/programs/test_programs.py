@@ -27,7 +27,7 @@ from mimjax.inference.attention import Attention
 from mimjax.inference.features import FeatureBank
 from mimjax.inference.samples import Bench, Subset
 from mimjax.models.layers import Block, layer_norm
-from mimjax.models.vit import patchify
+from mimjax.patches import patchify
 from mimjax.plots import embedding, heat_maps, reconstructions
 from mimjax.programs import attention, cli
 from mimjax.run import ending

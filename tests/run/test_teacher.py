@@ -36,7 +36,9 @@ def named(name, path):
 def frozen_of(c, made, folder):
     said = []
     workdir = Workdir(str(folder), writer=True)
-    out, source = weights.make_frozen(c, made, workdir, lambda n: None, said.append)
+    out, source = weights.make_frozen(
+        c, made.task, made.abstract_frozen, workdir, lambda n: None, said.append
+    )
     workdir.write_text(weights.TEACHER_FILE, json.dumps(source))
     return out, source, " ".join(said)
 

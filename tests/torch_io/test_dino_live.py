@@ -99,7 +99,7 @@ def test_clip_attention_equals_transformers(tmp_path):
         )
 
 
-def weights(target, seed=0):
+def random_weights(target, seed=0):
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes(target))
 

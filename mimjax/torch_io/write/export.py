@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from mimjax.errors import ConfigError
+from mimjax.losses import LN_EPS
 from mimjax.models.conv_vit import ConvViT
-from mimjax.models.layers import LN_EPS
 from mimjax.models.vit import ViT
 from mimjax.storage import tensors as save
 from mimjax.torch_io.read import detect

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mimjax.errors import ConfigError
-from mimjax.models.layers import LN_EPS
+from mimjax.losses import LN_EPS
 
 Encoder = Any  # ViT, with the positions that the file holds
 Settings = dict[str, Any]
