@@ -1,6 +1,6 @@
 """BEiT pretraining of ViT-B/16 on ImageNet-1k (Bao et al. 2022), as in the official code.
 
-  python -m mimjax.main --config=configs/beit.py:path=DALLE --workdir=DIR --config.data.path=DATA
+  mimjax train --config=configs/beit.py:path=DALLE --workdir=DIR --config.data.path=DATA
   (DATA holds train/ and val/; DALLE: facebook/flava-image-codebook, .safetensors or .bin; see
   the README, "Weights of tokenizers and teachers")
   arguments: configs/beit.py:size=l  size=ti|s|b|l|h, res=224, demo, data=digits|photos,

@@ -1,6 +1,6 @@
 """BootMAE pretraining of ViT-B/16 on ImageNet-1k (Dong et al. 2022), as in the official code.
 
-  python -m mimjax.main --config=configs/bootmae.py --workdir=DIR --config.data.path=IMAGENET
+  mimjax train --config=configs/bootmae.py --workdir=DIR --config.data.path=IMAGENET
   (IMAGENET holds train/ and val/; a folder without them is split, 10 % held out)
   arguments: configs/bootmae.py:size=l  size=ti|s|b|l|h, res=224, demo, data=digits|photos
 

@@ -1,6 +1,6 @@
 """CAE pretraining of ViT-B/16 on ImageNet-1k (Chen et al. 2022), as in the official code.
 
-  python -m mimjax.main --config=configs/cae.py:path=DALLE --workdir=DIR --config.data.path=DATA
+  mimjax train --config=configs/cae.py:path=DALLE --workdir=DIR --config.data.path=DATA
   (DATA holds train/ and val/; DALLE: facebook/flava-image-codebook, .safetensors or .bin; see
   the README, "Weights of tokenizers and teachers")
   arguments: configs/cae.py:size=l  size=ti|s|b|l, res=224, demo, data=digits|photos,

@@ -1,6 +1,6 @@
 """CAE v2 pretraining of ViT-B/16 on ImageNet-1k (Zhang et al. 2023), as in the official code.
 
-  python -m mimjax.main --config=configs/caev2.py:path=CLIP --workdir=DIR --config.data.path=DATA
+  mimjax train --config=configs/caev2.py:path=CLIP --workdir=DIR --config.data.path=DATA
   (DATA holds train/ and val/; CLIP: openai/clip-vit-base-patch16 as .safetensors; see the
   README, "Weights of tokenizers and teachers")
   arguments: configs/caev2.py:size=l  size=ti|s|b|l, res=224, demo, data=digits|photos,

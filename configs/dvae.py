@@ -1,6 +1,6 @@
 """Training of a discrete VAE on ImageNet-1k, whose encoder is then a tokenizer (as in CAE, G.1).
 
-  python -m mimjax.main --config=configs/dvae.py --workdir=DIR --config.data.path=IMAGENET
+  mimjax train --config=configs/dvae.py --workdir=DIR --config.data.path=IMAGENET
   (IMAGENET holds train/ and val/; a folder without them is split, 10 % held out)
   arguments: configs/dvae.py:res=112, demo, data=digits|photos
   then: the workdir as `teacher.path` of a method whose target is mimjax.targets.dvae

@@ -1,6 +1,6 @@
 """MAE pretraining of ViT-B/16 on ImageNet-1k (He et al. 2022), as in the official code.
 
-  python -m mimjax.main --config=configs/mae.py --workdir=DIR --config.data.path=IMAGENET
+  mimjax train --config=configs/mae.py --workdir=DIR --config.data.path=IMAGENET
   (IMAGENET holds train/ and val/; a folder without them is split, 10 % held out)
   arguments: configs/mae.py:size=l  size=ti|s|b|l|h, res=224, demo, data=digits|photos
 

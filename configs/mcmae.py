@@ -1,6 +1,6 @@
 """MCMAE (ConvMAE) pretraining on ImageNet-1k (Gao et al. 2022), as in the official code.
 
-  python -m mimjax.main --config=configs/mcmae.py --workdir=DIR --config.data.path=IMAGENET
+  mimjax train --config=configs/mcmae.py --workdir=DIR --config.data.path=IMAGENET
   (IMAGENET holds train/ and val/; a folder without them is split, 10 % held out)
   arguments: configs/mcmae.py:size=l  size=s|b|l|h (others below), res=224, fast, demo,
   data=digits|photos
@@ -19,7 +19,7 @@ in the patch of H. The readings, of which s, l and h are no more certain than th
   size=l20  depths 2, 2, 20; MLP ratios 4, 4, 4                size=l12   depths 4, 4, 12; 4, 4, 4
   size=h    depths 2, 2, 31; MLP ratios 8, 8, 4 (one fork)     size=h4    ratios 4, 4, 4
 The patch is 16 in all; `--config.method.encoder.strides=(7,2,1)` makes it 14. Where you have a
-file, `python -m mimjax.programs.convert` takes depths, ratios and patch from it; no tensor shows the heads,
+file, `mimjax convert` takes depths, ratios and patch from it; no tensor shows the heads,
 which are the config's or `--heads=`.
 """
 

@@ -1,6 +1,6 @@
 """MR-MAE pretraining on ImageNet-1k (Gao et al. 2023), from the paper: no code was released.
 
-  python -m mimjax.main --config=configs/mrmae.py:path=CLIP --workdir=DIR --config.data.path=DATA
+  mimjax train --config=configs/mrmae.py:path=CLIP --workdir=DIR --config.data.path=DATA
   (DATA holds train/ and val/; CLIP: openai/clip-vit-base-patch16 as .safetensors; see the
   README, "Weights of tokenizers and teachers")
   arguments: configs/mrmae.py:size=l  size=s|b|l|h, res=224, backbone=conv|vit, demo,

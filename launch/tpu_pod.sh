@@ -26,7 +26,7 @@ mimjax/.venv/bin/python -m pip install -q -c mimjax/constraints.txt -e 'mimjax[t
 fi
 if [ "$MODE" != setup ]; then
   quoted=$(printf ' %q' "$@")
-  run=".venv/bin/python -m mimjax.main --distributed=auto$quoted"
+  run=".venv/bin/mimjax train --distributed=auto$quoted"
   on_all "cd mimjax && for ((i = 0; i <= ${RESTARTS:-10}; i++)); do code=0; $run || code=\$?; \
 [ \$code = 75 ] || break; done; exit \$code"
 fi

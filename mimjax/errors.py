@@ -56,7 +56,7 @@ def statistics(key: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Non
     if not mean or len(mean) != len(std):
         raise ConfigError(
             f"{key}.mean, {key}.std: {mean}, {std}; allowed: one number per channel in each "
-            "(python -m mimjax.programs.stats computes them)"
+            "(mimjax stats computes them)"
         )
 
 

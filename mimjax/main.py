@@ -1,4 +1,4 @@
-"""Trains: `python -m mimjax.main --config=configs/bootmae.py[:size=l] --workdir=DIR`.
+"""Trains: `mimjax train --config=configs/bootmae.py[:size=l] --workdir=DIR`.
 
 Running the same command again continues. Any setting is overridden by `--config.a.b=value`.
 """

@@ -103,8 +103,13 @@ def batches(c, task, steps):
     return [data.batch(s) for s in range(steps)]
 
 
-def command(*args):
-    return [sys.executable, "-m", *args]
+def module_of(name):
+    """The module of a program: "export" or "mimjax.main"."""
+    return name if name.startswith("mimjax") else f"mimjax.programs.{name}"
+
+
+def command(name, *args):
+    return [sys.executable, "-m", module_of(name), *args]
 
 
 def environment(devices=1):
@@ -138,13 +143,13 @@ def program(module, *words, parse_only=False):
 
     def parse(main, required=("config", "workdir")):
         made.extend(set(flags) - before)
-        assert not flags([module, *words])[1:], "left over"
+        assert not flags([module_of(module), *words])[1:], "left over"
         if not parse_only:
             main()
 
     with mock.patch.object(cli, "run", parse):
         try:
-            runpy.run_module(module, run_name="__main__")
+            runpy.run_module(module_of(module), run_name="__main__")
         finally:
             for name in set(flags) - before:
                 delattr(flags, name)

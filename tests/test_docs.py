@@ -99,11 +99,11 @@ def test_commands_are_found():
     programs = {p.values[0] for p in commands()}
     assert {
         "mimjax.main",
-        "mimjax.programs.plan",
-        "mimjax.programs.reconstruct",
-        "mimjax.programs.prepare",
+        "plan",
+        "reconstruct",
+        "prepare",
     } <= programs
-    assert "mimjax.programs.export" in programs
+    assert "export" in programs
     assert len(python_blocks()) >= 10
 
 

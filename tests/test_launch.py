@@ -39,7 +39,7 @@ def test_copies_installs_and_starts_on_every_host(tmp_path):
     assert copy.startswith("compute tpus tpu-vm scp")
     assert "slice:mimjax.tar.gz --zone=us-east1-d --worker=all" in copy
     assert "pip install -q -c mimjax/constraints.txt -e 'mimjax[tpu]'" in setup
-    assert "python -m mimjax.main --distributed=auto --config=configs/bootmae.py:size=l" in start
+    assert "mimjax train --distributed=auto --config=configs/bootmae.py:size=l" in start
     assert "gs://bucket/a\\ run" in start  # quoted for the remote shell
     assert all("--worker=all" in line for line in lines)
 

@@ -89,7 +89,7 @@ def test_handlers_of_a_notebook_come_back():
 
 
 def test_which_programs_install_handlers_early():
-    ours = ["python", "-m", "mimjax.programs.prepare", "--path=x"]
+    ours = ["python", "-m", "prepare", "--path=x"]
     assert stopping.program_of_mimjax(ours)
     for other in (["python", "-m", "pytest", "mimjax"], ["python", "x.py"], ["python", "-m"]):
         assert not stopping.program_of_mimjax(other)

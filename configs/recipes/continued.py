@@ -1,6 +1,6 @@
 """Pretraining continued from weights, published or your own, on images of another kind.
 
-  python -m mimjax.main --config=configs/recipes/continued.py:path=mae_visualize_vit_base.pth
+  mimjax train --config=configs/recipes/continued.py:path=mae_visualize_vit_base.pth
     --workdir=DIR --config.data.path=FOLDER
   arguments: path=FILE or WORKDIR (needed), method=mae|bootmae|mcmae, size=b|l|h, epochs=100
 
@@ -11,7 +11,7 @@ new one. Watch the masked error of step 0, which an evaluation prints before the
 below that of a random start, weights and image normalization fit together (`mae_visualize_*`
 predict plain pixels: `--config.method.pixel_norm=none`). All numbers are ours but those of the
 method's config. For other sizes than the published ones convert the file first
-(`python -m mimjax.programs.convert`), then path=WORKDIR.
+(`mimjax convert`), then path=WORKDIR.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Images of many channels (satellite bands, microscopy, stacks of slices): MAE from scratch.
 
-  python -m mimjax.programs.stats --images=FOLDER --channels=12
-  python -m mimjax.main --config=configs/recipes/multi_channel.py:channels=12 --workdir=DIR
+  mimjax stats --images=FOLDER --channels=12
+  mimjax train --config=configs/recipes/multi_channel.py:channels=12 --workdir=DIR
     --config.data.path=FOLDER '--config.method.mean=(...)' '--config.method.std=(...)'
   arguments: channels=12, size=ti|s|b, res=128, patch=8, bits=16 (12-bit scanners: 12), flip
 

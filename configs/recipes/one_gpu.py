@@ -1,6 +1,6 @@
 """A published recipe on one GPU: the same batch, gathered from micro-batches, and fewer epochs.
 
-  python -m mimjax.main --config=configs/recipes/one_gpu.py:method=bootmae --workdir=DIR
+  mimjax train --config=configs/recipes/one_gpu.py:method=bootmae --workdir=DIR
     --config.data.path=IMAGENET
   arguments: method=mae|bootmae|beit|cae|caev2|mcmae|mrmae, size=s|b|l (what the method has),
   images=256 (in memory at once), epochs=300, path=FILE (tokenizer or teacher, where one is read)
@@ -10,7 +10,7 @@ Hardware, calculated and not measured, at 256 images in bfloat16: activations of
 take 10 to 15 GB, of CAE-B 13 to 20, of BEiT-B, whose encoder sees all patches, 16 to 24; of ViT-L
 18 to 27, 27 to 40 and 40 to 60. Tokenizers and teachers run before them and are freed: DALL-E's
 needs up to 8 GB, VQGAN 5, VQ-KD 4, CLIP 2. images=64 takes a quarter of it all. The state
-takes 16 to 20 bytes for each parameter beside. `python -m mimjax.programs.plan` prints what the step takes
+takes 16 to 20 bytes for each parameter beside. `mimjax plan` prints what the step takes
 on a TPU chip. Expected for MAE-B (mmpretrain's runs): fine-tuned 83.1 % after 300 epochs, 83.3 %
 after 800.
 """

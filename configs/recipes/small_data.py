@@ -1,6 +1,6 @@
 """A few thousand images, one GPU or a CPU: MAE with a small encoder, many epochs.
 
-  python -m mimjax.main --config=configs/recipes/small_data.py --workdir=DIR
+  mimjax train --config=configs/recipes/small_data.py --workdir=DIR
     --config.data.path=FOLDER
   arguments: size=ti|s|b, res=96, patch=8, labels (FOLDER has class sub-folders: adds k-NN and a
   linear probe to every evaluation)

@@ -28,7 +28,7 @@ def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> 
     if have != wanted:
         raise ConfigError(
             f"data.channels: {have}, but method.mean has {wanted} numbers; allowed: one mean and "
-            "std per channel (python -m mimjax.programs.stats computes them)"
+            "std per channel (mimjax stats computes them)"
         )
     if have != 3 and augment.color_jitter:
         raise ConfigError(

@@ -7,7 +7,7 @@ batch and the encoder's `Features`. Each jits its functions once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -22,23 +22,10 @@ from mimjax.evaluators.probes import KNN, LinearProbe
 from mimjax.evaluators.table import render
 from mimjax.inference.features import FeatureBank
 from mimjax.inference.samples import Bench, Subset
-from mimjax.task import Task, TrainState
+from mimjax.task import Task
+from mimjax.train.run import Evaluator
 
 __all__ = ["Evaluator", "make_evaluators", "render"]
-
-
-class Evaluator(Protocol):
-    """Run at the first step, every N steps and at the last.
-
-    Attributes:
-      name: values are logged as "eval/<name>/<metric>".
-    """
-
-    name: str
-
-    def __call__(self, state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
-        """Metric names and values; the state is read, not kept beyond the next update."""
-        ...
 
 
 def make_evaluators(

@@ -163,7 +163,7 @@ class Model:
     def reconstruct(
         self, images: Images, mask: np.ndarray | None = None, seed: int | None = None
     ) -> Sheet:
-        """What the model makes of masked images, as `mimjax.programs.reconstruct` draws it.
+        """What the model makes of masked images, as `mimjax reconstruct` draws it.
 
         Args:
           images: see `encode`.
@@ -343,7 +343,7 @@ def _from_method(
     if task_path.endswith("MRMAE"):
         raise ConfigError(
             f"path: {path} is of MR-MAE, whose fused blocks no tensor shows; make a workdir of it: "
-            "python -m mimjax.programs.convert --config=configs/mrmae.py --weights=..."
+            "mimjax convert --config=configs/mrmae.py --weights=..."
         )
     given = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
     c = ConfigDict({"task": task_path, "dtype": "auto", "seed": 0})

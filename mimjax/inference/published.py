@@ -1,6 +1,6 @@
 """A published checkpoint file fitted to a configuration: sizes from the file, the rest from it.
 
-What `mimjax.programs.convert` and `mimjax.load` share. A file decides every size that its tensors show; the
+What `mimjax convert` and `mimjax.load` share. A file decides every size that its tensors show; the
 number of heads comes from the caller, or from a config of the same width.
 """
 

@@ -318,7 +318,7 @@ class ConvViT(nn.Module):
             f"size {names[0]} is not in the official code: public forks disagree on depths, MLP "
             "ratios and heads, and released files contradict the paper (ConvMAE issue 32). Other "
             f"readings: config argument size={'|'.join(others)}; method.encoder.strides for other "
-            "patches. Where you have a file, python -m mimjax.programs.convert takes its sizes.",
+            "patches. Where you have a file, mimjax convert takes its sizes.",
         )
 
     @nn.compact

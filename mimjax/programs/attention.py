@@ -1,6 +1,6 @@
 """Shows what a trained encoder attends to on full images, with CAE's contour (its Figure 6).
 
-  python -m mimjax.programs.attention --workdir=DIR [--images=FOLDER|FILE] [--layers=-1] [--heads=mean]
+  mimjax attention --workdir=DIR [--images=FOLDER|FILE] [--layers=-1] [--heads=mean]
 
 One column per chosen block, or per block and head: where CLS looks, or all tokens on average. The
 contour holds the fewest patches with a share of the attention, --mass. Files that cannot be read

@@ -1,6 +1,6 @@
 """Turns a published PyTorch file into a workdir that every program of mimjax can open.
 
-  python -m mimjax.programs.convert --weights=FILE --config=configs/mae.py --workdir=DIR [--heads=12]
+  mimjax convert --weights=FILE --config=configs/mae.py --workdir=DIR [--heads=12]
 
 The file's sizes replace the config's; what no tensor shows is asked for. Nothing is trained: the
 workdir holds the config and a checkpoint of step 0, from which `mimjax.main` continues.

@@ -1,6 +1,6 @@
 """Writes a run's weights as a file for PyTorch libraries, and proves that file.
 
-  python -m mimjax.programs.export --workdir=DIR --format=F --output=PATH [--step=N]
+  mimjax export --workdir=DIR --format=F --output=PATH [--step=N]
     [--weights=online|ema] [--pool=token|avg] [--image_size=512] [--decoder] [--overwrite]
 
 What was written is loaded by the library it is meant for, and its features are compared with the
@@ -191,7 +191,7 @@ def next_step(job, output: str) -> str:
         return f"backbone=dict({start}, {weights}, ...)"
     if job.format == "detectron2":
         return f'train.init_checkpoint = "{output}"  # ViTDet, num_heads={encoder.heads}'
-    return f"python -m mimjax.main --config=... --config.init_from={output}"
+    return f"mimjax train --config=... --config.init_from={output}"
 
 
 def define_flags() -> None:

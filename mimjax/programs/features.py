@@ -1,8 +1,8 @@
 """Writes features of images into a file, one row per image.
 
-  python -m mimjax.programs.features --workdir=DIR [--images=FOLDER] [--output=FILE.npz|FILE.parquet]
+  mimjax features --workdir=DIR [--images=FOLDER] [--output=FILE.npz|FILE.parquet]
     [--layers=norm,-1,0] [--pool=mean,cls,all]
-  python -m mimjax.programs.features --weights=FILE --heads=12 --images=FOLDER --output=FILE.parquet
+  mimjax features --weights=FILE --heads=12 --images=FOLDER --output=FILE.parquet
 
 They are those of `mimjax.load(...).encode` and of the evaluators' probes. Columns are called
 "mean_norm", "cls_block_11"; beside them stand `path` and `label`. Files that cannot be read are
@@ -15,7 +15,7 @@ import os
 
 from absl import flags
 
-from mimjax.programs import cli
+from mimjax.programs import cli, opening
 
 
 def main() -> None:
@@ -28,14 +28,14 @@ def main() -> None:
         raise ConfigError("--output: missing; it may be left out with --workdir alone")
     output = os.path.expanduser(f.output or os.path.join(f.workdir, "features.npz"))
     tables.check(output, f.overwrite, {"the run": f.workdir, "the images": f.images})
-    opened = encoding.open_model()
+    opened = opening.open_model()
     wanted = encoding.readings(f.pool, f.layers, opened.model)
-    subset = encoding.open_source(opened, f.images, f.split, f.count)
+    subset = opening.open_source(opened, f.images, f.split, f.count)
     names = workdir.image_names(subset)
     source = encoding.Readable(subset, opened.model.reader.how.channels)
     shapes, rows = {}, 0
     with tables.create(output, f.overwrite, opened.about) as table:
-        for part in encoding.encode(opened, source, wanted, f.batch_size, f.threads):
+        for part in encoding.encode(opened.model, source, wanted, f.batch_size, f.threads):
             table.add([names[i] for i in part.places], part.labels, part.features)
             shapes = {name: x.shape[1:] for name, x in part.features.items()}
             rows += len(part.places)

@@ -1,7 +1,7 @@
 """Draws features as a map: images or patches that the encoder takes for alike lie side by side.
 
-  python -m mimjax.programs.map --workdir=DIR [--images=FOLDER] [--method=tsne|pca]
-  python -m mimjax.programs.map --workdir=DIR --of=patches [--method=tsne|pca]
+  mimjax map --workdir=DIR [--images=FOLDER] [--method=tsne|pca]
+  mimjax map --workdir=DIR --of=patches [--method=tsne|pca]
 
 t-SNE or the two leading principal components; the color is the label, where the source has some.
 Patches with pca: the three leading components of each patch as a color, beside the images.
@@ -11,23 +11,23 @@ from __future__ import annotations
 
 from absl import flags
 
-from mimjax.programs import cli
+from mimjax.programs import cli, opening
 
 
 def main() -> None:
-    from mimjax.inference import encoding
-    from mimjax.plots import embedding
+    from mimjax.inference import encoding, workdir
+    from mimjax.plots import embedding, reconstructions
 
     f = flags.FLAGS
     colors, count = f.of == "patches" and f.method == "pca", points()
-    opened = encoding.open_model()
+    opened = opening.open_model()
     pool = "all" if f.of == "patches" else f.pool
     ((_, layer),) = wanted = encoding.readings([pool], [f.layer], opened.model, "layer")
     name = opened.model.check(pool, layer)
     images = count if f.of == "images" or colors else embedding.images_for(count, opened.model.grid)
-    subset = encoding.open_source(opened, f.images, f.split, images)
+    subset = opening.open_source(opened, f.images, f.split, images)
     source = encoding.Readable(subset, opened.model.reader.how.channels)
-    batches = encoding.encode(opened, source, wanted, f.batch_size, f.threads)
+    batches = encoding.encode(opened.model, source, wanted, f.batch_size, f.threads)
     small = f.thumbnails
     if small is None or colors:
         small = f.of == "patches" or min(count, len(subset)) <= embedding.MOST_THUMBNAILS

@@ -1,6 +1,6 @@
 """Compiles the real train step for devices nobody here owns, and says what it would cost.
 
-  python -m mimjax.programs.plan --config=configs/bootmae.py[:size=l] --topology=v5e:16x16 [--json]
+  mimjax plan --config=configs/bootmae.py[:size=l] --topology=v5e:16x16 [--json]
 
 Works for TPU topologies (with `libtpu` installed, on any Linux machine) and for N simulated CPU
 devices (`cpu:8`). Prints memory per chip against what the chip has, FLOPs, and every collective

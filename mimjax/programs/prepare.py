@@ -1,6 +1,6 @@
 """Rewrites a folder of images to a small short side, once, so that training reads and decodes less.
 
-    python -m mimjax.programs.prepare --source=folder --path=photos --output=photos256 --short_side=256
+    mimjax prepare --source=folder --path=photos --output=photos256 --short_side=256
 
 The tree of sub-folders stays, so classes and splits do too. Images that are small enough are copied
 byte for byte, whatever their format; others become JPEGs with full color resolution (4:4:4). Files
@@ -316,7 +316,7 @@ def numbers(text: str) -> tuple[float, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit code, 1 if anything failed."""
-    parser = Parser(prog="python -m mimjax.programs.prepare", description=__doc__)
+    parser = Parser(prog="mimjax prepare", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--source", default="folder", choices=["folder"], help="kind of input")
     parser.add_argument("--path", required=True, help="folder to read")

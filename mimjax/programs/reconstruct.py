@@ -1,6 +1,6 @@
 """Shows what a trained run reconstructs: a picture, and the masked error of each image.
 
-  python -m mimjax.programs.reconstruct --workdir=DIR [--images=FOLDER|FILE] [--output=PNG]
+  mimjax reconstruct --workdir=DIR [--images=FOLDER|FILE] [--output=PNG]
 
 Crops, masks and columns are those of the run's own pictures, with any images; for BEiT and CAE
 with a tokenizer, the weights that `teacher.path` of the run's config names are read again. Files

@@ -1,7 +1,7 @@
 """Mean and standard deviation of each channel of a data set, for `method.mean` and `method.std`.
 
-  python -m mimjax.programs.stats --config=configs/mae.py --config.data.path=FOLDER
-  python -m mimjax.programs.stats --images=FOLDER --channels=12
+  mimjax stats --config=configs/mae.py --config.data.path=FOLDER
+  mimjax stats --images=FOLDER --channels=12
 
 Of whole decoded training images on the scale 0 to 1, before any crop; every image weighs the same
 whatever its size. Files that cannot be read are left out and named.

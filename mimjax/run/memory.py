@@ -32,7 +32,7 @@ def explain(error: BaseException, flags: FlagValues) -> str:
         host = ["fewer data.workers", "a smaller eval.max_images"]
         ways = host * isinstance(found, MemoryError) + settings(flags["config"].value, notes)
         devices = f"--topology=cpu:{jax.device_count()}"
-        command = f"python -m mimjax.programs.plan {given_config(sys.argv[1:])} {devices}"
+        command = f"mimjax plan {given_config(sys.argv[1:])} {devices}"
         more = f"; {command} tells what a step takes, without a device"
     else:
         names = [name for name in ("batch_size", "count") if name in flags and flags[name].value]

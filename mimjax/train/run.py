@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from mimjax import sharding
 from mimjax.data.pipeline import Pipeline
@@ -17,10 +17,21 @@ from mimjax.train import metrics as m
 from mimjax.train.optimizers import Schedule
 from mimjax.train.program import Program
 
-if TYPE_CHECKING:
-    from mimjax.evaluators import Evaluator
-
 PyTree = Any
+
+
+class Evaluator(Protocol):
+    """Run at the first step, every N steps and at the last.
+
+    Attributes:
+      name: values are logged as "eval/<name>/<metric>".
+    """
+
+    name: str
+
+    def __call__(self, state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
+        """Metric names and values; the state is read, not kept beyond the next update."""
+        ...
 
 
 class Length(NamedTuple):

@@ -204,7 +204,7 @@ def test_as_a_program(tree):
     command = [
         sys.executable,
         "-m",
-        "mimjax.programs.prepare",
+        "prepare",
         "--source=folder",
         "--short_side=16",
     ]

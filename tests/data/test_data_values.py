@@ -100,7 +100,7 @@ def test_programs_and_the_interface_say_it(tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
     Image.fromarray(gray(12)).save(folder / "a.png")
-    helpers.program("mimjax.programs.stats", f"--images={folder}")
+    helpers.program("stats", f"--images={folder}")
     assert "WARNING: 1 of 1 sampled files hold values beyond 8 bits" in capsys.readouterr().out
     said = []
     prepare(str(folder), str(tmp_path / "out"), 6, say=said.append)

@@ -185,7 +185,7 @@ def test_look(program, folder, pretrained, tmp_path):
 def test_features_and_a_map_of_all_that_can_be_read(folder, pretrained, tmp_path):
     workdir, _, _ = pretrained
     common = f"--workdir={workdir}", f"--images={folder}"
-    out = helpers.run("mimjax.programs.features", *common, f"--output={tmp_path / 'f.npz'}")
+    out = helpers.run("features", *common, f"--output={tmp_path / 'f.npz'}")
     assert f"skipped {BAD} of {GOOD + BAD} files" in out.stdout
     with np.load(tmp_path / "f.npz") as found:
         assert found["mean_norm"].shape == (GOOD, 64)
@@ -193,6 +193,6 @@ def test_features_and_a_map_of_all_that_can_be_read(folder, pretrained, tmp_path
         names = set(found["path"].tolist())
     assert len(names) == GOOD
     assert not [name for name in names if "broken" in name]
-    out = helpers.run("mimjax.programs.map", *common)
+    out = helpers.run("map", *common)
     picture = Image.open(workdir / "pictures/embedding_images_tsne.png")
     assert len(picture.convert("RGB").getcolors(1 << 24)) > 100

@@ -77,7 +77,7 @@ def files(folder):
 
 def test_reconstruct_draws_the_runs_own_picture(runs):
     before = files(runs["mae"])
-    out = helpers.run("mimjax.programs.reconstruct", f"--workdir={runs['mae']}", "--count=3")
+    out = helpers.run("reconstruct", f"--workdir={runs['mae']}", "--count=3")
     assert "error is mean squared" in out.stdout
     rows = [line.split() for line in out.stdout.splitlines() if line.startswith("  ")]
     assert [row[0] for row in rows] == ["digits"] * 3 + ["mean"]
@@ -105,7 +105,7 @@ def test_a_tasks_own_columns(runs):
 def test_reconstruct_reads_other_images(runs, images, tmp_path):
     place = tmp_path / "deep/picture.png"
     out = helpers.run(
-        "mimjax.programs.reconstruct",
+        "reconstruct",
         f"--workdir={runs['cae']}",
         f"--images={images}",
         f"--output={place}",
@@ -130,7 +130,7 @@ def test_reconstruct_reads_other_images(runs, images, tmp_path):
 def test_attention(runs, images, tmp_path, name, args, columns):
     place = tmp_path / "maps.png"
     out = helpers.run(
-        "mimjax.programs.attention",
+        "attention",
         f"--workdir={runs[name]}",
         f"--images={images / 'b.png'}",
         f"--output={place}",
@@ -176,7 +176,7 @@ def test_files_that_cannot_be_read_are_named_and_others_shown(runs, tmp_path, ca
     with pytest.raises(
         ConfigError, match=r"^--images: none of 2 files can be read.*first: .*c.jpg"
     ):
-        helpers.program("mimjax.programs.attention", *args)
+        helpers.program("attention", *args)
     assert place.read_bytes() == before
 
 
@@ -345,7 +345,7 @@ def test_features_are_those_of_load(runs, classes, tmp_path, capsys):
     """Whatever the batches; a bad file is no row and shifts none; labels are class folders."""
     place, workdir = tmp_path / "deep/features.npz", str(runs["mae"])
     args = f"--workdir={workdir}", f"--images={classes}", f"--output={place}"
-    helpers.program("mimjax.programs.features", *args, *LAYERS)
+    helpers.program("features", *args, *LAYERS)
     said = capsys.readouterr().out
     assert "skipped 1 of 7 files that cannot be read" in said
     assert "2b.png" in said
@@ -365,11 +365,11 @@ def test_features_are_those_of_load(runs, classes, tmp_path, capsys):
         np.testing.assert_allclose(found[key], theirs, atol=1e-5)
     before = place.read_bytes()
     with pytest.raises(ConfigError, match=r"--output: .* exists .* allowed: --overwrite to"):
-        helpers.program("mimjax.programs.features", *args)
+        helpers.program("features", *args)
     assert place.read_bytes() == before
     record = place.with_name(".features.npz.mimjax.json")
     assert sorted(place.parent.iterdir()) == [record, place]
-    helpers.program("mimjax.programs.features", *args, "--overwrite", "--count=2")
+    helpers.program("features", *args, "--overwrite", "--count=2")
     assert len(np.load(place)["path"]) <= 2
 
 
@@ -378,7 +378,7 @@ def test_features_are_those_of_the_probes(runs, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     place, workdir = tmp_path / "features.parquet", runs["mae"]
     args = f"--workdir={workdir}", f"--output={place}", "--count=20", "--pool=mean,all"
-    helpers.run("mimjax.programs.features", *args)
+    helpers.run("features", *args)
     run = trained.open_run(str(workdir))
     subset = Subset(run.bench(None).test, 20)
     bench = Bench(run.program.task, run.program.mesh, subset, subset, batch_size=20)
@@ -439,7 +439,7 @@ def test_maps_of_images_and_patches(runs, classes, tmp_path, capsys):
     }
     for name, args in maps.items():
         place = tmp_path / f"{name}.png"
-        helpers.program("mimjax.programs.map", f"--workdir={workdir}", f"--output={place}", *args)
+        helpers.program("map", f"--workdir={workdir}", f"--output={place}", *args)
     said = capsys.readouterr().out
     assert "MAE, step 2: 6 images\nskipped 1 of 7 files" in said
     assert "MAE, step 2: 40 patches of 3 images" in said
@@ -572,6 +572,6 @@ def test_help_names_every_flag():
         path = helpers.ROOT / f"{module.replace('.', '/')}.py"
         first = path.read_text().split("\n")[0].removeprefix('"""')
         assert first.split(" `")[0] in " ".join(shown[module].split()), module
-        if module != "mimjax.programs.prepare":
+        if module != "prepare":
             for flag in helpers.program(module, parse_only=True):
                 assert f"{flag}" in shown[module].replace("[no]", ""), (module, flag)

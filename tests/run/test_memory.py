@@ -57,10 +57,7 @@ def test_a_run_names_its_settings_and_the_planner(main, monkeypatch, capsys):
     text = end(main, TRAIN, monkeypatch, capsys)
     for part in ("accum above 4", "method.encoder.remat=True", "mesh.fsdp above 1"):
         assert part in text, text
-    assert (
-        f"python -m mimjax.programs.plan {' '.join(TRAIN)} --topology=cpu:{jax.device_count()} "
-        in text
-    )
+    assert f"mimjax plan {' '.join(TRAIN)} --topology=cpu:{jax.device_count()} " in text
     assert ("in the evaluator 'error' at step 500" in text) == (main is an_evaluation)
     assert ("eval.batch_size" in text) == (main is an_evaluation)
     said = "error: out of device memory: Out of memory allocating 140737488355328 bytes"

@@ -69,14 +69,14 @@ def real_torchvision():
 def test_as_a_real_process(run):
     """Verified in transformers; without timm (there is no torchvision) it says so, and how to."""
     workdir = f"--workdir={run / 'runs/bootmae_digits_0'}"
-    out = helpers.run("mimjax.programs.export", workdir, "--format=hf", f"--output={run / 'real'}")
+    out = helpers.run("export", workdir, "--format=hf", f"--output={run / 'real'}")
     assert re.search(r"\nverified: max \|difference\| [\d.e-]+ \(bound .* transformers", out.stdout)
     assert out.stdout.endswith(f'transformers.AutoModel.from_pretrained("{run / "real"}")\n')
     assert sorted(os.listdir(run / "real")) == [
         *("config.json", "model.safetensors", "preprocessor_config.json"),
     ]
     output = f"--output={run / 'one.safetensors'}"
-    out = helpers.run("mimjax.programs.export", workdir, "--format=timm", output, "--overwrite")
+    out = helpers.run("export", workdir, "--format=timm", output, "--overwrite")
     said = "verified: " if real_torchvision() else "written, not verified: install mimjax[timm] to "
     assert f"\n{said}" in out.stdout
 
@@ -92,7 +92,7 @@ def test_readme(run, monkeypatch, capsys):
     monkeypatch.chdir(run)
     for command in commands:
         python, _, module, *args = shlex.split(command)
-        assert (python, module) == ("python", "mimjax.programs.export")
+        assert (python, module) == ("python", "export")
         call(*args)
         assert "verified: " in capsys.readouterr().out
     exec(script, {})

@@ -8,7 +8,7 @@ import exports  # isort: skip
 import mimjax
 from mimjax import patches
 from mimjax.errors import ConfigError
-from mimjax.storage import tensors
+from mimjax.torch_io.write import files
 
 
 def expected(job, images):
@@ -42,6 +42,6 @@ def test_another_versions_file_is_refused_in_one_line(tmp_path):
     encoder = job.metadata["encoder"].replace('"width"', '"breadth"')
     path = str(tmp_path / "a.safetensors")
     metadata = job.metadata | {"encoder": encoder}
-    tensors.write_tensors(path, job.tensors, "", metadata)
+    files.write_tensors(path, job.tensors, "", metadata)
     with pytest.raises(ConfigError, match="breadth; it was made by another version"):
         mimjax.load(path)

@@ -18,10 +18,9 @@ from mimjax.errors import ConfigError
 from mimjax.losses import LN_EPS
 from mimjax.models.conv_vit import ConvViT
 from mimjax.models.vit import ViT
-from mimjax.storage import tensors as save
 from mimjax.torch_io.read import detect
 from mimjax.torch_io.read.load import to_torch
-from mimjax.torch_io.write import formats
+from mimjax.torch_io.write import files, formats
 from mimjax.torch_io.write import settings as hub
 from mimjax.torch_io.write import tensors as carrier
 
@@ -118,7 +117,7 @@ class Export:
         return {"encoder": self.carried[1], **others}
 
     @functools.cached_property
-    def tensors(self) -> save.Tensors:
+    def tensors(self) -> files.Tensors:
         """Their key -> array."""
         trees = jax.tree.map(lambda x: np.asarray(x, np.float32), self.trees)
         out = to_torch(trees, self.layout, self.channels)
@@ -178,9 +177,9 @@ class Export:
           OSError: it cannot be written.
         """
         if formats.check_output(self.format, path):
-            save.write_folder(path, self.tensors, self.metadata, self.settings())
+            files.write_folder(path, self.tensors, self.metadata, self.settings())
         else:
-            save.write_tensors(path, self.tensors, self.kind.wrapper, self.metadata)
+            files.write_tensors(path, self.tensors, self.kind.wrapper, self.metadata)
 
     def weights_file(self, path: str) -> str:
         """The file of tensors of what `write` has made."""
