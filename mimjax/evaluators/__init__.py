@@ -6,8 +6,7 @@ batch and the encoder's `Features`. Each jits its functions once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 from jax.sharding import Mesh
 

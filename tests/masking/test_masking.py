@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimjax import schema
+from mimjax import patches, schema
 from mimjax.errors import ConfigError
-from mimjax.masking.base import Masking, base
+from mimjax.masking import base, block, salient
+from mimjax.masking.base import Masking
 from mimjax.methods.beit import BEiT
 from mimjax.methods.bootmae import BootMAE
 from mimjax.methods.cae import CAE
@@ -77,7 +78,7 @@ def test_only_bootmae_s_blocks_have_a_largest_size():
     def largest(task):
         """What a block may cover at most."""
         m = dataclasses.replace(task.masking, kind="block", ratio=0.75)
-        with mock.patch.object(base, "add_rectangle", wraps=base.add_rectangle) as add:
+        with mock.patch.object(block, "add_rectangle", wraps=block.add_rectangle) as add:
             for seed in range(20):
                 m.sampler((14, 14))(random.Random(seed))
         return max(call.args[2] for call in add.call_args_list)
@@ -112,18 +113,18 @@ def test_a_mask_depends_on_its_seed_alone():
 
 def test_the_try_bound_never_changes_an_official_mask(monkeypatch):
     """The official generator has no bound: a tighter one than ours must already suffice."""
-    monkeypatch.setattr(base, "MAX_TRIES", 10**9)
+    monkeypatch.setattr(block, "MAX_TRIES", 10**9)
     rng = random.Random(3)
-    free = [base.block_mask(rng, (14, 14), 120) for _ in range(300)]
+    free = [block.block_mask(rng, (14, 14), 120) for _ in range(300)]
     monkeypatch.undo()
     rng = random.Random(3)
-    bound = [base.block_mask(rng, (14, 14), 120) for _ in range(300)]
+    bound = [block.block_mask(rng, (14, 14), 120) for _ in range(300)]
     np.testing.assert_array_equal(free, bound)
 
 
 def test_tries_are_bounded_and_the_rest_is_filled(monkeypatch):
-    monkeypatch.setattr(base, "MAX_TRIES", 1)
-    masks = [base.block_mask(random.Random(s), (4, 4), 10, 16, 60) for s in range(20)]
+    monkeypatch.setattr(block, "MAX_TRIES", 1)
+    masks = [block.block_mask(random.Random(s), (4, 4), 10, 16, 60) for s in range(20)]
     assert {int(m.sum()) for m in masks} == {10}
 
 
@@ -145,16 +146,16 @@ def test_small_grids_need_few_draws():
 
 def test_split_is_in_raster_order():
     mask = jnp.asarray([[True, False, True, False], [False, False, True, True]])
-    visible, masked = base.split(mask, 2)
+    visible, masked = patches.split(mask, 2)
     np.testing.assert_array_equal(visible, [[1, 3], [0, 1]])
     np.testing.assert_array_equal(masked, [[0, 2], [2, 3]])
 
 
 def test_neighbor_weight_bounds():
-    full = base.neighbor_weight(jnp.ones((1, 25), bool), (5, 5)).reshape(5, 5)
+    full = block.neighbor_weight(jnp.ones((1, 25), bool), (5, 5)).reshape(5, 5)
     assert full[2, 2] == 2.0
     np.testing.assert_allclose(full[0, 0], 1 + 4 / 9, rtol=1e-6)
-    alone = base.neighbor_weight(jnp.asarray(np.eye(25, dtype=bool)[12:13]), (5, 5))
+    alone = block.neighbor_weight(jnp.asarray(np.eye(25, dtype=bool)[12:13]), (5, 5))
     np.testing.assert_allclose(alone.max(), 10 / 9, rtol=1e-6)
     assert (alone > 0).sum() == 1
 
@@ -175,10 +176,10 @@ KEY = jax.random.key(0)
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def select(attention, num_visible, how, key=KEY):
-    return base.select_visible(attention, num_visible, how, key)
+    return salient.select_visible(attention, num_visible, how, key)
 
 
-@pytest.mark.parametrize("how", get_args(base.Selection))
+@pytest.mark.parametrize("how", get_args(salient.Selection))
 @pytest.mark.parametrize("num_visible", [0, 1, 5, 12])
 def test_selected_ids_are_a_partition_in_raster_order(how, num_visible):
     attention = jax.random.uniform(KEY, (3, 12)) * (jax.random.uniform(KEY, (3, 12)) > 0.3)
@@ -243,13 +244,13 @@ def test_an_unknown_selection_is_named():
         select(jnp.ones((1, 4)), 2, "best")
 
 
-@pytest.mark.parametrize("how", get_args(base.Selection))
+@pytest.mark.parametrize("how", get_args(salient.Selection))
 def test_selection_needs_no_communication(how):
     """A batch that is sharded stays where it is."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     run = jax.jit(
-        lambda x: base.select_visible(x, 4, how, KEY),
+        lambda x: salient.select_visible(x, 4, how, KEY),
         in_shardings=sharding,
         out_shardings=sharding,
     )

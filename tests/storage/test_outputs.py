@@ -215,7 +215,7 @@ def test_a_failure_at_any_rename(here, monkeypatch, path, number):
 
 KILLED = """
 import os, signal, sys
-from mimjax import outputs
+from mimjax.storage import outputs
 def kill(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[1] == "swap":
@@ -283,13 +283,18 @@ def test_pictures_are_drawn_again_and_again(here):
 
 # Who may delete, replace or rename files, each for files of its own; who opens files to write,
 # in a stage of `outputs.staged` or in a workdir.
-DELETES = {"outputs.py", "files.py", "train/checkpoints.py", "data/prepare.py"}
+DELETES = {
+    "storage/outputs.py",
+    "storage/files.py",
+    "storage/checkpoints.py",
+    "programs/prepare.py",
+}
 OPENS = {
-    "native.py",
-    "outputs.py",
-    "feature_files.py",
-    "torch_io/save.py",
-    "files.py",
+    "run/native.py",
+    "storage/outputs.py",
+    "storage/tables.py",
+    "torch_io/write/files.py",
+    "storage/files.py",
     "data/bad_files.py",
 }
 
