@@ -20,7 +20,8 @@ from jaxtyping import install_import_hook
 
 # Before anything of mimjax is imported: these rooms are annotated with shapes.
 _HOOK = install_import_hook(
-    ["mimjax.masking.base", "mimjax.losses", "mimjax.models", "mimjax.targets"], "beartype.beartype"
+    ["mimjax.masking", "mimjax.losses", "mimjax.models", "mimjax.patches", "mimjax.targets"],
+    "beartype.beartype",
 )
 
 import jax  # noqa: E402

@@ -116,7 +116,7 @@ def read(
     if shapes:
         like = _nested({k: jnp.zeros(s) for k, s in shapes.items()})
         params |= load.from_torch(held.state, like, held.layout, held.where)
-    settings = ConfigDict({"task": "", "method": {"mean": mean, "std": std}})
+    settings: Config = ConfigDict({"task": "", "method": {"mean": mean, "std": std}})
     settings.method.encoder = schema.section(module)
     settings.method.encoder.type = schema.class_path(type(module))
     unread = held.unread({f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys())
