@@ -28,6 +28,10 @@ class PeerError(RuntimeError):
     """Another process of the run, or a step, did not answer in time: exit code 76."""
 
 
+class UserCodeError(Exception):
+    """A user's module fails when it is imported; programs show the traceback of its cause."""
+
+
 class Exit(enum.IntEnum):
     """What a program's exit code says."""
 

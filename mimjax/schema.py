@@ -2,15 +2,16 @@
 
 `section` writes a dataclass's settings out as a ConfigDict, so that each can be overridden by
 name; `build` reads such a section back, naming the key of anything that does not fit what the
-field's annotation allows (`mimjax.values`). A field whose class is PLUGGABLE (a method's target)
-may hold any subclass, and a network may be replaced by one of another class (MR-MAE's encoder);
-such a section names its class in `type`.
+field's annotation allows (`mimjax.values`). A field whose class is PLUGGABLE (a method's target, an
+optimizer's rule) may hold any subclass, and a network may be replaced by one of another class
+(MR-MAE's encoder); such a section names its class in `type`. `mimjax.plugs` finds classes.
+
+Last, a config becomes a task (`make_task`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,35 +23,11 @@ from ml_collections.config_dict import FieldReference
 
 from mimjax import values
 from mimjax.errors import ConfigError
+from mimjax.plugs import class_path, digest_of, find_class, find_plug, pluggable
 from mimjax.task import Clock, Task
 
 # A ConfigDict; its attributes are typed as a union of everything, which helps no checker.
 Config = Any
-
-
-def find_class(path: Any, key: str) -> type:
-    """The class that "mimjax.methods.mae:MAE" names.
-
-    Raises:
-      ConfigError: there is none.
-    """
-    module, _, name = str(path).partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise ConfigError(
-            f"{key}: {path!r} not found; allowed: 'module:Class', like 'mimjax.methods.mae:MAE'"
-        ) from None
-
-
-def class_path(cls: type) -> str:
-    """The name that `find_class` reads."""
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
-def pluggable(thing: Any) -> bool:
-    """Whether a section of `thing` names its class."""
-    return getattr(thing, "PLUGGABLE", False)
 
 
 def defaults(thing: Any) -> dict[str, Any]:
@@ -81,19 +58,25 @@ def section(thing: Any, **overrides: Any) -> Config:
             raise ConfigError(f"{key}: unknown; allowed: {', '.join(sorted(known))}")
     out = ConfigDict(convert_dict=False)
     if pluggable(thing):
-        out.type = class_path(cls)
+        out.update(naming(cls))
     for name, value in known.items():
         given = overrides.get(name, {})
         if dataclasses.is_dataclass(given):
             inner = section(given)
             if type(given) is not type(value):
-                inner.type = class_path(type(given))
+                inner.update(naming(type(given)))
             out[name] = inner
         elif dataclasses.is_dataclass(value):
             out[name] = section(value, **given)
         else:
             out[name] = leaf(values.fields(cls)[name], overrides.get(name, value))
     return out
+
+
+def naming(cls: type) -> dict[str, str]:
+    """What a section says of its class: where it stands, and for a user's file the file's digest."""
+    digest = digest_of(cls)
+    return {"type": class_path(cls)} | ({"digest": digest} if digest else {})
 
 
 class Setting(FieldReference):
@@ -135,10 +118,8 @@ def build(thing: Any, settings: Config, where: str) -> Any:
         base = (thing if isinstance(thing, type) else type(thing)).__mro__[-2]
         if "type" not in settings:
             raise ConfigError(f"{where}.type: missing; allowed: the class of a {base.__name__}")
-        thing = find_class(settings["type"], f"{where}.type")
-        if not (isinstance(thing, type) and issubclass(thing, base)):
-            raise ConfigError(f"{where}.type: {settings['type']!r}; allowed: a {base.__name__}")
-        settings = {k: v for k, v in settings.items() if k != "type"}
+        thing = find_plug(base, settings["type"], f"{where}.type")
+        settings = {k: v for k, v in settings.items() if k not in ("type", "digest")}
     known, new = defaults(thing), {}
     hints = values.fields(thing if isinstance(thing, type) else type(thing))
     for name, value in settings.items():

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from mimjax.errors import ConfigError
+from mimjax.plugs import MOVED
 
 KEY = "config_version"
-VERSION = 2  # raise it, and add a translation, when a setting changes its name or its values
+VERSION = 3  # raise it, and add a translation, when a setting changes its name or its values
 
 Settings = dict[str, Any]
 
@@ -87,7 +88,24 @@ def masking_from_1(settings: Settings) -> Settings:
     return settings | {"method": method}
 
 
-TRANSLATIONS: dict[int, Callable[[Settings], Settings]] = {1: from_1}
+def from_2(settings: Settings) -> Settings:
+    """Translate version 2: classes stood in other modules."""
+    return with_new_places(settings)
+
+
+def with_new_places(settings: Settings) -> Settings:
+    """Name classes by the modules in which they stand today."""
+    return {
+        name: with_new_places(value)
+        if isinstance(value, dict)
+        else MOVED.get(value, value)
+        if name == "type" and isinstance(value, str)
+        else value
+        for name, value in settings.items()
+    }
+
+
+TRANSLATIONS: dict[int, Callable[[Settings], Settings]] = {1: from_1, 2: from_2}
 
 
 def upgrade(settings: Settings, where: str) -> Settings:

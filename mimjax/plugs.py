@@ -1,0 +1,157 @@
+"""Classes that a config names: a short name of ours, "module:Class", or "my_file.py:Class".
+
+A plug is a class that fills a field of a config: a target, an optimizer's rule, a schedule, a data
+source, an evaluator, a board. Its base class says PLUGGABLE, and in HOME the modules in which the
+shipped ones stand: nothing is registered. Its dataclass fields are the schema of its section.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from typing import Any
+
+from mimjax.errors import ConfigError, UserCodeError
+
+# Names of classes in files of older versions, and where they stand today.
+MOVED = {
+    "mimjax.models.conv_stages:ConvViT": "mimjax.models.conv_vit:ConvViT",
+    "mimjax.models.discrete_vae:DVAEDecoder": "mimjax.models.dvae:DVAEDecoder",
+    "mimjax.models.discrete_vae:DVAEEncoder": "mimjax.models.dvae:DVAEEncoder",
+    "mimjax.targets.patches:Pixels": "mimjax.targets.pixels:Pixels",
+}
+_FILES: dict[str, Any] = {}  # absolute path -> module
+
+
+def find_class(path: Any, key: str) -> Any:
+    """Return the class that "mimjax.methods.mae:MAE" or "my_file.py:Mine" names.
+
+    Raises:
+      ConfigError: there is none.
+      UserCodeError: the module is there and fails when it is imported.
+    """
+    module, _, name = str(path).rpartition(":")
+    found = MOVED.get(str(path))
+    if found:
+        module, _, name = found.partition(":")
+    try:
+        return getattr(_file(module) if module.endswith(".py") else _module(module), name)
+    except (ModuleNotFoundError, FileNotFoundError, AttributeError, ValueError):
+        raise ConfigError(
+            f"{key}: {path!r} not found; allowed: 'module:Class' or 'file.py:Class', like "
+            "'mimjax.methods.mae:MAE'"
+        ) from None
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise  # this very module; else one that it imports
+        raise UserCodeError(name) from error
+    except (ValueError, TypeError):
+        raise ValueError(name) from None  # no name of a module
+    except Exception as error:
+        raise UserCodeError(name) from error
+
+
+def _file(path: str) -> Any:
+    """Import a file as a module, once; its classes can be pickled."""
+    path = os.path.abspath(os.path.expanduser(path))
+    if path not in _FILES:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(path)
+        name = f"mimjax_user_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise UserCodeError(path) from error
+        _FILES[path] = module
+    return _FILES[path]
+
+
+def class_path(cls: type) -> str:
+    """Return the name that `find_class` reads; a user's file by its absolute path."""
+    file = file_of(cls)
+    return f"{file or cls.__module__}:{cls.__qualname__}"
+
+
+def file_of(cls: type) -> str | None:
+    """Return the absolute path of the user's file that defines a class; None for a module's."""
+    return next((p for p, m in _FILES.items() if m.__name__ == cls.__module__), None)
+
+
+def digest_of(cls: type) -> str | None:
+    """Return the sha256 of the user's file that defines a class, 16 digits; None for a module's."""
+    file = file_of(cls)
+    if file is None:
+        return None
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+def pluggable(thing: Any) -> bool:
+    """Whether a section of `thing`, a class or an instance, names its class."""
+    return getattr(thing, "PLUGGABLE", False)
+
+
+def plain(name: str) -> str:
+    """Return a short name as names are compared: cases and underscores do not count."""
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def shipped(base: type) -> dict[str, type]:
+    """Return the shipped classes that may fill a field of this base, by class name."""
+    out = {}
+    for home in getattr(base, "HOME", (base.__module__,)):
+        for name, cls in vars(importlib.import_module(home)).items():
+            if not (inspect.isclass(cls) and issubclass(cls, base)) or name.startswith("_"):
+                continue
+            if cls.__module__ == home and not getattr(cls, "ABSTRACT", cls is base):
+                out[name] = cls
+    return out
+
+
+def find_plug(base: type, name: Any, key: str) -> type:
+    """Return the class that may fill a field of class `base`.
+
+    Args:
+      name: a shipped class's, "module:Class" or "file.py:Class".
+      key: names the setting in errors.
+
+    Raises:
+      ConfigError: there is none of this name, it is no `base`, or it has a field without default.
+      UserCodeError: the user's module fails when it is imported.
+    """
+    known = shipped(base)
+    words = f"{', '.join(known)}, 'module:Class' or 'file.py:Class'" if known else "'module:Class'"
+    if ":" not in str(name):
+        for short, cls in known.items():
+            if plain(short) == plain(str(name)):
+                return cls
+        raise ConfigError(f"{key}: {name!r}; allowed: {words}")
+    cls = find_class(name, key)
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise ConfigError(f"{key}: {name!r} is no {base.__name__}; allowed: {words}")
+    if cls.__name__ in known and known[cls.__name__] is not cls:
+        raise ConfigError(
+            f"{key}: {name!r} has the name of a class of mimjax; allowed: another name"
+        )
+    for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
+        missing = dataclasses.MISSING
+        if field.init and field.default is missing and field.default_factory is missing:
+            raise ConfigError(
+                f"{key}: field {field.name!r} of {name!r} has no default; allowed: fields with one"
+            )
+    return cls
