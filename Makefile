@@ -73,4 +73,4 @@ types: $(VENV)/dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .pytest_cache

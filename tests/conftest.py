@@ -1,7 +1,22 @@
 """Eight CPU devices for every test, and run-time checks of the annotated array shapes."""
 
+import hashlib
+import importlib.metadata
 import os
-import tempfile
+import pathlib
+import platform
+
+
+def compilation_cache():
+    """Return the folder of compiled programs for these versions on this processor."""
+    cpu = pathlib.Path("/proc/cpuinfo")
+    about = cpu.read_text().splitlines() if cpu.exists() else []  # Linux
+    flags = [line for line in about if line.startswith(("model name", "flags"))][:2]
+    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")]
+    what = [*versions, platform.python_version(), platform.machine(), *flags]
+    key = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
+    return pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled" / key
+
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -9,11 +24,11 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 # once more with the default, which is what users run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-# Programs that several tests, workers and subprocesses run are compiled once per test session. The
-# workers of xdist inherit the folder of the process that started them, which removes it at its end.
+# Programs are compiled once and kept between runs, in a folder of the checkout that `make clean`
+# removes. What another version of a library or another processor compiled is not read. A test that
+# needs a cold compilation sets JAX_ENABLE_COMPILATION_CACHE=false for its processes.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _CACHE = tempfile.TemporaryDirectory(prefix="mimjax_tests_", ignore_cleanup_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compilation_cache())
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 from jaxtyping import install_import_hook
