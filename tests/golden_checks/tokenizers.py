@@ -17,7 +17,7 @@ from mimjax.models.vit import ViT
 from mimjax.targets.dalle import DallE
 from mimjax.targets.dvae import DVAE
 from mimjax.targets.vqkd import VQKD, CodeHead
-from mimjax.torch_io.read import load
+from mimjax.torch_io.read import detect, load
 
 
 def size(c):
@@ -41,7 +41,7 @@ def read(z, target, student):
     state = common.arrays(z, "sd")
     like = jax.eval_shape(lambda k: target.init_frozen(k, student), jax.random.key(0))
     frozen = load.from_torch(state, like)
-    layout = load.names.detect(state)
+    layout = detect.detect(state)
     for key, value in load.to_torch(frozen, layout).items():
         np.testing.assert_array_equal(value, state[key], key)
     return frozen

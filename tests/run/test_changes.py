@@ -11,6 +11,7 @@ from mimjax.errors import ConfigError
 from mimjax.run import changes, setup
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
+from mimjax.storage.settings import to_json
 from mimjax.train.run import Length
 
 pytestmark = pytest.mark.xdist_group("extend")  # one worker makes the runs they share
@@ -63,7 +64,7 @@ def test_what_makes_it_another_run_is_said(finished, tmp_path, overrides, words,
     workdir = shutil.copytree(finished, tmp_path / "copy")
     if "optimizer.weight_decay_end" in overrides:  # as if it had been so from the start
         Workdir(str(workdir)).write_text(
-            "config.json", setup.start.to_json(config(2.0, "constant", **overrides))
+            "config.json", to_json(config(2.0, "constant", **overrides))
         )
     run = setup.make_run(config(3.0, "constant", **overrides), str(workdir))
     run.lock.release()
@@ -73,7 +74,7 @@ def test_what_makes_it_another_run_is_said(finished, tmp_path, overrides, words,
 
 def test_a_cosine_is_made_anew_and_its_jump_is_said(finished, tmp_path, capsys):
     workdir = shutil.copytree(finished, tmp_path / "copy")
-    text = setup.start.to_json(config(2.0, "mae"))
+    text = to_json(config(2.0, "mae"))
     Workdir(str(workdir)).write_text("config.json", text)
     run = setup.make_run(config(3.0, "mae"), str(workdir))
     run.lock.release()

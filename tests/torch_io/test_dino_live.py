@@ -117,7 +117,7 @@ def test_full_checkpoints_hold_a_teacher_and_a_student(tmp_path):
     import torch
 
     target = DINO(NETWORK)
-    teacher, student = weights(target, 1), weights(target, 2)
+    teacher, student = random_weights(target, 1), random_weights(target, 2)
     head = {"head.last_layer.weight_g": np.ones((3, 1), np.float32)}
     full = lambda params, prefix: {
         f"{prefix}{key}": torch.tensor(value)
@@ -162,13 +162,13 @@ def test_the_same_keys_are_mae_s_or_dino_s():
     np.testing.assert_allclose(target.read(frozen, hidden), tokens, atol=1e-5)
     # the other way around DINO's learned positions are refused
     with pytest.raises(ConfigError, match="pos_embed is not the fixed sine-cosine table"):
-        load.from_torch(load.to_torch(weights(target), "dino"), like)
+        load.from_torch(load.to_torch(random_weights(target), "dino"), like)
 
 
 def test_files_that_do_not_fit(tmp_path):
     """Through what `teacher.path` goes through; one line that says what is wrong."""
     target, path = DINO(NETWORK), str(tmp_path / "dino.safetensors")
-    state = load.to_torch(weights(target), "dino")
+    state = load.to_torch(random_weights(target), "dino")
     said = []
 
     def read(state, like):
@@ -177,7 +177,7 @@ def test_files_that_do_not_fit(tmp_path):
 
     same(
         read(state | {"head.weight": np.zeros((2, 40), np.float32)}, shapes(target)),
-        weights(target),
+        random_weights(target),
     )
     assert "(dino)" in said[-1]
     deeper = state | {"blocks.2.norm1.weight": state["norm.weight"]}
