@@ -1,8 +1,11 @@
-"""Masks: the official host samplers, and the static-shape index arithmetic on the device.
+"""Which patches are masked: the settings, and the choice among the kinds of masks.
 
-Host samplers take a `random.Random` and return bool[n], True = masked, n in raster order. Given
-Python's seed, `block_mask` reproduces the masks of BootMAE's generator bit for bit. Counts are
-exact, so shapes are static; BEiT's own generator, which may fall short, is the one exception.
+The data pipeline calls the sampler once per image, on the host (`data/pipeline.py`): it takes a
+`random.Random` of (seed, epoch, index) and returns bool[n], True = masked, n in raster order.
+Random and grid masks are drawn here, blocks in `block.py`. A method that chooses patches by a
+teacher's attention draws no mask on the host; see `salient.py`.
+
+Every kind but "block_at_most" masks exactly `num_masked` patches, so that shapes are static.
 """
 
 from __future__ import annotations
@@ -24,27 +27,15 @@ Kind = Literal["random", "block", "block_random", "block_at_most", "grid"]
 EXACT = tuple(k for k in get_args(Kind) if k != "block_at_most")  # no mask has fewer than asked
 
 
-# ------------------------------------------------------------------ on the device
-
-
-# ------------------------------------------------------------------ on the host
-def mask_from_noise(noise: np.ndarray, num_visible: int) -> np.ndarray:
-    """MAE's random mask: the `num_visible` smallest entries of float[... n] stay visible."""
-    mask = np.ones(noise.shape, bool)
-    keep = np.argsort(noise, axis=-1, kind="stable")[..., :num_visible]
-    np.put_along_axis(mask, keep, False, axis=-1)
-    return mask
-
-
 def random_mask(rng: random.Random, num_patches: int, num_masked: int) -> np.ndarray:
-    """Uniformly random mask of exactly `num_masked` patches (MAE section 3)."""
+    """Draw a uniformly random mask of exactly `num_masked` patches (MAE section 3)."""
     mask = np.zeros(num_patches, bool)
     mask[rng.sample(range(num_patches), num_masked)] = True
     return mask
 
 
 def grid_mask(grid: Grid) -> np.ndarray:
-    """Keeps the top-left patch of every 2x2 cell (MAE's ablation f, "grid 75")."""
+    """Return the mask that keeps the top-left patch of every 2x2 cell (MAE's ablation f, "grid 75")."""
     mask = np.ones(grid, bool)
     mask[::2, ::2] = False
     return mask.reshape(-1)
@@ -89,7 +80,7 @@ class Masking:
 
     @property
     def exact(self) -> bool:
-        """Whether every mask has `num_masked` patches; else it may have fewer."""
+        """Whether every mask has exactly `num_masked` patches; those of "block_at_most" may not."""
         return self.kind in EXACT
 
     def num_masked(self, grid: Grid) -> int:

@@ -13,19 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-Grid = tuple[int, int]
-
-
+Grid = tuple[int, int]  # (rows, columns) of patches
 # The generator has no bound in the official code. With the official constants on 14x14 no
 # rectangle of 20,000 masks needed more than 151 tries: the bound never changes an official mask.
 MAX_TRIES = 10_000
-
-
 ATTEMPTS = 10  # BEiT's generator gives up after so many tries that add nothing
 
 
 def neighbor_weight(mask: Bool[Array, "b n"], grid: Grid) -> Float[Array, "b n"]:
-    """BootMAE's loss weight: m * avgpool3(m) + m, zero padding counted in the divisor.
+    """Return BootMAE's loss weight of each patch: m * avgpool3(m) + m, zero padding counted in the divisor.
 
     Patches deep inside a block weigh up to 2, single ones 10/9 (paper appendix C; formula from the
     official code).

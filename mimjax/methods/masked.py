@@ -33,8 +33,8 @@ class MaskedTask(Task):
       masking: which patches are masked.
       mean, std: of the student's images, per channel on the scale 0 to 1; ImageNet's in most
         official codes. Their number is that of the channels.
-      WEIGHS_MASKS: whether the loss leaves out patches that a mask with too few of them leaves
-        visible.
+      WEIGHS_MASKS: whether the loss skips visible patches, so that a mask may have fewer than
+        `num_masked` patches.
     """
 
     WEIGHS_MASKS: ClassVar[bool] = False
@@ -71,6 +71,7 @@ class MaskedTask(Task):
 
     @property
     def mask_fn(self) -> MaskFn:
+        """The sampler of host-made masks, called once per image in `data/pipeline.py`."""
         return self.masking.sampler(self.encoder.grid)
 
     @property

@@ -25,6 +25,14 @@ def arrays(z, prefix):
     return {k.removeprefix(prefix + "/"): z[k] for k in z.files if k.startswith(prefix + "/")}
 
 
+def mask_from_noise(noise, num_visible):
+    """MAE's mask: the `num_visible` smallest entries of float[... n] stay visible."""
+    mask = np.ones(noise.shape, bool)
+    keep = np.argsort(noise, axis=-1, kind="stable")[..., :num_visible]
+    np.put_along_axis(mask, keep, False, axis=-1)
+    return mask
+
+
 def shapes(task):
     return jax.eval_shape(task.init, jax.random.key(0))[0]
 

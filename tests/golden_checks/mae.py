@@ -5,7 +5,7 @@ import numpy as np
 
 from configs import mae as config
 from golden_checks import common
-from mimjax.masking.base import Masking, mask_from_noise
+from mimjax.masking.base import Masking
 from mimjax.methods.mae import MAE
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT, sincos_table
@@ -43,7 +43,7 @@ def pretrain(z, meta):
     task = build(c, Clock(1, c["epochs"]))
     params = common.imported(common.arrays(z, "sd"), task)
     common.check_groups(meta, optimizer(c), common.shapes(task), "mae")
-    mask = mask_from_noise(z["in/noise"], z["in/ids_keep"].shape[1])
+    mask = common.mask_from_noise(z["in/noise"], z["in/ids_keep"].shape[1])
     np.testing.assert_array_equal(mask, z["in/mask"])
     key = step_key(0, "train", 0)
 
@@ -113,7 +113,7 @@ def steps(z, meta):
 def masking(z, meta):
     for name, case in meta["cases"].items():
         data, grid = common.arrays(z, name), (case["grid"],) * 2
-        mask = mask_from_noise(data["first16_noise"], case["len_keep"])
+        mask = common.mask_from_noise(data["first16_noise"], case["len_keep"])
         np.testing.assert_array_equal(mask, data["first16_mask"].astype(bool))
         masking = Masking("random", case["mask_ratio"])
         assert masking.num_masked(grid) == grid[0] * grid[1] - case["len_keep"]

@@ -8,7 +8,7 @@ from configs import mcmae as config
 from golden_checks import common
 from golden_checks.mae import without_key_bias
 from mimjax import rules
-from mimjax.masking.base import Masking, mask_from_noise
+from mimjax.masking.base import Masking
 from mimjax.methods.mcmae import MCMAE
 from mimjax.models.conv_vit import CBlock, ConvViT
 from mimjax.models.decoders import MAEDecoder
@@ -115,7 +115,7 @@ def pretrain(z, meta):
     params = common.imported(common.arrays(z, "sd"), task)
     check_positions(z, task)
     keep = z["out/ids_keep"]
-    mask = mask_from_noise(z["in/noise"], keep.shape[1])
+    mask = common.mask_from_noise(z["in/noise"], keep.shape[1])
     np.testing.assert_array_equal(mask, z["out/mask"] == 1)
     batch = {"image": jnp.asarray(common.nhwc(z["in/images"])), "mask": jnp.asarray(mask)}
     batch = task.prepare({}, {}, batch, KEY, 0, True)
@@ -215,7 +215,7 @@ def steps(z, meta):
         **{f"sd/{k}": v for k, v in common.arrays(z, "sd").items()},
         "in/lr": z["out/lr_steps"],
         "in/images": z["in/images"],
-        "in/mask": mask_from_noise(z["in/noise"], keep),
+        "in/mask": common.mask_from_noise(z["in/noise"], keep),
         "out/grad_norm": z["out/grad_norm_steps"],
         "loss/total": z["loss/steps"],
     }
