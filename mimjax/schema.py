@@ -128,8 +128,8 @@ def build(thing: Any, settings: Config, where: str) -> Any:
     for name, value in settings.items():
         key = f"{where}.{name}" if where else name
         if name not in known:
-            field, plug = build_extra(thing, value, key, sorted(known))
-            new.setdefault(field, {})[name] = plug
+            plug = build_extra(thing, value, key, sorted(known))
+            new.setdefault("extra", {})[name] = plug
             continue
         part, _, optional = values.parts(hints[name])
         if value is None and optional:
@@ -150,16 +150,16 @@ def is_section(value: Any) -> bool:
     return isinstance(value, ConfigDict | Mapping)
 
 
-def build_extra(thing: Any, value: Any, key: str, known: list[str]) -> tuple[str, Any]:
-    """Return a section of a name that is no field, and the field that holds all of these.
+def build_extra(thing: Any, value: Any, key: str, known: list[str]) -> Any:
+    """Return the plug of a section whose name is no field.
 
-    A class allows such sections by `EXTRA`, the field's name and the base class of its plugs.
+    A class allows such sections by `EXTRA`, the base class of their plugs; they fill its field
+    `extra`, a dictionary by name.
 
     Raises:
       ConfigError: the class allows none, or the section names no class.
     """
-    allowed = ", ".join(known)
-    field, base = getattr(thing, "EXTRA", ("", None))
+    allowed, base = ", ".join(known), getattr(thing, "EXTRA", None)
     if base is None:
         raise ConfigError(f"{key}: unknown; allowed: {allowed}")
     if not (is_section(value) and "type" in value):
@@ -167,7 +167,7 @@ def build_extra(thing: Any, value: Any, key: str, known: list[str]) -> tuple[str
             f"{key}: unknown; allowed: {allowed}, or a section that names its {base.__name__} in "
             "`type`"
         )
-    return field, build(base, value, key)
+    return build(base, value, key)
 
 
 def compute_dtype(name: str) -> Any:

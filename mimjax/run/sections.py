@@ -92,11 +92,11 @@ class Eval:
       health: spread and rank of the features, variance of the run's own targets.
       probes: k-NN and a linear probe, for a labeled source.
       pictures: reconstructions of a few images.
-      own: the evaluators of sections of other names.
+      extra: the evaluators of sections of other names, by name.
     """
 
-    EXTRA: ClassVar[tuple[str, type]] = ("own", Evaluator)  # `schema.build` reads it
-    DERIVED: ClassVar[tuple[str, ...]] = ("own",)
+    EXTRA: ClassVar[type] = Evaluator  # what a section of another name may hold
+    DERIVED: ClassVar[tuple[str, ...]] = ("extra",)
 
     every: Whole = 5000
     batch_size: Count | None = None
@@ -105,14 +105,14 @@ class Eval:
     health: Evaluator | None = Health()
     probes: Evaluator | None = None
     pictures: Evaluator | None = Pictures()
-    own: dict[str, Evaluator] = dataclasses.field(default_factory=dict)
+    extra: dict[str, Evaluator] = dataclasses.field(default_factory=dict)
 
     @property
     def evaluators(self) -> dict[str, Evaluator]:
         """The evaluators that are on by section name, in the order in which they run."""
         names = ("error", "health", "probes", "pictures")
         shipped = {name: getattr(self, name) for name in names}
-        return {name: e for name, e in (shipped | self.own).items() if e is not None}
+        return {name: e for name, e in (shipped | self.extra).items() if e is not None}
 
 
 @dataclasses.dataclass(frozen=True)

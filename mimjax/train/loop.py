@@ -88,7 +88,7 @@ def advance(run: Run, compiled: Any, meter: m.Meter, state: TrainState) -> Train
 
 
 def evaluate_or_stop(run: Run, state: TrainState, step: int) -> None:
-    """Evaluate; a signal ends the evaluation between two batches, and a checkpoint is saved."""
+    """Evaluates; a signal ends that between two batches, with a checkpoint."""
     try:
         evaluate(run, state, step)
     except stopping.Stopped:
