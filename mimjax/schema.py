@@ -109,6 +109,31 @@ def leaf(hint: Any, value: Any) -> Any:
     return Setting(hint, value) if optional or values.mark(hint, values.Square) else value
 
 
+def is_section(value: Any) -> bool:
+    """Return whether a value is a section of settings."""
+    return isinstance(value, ConfigDict | Mapping)
+
+
+def build_extra(thing: Any, value: Any, key: str, known: list[str]) -> Any:
+    """Return the plug of a section whose name is no field.
+
+    A class allows such sections by `EXTRA`, the base class of their plugs; they fill its field
+    `extra`, a dictionary by name.
+
+    Raises:
+      ConfigError: the class allows none, or the section names no class.
+    """
+    allowed, base = ", ".join(known), getattr(thing, "EXTRA", None)
+    if base is None:
+        raise ConfigError(f"{key}: unknown; allowed: {allowed}")
+    if not (is_section(value) and "type" in value):
+        raise ConfigError(
+            f"{key}: unknown; allowed: {allowed}, or a section that names its {base.__name__} in "
+            "`type`"
+        )
+    return build(base, value, key)
+
+
 def build(thing: Any, settings: Config, where: str) -> Any:
     """An instance of `thing` (a class, or an instance to start from) with a section's settings.
 
@@ -143,31 +168,6 @@ def build(thing: Any, settings: Config, where: str) -> Any:
         else:
             new[name] = values.fit(hints[name], value, key)
     return thing(**new) if isinstance(thing, type) else dataclasses.replace(thing, **new)
-
-
-def is_section(value: Any) -> bool:
-    """Return whether a value is a section of settings."""
-    return isinstance(value, ConfigDict | Mapping)
-
-
-def build_extra(thing: Any, value: Any, key: str, known: list[str]) -> Any:
-    """Return the plug of a section whose name is no field.
-
-    A class allows such sections by `EXTRA`, the base class of their plugs; they fill its field
-    `extra`, a dictionary by name.
-
-    Raises:
-      ConfigError: the class allows none, or the section names no class.
-    """
-    allowed, base = ", ".join(known), getattr(thing, "EXTRA", None)
-    if base is None:
-        raise ConfigError(f"{key}: unknown; allowed: {allowed}")
-    if not (is_section(value) and "type" in value):
-        raise ConfigError(
-            f"{key}: unknown; allowed: {allowed}, or a section that names its {base.__name__} in "
-            "`type`"
-        )
-    return build(base, value, key)
 
 
 def compute_dtype(name: str) -> Any:
