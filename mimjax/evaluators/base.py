@@ -40,8 +40,11 @@ every section of `config.eval` that is not None. A user's own stands in a file a
             return measure
 
 It is chosen by `--config.eval.norm=norms.py:FeatureNorm --config.eval.norm.pool=cls`, and its value
-is logged as "eval/norm/length". Any other name of the section serves as well, and the settings of
-several sections may name one class.
+is logged as "eval/norm/length". Any other name of the section serves as well, and several sections
+may name one class. A config file writes the same as
+`c.eval.norm = section(find_plug(Evaluator, "norms.py:FeatureNorm", "eval.norm"), pool="cls")`, or
+`section(FeatureNorm(pool="cls"))` where the class can be imported (`mimjax.schema.section`,
+`mimjax.plugs.find_plug`).
 
 When it is made. `make` is called once, after every other setting was checked and before the run
 writes anything. It raises `ConfigError` where its settings do not suit the data. It gets a

@@ -20,6 +20,7 @@ from mimjax.evaluators.health import Health
 from mimjax.evaluators.pictures import Pictures
 from mimjax.evaluators.probes import Probes
 from mimjax.plugs import find_plug
+from mimjax.run import setup
 from mimjax.run.sections import Eval, Settings
 from mimjax.schema import section
 from mimjax.storage import config_version, settings
@@ -195,8 +196,6 @@ def test_unlabeled_images_refuse_probes_before_anything_is_written(tmp_path, mon
     inside.quick(monkeypatch)
     c = helpers.small("mae", **inside.TINY, **{"eval.probes": section(Probes())})
     source = make_source("synthetic", "train", num_classes=0)
-    from mimjax.run import setup
-
     monkeypatch.setattr(setup, "make_split", lambda *_: source)
     with pytest.raises(ConfigError, match=r"eval\.probes: on, but the source 'synthetic' has no l"):
         setup.make_run(c, str(tmp_path / "run"))
