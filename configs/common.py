@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mimjax.errors import ConfigError
+from mimjax.evaluators.probes import Probes
 from mimjax.models.clip import CLIP_SIZES, CLIPVision
 from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.models.vit import SIZES, ViT
@@ -138,7 +139,7 @@ def demo(c: Config, data: str, encoders: dict[str, dict] = DEMO_ENCODER) -> None
     if "pixel_norm" in c.method:
         c.method.pixel_norm = "none"
     if data == "digits":
-        c.eval.probes = True
+        c.eval.probes = section(Probes())
         c.data.augment.flip = 0.0  # a mirrored digit is another shape,
         c.data.augment.scale = (0.8, 1.0)  # and a fifth of one is none
 

@@ -47,7 +47,8 @@ def defaults(thing: Any) -> dict[str, Any]:
 def section(thing: Any, **overrides: Any) -> Config:
     """A config section that holds every setting of `thing`, nested, with some replaced.
 
-    An override of a nested section is a dict of settings, or an instance to be written out.
+    An override of a nested section is a dict of settings, an instance to be written out, or None
+    where the section may be left out.
 
     Raises:
       ConfigError: an override that is no setting.
@@ -66,6 +67,8 @@ def section(thing: Any, **overrides: Any) -> Config:
             if type(given) is not type(value):
                 inner.update(naming(type(given)))
             out[name] = inner
+        elif given is None:
+            out[name] = leaf(values.fields(cls)[name], None)
         elif dataclasses.is_dataclass(value):
             out[name] = section(value, **given)
         else:
@@ -106,13 +109,38 @@ def leaf(hint: Any, value: Any) -> Any:
     return Setting(hint, value) if optional or values.mark(hint, values.Square) else value
 
 
+def is_section(value: Any) -> bool:
+    """Return whether a value is a section of settings."""
+    return isinstance(value, ConfigDict | Mapping)
+
+
+def build_extra(thing: Any, value: Any, key: str, known: list[str]) -> Any:
+    """Return the plug of a section whose name is no field.
+
+    A class allows such sections by `EXTRA`, the base class of their plugs; they fill its field
+    `extra`, a dictionary by name.
+
+    Raises:
+      ConfigError: the class allows none, or the section names no class.
+    """
+    allowed, base = ", ".join(known), getattr(thing, "EXTRA", None)
+    if base is None:
+        raise ConfigError(f"{key}: unknown; allowed: {allowed}")
+    if not (is_section(value) and "type" in value):
+        raise ConfigError(
+            f"{key}: unknown; allowed: {allowed}, or a section that names its {base.__name__} in "
+            "`type`"
+        )
+    return build(base, value, key)
+
+
 def build(thing: Any, settings: Config, where: str) -> Any:
     """An instance of `thing` (a class, or an instance to start from) with a section's settings.
 
     Raises:
       ConfigError: an unknown key, or a value that the field's annotation does not allow.
     """
-    if not isinstance(settings, ConfigDict | Mapping):
+    if not is_section(settings):
         raise ConfigError(f"{where}: {settings!r}; allowed: a section of settings")
     if pluggable(thing) or ("type" in settings and "type" not in defaults(thing)):
         base = (thing if isinstance(thing, type) else type(thing)).__mro__[-2]
@@ -125,11 +153,17 @@ def build(thing: Any, settings: Config, where: str) -> Any:
     for name, value in settings.items():
         key = f"{where}.{name}" if where else name
         if name not in known:
-            raise ConfigError(f"{key}: unknown; allowed: {', '.join(sorted(known))}")
-        part = values.parts(hints[name])[0]
-        if dataclasses.is_dataclass(known[name]):
+            plug = build_extra(thing, value, key, sorted(known))
+            new.setdefault("extra", {})[name] = plug
+            continue
+        part, _, optional = values.parts(hints[name])
+        if value is None and optional:
+            new[name] = None
+        elif optional and dataclasses.is_dataclass(part) and not is_section(value):
+            raise ConfigError(f"{key}: {value!r}; allowed: a section of settings, or None")
+        elif dataclasses.is_dataclass(known[name]):
             new[name] = build(known[name], value, key)
-        elif dataclasses.is_dataclass(part) and value is not None:  # a network that may be left out
+        elif dataclasses.is_dataclass(part):  # it is left out by default
             new[name] = build(part, value, key)
         else:
             new[name] = values.fit(hints[name], value, key)

@@ -60,7 +60,7 @@ def small(name, **overrides):
     c = CONFIGS[name].get_config("demo").unlock()
     c.batch_size, c.steps, c.optimizer.warmup_steps = 16, 8, None
     c.eval.every, c.log_every, c.optimizer.lr = 0, 1, None
-    c.eval.probes, c.eval.error, c.eval.pictures, c.eval.health = False, False, 0, False
+    c.eval.probes, c.eval.error, c.eval.pictures, c.eval.health = None, None, None, None
     c.teacher.path = "random"  # for those that read one
     for key, value in (SMALL.get(name, NARROW) | overrides).items():
         node = c
@@ -196,5 +196,5 @@ def flags(c):
     name = c.task.rsplit(":", 1)[0].rsplit(".", 1)[1]
     base = flatten(CONFIGS[name].get_config("demo").to_dict())
     new = flatten(c.to_dict())
-    changed = [f"--config.{k}={v}" for k, v in new.items() if base[k] != v]
+    changed = [f"--config.{k}={v}" for k, v in new.items() if base.get(k, ...) != v]
     return [f"--config=configs/{name}.py:demo", *changed]

@@ -6,8 +6,8 @@ import os
 from mimjax.errors import Exit
 
 MAE, BOOT, CAE = (f"--config=configs/{name}.py:demo" for name in ("mae", "bootmae", "cae"))
-SHORT = ["--config.steps=2", "--config.eval.probes=False", "--config.eval.error=False"]
-SHORT += ["--config.eval.health=False", "--config.eval.pictures=0", "--config.batch_size=16"]
+SHORT = ["--config.steps=2", "--config.eval.probes=None", "--config.eval.error=None"]
+SHORT += ["--config.eval.health=None", "--config.eval.pictures=None", "--config.batch_size=16"]
 SHORT += ["--config.optimizer.warmup_steps=0"]
 SHORT += ["--config.method.encoder.width=32", "--config.method.encoder.depth=2"]
 

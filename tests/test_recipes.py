@@ -107,7 +107,7 @@ def run(c, path, workdir):
     e, m = c.method.encoder, c.method
     e.width, e.depth, e.heads, e.patch, e.image_size = 16, 1, 2, 4, (16, 16)
     m.decoder.width, m.decoder.depth, m.decoder.heads = 16, 1, 2
-    c.eval.probes, c.eval.error, c.eval.health, c.eval.pictures = False, False, False, 0
+    c.eval.probes, c.eval.error, c.eval.health, c.eval.pictures = None, None, None, None
     run = setup.make_run(c, str(workdir))
     train(run)
     run.log.close()

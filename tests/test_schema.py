@@ -101,8 +101,8 @@ WRONG = {
         ("data.max_bad_fraction=1.0", "0 up to below 1"),
         ("data.workers=-1", "0 or more"),
         ("eval.batch_size=0", "1 or more, or None"),
-        ("eval.pictures=-1", "0 or more"),
-        ("eval.max_images=0", "1 or more"),
+        ("eval.pictures.count=-1", "1 or more"),
+        ("eval.max_images=0", "2 or more"),
         ("mesh.data=-1", "1 or more, or None"),
         ("mesh.fsdp=0", "1 or more"),
         ("seed=-1", "0 to 4294967295"),
@@ -344,7 +344,7 @@ OLD = {  # of a config.json that the version before wrote, what is now None and 
     },
 }
 STAYS = {
-    *("log_every", "seed", "data.workers", "eval.every", "eval.pictures", "mesh.fsdp"),
+    *("log_every", "seed", "data.workers", "eval.every", "mesh.fsdp"),
     *("optimizer.min_lr", "optimizer.warmup_epochs", "method.encoder.drop_path"),
     *("method.encoder.width", "method.pixel_decoder.depth", "method.regressor.depth"),
     *("method.masking.roll_max", "method.pixel_weight"),

@@ -13,6 +13,7 @@ while it falls beside the training loss, more epochs help; where it turns, stop 
 
 from configs import common
 from configs import mae as official
+from mimjax.evaluators.probes import Probes
 from mimjax.methods.mae import MAE
 from mimjax.schema import section
 
@@ -33,5 +34,5 @@ def get_config(arg=None):
     c.data.augment.scale = (0.4, 1.0)
     # An epoch has some twenty steps (ours): look every 50 epochs or so, lose minutes at most.
     c.log_every, c.checkpoint_every, c.eval.every = 20, 250, 1000
-    c.eval.probes = a.labels
+    c.eval.probes = section(Probes()) if a.labels else None
     return c.lock()

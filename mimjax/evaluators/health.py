@@ -1,15 +1,17 @@
-"""Is the encoder still telling images apart? Monitors that need no label and predict no accuracy.
+"""Monitors of the encoder and of targets that need no labels and predict no accuracy.
 
-`feature_std` and `rankme` of the encoder's output on full test images: the mean of all patch tokens
-after the final norm, the same images at every step. RankMe (Garrido et al. 2023, arXiv:2210.02885,
-eq. 1) is the number of directions that the features use, at most the smaller of their width and the
-number of images. `target_variance/<name>`: how much of a target that the run's own average makes
-depends on the image at all; a target that does not is collapsed, however low its loss.
+`feature_std` and `rankme` tell whether the encoder still distinguishes images. Both read the mean
+of all patch tokens after the final norm, on full test images, the same ones at every step. RankMe
+(Garrido et al. 2023, arXiv:2210.02885, eq. 1) is the number of directions that the features use, at
+most the smaller of their width and the number of images. `target_variance/<name>` is the share of
+a target's mean square that depends on the image, for targets that the run's own moving average
+makes. A target with no such variance has collapsed, however low its loss is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,82 +19,95 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimjax import patches
+from mimjax.evaluators.base import Evaluator
 from mimjax.inference.samples import Bench
 from mimjax.rng import named, step_key
 from mimjax.task import TrainState
+from mimjax.values import NonNegative
 
-# Measured with BootMAE on digits: a healthy run dips to 0.006 while the encoder forgets its random
-# features, and ends at 0.6 to 0.85; one made to collapse (features alone, unnormalized, decay 0.5)
-# fell below 0.003 within 150 steps and stayed at 0.0014. The curve tells more than the threshold.
+# Measured with BootMAE on digits. In a healthy run the variance falls to 0.006 while the encoder
+# forgets its random features, and ends at 0.6 to 0.85. A run made to collapse (features alone,
+# unnormalized, decay 0.5) fell below 0.003 within 150 steps and stayed at 0.0014. The curve tells
+# more than the threshold.
 COLLAPSED = 0.003
 
 
-class Health:
-    """Yields feature_std, rankme and target_variance/<name>; a task without them is left out.
+@dataclasses.dataclass(frozen=True)
+class Health(Evaluator):
+    """Measure spread and rank of the features, and the variance of the run's own targets.
 
     Attributes:
-      warn: (step, text) -> None, called for a collapsed target at every evaluation.
+      warn_below: a target variance below it is called a collapse in a warning; 0 = no warning.
     """
 
-    name = "health"
+    warn_below: NonNegative = COLLAPSED
 
-    def __init__(self, bench: Bench, warn: Callable[[int, str], None]):
-        self.bench, self.warn = bench, warn
+    def make(self, bench: Bench) -> HealthMeasure:
+        """Return the function that measures."""
+        return HealthMeasure(bench, self.warn_below)
+
+
+class HealthMeasure:
+    """Yields feature_std, rankme and target_variance/<name>; what a task lacks is left out."""
+
+    def __init__(self, bench: Bench, warn_below: float = COLLAPSED):
+        self.bench, self.warn_below = bench, warn_below
         self._encode = bench.jit(self._features)
         self._spread = bench.jit(self._variances)
-        self._possible: tuple[bool, bool] | None = None
+        self._outputs: tuple[bool, bool] | None = None
 
     def __call__(self, state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
-        encodes, averages = self._has(state, frozen)
-        if encodes:
+        has_features, has_targets = self._available(state, frozen)
+        if has_features:
             encode = lambda b: self._encode(state.params["encoder"], b["image"], b["weight"])
             parts = [jax.device_get(encode(b)) for b in self._batches()]
-            # rows of weight 0 fill up a batch or stand in for images that cannot be read
+            # Rows of weight 0 fill up a batch or replace images that cannot be read.
             features = np.concatenate([x[w > 0] for x, w in parts]).astype(np.float64)
             yield "feature_std", float(features.std(0).mean())
             yield "rankme", rankme(features)
-        if averages:
-            found = jax.device_get(self._spread(state, frozen, self._batch()))
-            for name, value in sorted(found.items()):
-                if not value >= COLLAPSED:
-                    self.warn(int(state.step), collapsed(name, float(value)))
+        if has_targets:
+            variances = jax.device_get(self._spread(state, frozen, self._first_batch()))
+            for name, value in sorted(variances.items()):
+                if not value >= self.warn_below:  # NaN is a collapse, too.
+                    self.bench.warn(int(state.step), collapsed(name, float(value)))
                 yield f"target_variance/{name}", float(value)
 
     def _batches(self) -> Iterator[dict[str, jax.Array]]:
-        view = {"image": self.bench.task.views["image"]}  # no tokenizer's second view, no masks
+        # Neither the masks nor a tokenizer's view are needed.
+        view = {"image": self.bench.task.views["image"]}
         return self.bench.batches(self.bench.test, view)
 
-    def _batch(self) -> dict[str, jax.Array]:
-        """The first images as the task reads them."""
+    def _first_batch(self) -> dict[str, jax.Array]:
+        """Return the first test images with all that the task reads."""
         return next(self.bench.batches(self.bench.test, mask_fn=self.bench.task.mask_fn))
 
-    def _has(self, state: TrainState, frozen: Any) -> tuple[bool, bool]:
-        """Whether the encoder gives features, and whether there are own targets; on shapes."""
-        if self._possible is None:
+    def _available(self, state: TrainState, frozen: Any) -> tuple[bool, bool]:
+        """Return whether the task has features, and own targets; computed once, on shapes."""
+        if self._outputs is None:
             task: Any = self.bench.task
-            batch = self._batch()
+            batch = self._first_batch()
             images = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
             apply = lambda p, x: task.encoder.apply({"params": p}, x)
-            encodes = "encoder" in state.params and hasattr(
+            has_features = "encoder" in state.params and hasattr(
                 jax.eval_shape(apply, state.params["encoder"], images), "read"
             )
-            averages = bool(jax.tree.leaves(state.ema)) and bool(
+            has_targets = bool(jax.tree.leaves(state.ema)) and bool(
                 jax.eval_shape(self._variances, state, frozen, batch)
             )
-            self._possible = encodes, averages
-        return self._possible
+            self._outputs = has_features, has_targets
+        return self._outputs
 
     # ---------------------------------------------------------------- compiled
     def _features(self, encoder, images, weight):
-        """Mean patch tokens, float32 [b d], and the rows' weights."""
+        """Return the mean patch tokens, float32 [b d], and the rows' weights [b]."""
         task: Any = self.bench.task  # the encoder, mean and std are no part of the base class
         images = patches.normalize(images, task.mean, task.std)
-        found = task.encoder.apply({"params": encoder}, images)
-        return found.read("mean").astype(jnp.float32), weight
+        features = task.encoder.apply({"params": encoder}, images)
+        return features.read("mean").astype(jnp.float32), weight
 
     def _variances(self, state, frozen, batch):
-        """{name: share of a target's energy that differs between images at the same place}."""
-        if "mask" in batch:  # one mask for all: the k-th target of every image is the same patch
+        """Return `variance_share` of each of the run's own targets, by the target's name."""
+        if "mask" in batch:  # With one mask for all, the k-th targets of all images are one patch.
             mask = jnp.broadcast_to(batch["mask"][:1], batch["mask"].shape)
             batch = batch | {"mask": mask}
         key = named(step_key(self.bench.seed, "eval", 0), "prepare")
@@ -102,17 +117,18 @@ class Health:
 
 
 def rankme(features: np.ndarray) -> float:
-    """Exp of the entropy of the normalized singular values of [n d] features."""
+    """Return exp of the entropy of the normalized singular values of features [n d]."""
     values = np.linalg.svd(features, compute_uv=False)
     share = values / max(values.sum(), 1e-300) + 1e-7
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def variance_share(target: jax.Array, weight: jax.Array) -> jax.Array:
-    """Variance over images, at each place and channel, as a share of the mean square; in [0, 1].
+    """Return the variance over images as a share of the mean square, float32 [] in [0, 1].
 
     Args:
-      target: [b k d]; weight: [b], 0 for rows that do not count.
+      target: [b k d]; the variance is taken at each of the k places and d channels.
+      weight: [b], 0 for rows that do not count.
     """
     x, w = target.astype(jnp.float32), weight / weight.sum()
     mean = jnp.einsum("b,bkd->kd", w, x)
@@ -121,7 +137,7 @@ def variance_share(target: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def collapsed(name: str, value: float) -> str:
-    """The warning."""
+    """Return the warning about a collapsed target."""
     return (
         f"the target {name!r} has collapsed: {100 * (1 - value):.1f} % of it is the same for every "
         "image, so its loss can fall without anything being learned. Look at the moving average "

@@ -1,33 +1,49 @@
-"""Pictures of fixed test images as PNG files.
+"""Pictures of reconstructed test images as PNG files.
 
-A task that makes columns of its own (`Task.pictures`) gets these; one that predicts pixels at its
-masked patches gets reconstructions; any other makes no picture.
+A task that makes columns of its own (`Task.pictures`) gets these. A task that predicts pixels at
+its masked patches gets the columns original, masked and reconstruction. Other tasks get no picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
+from mimjax.evaluators.base import Evaluator
 from mimjax.inference.reconstruction import Painter, Sheet
 from mimjax.inference.samples import Bench, Subset
 from mimjax.task import TrainState
+from mimjax.values import Count
 
 
-class Pictures:
-    """Writes reconstruction_<step>.png; yields no values.
+@dataclasses.dataclass(frozen=True)
+class Pictures(Evaluator):
+    """Draw what the model reconstructs.
 
     Attributes:
-      count: number of images; the same ones, with the same masks, at every step.
-      write: (file name, PNG bytes) -> None, called by process 0 only.
+      count: images in a picture; the same ones, with the same masks, at every step.
     """
 
-    name = "pictures"
+    count: Count = 8
 
-    def __init__(self, bench: Bench, count: int, write: Callable[[str, bytes], None]):
-        self.bench, self.write = bench, write
+    def make(self, bench: Bench) -> PictureWriter:
+        """Return the function that draws and writes."""
+        return PictureWriter(bench, self.count)
+
+
+class PictureWriter:
+    """Writes reconstruction_<step>.png through `bench.write`; yields no values.
+
+    Attributes:
+      images: the images that are drawn.
+      count: their number, at most what was asked for.
+    """
+
+    def __init__(self, bench: Bench, count: int):
+        self.bench = bench
         self.images = Subset(bench.test, count)
         self.count = len(self.images)
         self.painter = Painter(bench.task, bench.seed, bench.jit)
@@ -35,11 +51,11 @@ class Pictures:
     def __call__(self, state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
         sheet = self.sheet(state, frozen)
         if sheet and jax.process_index() == 0:
-            self.write(f"reconstruction_{int(state.step):07d}.png", sheet.png())
+            self.bench.write(f"reconstruction_{int(state.step):07d}.png", sheet.png())
         yield from ()
 
     def sheet(self, state: TrainState, frozen: Any) -> Sheet | None:
-        """The picture's columns and each image's error; None for a task that makes no picture."""
+        """Return the picture's columns and each image's error; None where no picture is made."""
         if self.painter.possible is False:
             return None
         size = -(-self.count // self.bench.mesh.size) * self.bench.mesh.size

@@ -1,33 +1,116 @@
-"""k-NN and a linear probe on frozen features: chosen on training images, scored on test images.
+"""k-NN and a linear probe on frozen features, chosen on training images and scored on test images.
 
-Every (pool, layer), standardization and strength is tried on a validation split carved from the
-training split; the winner is refitted on the whole training split. Test labels enter in one line,
-after the choice. All three rows of the table are searched in the same way.
+The search tries every (pool, layer) of the encoder, with and without standardization, and every
+strength of a classifier. A part of the training split is left out for validation and decides; the
+winner is refitted on the whole training split. The test labels are read in one line, after the
+choice. Raw pixels, the untrained and the pretrained encoder are searched in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
 from mimjax import stopping
+from mimjax.errors import ConfigError, RunError
+from mimjax.evaluators.base import Evaluator, Measure
 from mimjax.inference.features import ROWS, FeatureBank, Splits
+from mimjax.inference.samples import Bench
 from mimjax.task import TrainState
+from mimjax.values import Count, Length, Positive
 
 VALIDATION = 0.2
+KS = (1, 3, 5, 10, 20)
+ALPHAS = tuple(10.0**e for e in range(-3, 5))
+CHUNK = 4096  # rows whose similarities are in memory at a time
+TINY = 1e-3  # float32 does not resolve shorter distances between unit vectors
 # (x [n d], y int [n] in 0..c-1, other x [m d]) -> for every setting its name and predictions [m]
 Classify = Callable[[np.ndarray, np.ndarray, np.ndarray], Iterator[tuple[str, np.ndarray]]]
 
 
-class Score(NamedTuple):
-    """What one row of the table says.
+@dataclasses.dataclass(frozen=True)
+class Probes(Evaluator):
+    """Measure the accuracy of classifiers on frozen features; the source needs labels.
 
     Attributes:
-      accuracy: on the test split, percent; validation: on the validation split, percent.
-      features: the chosen candidate, "mean of block_03".
-      setting: standardization and strength, "standardized, k=5".
+      classifiers: "knn" votes among the nearest training images, "linear" is a ridge regression.
+        Their values are logged as "eval/knn/<features>" and "eval/linear/<features>".
+      ks: numbers of neighbors to choose from.
+      alphas: strengths of the ridge penalty to choose from.
+    """
+
+    classifiers: Annotated[tuple[Literal["knn", "linear"], ...], Length(1)] = ("knn", "linear")
+    ks: Annotated[tuple[Count, ...], Length(1)] = KS
+    alphas: Annotated[tuple[Positive, ...], Length(1)] = ALPHAS
+
+    def parts(self, name: str, bench: Bench) -> dict[str, Measure]:
+        """Return one function per classifier; they share the features of an evaluation.
+
+        Raises:
+          ConfigError: a split has no labels, or fewer images than the smallest k.
+        """
+        check_labels(f"eval.{name}", bench)
+        kinds: dict[str, Classify] = {
+            "knn": functools.partial(vote, ks=sorted(set(self.ks))),
+            "linear": functools.partial(ridge, alphas=self.alphas),
+        }
+        chosen = list(dict.fromkeys(self.classifiers))
+        bank = FeatureBank(bench, readers=len(chosen))
+        check_rows(f"eval.{name}", bank, min(self.ks) if "knn" in chosen else 1)
+        # The shipped section logs as eval/knn/; another section of this class has its own names.
+        prefix = "" if name == "probes" else f"{name}/"
+        return {prefix + kind: Probe(bank, kind, kinds[kind]) for kind in chosen}
+
+
+def check_labels(key: str, bench: Bench) -> None:
+    """Check that both splits have labels.
+
+    Args:
+      key: names the section in errors.
+
+    Raises:
+      ConfigError: one has none.
+    """
+    for split in (bench.train, bench.test):
+        if not split.num_classes:
+            raise ConfigError(
+                f"{key}: on, but the source {split.name!r} has no labels; allowed: None, or a "
+                "labeled source"
+            )
+
+
+def check_rows(key: str, bank: FeatureBank, smallest: int) -> None:
+    """Check that enough labeled training images are left beside those for validation.
+
+    Args:
+      key: names the section in errors.
+      smallest: the smallest k.
+
+    Raises:
+      ConfigError: fewer are left than the smallest k.
+    """
+    labeled = int((bank.labels.train >= 0).sum())
+    rows = labeled - validation_rows(labeled)
+    if rows < smallest:
+        raise ConfigError(
+            f"{key}.ks: {smallest} or more, but only {max(rows, 0)} labeled training images are "
+            "left beside those for validation; allowed: a k that is not larger, or more images "
+            "(eval.max_images)"
+        )
+
+
+class Score(NamedTuple):
+    """The result of a classifier on one kind of features: a row of the table.
+
+    Attributes:
+      accuracy: on the test split, percent.
+      validation: accuracy on the validation images, percent.
+      features: the chosen candidate, such as "mean of block_03".
+      setting: standardization and strength, such as "standardized, k=5".
     """
 
     accuracy: float
@@ -36,72 +119,16 @@ class Score(NamedTuple):
     setting: str
 
 
-def search(features: dict[str, Splits], labels: Splits, classify: Classify) -> Score:
-    """The best setting of all candidates, and its accuracy on the test split.
-
-    Args:
-      features: candidates by name.
-      labels: int [n] of both splits.
-      classify: fits on some rows and predicts others, for every setting of its own.
-    """
-    classes, y = np.unique(labels.train, return_inverse=True)
-    fit, held = carve(y)
-    best = (-1.0, "", False, "")
-    for name, x in features.items():
-        for scaled in (False, True):
-            stopping.sync()
-            a, b = standardize(x.train[fit], x.train[held], scaled)
-            for setting, guess in classify(a, y[fit], b):
-                accuracy = float((guess == y[held]).mean())
-                if accuracy > best[0]:  # the first of equals: no further information decides
-                    best = accuracy, name, scaled, setting
-    validation, name, scaled, setting = best
-    a, b = standardize(*features[name], scaled)
-    guess = dict(classify(a, y, b))[setting]
-    accuracy = float((classes[guess] == labels.test).mean())
-    words = f"{'standardized, ' if scaled else ''}{setting}"
-    return Score(100 * accuracy, 100 * validation, name, words)
-
-
-def carve(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to fit on and validation rows, stratified by class; the same for every run seed."""
-    rng = np.random.default_rng(0)
-    place = np.empty(len(y))
-    for label in np.unique(y):
-        rows = np.flatnonzero(y == label)
-        # Evenly spaced from a random start: classes too small to be cut are cut now and then.
-        place[rows] = (rng.permutation(len(rows)) + rng.random()) / len(rows)
-    order = np.argsort(place, kind="stable")
-    cut = max(1, round(VALIDATION * len(y)))
-    return np.sort(order[cut:]), np.sort(order[:cut])
-
-
-def standardize(
-    train: np.ndarray, other: np.ndarray, scaled: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Zero mean and unit variance by the statistics of `train`, or nothing; float32."""
-    if not scaled:
-        return train, other
-    mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    # A pixel that never changes in training must not blow up a test image in which it does.
-    std = np.where(std > 1e-5 * max(std.max(), 1e-30), std, np.inf)
-    return ((train - mean) / std).astype(np.float32), ((other - mean) / std).astype(np.float32)
-
-
 class Probe:
     """A classifier on frozen features; yields raw_pixels, untrained and pretrained in percent.
 
     Attributes:
-      name: the metric's prefix.
-      classify: see `search`.
-      scores: of each row, at the last call; those without training are computed once.
+      kind: "knn" or "linear".
+      scores: the results of the last call by row; rows that no training changes are computed once.
     """
 
-    name: str
-    classify: Classify
-
-    def __init__(self, bank: FeatureBank):
-        self.bank = bank
+    def __init__(self, bank: FeatureBank, kind: str, classify: Classify):
+        self.bank, self.kind, self.classify = bank, kind, classify
         self.scores: dict[str, Score] = {}
 
     def __call__(self, state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
@@ -112,18 +139,87 @@ class Probe:
             yield row, self.scores[row].accuracy
 
 
-KS = (1, 3, 5, 10, 20)
-CHUNK = 4096  # rows whose similarities are held at a time
-TINY = 1e-3  # float32 cannot tell shorter distances of unit vectors apart
+def search(features: dict[str, Splits], labels: Splits, classify: Classify) -> Score:
+    """Choose the best candidate and setting on validation images, and score them on the test split.
 
-
-def vote(x: np.ndarray, y: np.ndarray, other: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Predict the rows of `other` at every k, by votes weighted by 1 / distance.
-
-    The same as scikit-learn's KNeighborsClassifier(weights="distance") on features of unit length,
-    but one neighbor search serves every k. See `Classify`.
+    Args:
+      features: candidates by name, float32 [n d] of both splits.
+      labels: int [n] of both splits.
+      classify: fits on some rows and predicts others, for every setting of its own.
     """
-    ks = [k for k in KS if k <= len(x)]
+    classes, y = np.unique(labels.train, return_inverse=True)
+    fit, validation = split_rows(y)
+    best = (-1.0, "", False, "")
+    for name, x in features.items():
+        for scaled in (False, True):
+            stopping.sync()
+            a, b = standardize(x.train[fit], x.train[validation], scaled)
+            for setting, guess in classify(a, y[fit], b):
+                accuracy = float((guess == y[validation]).mean())
+                if accuracy > best[0]:  # Of equal candidates the first one wins.
+                    best = accuracy, name, scaled, setting
+    validated, name, scaled, setting = best
+    a, b = standardize(*features[name], scaled)
+    guess = dict(classify(a, y, b))[setting]
+    accuracy = float((classes[guess] == labels.test).mean())
+    words = f"{'standardized, ' if scaled else ''}{setting}"
+    return Score(100 * accuracy, 100 * validated, name, words)
+
+
+def validation_rows(rows: int) -> int:
+    """Return how many of the training rows are for validation."""
+    return max(1, round(VALIDATION * rows))
+
+
+def split_rows(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows to fit on and the validation rows, int [n] each, stratified by class.
+
+    The split depends on the labels alone, so it is the same for every seed of a run.
+    """
+    rng = np.random.default_rng(0)
+    place = np.empty(len(y))
+    for label in np.unique(y):
+        rows = np.flatnonzero(y == label)
+        # The images of a class are spaced evenly over 0 to 1 from a random start: the first fifth
+        # holds a fifth of each class, and of a class with fewer images one with that probability.
+        place[rows] = (rng.permutation(len(rows)) + rng.random()) / len(rows)
+    order = np.argsort(place, kind="stable")
+    cut = validation_rows(len(y))
+    return np.sort(order[cut:]), np.sort(order[:cut])
+
+
+def standardize(
+    train: np.ndarray, other: np.ndarray, scaled: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scale both arrays to zero mean and unit variance by the statistics of `train`.
+
+    Args:
+      train, other: float32 [n d] and [m d].
+      scaled: False = both are returned as they are.
+    """
+    if not scaled:
+        return train, other
+    mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
+    # A pixel that never changes in training must not dominate a test image in which it does.
+    std = np.where(std > 1e-5 * max(std.max(), 1e-30), std, np.inf)
+    return ((train - mean) / std).astype(np.float32), ((other - mean) / std).astype(np.float32)
+
+
+# ------------------------------------------------------------------ k-NN
+def vote(
+    x: np.ndarray, y: np.ndarray, other: np.ndarray, ks: Sequence[int] = KS
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Predict the rows of `other` at every k, by votes weighted by 1 / distance; see `Classify`.
+
+    The result is that of scikit-learn's KNeighborsClassifier(weights="distance") on features of
+    unit length, but one search for neighbors serves every k.
+
+    Args:
+      ks: increasing; numbers above n are left out.
+    """
+    ks = [k for k in ks if k <= len(x)]
+    if not ks:
+        raise RunError(f"k-NN: no k of `ks` is at most {len(x)}, the readable training images")
     similarity, ids = neighbors(unit(x), unit(other), ks[-1])
     weight = 1 / np.maximum(np.sqrt(np.maximum(2 - 2 * similarity, 0)), TINY)
     votes = np.zeros((len(other), y.max() + 1))
@@ -134,39 +230,37 @@ def vote(x: np.ndarray, y: np.ndarray, other: np.ndarray) -> Iterator[tuple[str,
 
 
 def unit(x: np.ndarray) -> np.ndarray:
+    """Return the rows [n d] at length 1."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 def neighbors(x: np.ndarray, other: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k most similar rows of x for each row of `other`: similarities and ids [m k], sorted."""
+    """Return the k most similar rows of `x` for each row of `other`, the most similar first.
+
+    Returns:
+      Similarities float32 [m k] and rows int [m k].
+    """
     values, ids = [], []
     for i in range(0, len(other), CHUNK):
         similarity = other[i : i + CHUNK] @ x.T
         near = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        near.sort(axis=1)  # equal similarities: the first row wins
-        found = np.take_along_axis(similarity, near, 1)
-        order = np.argsort(-found, axis=1, kind="stable")
+        near.sort(axis=1)  # Of equally similar rows the first one comes first.
+        nearest = np.take_along_axis(similarity, near, 1)
+        order = np.argsort(-nearest, axis=1, kind="stable")
         ids.append(np.take_along_axis(near, order, 1))
-        values.append(np.take_along_axis(found, order, 1))
+        values.append(np.take_along_axis(nearest, order, 1))
     return np.concatenate(values), np.concatenate(ids)
 
 
-class KNN(Probe):
-    """k-NN accuracy of the three kinds of features."""
-
-    name = "knn"
-    classify = staticmethod(vote)
-
-
-ALPHAS = tuple(10.0**e for e in range(-3, 5))
-
-
-def ridge(x: np.ndarray, y: np.ndarray, other: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+# ------------------------------------------------------------------ linear
+def ridge(
+    x: np.ndarray, y: np.ndarray, other: np.ndarray, alphas: Sequence[float] = ALPHAS
+) -> Iterator[tuple[str, np.ndarray]]:
     """Predict the rows of `other` at every alpha, by ridge regression on +-1 targets.
 
-    The same as scikit-learn's RidgeClassifier, but one eigendecomposition serves every strength.
-    In float64, with an intercept; with more features than rows the dual problem is solved. It is a
-    quick reading beside training, not the papers' linear probing. See `Classify`.
+    The result is that of scikit-learn's RidgeClassifier, in float64 and with an intercept, but one
+    eigendecomposition serves every alpha; with more features than rows the dual problem is solved.
+    It is a quick reading beside training, not the papers' linear probing. See `Classify`.
     """
     mean = x.mean(0, dtype=np.float64)
     x, other = x - mean, other - mean
@@ -178,13 +272,6 @@ def ridge(x: np.ndarray, y: np.ndarray, other: np.ndarray) -> Iterator[tuple[str
     # scores = other (X'X + a)^-1 X'T, or other X' (XX' + a)^-1 T: diagonal in the eigenbasis
     left = other @ vectors if primal else other @ (x.T @ vectors)
     right = vectors.T @ (x.T @ (target - center) if primal else target - center)
-    for alpha in ALPHAS:
+    for alpha in alphas:
         scores = left @ (right / (eigenvalues + alpha)) + center
         yield f"alpha={alpha:g}", scores.argmax(1)
-
-
-class LinearProbe(Probe):
-    """Ridge accuracy of the three kinds of features."""
-
-    name = "linear"
-    classify = staticmethod(ridge)

@@ -1,17 +1,18 @@
-"""The honest table of a run as Markdown: what pretraining is worth beside what needs none.
+"""The table of a run as Markdown: what the pretrained encoder achieves beside naive rivals.
 
-Every number stands beside its naive rival, and a model that is no better is said to be no better.
+Every number stands beside that of a rival that needs no pretraining, and the text says so where the
+model is no better.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from mimjax.evaluators.error import MaskedError
+from mimjax.evaluators.error import ErrorMeasure
 from mimjax.evaluators.probes import Probe, Score
 from mimjax.inference.features import ROWS
+from mimjax.train.run import Evaluation
 
 TITLES = dict(zip(ROWS, ("raw pixels", "untrained encoder", "pretrained encoder")))
 METHODS = {"knn": "k-NN", "linear": "linear"}
@@ -27,22 +28,29 @@ CODE_PREDICTORS = {
 }
 
 
-def render(evaluators: Sequence[Any]) -> str:
-    """Markdown of what the evaluators found at their last call; "" if there is nothing to tell."""
-    probes = [e for e in evaluators if isinstance(e, Probe) and e.scores]
-    errors = [e for e in evaluators if isinstance(e, MaskedError) and e.values]
-    parts = [accuracies(probes)] if probes else []
-    parts += [masked_error(e) for e in errors]
+def render(evaluators: Sequence[Evaluation]) -> str:
+    """Return Markdown with the results of the evaluators' last call, "" where there are none."""
+    measures = [e.measure for e in evaluators]
+    probes: dict[int, list[Probe]] = {}  # those of one section have their features in common
+    for probe in measures:
+        if isinstance(probe, Probe) and probe.scores:
+            probes.setdefault(id(probe.bank), []).append(probe)
+    parts = [accuracies(group) for group in probes.values()]
+    parts += [masked_error(e) for e in measures if isinstance(e, ErrorMeasure) and e.values]
     return "\n".join(parts)
 
 
 def accuracies(probes: Sequence[Probe]) -> str:
-    """The table of k-NN and linear accuracies, how they were chosen, and a verdict on each."""
+    """Return the table of k-NN and linear accuracies, how they were chosen, and a verdict on each.
+
+    Args:
+      probes: the classifiers of one section.
+    """
     bench = probes[0].bank.bench
     train, test = map(len, probes[0].bank.labels)  # without images that have no label
     header = ["features"]
     for p in probes:
-        header += [f"{METHODS[p.name]}, %", "chosen"]
+        header += [f"{METHODS[p.kind]}, %", "chosen"]
     body = [
         [TITLES[row]] + [cell for p in probes for cell in _cells(p.scores[row])] for row in ROWS
     ]
@@ -66,7 +74,11 @@ def _cells(score: Score) -> list[str]:
 
 
 def verdict(probe: Probe, test: int) -> str:
-    """One sentence: the pretrained encoder against both rows that needed no training."""
+    """Return a sentence that compares the pretrained encoder with the rows without training.
+
+    Args:
+      test: the number of test images.
+    """
     ours, parts = probe.scores["pretrained"].accuracy, []
     for row, name in (("untrained", "the untrained encoder"), ("raw_pixels", "raw pixels")):
         other = probe.scores[row].accuracy
@@ -74,7 +86,7 @@ def verdict(probe: Probe, test: int) -> str:
         chance = 200 * math.sqrt(sum(p * (1 - p) for p in (ours / 100, other / 100)) / test)
         gain = ours - other
         points = f"{gain:+.2f} points"
-        if not gain > 0:  # NaN too
+        if not gain > 0:  # also where the gain is NaN
             parts.append(f"no better than {name} ({points})")
         elif gain < chance:
             parts.append(
@@ -82,13 +94,13 @@ def verdict(probe: Probe, test: int) -> str:
             )
         else:
             parts.append(f"better than {name} ({points})")
-    return f"- {METHODS[probe.name]}: the pretrained encoder is {' and '.join(parts)}."
+    return f"- {METHODS[probe.kind]}: the pretrained encoder is {' and '.join(parts)}."
 
 
-def masked_error(evaluator: MaskedError) -> str:
-    """The held-out error beside both naive predictors, with a verdict."""
-    values, bench = evaluator.values, evaluator.bench
-    names = CODE_PREDICTORS if evaluator.codes else PREDICTORS
+def masked_error(measure: ErrorMeasure) -> str:
+    """Return the table of the held-out error and both naive predictors, with a verdict."""
+    values, bench = measure.values, measure.bench
+    names = CODE_PREDICTORS if measure.codes else PREDICTORS
     body = [[names[name], f"{value:.4f}"] for name, value in values.items()]
     lines = [
         f"Held-out error: {bench.task.error_name}, {len(bench.test):,} test images.",
@@ -99,7 +111,7 @@ def masked_error(evaluator: MaskedError) -> str:
     naive = {name: value for name, value in values.items() if name != "masked_error"}
     if naive:
         ours, best = values["masked_error"], min(naive, key=lambda name: naive[name])
-        if ours < naive[best]:  # False for NaN too
+        if ours < naive[best]:  # False where one of them is NaN
             share = 100 * (1 - ours / naive[best])
             lines += [f"- The model's error is {share:.0f} % below that of the {names[best]}."]
         else:
@@ -112,7 +124,7 @@ def masked_error(evaluator: MaskedError) -> str:
 
 
 def markdown(header: list[str], body: list[list[str]]) -> list[str]:
-    """Lines of a table whose columns are aligned, so that it reads as plain text too."""
+    """Return the lines of a table with aligned columns, which reads well as plain text too."""
     widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
     line = lambda row: "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |"
     return [line(header), line(["-" * w for w in widths]), *map(line, body)]

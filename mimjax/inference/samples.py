@@ -1,13 +1,13 @@
-"""What every evaluator reads: a fixed sample of both splits, as global batches on the mesh.
+"""A fixed sample of both splits as global batches on the mesh, which every evaluator reads.
 
-Crops are centered and masks fixed, so that values of different steps and restarts compare. Each
-process makes only its own rows; results are read through replicated outputs.
+Crops are centered and masks are fixed, so that values of different steps and restarts can be
+compared. Each process makes its own rows only; results are read through replicated outputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -28,7 +28,11 @@ from mimjax.task import MaskFn, Task, View
 class Subset:
     """At most `limit` images of a source, drawn without replacement, the same at every start.
 
-    Not the first ones: a folder is sorted by class. Not evenly spaced ones: labels may be periodic.
+    The first images would not do, since a folder is sorted by class; neither would evenly spaced
+    images, since labels may be periodic.
+
+    Attributes:
+      indices: the places of the images in the source, int [n], increasing.
     """
 
     source: Source
@@ -43,27 +47,30 @@ class Subset:
 
     @property
     def fingerprint(self) -> str:
+        """Return a text that is equal for equal samples."""
         return fingerprint([self.source.fingerprint, self.limit])
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def image(self, index: int):
+    def image(self, index: int) -> Any:
+        """Return an image as the source gives it."""
         return self.source.image(int(self.indices[index]))
 
     def label(self, index: int) -> int:
+        """Return the label of an image, -1 where it has none."""
         return self.source.label(int(self.indices[index]))
 
     def labels(self) -> np.ndarray:
-        """All labels, int64 [n]; every process reads them all."""
+        """Return all labels, int64 [n]; every process reads them all."""
         return np.asarray([self.label(i) for i in range(len(self))], np.int64)
 
 
 def readable_part(split: Subset, count: int) -> tuple[Subset, list[tuple[str, str]]]:
-    """`Subset(split, count)` of images that can be read; others of `split` stand in for the rest.
+    """Return `Subset(split, count)` with other images in place of those that cannot be read.
 
     Returns:
-      The images, and path and reason of each file that was tried in vain, in order.
+      The images, and the path and the error of each file that could not be read, in order.
     """
     good: list[int] = []
     bad: dict[int, tuple[str, str]] = {}
@@ -80,18 +87,25 @@ def readable_part(split: Subset, count: int) -> tuple[Subset, list[tuple[str, st
     return part, [bad[place] for place in sorted(bad)]
 
 
+def discard(*_: Any) -> None:
+    """Ignore the arguments."""
+
+
 @dataclasses.dataclass
 class Bench:
-    """The images of a run's evaluators, and how they reach the devices.
+    """The images of a run's evaluators, the way to the devices, and where results are written.
 
     Attributes:
       train, test: at most max_images of each split.
-      seed: the run's; it fixes masks and the untrained weights.
+      seed: the seed of the run; it fixes the masks and the untrained weights.
       batch_size: rows of a global batch; rounded up to a multiple of the devices, and no larger
         than the splits need.
-      augment: its `eval_crop` is used.
-      threads: that make batches.
-      bad_files: lists files that cannot be read and lets others, of weight 0, stand in for them.
+      augment: how images are cropped; only its `eval_crop` is read.
+      threads: the number of threads that make batches.
+      bad_files: lists files that cannot be read and puts other images, of weight 0, in their place.
+      write: (file name, PNG bytes) -> None, writes into the workdir's pictures/; a name ends with
+        "_" and the step, "what_0001000.png". To be called in process 0 only.
+      warn: (step, text) -> None, says what a reader of the curves must know.
     """
 
     task: Task
@@ -103,6 +117,8 @@ class Bench:
     augment: Augment = Augment()
     threads: int = 8
     bad_files: BadFiles = dataclasses.field(default_factory=BadFiles)
+    write: Callable[[str, bytes], None] = discard
+    warn: Callable[[int, str], None] = discard
 
     def __post_init__(self):
         devices, needed = self.mesh.size, max(len(self.train), len(self.test))
@@ -115,9 +131,17 @@ class Bench:
         mask_fn: MaskFn | None = None,
         batch_size: int | None = None,
     ) -> Iterator[dict[str, jax.Array]]:
-        """Global batches over every image of `split` once.
+        """Yield global batches in which every image of `split` stands once.
 
-        `weight` is 0 for rows that only fill the last batch or stand in for a bad file.
+        Args:
+          split: the sample to read.
+          views: the images of a row, uint8 [b h w c] by name; None = those of the task.
+          mask_fn: makes the masks of a row; None = no masks.
+          batch_size: rows, a multiple of the devices; None = `self.batch_size`.
+
+        Yields:
+          The views' images, "label", "index" and "weight" [b], and "mask" where there is a
+          `mask_fn`. `weight` is 0 for rows that only fill the last batch or replace a bad file.
         """
         size = batch_size or self.batch_size
         rows = sharding.local_rows(self.mesh, size)
@@ -140,5 +164,5 @@ class Bench:
                 yield sharding.to_global(self.mesh, batch)
 
     def jit(self, fn: Any):
-        """`fn` compiled with outputs that every process can read."""
+        """Return `fn` compiled with outputs that every process can read."""
         return jax.jit(fn, out_shardings=sharding.replicated(self.mesh))

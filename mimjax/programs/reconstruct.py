@@ -24,7 +24,7 @@ def main() -> None:
     workdir.check_flags(f.count, f.output, f.workdir, "reconstruct.png")
     run = workdir.open_run(f.workdir, f.step)
     bench, notes = run.look(f.images, f.count, f.seed)
-    pictures = Pictures(bench, f.count, write=lambda name, data: None)
+    pictures = Pictures(count=f.count).make(bench)
     sheet = pictures.sheet(run.state(), run.frozen())
     if sheet is None:
         raise ConfigError(

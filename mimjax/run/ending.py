@@ -9,7 +9,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from mimjax.evaluators.pictures import Pictures
+from mimjax.evaluators.pictures import PictureWriter
 from mimjax.inference import model
 from mimjax.models.attention_maps import num_blocks
 from mimjax.torch_io.write import export, formats
@@ -44,10 +44,10 @@ def newest_picture(workdir: Workdir) -> str:
 
 def no_picture(run: Run) -> str:
     """Why."""
-    makers = [e for e in run.evaluators if isinstance(e, Pictures)]
+    makers = [e.measure for e in run.evaluators if isinstance(e.measure, PictureWriter)]
     if makers and makers[0].painter.possible is False:
         return "none, this target predicts nothing that can be shown"
-    return "none was drawn" if makers else "none (eval.pictures=0)"
+    return "none was drawn" if makers else "none (eval.pictures=None)"
 
 
 def commands(run: Run, reconstructs: bool) -> list[str]:

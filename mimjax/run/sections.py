@@ -7,10 +7,14 @@ them. What a task reads stands in `config.method`, whose schema is the class tha
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from mimjax.data.augment import Augment
 from mimjax.data.decoding import MAX_PIXELS, Decoding
+from mimjax.evaluators.base import Evaluator
+from mimjax.evaluators.error import MaskedError
+from mimjax.evaluators.health import Health
+from mimjax.evaluators.pictures import Pictures
 from mimjax.train.optimizers import OptimizerConfig
 from mimjax.values import Count, Number, Positive, Range, Rate, Text, Whole
 
@@ -74,25 +78,41 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-    """What is measured beside training.
+    """What is measured beside training: one section per evaluator, None = it is off.
+
+    A section of any other name holds an evaluator of the user's own; `mimjax/evaluators/base.py`
+    describes how one is written.
 
     Attributes:
-      every: steps; 0 = at the end only (5000 are 16 epochs of ImageNet at batch 4096).
-      probes: k-NN and linear probe, for a labeled source.
+      every: steps between two evaluations; 0 = at the first and the last step only (5000 steps are
+        16 epochs of ImageNet at batch 4096).
+      batch_size: images at once; None = batch_size / accum, what a step has in memory at once.
+      max_images: images that are read of each split, drawn once.
       error: held-out masked error beside naive predictors.
-      health: spread and rank of features, variance of the run's own targets.
-      pictures: images in a reconstruction picture; 0 = none.
-      batch_size: None = batch_size / accum, what a step has in memory at once.
-      max_images: per split, for each evaluator.
+      health: spread and rank of the features, variance of the run's own targets.
+      probes: k-NN and a linear probe, for a labeled source.
+      pictures: reconstructions of a few images.
+      extra: the evaluators of sections of other names, by name.
     """
 
+    EXTRA: ClassVar[type] = Evaluator  # what a section of another name may hold
+    DERIVED: ClassVar[tuple[str, ...]] = ("extra",)
+
     every: Whole = 5000
-    probes: bool = False
-    error: bool = True
-    health: bool = True
-    pictures: Whole = 8
     batch_size: Count | None = None
-    max_images: Count = 2000
+    max_images: Annotated[int, Range(2)] = 2000
+    error: Evaluator | None = MaskedError()
+    health: Evaluator | None = Health()
+    probes: Evaluator | None = None
+    pictures: Evaluator | None = Pictures()
+    extra: dict[str, Evaluator] = dataclasses.field(default_factory=dict)
+
+    @property
+    def evaluators(self) -> dict[str, Evaluator]:
+        """The evaluators that are on by section name, in the order in which they run."""
+        names = ("error", "health", "probes", "pictures")
+        shipped = {name: getattr(self, name) for name in names}
+        return {name: e for name, e in (shipped | self.extra).items() if e is not None}
 
 
 @dataclasses.dataclass(frozen=True)

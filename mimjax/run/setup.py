@@ -24,10 +24,11 @@ from mimjax.data.index import INDEX_FILE, Index
 from mimjax.data.pipeline import Pipeline
 from mimjax.data.sources import Source
 from mimjax.errors import ConfigError
-from mimjax.evaluators import Evaluator, make_evaluators
+from mimjax.evaluators import make_evaluators
 from mimjax.inference import weights
+from mimjax.inference.samples import Bench, Subset
 from mimjax.run import agreement, changes, messages, report, restore
-from mimjax.run.sections import Settings
+from mimjax.run.sections import Eval, Settings
 from mimjax.schema import Config, build, make_task
 from mimjax.sharding import make_mesh
 from mimjax.storage import settings
@@ -38,7 +39,7 @@ from mimjax.task import Clock
 from mimjax.train import boards, optimizers
 from mimjax.train.metrics import Log
 from mimjax.train.program import Program, make_program
-from mimjax.train.run import Length, Run
+from mimjax.train.run import Evaluation, Length, Run
 
 
 def make_index(c: Config, workdir: str) -> tuple[Index, Index | None]:
@@ -181,7 +182,7 @@ def open_run(
     run.state, run.data = begin.state, dataclasses.replace(run.data, skip=begin.skipped)
     if decided.kind == "continue":
         say_length(c, run, begin, settings_before, changed)
-    run.evaluators = make_evals(c, program, run.data, workdir, index, log)
+    run.evaluators = make_evals(c, program, run.data, index, log)
     run.checkpoints = Checkpoints(workdir, keep=c.keep_checkpoints, keep_every=c.keep_every)
     run.checkpoints.check_space(program.abstract_state)
     # only now: until here a wrong setting leaves the workdir as it was
@@ -274,32 +275,32 @@ def say_files(
 
 
 def make_evals(
-    c: Config, program: Program, data: Pipeline, workdir: Workdir, index: Index, log: Log
-) -> list[Evaluator]:
-    """The configured evaluators; the test split is opened only if one of them is wanted."""
-    e = c.eval
-    if not (e.error or e.health or e.probes or e.pictures):
+    c: Config, program: Program, data: Pipeline, index: Index, log: Log
+) -> list[Evaluation]:
+    """Return the configured evaluators; the test split is opened only if there is one.
+
+    Raises:
+      ConfigError: an evaluator does not suit the data.
+    """
+    e = build(Eval, c.eval, "eval")
+    if not e.evaluators:
         return []
     test = make_split(c, "test", index)
     said = getattr(data.source, "notes", ())
     for note in getattr(test, "notes", ()):
         if note not in said:
             log.say(f"test data: {note}")
-    return make_evaluators(
+    bench = Bench(
         program.task,
         program.mesh,
-        data.source,
-        test,
-        write=log.picture,
-        warn=log.warn,
+        Subset(data.source, e.max_images),
+        Subset(test, e.max_images),
         seed=c.seed,
-        error=e.error,
-        health=e.health,
-        probes=e.probes,
-        pictures=e.pictures,
         batch_size=e.batch_size or c.batch_size // c.accum,
-        max_images=e.max_images,
         augment=build(Augment, c.data.augment, "data.augment"),
         threads=c.data.threads,
         bad_files=data.bad_files,
+        write=log.picture,
+        warn=log.warn,
     )
+    return make_evaluators(e.evaluators, bench, e.every)

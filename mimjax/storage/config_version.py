@@ -89,8 +89,36 @@ def masking_from_1(settings: Settings) -> Settings:
 
 
 def from_2(settings: Settings) -> Settings:
-    """Translate version 2: classes stood in other modules."""
-    return with_new_places(settings)
+    """Translate version 2: classes stood in other modules, evaluators had no sections."""
+    return eval_from_2(with_new_places(settings))
+
+
+# What an evaluator did that version 2 had switched on.
+EVALUATORS_OF_2: dict[str, Settings] = {
+    "error": {"type": "mimjax.evaluators.error:MaskedError", "every": None},
+    "health": {"type": "mimjax.evaluators.health:Health", "every": None, "warn_below": 0.003},
+    "pictures": {"type": "mimjax.evaluators.pictures:Pictures", "every": None},
+    "probes": {
+        "type": "mimjax.evaluators.probes:Probes",
+        "every": None,
+        "classifiers": ["knn", "linear"],
+        "ks": [1, 3, 5, 10, 20],
+        "alphas": [0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0],
+    },
+}
+
+
+def eval_from_2(settings: Settings) -> Settings:
+    """Translate the switches of the evaluators (`pictures`: a number of images) into sections."""
+    if not isinstance(settings.get("eval"), dict):
+        return settings
+    out = dict(settings["eval"])
+    for name, section in EVALUATORS_OF_2.items():
+        value = out.get(name)
+        if isinstance(value, bool | int):
+            count = {"count": value} if name == "pictures" else {}
+            out[name] = section | count if value else None
+    return settings | {"eval": out}
 
 
 def with_new_places(settings: Settings) -> Settings:

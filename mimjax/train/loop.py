@@ -27,7 +27,7 @@ def train(run: Run) -> TrainState:
       NonFiniteError: a loss or norm is not finite, and the run may not roll back (again).
       Stopped: a signal asked the run to stop, and it did, with a checkpoint.
     """
-    state, total = run.state, run.clock.total_steps
+    state = run.state
     run.state = None  # type: ignore[assignment]  # its buffers are donated below
     with stopping.handled(), jax.set_mesh(run.program.mesh):
         if not run.checkpoints.steps():
@@ -39,7 +39,7 @@ def train(run: Run) -> TrainState:
         stopping.check()
         with stopping.deferred():
             start, error = int(state.step), None
-            if start == 0 or (due(start, run.eval_every, total) and not run.log.evaluated(start)):
+            if start == 0 or (evaluation_due(run, start) and not run.log.evaluated(start)):
                 evaluate_or_stop(run, state, start)
             while True:
                 try:
@@ -66,7 +66,7 @@ def advance(run: Run, compiled: Any, meter: m.Meter, state: TrainState) -> Train
             meter.count(metrics)
             bar.update()
             logging = due(step, run.log_every, total) or step == 1
-            evaluating = due(step, run.eval_every, total)
+            evaluating = evaluation_due(run, step)
             asked = stopping.due()
             saving = due(step, run.checkpoint_every, total) or asked
             if logging or saving or evaluating:
@@ -112,6 +112,12 @@ def due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
 
 
+def evaluation_due(run: Run, step: int) -> bool:
+    """Return whether an evaluator or the report is due after `step` updates."""
+    every = [run.eval_every, *(e.every for e in run.evaluators)]
+    return any(due(step, steps, run.clock.total_steps) for steps in every)
+
+
 def compile_step(run: Run):
     """Compiles the train step once, ahead of time, and says what it costs."""
     begin = time.perf_counter()
@@ -148,12 +154,14 @@ def report(run: Run, meter: m.Meter, step: int, values: dict[str, float]) -> Non
 
 
 def evaluate(run: Run, state: TrainState, step: int) -> None:
-    """Runs every evaluator; errors are raised with the evaluator's name."""
-    values = {}
+    """Run the evaluators that are due and write the report; errors name the evaluator."""
+    values, total = {}, run.clock.total_steps
     for evaluator in run.evaluators:
+        if step > 0 and not due(step, evaluator.every, total):
+            continue  # it has its own interval
         try:
-            for name, value in evaluator(state, run.frozen):
-                values[f"eval/{evaluator.name}/{name}"] = value
+            for name, value in evaluator.measure(state, run.frozen):
+                values[f"eval/{evaluator.name}/{name}"] = float(value)
         except Exception as error:
             error.add_note(f"in the evaluator {evaluator.name!r} at step {step}")
             raise

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from mimjax import sharding
 from mimjax.data.pipeline import Pipeline
@@ -20,18 +20,22 @@ from mimjax.train.program import Program
 PyTree = Any
 
 
-class Evaluator(Protocol):
-    """Run at the first step, every N steps and at the last.
+# (state, parameters of the frozen networks) -> pairs of a metric's name and its value
+Measure = Callable[[TrainState, PyTree], Iterable[tuple[str, float]]]
+
+
+class Evaluation(NamedTuple):
+    """A measurement that runs at the first step, every few steps and at the last step.
 
     Attributes:
-      name: values are logged as "eval/<name>/<metric>".
+      name: its values are logged as "eval/<name>/<metric>".
+      measure: the function that is called; `mimjax/evaluators/base.py` describes it.
+      every: steps between two calls; 0 = at the first and the last step only.
     """
 
     name: str
-
-    def __call__(self, state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
-        """Metric names and values; the state is read, not kept beyond the next update."""
-        ...
+    measure: Measure
+    every: int = 0
 
 
 class Length(NamedTuple):
@@ -77,7 +81,8 @@ class Run:
       frozen: parameters that nothing updates.
       data: the training data; `workers` and `threads` make it ahead of time.
       clock, lr: length and learning rate.
-      evaluators: run at the first step, every `eval_every` steps (0 = never between) and the last.
+      evaluators: measurements beside training.
+      eval_every: steps between two reports; 0 = at the first and the last step only.
       meta: written into every checkpoint.
       clip_norm: of the optimizer; 0 = off.
       rollbacks: how often the run may go back after a number that is not finite; 0 = it stops.
@@ -96,7 +101,7 @@ class Run:
     lock: RunLock
     checkpoints: Checkpoints
     workdir: Workdir
-    evaluators: Sequence[Evaluator] = ()
+    evaluators: Sequence[Evaluation] = ()
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
     workers: int = 0
     threads: int = 8

@@ -16,7 +16,7 @@ RUN = ["--config=configs/mae.py:demo,data=photos", "--config.data.source=folder"
 RUN += ["--config.batch_size=64", "--config.steps=4", "--config.optimizer.warmup_steps=0"]
 RUN += ["--config.method.encoder.depth=2", "--config.method.encoder.width=64"]
 RUN += ["--config.method.encoder.image_size=(32,32)", "--config.data.max_bad_fraction=0.2"]
-RUN += ["--config.log_every=1", "--config.eval.batch_size=64", "--config.eval.pictures=4"]
+RUN += ["--config.log_every=1", "--config.eval.batch_size=64", "--config.eval.pictures.count=4"]
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 
 

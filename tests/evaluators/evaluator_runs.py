@@ -8,6 +8,11 @@ import optax
 from mimjax import sharding
 from mimjax.data import make_source
 from mimjax.evaluators import make_evaluators
+from mimjax.evaluators.error import MaskedError
+from mimjax.evaluators.health import Health
+from mimjax.evaluators.pictures import Pictures
+from mimjax.evaluators.probes import Probes
+from mimjax.inference.samples import Bench, Subset
 from mimjax.methods.mae import MAE
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT
@@ -35,13 +40,29 @@ def started(devices=1):
     return task, mesh, program.init()
 
 
-def evaluators(task, mesh, write=None, **kwargs):
-    """By name, on 60 images of each split unless told otherwise."""
-    defaults = {"max_images": 60, "batch_size": 32, "seed": SEED, "threads": 2}
-    splits = make_source("digits", "train"), make_source("digits", "test")
-    options = {**defaults, **kwargs}
-    made = make_evaluators(task, mesh, *splits, write=write or (lambda *_: None), **options)
-    return {e.name: e for e in made}
+def bench(task, mesh, splits=None, **kwargs):
+    """Images for evaluators: 60 of each split of the digits unless told otherwise."""
+    options = {"batch_size": 32, "seed": SEED, "threads": 2} | kwargs
+    limit = options.pop("max_images", 60)
+    splits = splits or (make_source("digits", "train"), make_source("digits", "test"))
+    return Bench(task, mesh, *(Subset(split, limit) for split in splits), **options)
+
+
+def made(task, mesh, sections, **kwargs):
+    """The evaluators of these sections, ready to run."""
+    return make_evaluators(sections, bench(task, mesh, **kwargs))
+
+
+def measures(task, mesh, *, error=True, health=False, probes=False, pictures=8, **kwargs):
+    """What the shipped evaluators call, by the name under which it is logged."""
+    wanted = {
+        "error": MaskedError() if error else None,
+        "health": Health() if health else None,
+        "probes": Probes() if probes else None,
+        "pictures": Pictures(count=pictures) if pictures else None,
+    }
+    sections = {name: e for name, e in wanted.items() if e}
+    return {e.name: e.measure for e in made(task, mesh, sections, **kwargs)}
 
 
 def step_later(state):

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluators.evaluator_runs import SEED, evaluators, started, step_later, tiny_task
+from evaluators.evaluator_runs import SEED, measures, started, step_later, tiny_task
 
 from mimjax import patches as pixels
 from mimjax.data import make_source
-from mimjax.evaluators import make_evaluators, render
+from mimjax.evaluators import render
 from mimjax.inference.samples import Subset
 from mimjax.masking.base import Masking
 from mimjax.methods.mae import MAE
@@ -20,7 +20,8 @@ from mimjax.methods.masked import TargetTask
 from mimjax.patches import patchify
 from mimjax.rng import example_seed
 from mimjax.targets.base import Target
-from mimjax.task import ConfigError, LossOutput
+from mimjax.task import LossOutput
+from mimjax.train.run import Evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def brute_force(task, train, test):
 def test_naive_predictors_equal_brute_force(norm):
     task, mesh, state = started()
     task = dataclasses.replace(task, pixel_norm=norm)
-    evaluator = evaluators(task, mesh)["error"]
+    evaluator = measures(task, mesh)["error"]
     values = dict(evaluator(state, {}))
     expected = brute_force(task, evaluator.bench.train, evaluator.bench.test)
     found = values["mean_image_error"], values["visible_mean_error"]
@@ -116,7 +117,7 @@ class Certain(TargetTask):
 def test_naive_predictors_of_codes_equal_brute_force():
     _, mesh, state = started()
     task = Certain(encoder=tiny_task().encoder, masking=Masking(), target=Shades(), confidence=3.0)
-    evaluator = evaluators(task, mesh)["error"]
+    evaluator = measures(task, mesh)["error"]
     values = dict(evaluator(state, {}))
     bench = evaluator.bench
 
@@ -138,7 +139,7 @@ def test_naive_predictors_of_codes_equal_brute_force():
     got = values["mean_image_error"], values["visible_mean_error"]
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     assert values["masked_error"] == pytest.approx(-np.log(3 / 7), rel=1e-5)
-    text = render([evaluator])
+    text = render([Evaluation("error", evaluator)])
     assert "cross-entropy of codes in nats" in text
     assert "frequencies at the place in training images" in text
 
@@ -147,7 +148,7 @@ def test_perfect_predictor_and_known_error():
     task, mesh, state = started()
     for offset in (0.0, 0.5):
         other = as_kind(Perfect, task, offset=offset)
-        values = dict(evaluators(other, mesh)["error"](state, {}))
+        values = dict(measures(other, mesh)["error"](state, {}))
         assert values == {"masked_error": pytest.approx(offset**2, abs=1e-6)}
 
 
@@ -155,13 +156,13 @@ def test_same_on_one_and_eight_devices_and_padding_does_not_count():
     values = []
     for devices, size in ((1, 60), (8, 32)):  # 60 images: no padding, and four rows of it
         task, mesh, state = started(devices)
-        values.append(dict(evaluators(task, mesh, batch_size=size)["error"](state, {})))
+        values.append(dict(measures(task, mesh, batch_size=size)["error"](state, {})))
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
 def test_second_call_does_not_retrace_nor_measure_naive_again():
     task, mesh, state = started()
-    evaluator = evaluators(task, mesh)["error"]
+    evaluator = measures(task, mesh)["error"]
     first = dict(evaluator(state, {}))
     evaluator._measure_naive = None  # would raise if called
     second = dict(evaluator(step_later(state), {}))
@@ -173,7 +174,7 @@ def test_second_call_does_not_retrace_nor_measure_naive_again():
 
 def test_task_without_error_yields_nothing():
     task, mesh, state = started()
-    evaluator = evaluators(as_kind(NoError, task), mesh)["error"]
+    evaluator = measures(as_kind(NoError, task), mesh)["error"]
     assert list(evaluator(state, {})) == []
     assert evaluator.values == {}
 
@@ -189,20 +190,5 @@ def test_subset_is_a_fixed_sample_of_all_classes():
 
 def test_small_splits_make_small_batches():
     task, mesh, _ = started(8)
-    bench = evaluators(task, mesh, batch_size=4096, max_images=20)["error"].bench
+    bench = measures(task, mesh, batch_size=4096, max_images=20)["error"].bench
     assert bench.batch_size == 24
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"probes": True}, "eval.probes: True, but the source 'synthetic' has no labels"),
-        ({"max_images": 0}, "eval.max_images: 0; allowed: 2 or more"),
-        ({"pictures": -1}, "eval.pictures: -1; allowed: 0 or more"),
-    ],
-)
-def test_wrong_options(options, message):
-    _, mesh, _ = started()
-    source = make_source("synthetic", "train", num_classes=0)
-    with pytest.raises(ConfigError, match=message):
-        make_evaluators(tiny_task(), mesh, source, source, write=lambda *_: None, **options)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from evaluators.evaluator_runs import SEED, evaluators, started
+from evaluators.evaluator_runs import SEED, made, measures, started
 from scipy.stats import entropy
 
 from mimjax import sharding
-from mimjax.evaluators.health import rankme, variance_share
+from mimjax.evaluators.health import Health, rankme, variance_share
 from mimjax.methods.bootmae import BootMAE
 from mimjax.methods.cae import CAE
 from mimjax.methods.dvae import DiscreteVAE
@@ -50,16 +50,16 @@ def test_the_share_of_a_target_that_depends_on_the_image():
 def test_features_are_those_of_the_probes():
     """Health and probes read the encoder by different code; both see the same test images."""
     task, mesh, state = started()
-    made = evaluators(task, mesh, probes=True, health=True, pictures=0)
-    values = dict(made["health"](state, {}))
+    ready = measures(task, mesh, probes=True, health=True, pictures=0)
+    values = dict(ready["health"](state, {}))
     assert set(values) == {"feature_std", "rankme"}  # MAE has no target of its own
-    features = made["knn"].bank.read("pretrained", state)["mean of norm"].test
+    features = ready["knn"].bank.read("pretrained", state)["mean of norm"].test
     assert features.shape == (60, 16)
     assert values["feature_std"] == pytest.approx(features.std(0).mean(), rel=1e-4)
     assert values["rankme"] == pytest.approx(rankme(features), rel=1e-3)
     assert 1 < values["rankme"] <= 16
     constant = jax.tree.map(jnp.zeros_like, state.params)
-    values = dict(made["health"](state.replace(params=constant), {}))
+    values = dict(ready["health"](state.replace(params=constant), {}))
     assert values["feature_std"] == 0
 
 
@@ -80,7 +80,7 @@ def test_a_collapsed_average_is_named_in_a_warning():
     task, mesh, state = bootmae()
     said = []
     options = {"error": False, "pictures": 0, "health": True}
-    health = evaluators(task, mesh, warn=lambda *x: said.append(x), **options)["health"]
+    health = measures(task, mesh, warn=lambda *x: said.append(x), **options)["health"]
     values = dict(health(state, {}))
     assert 0.01 < values["target_variance/features"] < 1
     assert said == []
@@ -94,6 +94,16 @@ def test_a_collapsed_average_is_named_in_a_warning():
     ((step, text),) = said
     assert step == 70
     assert "the target 'features' has collapsed: 100.0 % of it is the same for every image" in text
+
+
+def test_no_warning_where_none_is_asked_for():
+    task, mesh, state = bootmae()
+    said = []
+    sections = {"health": Health(warn_below=0.0), "strict": Health(warn_below=1.0)}
+    for e in made(task, mesh, sections, warn=lambda *x: said.append(x)):
+        values = dict(e.measure(state, {}))
+        assert 0.01 < values["target_variance/features"] < 1
+        assert len(said) == (e.name == "strict")
 
 
 def test_which_targets_are_a_run_s_own():

@@ -6,7 +6,7 @@ import io
 import jax
 import jax.numpy as jnp
 import numpy as np
-from evaluators.evaluator_runs import evaluators, started, step_later
+from evaluators.evaluator_runs import measures, started, step_later
 from PIL import Image
 
 from mimjax.methods.cae import CAE, ENCODER
@@ -19,7 +19,7 @@ from mimjax.task import TrainState
 def test_writes_the_same_images_at_every_step():
     files = {}
     task, mesh, state = started(8)  # three images and five padding rows
-    evaluator = evaluators(task, mesh, files.__setitem__, pictures=3)["pictures"]
+    evaluator = measures(task, mesh, write=files.__setitem__, pictures=3)["pictures"]
     for now in (state, step_later(state)):
         assert list(evaluator(now, {})) == []
     assert list(files) == ["reconstruction_0000000.png", "reconstruction_0000010.png"]
@@ -38,10 +38,10 @@ def test_tasks_without_pixels_make_no_picture():
     task = dataclasses.replace(task, target="pca", pca_components=12)  # as wide as a patch
     frozen = task.init_frozen(None)
     files = {}
-    made = evaluators(task, mesh, files.__setitem__)
+    made = measures(task, mesh, write=files.__setitem__)
     assert list(made["pictures"](state, frozen)) == []
     assert files == {}
-    assert "pictures" not in evaluators(task, mesh, pictures=0)
+    assert "pictures" not in measures(task, mesh, pictures=0)
 
 
 def test_a_task_that_makes_its_own_columns():
@@ -56,7 +56,7 @@ def test_a_task_that_makes_its_own_columns():
     )
     params, _ = task.init(jax.random.key(0))
     state = TrainState(jnp.zeros((), jnp.int32), params, {}, {}, {})
-    evaluator = evaluators(task, mesh, files.__setitem__, pictures=3)["pictures"]
+    evaluator = measures(task, mesh, write=files.__setitem__, pictures=3)["pictures"]
     list(evaluator(state, {}))
     assert list(files) == ["reconstruction_0000000.png"]
     picture = np.asarray(Image.open(io.BytesIO(files["reconstruction_0000000.png"])))

@@ -4,18 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluators.evaluator_runs import evaluators, started, step_later
+from evaluators.evaluator_runs import made, measures, started, step_later
 from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
 from mimjax.data import make_source
 from mimjax.data.bad_files import BadFiles
-from mimjax.evaluators import probes as knn
-from mimjax.evaluators import probes as probe
-from mimjax.evaluators.probes import Splits, carve, search, standardize
-from mimjax.inference.features import FeatureBank
+from mimjax.errors import ConfigError, RunError
+from mimjax.evaluators import probes, render
+from mimjax.evaluators.probes import Probes, ridge, search, split_rows, standardize, vote
+from mimjax.inference.features import ROWS, FeatureBank, Splits
 from mimjax.inference.samples import Bench, Subset
+from mimjax.train.run import Evaluation
 
 FOLDS = ("train", "test")
 
@@ -31,31 +32,31 @@ def blobs(rows=240, width=12, classes=5, spread=1.5):
 
 def test_knn_equals_scikit_learn():
     x, y = blobs()
-    found = dict(knn.classify(x.train, y.train, x.test))
-    assert list(found) == [f"k={k}" for k in knn.KS]
-    for k in knn.KS:
+    found = dict(vote(x.train, y.train, x.test))
+    assert list(found) == [f"k={k}" for k in probes.KS]
+    for k in probes.KS:
         reference = KNeighborsClassifier(k, weights="distance", algorithm="brute")
-        reference.fit(knn.unit(x.train), y.train)
-        np.testing.assert_array_equal(found[f"k={k}"], reference.predict(knn.unit(x.test)))
+        reference.fit(probes.unit(x.train), y.train)
+        np.testing.assert_array_equal(found[f"k={k}"], reference.predict(probes.unit(x.test)))
 
 
 @pytest.mark.parametrize("width", [12, 400])  # the second has more features than rows
 def test_ridge_equals_scikit_learn(width):
     x, y = blobs(width=width, spread=4.0)
-    found = dict(probe.classify(x.train, y.train, x.test))
-    assert len(found) == len(probe.ALPHAS) == 8
-    for alpha in probe.ALPHAS:
+    found = dict(ridge(x.train, y.train, x.test))
+    assert len(found) == len(probes.ALPHAS) == 8
+    for alpha in probes.ALPHAS:
         reference = RidgeClassifier(alpha).fit(x.train.astype(np.float64), y.train)
         np.testing.assert_array_equal(found[f"alpha={alpha:g}"], reference.predict(x.test))
 
 
 def test_validation_rows_are_stratified_and_disjoint():
     y = np.repeat(np.arange(4), [100, 50, 10, 40])
-    fit, held = carve(y)
+    fit, held = split_rows(y)
     assert sorted([*fit, *held]) == list(range(200))
     np.testing.assert_allclose(np.bincount(y[held]), [20, 10, 2, 8], atol=1)
-    np.testing.assert_array_equal(held, carve(y)[1])
-    assert len(carve(np.arange(100))[1]) == 20  # one row per class still leaves something
+    np.testing.assert_array_equal(held, split_rows(y)[1])
+    assert len(split_rows(np.arange(100))[1]) == 20  # one row per class still leaves something
 
 
 def test_standardize_ignores_constant_features():
@@ -65,7 +66,7 @@ def test_standardize_ignores_constant_features():
     np.testing.assert_allclose(b, [[0, 3, 0]])
 
 
-@pytest.mark.parametrize("classify", [knn.classify, probe.classify])
+@pytest.mark.parametrize("classify", [vote, ridge])
 def test_search_never_sees_test_labels(classify):
     x, y = blobs()
     noise = np.random.default_rng(1).normal(size=x.train.shape).astype(np.float32)
@@ -84,7 +85,7 @@ def test_search_finds_the_better_features_and_refits_on_all_rows():
     x, y = blobs()
     rng = np.random.default_rng(3)
     noise = Splits(*(rng.normal(size=part.shape).astype(np.float32) for part in x))
-    score = search({"noise": noise, "signal": x}, y, probe.classify)
+    score = search({"noise": noise, "signal": x}, y, ridge)
     assert score.features == "signal"
     scaled = "standardized" in score.setting
     alpha = float(score.setting.split("alpha=")[1])
@@ -96,22 +97,64 @@ def test_search_finds_the_better_features_and_refits_on_all_rows():
 def test_labels_need_not_start_at_zero():
     x, y = blobs()
     shifted = Splits(y.train * 7 + 3, y.test * 7 + 3)
-    assert search({"x": x}, shifted, knn.classify) == search({"x": x}, y, knn.classify)
+    assert search({"x": x}, shifted, vote) == search({"x": x}, y, vote)
 
 
 def run(devices, calls=1):
     task, mesh, state = started(devices)
-    made = evaluators(task, mesh, probes=True, max_images=200)
+    ready = measures(task, mesh, probes=True, max_images=200)
     values = []
     for i in range(calls):
         now = step_later(state) if i else state
-        values.append({name: dict(made[name](now, {})) for name in ("knn", "linear")})
-    return made, values
+        values.append({name: dict(ready[name](now, {})) for name in ("knn", "linear")})
+    return ready, values
+
+
+def test_a_section_chooses_classifiers_and_what_they_try():
+    task, mesh, state = started()
+    sections = {"probes": Probes(classifiers=("knn",), ks=(7, 3, 3)), "mine": Probes(alphas=(2.0,))}
+    ready = {e.name: e.measure for e in made(task, mesh, sections)}
+    assert list(ready) == ["knn", "mine/knn", "mine/linear"]
+    found = {name: dict(measure(state, {})) for name, measure in ready.items()}
+    assert all(list(values) == list(ROWS) for values in found.values())
+    settings = lambda name: {s.setting.split(", ")[-1] for s in ready[name].scores.values()}
+    assert settings("knn") <= {"k=3", "k=7"}
+    assert settings("mine/linear") == {"alpha=2"}
+    assert not ready["knn"].bank._kept  # the one classifier was the last to read the features
+    table = render([Evaluation(name, measure) for name, measure in ready.items()])
+    assert table.count("60 test images, learned from 60 training images") == 2
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "settings", "message"),
+    [
+        (
+            {"splits": "unlabeled"},
+            {},
+            r"eval\.mine: on, but the source 'synthetic' has no labels; allowed: None, or a lab",
+        ),
+        ({}, {"ks": (49, 80)}, r"eval\.mine\.ks: 49 or more, but only 48 labeled training images"),
+    ],
+)
+def test_data_that_do_not_suit_are_refused(kwargs, settings, message):
+    task, mesh, _ = started()
+    if kwargs:
+        kwargs = {"splits": [make_source("synthetic", s, num_classes=0) for s in FOLDS]}
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        made(task, mesh, {"mine": Probes(**settings)}, **kwargs)
+
+
+def test_the_smallest_k_that_fits_is_allowed():
+    task, mesh, state = started()
+    (knn,) = made(task, mesh, {"probes": Probes(classifiers=("knn",), ks=(80, 48))})
+    assert dict(knn.measure(state, {}))["raw_pixels"] > 0
+    with pytest.raises(RunError, match="no k of `ks` is at most 5"):
+        list(vote(np.eye(5, dtype=np.float32), np.arange(5), np.eye(5, dtype=np.float32), ks=[48]))
 
 
 def test_three_rows_on_one_and_eight_devices_without_retracing():
     _, (alone,) = run(1)
-    made, (first, second) = run(8, calls=2)
+    ready, (first, second) = run(8, calls=2)
     for name in ("knn", "linear"):
         assert list(first[name]) == ["raw_pixels", "untrained", "pretrained"]
         # At step 0 the "pretrained" encoder is the untrained one: same numbers, same search.
@@ -120,14 +163,14 @@ def test_three_rows_on_one_and_eight_devices_without_retracing():
         assert first[name]["raw_pixels"] > 60
         for row, value in alone[name].items():
             assert value == pytest.approx(first[name][row], abs=1.01)  # two images may flip
-    bank = made["knn"].bank
+    bank = ready["knn"].bank
     assert bank._encode._cache_size() == bank._flatten._cache_size() == 1
     assert not bank._kept  # features are freed after the last probe has read them
 
 
 def test_candidates_are_the_encoder_s_features():
     task, mesh, state = started()
-    bank = evaluators(task, mesh, probes=True)["knn"].bank
+    bank = measures(task, mesh, probes=True)["knn"].bank
     features = bank.read("pretrained", state)
     layers = ("block_00", "norm")
     assert set(features) == {f"{pool} of {layer}" for pool in ("cls", "mean") for layer in layers}
@@ -145,7 +188,7 @@ def test_candidates_are_the_encoder_s_features():
 
 def test_untrained_row_does_not_depend_on_where_the_run_starts():
     task, mesh, state = started()
-    bank = evaluators(task, mesh, probes=True)["knn"].bank
+    bank = measures(task, mesh, probes=True)["knn"].bank
     at_start = bank.read("pretrained", state)
     for name, later in bank.read("untrained", step_later(state)).items():
         np.testing.assert_array_equal(at_start[name].test, later.test)

@@ -229,7 +229,7 @@ def test_compiled_once_for_each_shape(model):
 
 def test_reconstruction_is_the_programs(file, model, workdir, photos):
     run = trained.open_run(str(workdir[0]))
-    program = Pictures(run.bench(str(photos)), 3, write=lambda name, data: None)
+    program = Pictures(count=3).make(run.bench(str(photos)))
     theirs = program.sheet(run.state(), run.frozen())
     ours = model.reconstruct(sorted(photos.glob("*.jpg")))
     assert list(ours.columns) == ["original", "masked", "reconstruction"]

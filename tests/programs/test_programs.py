@@ -37,8 +37,8 @@ from mimjax.task import View
 
 pytestmark = pytest.mark.xdist_group("programs")  # one worker makes the runs they share
 
-SHORT = ["--config.steps=2", "--config.eval.probes=False", "--config.eval.error=False"]
-SHORT += ["--config.eval.pictures=3", "--config.batch_size=16", "--config.checkpoint_every=1"]
+SHORT = ["--config.steps=2", "--config.eval.probes=None", "--config.eval.error=None"]
+SHORT += ["--config.eval.pictures.count=3", "--config.batch_size=16", "--config.checkpoint_every=1"]
 SHORT += ["--config.optimizer.warmup_steps=0", "--config.seed=5"]
 SHORT += [f"--config.method.encoder.{k}" for k in ("width=32", "depth=2")]
 RUNS = {"mae": "configs/mae.py:demo", "cae": "configs/cae.py:demo,tokenizer=pixels"}
@@ -95,7 +95,7 @@ def test_reconstruct_draws_the_runs_own_picture(runs):
 def test_a_tasks_own_columns(runs):
     """CAE's columns, in this process."""
     run = trained.open_run(str(runs["cae"]))
-    sheet = Pictures(run.bench(None), 3, write=lambda name, data: None).sheet(run.state(), {})
+    sheet = Pictures(count=3).make(run.bench(None)).sheet(run.state(), {})
     own = runs["cae"] / "pictures/reconstruction_0000002.png"
     made = np.asarray(Image.open(io.BytesIO(sheet.png()))).astype(int)
     assert np.abs(made - np.asarray(Image.open(own))).max() <= 1  # compiled otherwise

@@ -13,6 +13,7 @@ from ml_collections import config_flags
 from mimjax.programs import cli
 from mimjax.run import memory
 from mimjax.train import loop
+from mimjax.train.run import Evaluation
 
 HUGE = 1 << 45  # numbers; no machine has so much, so nothing is allocated
 TRAIN = ["--config=configs/mae.py:size=l", "--config.accum=4", "--config.mesh.data=1"]
@@ -24,8 +25,8 @@ def a_step():
 
 
 def an_evaluation():
-    run = mock.Mock(evaluators=[mock.Mock(side_effect=lambda *_: a_step())], frozen=None)
-    run.evaluators[0].name = "error"
+    evaluator = Evaluation("error", lambda *_: a_step(), every=500)
+    run = mock.Mock(evaluators=[evaluator], frozen=None)
     loop.evaluate(run, None, 500)
 
 

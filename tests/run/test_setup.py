@@ -7,17 +7,21 @@ import pytest
 
 from configs import common
 from configs.recipes import one_gpu
+from mimjax.evaluators.error import MaskedError
 from mimjax.run import setup
+from mimjax.schema import section
 
 
 @pytest.mark.parametrize(("accum", "given", "rows"), [(1, None, 16), (4, None, 4), (4, 12, 12)])
 def test_evaluations_take_the_micro_batch(accum, given, rows, monkeypatch):
     """Accumulation is asked for where a whole batch does not fit; it would not fit here either."""
-    c = helpers.small("mae", **{"accum": accum, "eval.error": True})
+    c = helpers.small("mae", **{"accum": accum, "eval.error": section(MaskedError())})
     c.eval.batch_size = given or common.base().eval.batch_size
     asked = mock.Mock()
-    monkeypatch.setattr(setup, "make_evaluators", asked)
-    setup.make_evals(c, mock.Mock(), mock.Mock(), mock.Mock(), None, mock.Mock())
+    monkeypatch.setattr(setup, "Bench", asked)
+    monkeypatch.setattr(setup, "Subset", mock.Mock())
+    monkeypatch.setattr(setup, "make_evaluators", mock.Mock())
+    setup.make_evals(c, mock.Mock(), mock.Mock(), None, mock.Mock())
     assert asked.call_args.kwargs["batch_size"] == rows
 
 

@@ -11,7 +11,9 @@ import pytest
 from train import inside
 
 from mimjax.errors import ConfigError
+from mimjax.evaluators.probes import Probes
 from mimjax.run import setup
+from mimjax.schema import section
 from mimjax.storage import digests
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
@@ -237,13 +239,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_by_itself(tmp_path):
 def test_a_refused_setting_writes_nothing(copy):
     """Also one of an evaluator, and in a folder that did not exist."""
     before = content(copy)
-    for c in (config(**{"eval.probes": True, "eval.max_images": 1}), config(steps=2)):
+    for c in (config(**{"eval.probes": section(Probes(ks=(5000,)))}), config(steps=2)):
         with pytest.raises(ConfigError):
             setup.make_run(c, str(copy))
         assert content(copy) == before
     new = copy.parent / "new"
-    with pytest.raises(ConfigError, match="max_images"):
-        setup.make_run(config(**{"eval.probes": True, "eval.max_images": 1}), str(new))
+    with pytest.raises(ConfigError, match=r"eval\.probes\.ks: 5000 or more, but only"):
+        setup.make_run(config(**{"eval.probes": section(Probes(ks=(5000,)))}), str(new))
     assert not new.exists()
 
 

@@ -20,6 +20,8 @@ from etils.epath import gpath
 from orbax.checkpoint._src.path import gcs_utils
 from train import inside
 
+from mimjax.evaluators.pictures import Pictures
+from mimjax.schema import section
 from mimjax.storage.files import Workdir
 
 ROOT = {}
@@ -109,7 +111,8 @@ def test_files_on_it(shop):
 def test_restart_on_it(shop):
     """Killed in mid-save, and the checkpoint before broken: the run without any of that."""
     settings = {"steps": 8, "checkpoint_every": 2, "log_every": 1, "optimizer.lr": 1e-3}
-    settings |= {"method.encoder.drop_path": 0.1, "eval.pictures": 2, "keep_checkpoints": 3}
+    settings |= {"method.encoder.drop_path": 0.1, "keep_checkpoints": 3}
+    settings |= {"eval.pictures": section(Pictures(count=2))}
     c = helpers.small("mae", **inside.TINY, **settings)
     whole = inside.go(c, shop / "whole")[1]
 

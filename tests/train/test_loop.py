@@ -10,6 +10,8 @@ import pytest
 from train import inside
 
 from mimjax import stopping
+from mimjax.evaluators.error import MaskedError
+from mimjax.schema import section
 from mimjax.storage.files import Workdir
 
 TIMED = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d [+-]\d{4} "
@@ -21,7 +23,7 @@ def _quick(monkeypatch):
 
 
 def config(**more):
-    settings = {"steps": 4, "log_every": 1, "eval.every": 2, "eval.error": True}
+    settings = {"steps": 4, "log_every": 1, "eval.every": 2, "eval.error": section(MaskedError())}
     return helpers.small("mae", **inside.TINY, **settings | {"eval.batch_size": 64} | more)
 
 
@@ -84,13 +86,13 @@ def test_stopped_in_the_first_evaluation(tmp_path):
     """The checkpoint of step 0 is there, so that whoever restarts on 75 starts it again."""
 
     def change(run):
-        batches = run.evaluators[0].bench.batches
+        batches = run.evaluators[0].measure.bench.batches
 
         def hit(*args, **kwargs):
             os.kill(os.getpid(), signal.SIGTERM)
             return batches(*args, **kwargs)
 
-        run.evaluators[0].bench.batches = hit
+        run.evaluators[0].measure.bench.batches = hit
 
     with pytest.raises(stopping.Stopped, match=r"stopped at step 0: .*\(SIGTERM\)") as found:
         inside.go(config(), tmp_path, change)
