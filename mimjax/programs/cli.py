@@ -210,7 +210,9 @@ def check_paths() -> None:
         if isinstance(path := node.get(last), str):
             parts = path.split(",") if key == "teacher.path" else [path]
             # files of weights are read on this machine alone, runs on a store too
-            places = [files.reachable_path(p, key, () if p.endswith(SUFFIXES) else stores) for p in parts]
+            places = [
+                files.reachable_path(p, key, () if p.endswith(SUFFIXES) else stores) for p in parts
+            ]
             node[last] = ",".join(places)
 
 
