@@ -147,6 +147,7 @@ class Augment:
 
 
 def _check(name: str, value: object, ok: bool, allowed: str) -> None:
+    """Raise the ConfigError of a setting of `data.augment` unless `ok`."""
     if not ok:
         raise ConfigError(f"data.augment.{name}: found {value!r}; allowed: {allowed}")
 

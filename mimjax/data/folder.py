@@ -249,6 +249,7 @@ class Folder(Lazy):
         return any(p.is_dir() and holds_image(os.fspath(p), suffixes) for p in places)
 
     def _keep(self, files: list[tuple[str, int]]) -> None:
+        """Store the paths of (path, size) pairs as one block of bytes, and set the fingerprint."""
         names = [os.fsencode(path) for path, _ in files]
         self._names = b"".join(names)
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
@@ -269,9 +270,11 @@ class Folder(Lazy):
         return os.fsdecode(self._names[start : self._ends[index]])
 
     def image(self, index: int) -> Image.Image | Bands:
+        """Return a whole image; see `sources.Source`."""
         return read_image(self.file(index), KEY, self.how)
 
     def label(self, index: int) -> int:
+        """Return an image's class, -1 = none."""
         folder = _first_folder(self.relative_path(index))
         return layout.Classes(self.class_names).number(folder)
 

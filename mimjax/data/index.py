@@ -152,14 +152,16 @@ def _sorted(entries: list[tuple[str, Any]], stat: Callable[[Any], Fact], chunk: 
 
 
 def _stat_local(entry: os.DirEntry) -> Fact:
+    """Return size and time of a local file, (0, 0) for a broken link."""
     try:
         status = entry.stat()
-    except OSError:  # a broken link
+    except OSError:
         return 0, 0
     return status.st_size, status.st_mtime_ns
 
 
 def _stat_remote(entry: epath.Path) -> Fact:
+    """Return size and time of a file on a store; its time has whole seconds."""
     status = entry.stat()
     return status.length, int(status.mtime or 0) * 10**9
 

@@ -249,6 +249,7 @@ class _EvalMaker:
         return _stack(list(self._examples(step, rows)), self.skip)
 
     def _examples(self, step: int, rows: slice) -> Iterator[dict[str, Any]]:
+        """Yield the examples of some rows, with rows of bad files under KEY."""
         unused = np.random.default_rng(0)
         last, count = len(self.source) - 1, len(self.source)
         for row in range(rows.start, rows.stop):
