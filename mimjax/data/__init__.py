@@ -1,7 +1,7 @@
-"""Images from a source to uint8 batches: sources, augmentation, the batch of a step, prefetching.
+"""Data: from a source of images to uint8 batches, by augmentation, masks and prefetching.
 
-Everything here is a pure function of (seed, step, data), so a run can stop and go on anywhere.
-Nothing here normalizes, touches a device or knows a method.
+The batch of a step is a pure function of (seed, step, data), so a run can continue at any step.
+Normalization and devices are the trainer's work, and no module here knows a method.
 """
 
 from mimjax.data.augment import Augment

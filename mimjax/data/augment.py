@@ -1,9 +1,9 @@
-"""One random crop box, flip and color jitter per example, shared by all its views.
+"""Augmentation of one image: a random crop box, a flip and a color jitter, shared by all views.
 
-torchvision's `RandomResizedCrop`, `RandomHorizontalFlip` and `ColorJitter` with Pillow's
-antialiased resize, as in the published pretraining code of MAE, BEiT, CAE and BootMAE. A tokenizer
-that needs a second size gets a second view of the same box (BEiT's "two pic" transform). No
-mixup, no normalization: those run on the device.
+The operations are those of torchvision's `RandomResizedCrop`, `RandomHorizontalFlip` and
+`ColorJitter` with Pillow's antialiased resize, as in the published pretraining code of MAE, BEiT,
+CAE and BootMAE. A tokenizer that needs a second image size gets a second view of the same box
+(BEiT's "two pic" transform). Mixup and normalization are not done here; they run on the device.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _JITTERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 class Params(NamedTuple):
-    """What was drawn for one example.
+    """Random parameters of one example.
 
     Attributes:
       box: (left, top, right, bottom) in pixels of the source image; None = center crop.
-      flip: mirror left-right.
+      flip: whether the image is mirrored left-right.
       jitter: (number of the operation, factor) in the order of application: 0 = brightness,
         1 = contrast, 2 = saturation.
     """
@@ -45,7 +45,7 @@ class Params(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """The training augmentation, and the center crop of evaluation.
+    """Augmentation of training images, and the center crop of evaluation.
 
     Attributes:
       crop: "random_resized"; "fixed" = the largest box of the view's shape at a random place
@@ -54,10 +54,10 @@ class Augment:
       scale: range of the box area relative to the image; MAE and BootMAE use (0.2, 1).
       ratio: range of the box's width / height.
       flip: probability of a left-right flip.
-      color_jitter: strength of brightness, contrast and saturation; BEiT and CAE use 0.4. Applied
-        to the whole image before the crop, as in the official transform.
-      eval_crop: side of the center crop relative to the resized image: 1 = the short side just
-        fits, 0.875 = the usual 224 out of 256.
+      color_jitter: strength of brightness, contrast and saturation; BEiT and CAE use 0.4. The
+        jitter is applied to the whole image before the crop, as in the official transform.
+      eval_crop: side of the center crop relative to the resized image: 1 = the crop has the full
+        short side, 0.875 = the usual 224 of 256 pixels.
     """
 
     crop: Literal["random_resized", "fixed", "none"] = "random_resized"
@@ -79,12 +79,13 @@ class Augment:
     def params(
         self, size: tuple[int, int], views: dict[str, View], rng: np.random.Generator
     ) -> Params:
-        """Draws one example's augmentation.
+        """Draw the parameters of one example.
 
         Args:
-          size: (height, width) of the source image.
-          views: the first one's shape is that of the box for crop "fixed".
-          rng: the example's own generator; always used in the same order.
+          size: (height, width) of the source image in pixels.
+          views: with crop "fixed" the box has the proportions of the first view.
+          rng: generator of this example. The draws are always made in the same order: box, flip,
+            jitter.
         """
         box = None
         if self.crop == "random_resized":
@@ -105,16 +106,19 @@ class Augment:
         rng: np.random.Generator,
         train: bool = True,
     ) -> dict[str, np.ndarray]:
-        """All views of one image.
+        """Return all views of one image.
 
         Args:
-          image: RGB, or Bands; a color jitter needs RGB.
-          views: name -> size and filter.
-          rng: unused where `train` is False.
-          train: False gives the center crop alone.
+          image: RGB image, or Bands without a color jitter.
+          views: {name: size and filter}.
+          rng: generator of this example; unused if `train` is False.
+          train: False = center crop without any augmentation.
 
         Returns:
-          name -> uint8 [h w c].
+          {name: uint8 [h w c]}.
+
+        Raises:
+          ConfigError: a color jitter is set for Bands, or a view has an unknown filter.
         """
         params = Params(None, False, ())
         if train:
@@ -128,6 +132,7 @@ class Augment:
         return {name: self._view(image, view, params) for name, view in views.items()}
 
     def _view(self, image: Image.Image | Bands, view: View, params: Params) -> np.ndarray:
+        """Return one view, uint8 [h w c]; the image is already cropped to the box, if any."""
         if view.resample not in FILTERS:
             allowed = ", ".join(FILTERS)
             raise ConfigError(f"view.resample: found {view.resample!r}; allowed: {allowed}")
@@ -142,6 +147,7 @@ class Augment:
 
 
 def _check(name: str, value: object, ok: bool, allowed: str) -> None:
+    """Raise the ConfigError of a setting of `data.augment` unless `ok`."""
     if not ok:
         raise ConfigError(f"data.augment.{name}: found {value!r}; allowed: {allowed}")
 
@@ -152,16 +158,19 @@ def random_resized_box(
     ratio: tuple[float, float],
     rng: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-    """The box of torchvision's `RandomResizedCrop`: ten tries, then the center, ratio clamped.
+    """Return the box of torchvision's `RandomResizedCrop`.
+
+    After ten draws that do not fit into the image it is the center box with the nearest allowed
+    ratio.
 
     Args:
-      size: (height, width) of the image.
-      scale: range of the area relative to the image, uniform.
-      ratio: range of width / height, log-uniform.
-      rng: source of randomness.
+      size: (height, width) of the image in pixels.
+      scale: range of the box area relative to the image, drawn uniformly.
+      ratio: range of width / height, drawn log-uniformly.
+      rng: generator.
 
     Returns:
-      (left, top, right, bottom), never empty.
+      (left, top, right, bottom) in pixels, never empty.
     """
     height, width = size
     for _ in range(10):
@@ -184,9 +193,15 @@ def random_resized_box(
 def fixed_box(
     size: tuple[int, int], shape: tuple[int, int], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """The largest box with the proportions of `shape`, at a random place.
+    """Return the largest box with the proportions of `shape`, at a random place.
 
-    `size` and `shape` are (height, width); the result is (left, top, right, bottom).
+    Args:
+      size: (height, width) of the image in pixels.
+      shape: (height, width) of the view.
+      rng: generator.
+
+    Returns:
+      (left, top, right, bottom) in pixels.
     """
     height, width = size
     zoom = min(height / shape[0], width / shape[1])
@@ -198,10 +213,11 @@ def fixed_box(
 
 
 def center_crop(image: Image.Image | Bands, view: View, eval_crop: float) -> Image.Image | Bands:
-    """Resize to side / eval_crop, then crop the center, as torchvision does, for any view shape.
+    """Return the center crop of an image resized to side / eval_crop, for any shape of the view.
 
-    The side that decides is the one that would else not cover the view; the other is truncated to
-    an integer, and the crop offset rounded half to even.
+    The resized image keeps its proportions and covers the view. As in torchvision, the side that
+    follows from the proportions is truncated to an integer, and the offset of the crop is rounded
+    half to even.
     """
     height, width = view.size
     if height * image.width >= width * image.height:

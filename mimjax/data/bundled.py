@@ -1,8 +1,8 @@
-"""Natural photographs that come with scikit-image and scikit-learn, as a virtual list of crops.
+"""Source of crops of twelve photographs that are bundled with scikit-image and scikit-learn.
 
-For demonstrations on real pictures without a download: twelve photographs are far too few to learn
-a representation from. Item i is a fixed random region of picture i % 12. Train regions lie in the
-left 75 % of each picture and test regions in the right 25 %, so that they share no pixel.
+It serves demonstrations on real pictures without a download; twelve photographs are far too few to
+learn a representation from. Image i is a fixed random region of picture i % 12. Train regions lie
+in the left 75 % of each picture and test regions in the right 25 %, so that they share no pixel.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Photos(Lazy):
         return self.length or 0  # never None once made
 
     def box(self, index: int) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) of crop `index` inside its picture."""
+        """Return (left, top, right, bottom) of crop `index` inside its picture, in pixels."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         width, height = self._picture(self.label(index)).size

@@ -21,7 +21,8 @@ def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> 
     """The data pipeline of one split, with the views and masks that the task asks for.
 
     Raises:
-      ConfigError: the images have other channels than the task, or none that colors are known of.
+      ConfigError: the images have another number of channels than the task, or `color_jitter` is
+        set for images that are not RGB.
     """
     augment = build(Augment, c.data.augment, "data.augment")
     have, wanted = c.data.get("channels", 3), task.views["image"].channels
@@ -47,7 +48,7 @@ def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> 
 
 
 def make_bad_files(c: Config) -> BadFiles:
-    """Skips and counts bad files; workdirs of older versions do not know the key."""
+    """Return the list of bad files; configs of older versions lack `data.max_bad_fraction`."""
     return BadFiles(c.data.get("max_bad_fraction", 0.0))
 
 

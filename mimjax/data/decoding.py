@@ -1,11 +1,12 @@
-"""Files to 8-bit images, whatever they are.
+"""Decoding of image files and NumPy files to 8-bit images.
 
-Decoding of three channels follows torchvision's `ImageFolder` (`Image.open(...).convert("RGB")`),
-so an alpha channel is dropped, not blended, and of an animation the first frame counts; on top of
-that the EXIF orientation is applied, and 16-bit and float values are scaled instead of clipped.
-Any other number of channels comes as `Bands`. A file that cannot be had raises `BadImage`.
-`open_image` is the only place of the package that opens image files: other readers of Pillow start
-programs (Ghostscript for EPS) or are little tested against hostile files.
+Images of three channels are decoded as by torchvision's `ImageFolder`
+(`Image.open(...).convert("RGB")`): an alpha channel is dropped, not blended, and the first frame of
+an animation is taken. In addition the EXIF orientation is applied, and 16-bit and float values are
+scaled instead of clipped. Images of other numbers of channels are `Bands`. A file that cannot be
+decoded raises `BadImage`. All image files are opened by `open_image`, which allows FORMATS only:
+other readers of Pillow start programs (Ghostscript for EPS) or are little tested against hostile
+files.
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ from mimjax.values import Count, Number, check
 
 # JPEG includes MPO, which phones write. None of these readers starts a program.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
-WIDE = re.compile(r"(LA|RGB|RGBA|RGBX|CMYK);16[BLN]")  # how a file holds color of 16 bits
-TILE_SIDES = 322, 323  # TIFF tags: width and height of a tile
+WIDE = re.compile(r"(LA|RGB|RGBA|RGBX|CMYK);16[BLN]")  # Pillow's raw modes of 16 bits per color
+TILE_SIDES = 322, 323  # TIFF tags of the width and height of a tile
 Range = tuple[Number, Number]
-MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs
+MAX_PIXELS = 178_956_970  # Pillow's bound against decompression bombs
 
 
 class BadImage(ConfigError):
-    """A file that cannot be read or decoded; training may skip it.
+    """Error of a file that cannot be read or decoded; training may skip the file.
 
     Attributes:
-      path: of the file, or what names a record.
-      reason: the same at every try, without addresses or times.
+      path: path of the file, or name of a record.
+      reason: cause in words that are the same at every attempt (no addresses, no times).
     """
 
     def __init__(self, message: str, path: str, reason: str):
-        super().__init__(message, path, reason)  # pickled by these
+        super().__init__(message, path, reason)  # pickle calls __init__ with these arguments
         self.path, self.reason = path, reason
 
     def __str__(self) -> str:
@@ -53,14 +54,16 @@ class BadImage(ConfigError):
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How files become images.
+    """Settings of decoding.
 
     Attributes:
-      channels: 3 = RGB, whatever the file holds. 1 = gray. Else a file must have just that many:
-        an array [h w c], a TIFF of as many pages, or a picture with as many bands (4: RGBA, CMYK).
-      max_pixels: height x width of a file's image, at most.
-      value_range: (low, high) of values that are not 8 bits: low becomes 0, high 255, the rest is
-        clipped. None = 0 to 65535 for 16 bits and 0 to 1 for floats, which must not leave it.
+      channels: 3 = RGB, converted from any file; 1 = gray, converted as well. For other numbers a
+        file must have exactly so many channels: an array [h w c], a TIFF of c pages, or a picture
+        with c bands (4: RGBA, CMYK).
+      max_pixels: largest allowed height x width of an image.
+      value_range: (low, high) for values that are not 8 bits: low becomes 0, high 255, values
+        outside are clipped. None = 0 to 65535 for 16 bits and 0 to 1 for floats; floats outside
+        are an error.
     """
 
     channels: Count = 3
@@ -77,7 +80,11 @@ class Decoding:
 
     @property
     def signature(self) -> str:
-        """What fingerprints of data hold; written as older versions wrote it."""
+        """Return the text that enters the fingerprint of data.
+
+        It is the same as in older versions, where (0, 0) stood for None, so that their workdirs
+        can be continued.
+        """
         value_range = self.value_range or (0.0, 0.0)
         return (
             f"Decoding(channels={self.channels}, max_pixels={self.max_pixels}, "
@@ -86,69 +93,84 @@ class Decoding:
 
 
 def open_image(file: IO[bytes] | str | os.PathLike) -> Image.Image:
-    """A file's image, by its content and not by its name, before its pixels are decoded.
+    """Open an image file by its content, not its name; pixels are not yet decoded.
 
     Raises:
-      UnidentifiedImageError: its format is none of FORMATS.
+      UnidentifiedImageError: the format is none of FORMATS.
     """
     return Image.open(file, formats=FORMATS)
 
 
 def to_uint8(values: np.ndarray, value_range: Range | None) -> np.ndarray:
-    """Numbers of any kind as uint8; see `Decoding.value_range`. 8-bit ones stay as they are.
+    """Return values of any dtype scaled to uint8; uint8 values are returned unchanged.
+
+    Args:
+      values: array of any shape.
+      value_range: see `Decoding.value_range`.
 
     Raises:
-      ValueError: a type or values without a stated range.
+      ValueError: the dtype needs a `value_range`, floats are outside of 0 to 1 without one, or a
+        value is NaN.
     """
     low, high = value_range or (0.0, 1.0)
-    own, floating = value_range is None, values.dtype.kind == "f"
+    default, floating = value_range is None, values.dtype.kind == "f"
     if values.dtype == np.uint8:
         return values
     if values.dtype == bool:
         return values.astype(np.uint8) * 255
     if floating and np.isnan(values).any():
         raise ValueError("values that are no numbers")
-    if own and values.dtype.kind == "u" and values.dtype.itemsize == 2:
+    if default and values.dtype.kind == "u" and values.dtype.itemsize == 2:
         return (values >> 8).astype(np.uint8)
-    if own and not floating:
+    if default and not floating:
         raise ValueError(f"{values.dtype} needs data.value_range")
-    if own and (values.min() < 0 or values.max() > 1):
-        found = f"floats from {values.min():g} to {values.max():g}"
-        raise ValueError(f"{found}; allowed: 0 to 1, or data.value_range")
+    if default and (values.min() < 0 or values.max() > 1):
+        limits = f"floats from {values.min():g} to {values.max():g}"
+        raise ValueError(f"{limits}; allowed: 0 to 1, or data.value_range")
     return (np.clip((values - low) / (high - low), 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as its camera was held; one with an unreadable EXIF block stays as it is."""
-    image.load()  # so that what fails below is the EXIF block alone
+    """Return the image rotated by its EXIF orientation; an unreadable EXIF block is ignored."""
+    image.load()  # decode here, so that an error below comes from the EXIF block
     with contextlib.suppress(Exception):
         return ImageOps.exif_transpose(image)
     return image
 
 
 def to_8_bits(image: Image.Image, value_range: Range | None) -> Image.Image:
-    """Numbers beyond 8 bits scaled to gray, palettes looked up; other modes stay."""
+    """Return an image with 8 bits per channel.
+
+    Integers of more bits and floats are scaled to gray (see `to_uint8`), palettes are replaced by
+    their colors, other modes are returned unchanged.
+    """
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if value_range is None:
-            # Pillow's own conversion clips at 255 and leaves a white picture.
+            # Pillow's own conversion clips at 255, which gives a white picture
             values = np.clip(values.astype(np.int64) >> 8, 0, 255).astype(np.uint8)
         return Image.fromarray(to_uint8(values, value_range))
     if image.mode == "F":
         return Image.fromarray(to_uint8(np.asarray(image), value_range))
     if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
-        return image.convert("RGBA")  # Pillow warns when the palette goes to RGB directly
+        return image.convert("RGBA")  # Pillow warns if such a palette is converted to RGB directly
     return image.convert("RGB") if image.mode == "P" else image
 
 
 def sixteen_bit_color(data: bytes) -> np.ndarray | None:
-    """The values of an upright color image of 16 bits, uint16 [h w c]; None for any other image.
+    """Return the values of a color image with 16 bits per channel, uint16 [h w c], upright.
 
-    Pillow has no such mode and keeps the upper bytes. Its decoders give the lower bytes when they
-    are told the other byte order.
+    Pillow has no such mode and keeps the upper bytes only. Its decoders give the lower bytes if
+    they are told the opposite byte order, so the image is decoded twice.
+
+    Args:
+      data: content of an image file.
+
+    Returns:
+      None for any other image.
 
     Raises:
-      ValueError: gray with alpha, of which Pillow gives the upper bytes alone.
+      ValueError: gray with alpha, whose lower bytes cannot be decoded in this way.
     """
     halves = []
     for orders in (None, str.maketrans("BLN", "LBB" if sys.byteorder == "little" else "LBL")):
@@ -165,22 +187,22 @@ def sixteen_bit_color(data: bytes) -> np.ndarray | None:
 
 
 def _swapped(raw: Any, orders: dict[int, int]) -> Any:
-    """A tile's arguments with the raw mode's last letter translated."""
+    """Return a tile's arguments with the byte order of the raw mode, its last letter, replaced."""
     if isinstance(raw, tuple):
         return (_swapped(raw[0], orders), *raw[1:])
     return raw[:-1] + raw[-1].translate(orders)
 
 
 def to_rgb(image: Image.Image, value_range: Range | None = None) -> Image.Image:
-    """An upright 8-bit RGB copy of any Pillow image; alpha is dropped as torchvision does."""
+    """Return an upright 8-bit RGB copy of any Pillow image; alpha is dropped as in torchvision."""
     return to_8_bits(upright(image), value_range).convert("RGB")
 
 
 def to_bands(image: Image.Image, how: Decoding) -> Bands:
-    """The image as `how.channels` bands of 8 bits.
+    """Return the image as `how.channels` bands of 8 bits.
 
     Raises:
-      ValueError: it has another number of them.
+      ValueError: the image has another number of channels or pages, or too many pixels.
     """
     pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
     if pages > 1:
@@ -198,6 +220,7 @@ def to_bands(image: Image.Image, how: Decoding) -> Bands:
 
 
 def _page(image: Image.Image, number: int, how: Decoding) -> Image.Image:
+    """Return one page of a TIFF as gray of 8 bits."""
     image.seek(number)
     check_head(image, how)
     page = to_8_bits(upright(image), how.value_range)
@@ -207,44 +230,53 @@ def _page(image: Image.Image, number: int, how: Decoding) -> Image.Image:
 
 
 def check_head(image: Image.Image, how: Decoding) -> None:
-    """Raises ValueError for an image, or a tile of a TIFF, of more pixels than allowed."""
+    """Check the size of an image, and of the tiles of a TIFF, before its pixels are decoded.
+
+    Raises:
+      ValueError: more pixels than `how.max_pixels`.
+    """
     check_size(image.size, how)
     tags: Any = getattr(image, "tag_v2", {})
-    # libtiff holds a tile as a whole, however small the image is that it covers
+    # libtiff decodes a tile as a whole, even if the image covers only a part of it
     check_size((int(tags.get(TILE_SIDES[0], 0)), int(tags.get(TILE_SIDES[1], 0))), how)
 
 
 def check_size(size: tuple[int, int], how: Decoding) -> None:
-    """Raises ValueError for more pixels than allowed, before they are decoded."""
+    """Check a size in pixels.
+
+    Raises:
+      ValueError: more pixels than `how.max_pixels`.
+    """
     if size[0] * size[1] > how.max_pixels:
         raise ValueError(f"{size[0]}x{size[1]} pixels; data.max_pixels is {how.max_pixels}")
 
 
 def decode(
-    data: bytes, name: str, key: str = "", how: Decoding = Decoding(), least: int = 0
+    data: bytes, name: str, key: str = "", how: Decoding = Decoding(), min_side: int = 0
 ) -> Image.Image | Bands:
-    """The image in `data`: RGB, or Bands for another number of channels.
+    """Return the image in `data`: RGB, or Bands for another number of channels.
 
     Args:
-      data: a file that Pillow reads.
-      name: path or record id.
-      key: of the setting that named it, for errors.
-      least: pixels of both sides that suffice: a larger JPEG is decoded at a half, a quarter or an
-        eighth of its size, several times faster. 0 = as it is.
+      data: content of an image file.
+      name: path or record id, for errors.
+      key: setting that named it, for errors.
+      how: settings of decoding.
+      min_side: sides in pixels that are enough for the caller: a larger JPEG is decoded at a half,
+        a quarter or an eighth of its size, several times faster. 0 = full size.
 
     Raises:
-      BadImage: `data` is no readable image, or not one of so many channels or pixels.
+      BadImage: `data` is no readable image, or has another number of channels or too many pixels.
     """
     if not data:
         refuse(key, name, "empty file")
     if Image.MAX_IMAGE_PIXELS and how.max_pixels > Image.MAX_IMAGE_PIXELS:
-        # Pillow has one bound per process; it is raised and never lowered, ours is checked below.
+        # Pillow has one bound per process: it is only raised, and `how.max_pixels` checked below
         Image.MAX_IMAGE_PIXELS = how.max_pixels
     try:
         with open_image(io.BytesIO(data)) as image:
             check_head(image, how)
-            if least:
-                image.draft(None, (least, least))
+            if min_side:
+                image.draft(None, (min_side, min_side))
             if how.value_range and how.value_range[0] != how.value_range[1]:
                 color = sixteen_bit_color(data)
                 if color is not None:
@@ -252,18 +284,23 @@ def decode(
             return to_rgb(image, how.value_range) if how.channels == 3 else to_bands(image, how)
     except Image.UnidentifiedImageError:
         refuse(key, name, "unknown format")
-    except Exception as err:  # Pillow's readers raise whatever a broken file makes them trip over
+    except Exception as err:  # a broken file can make Pillow raise any exception
         refuse(key, name, err)
 
 
 def load_array(file: Any, name: str, key: str, how: Decoding) -> Bands:
-    """The image in a NumPy file, [h w c] or, for one channel, [h w].
+    """Return the image in a NumPy file of shape [h w c] or, for one channel, [h w].
 
     Args:
-      file: a local path, which is mapped and not read whole, or an open binary file.
+      file: a local path, whose file is mapped into memory and not read whole, or an open binary
+        file.
+      name: path, for errors.
+      key: setting that named it, for errors.
+      how: settings of decoding.
 
     Raises:
-      BadImage: no such array, objects, or values that no rule makes 8 bits of.
+      BadImage: the file is no array, has another shape, holds objects, or has values that
+        `to_uint8` refuses.
     """
     try:
         local = isinstance(file, str)
@@ -283,8 +320,14 @@ def load_array(file: Any, name: str, key: str, how: Decoding) -> Bands:
 
 
 def refuse(key: str, name: str, reason: Any) -> NoReturn:
-    """Raises the BadImage of a file that is no readable image."""
-    # not every message of Pillow fits into one line
+    """Raise the BadImage of a file that is no readable image, with the reason in one line.
+
+    Args:
+      key: setting that named the file; "" = none.
+      name: path or record id.
+      reason: exception or text.
+    """
+    # some messages of Pillow have several lines
     text = " ".join(str(reason).split()) or type(reason).__name__
     where = f"{key}: {shown(name)}" if key else shown(name)
     message = f"{where}: not a readable image ({text}); repair or remove this file"

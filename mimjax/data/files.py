@@ -1,6 +1,7 @@
-"""Some image files as a source: all at or below a path, without splits.
+"""Source of the image files at or below a path, without splits.
 
-For programs that look at images; `folder.py` is the source that training reads.
+It serves programs that read images with a trained encoder. The source for training, which knows
+splits and keeps a million paths in little memory, is in `folder.py`.
 """
 
 from __future__ import annotations
@@ -23,16 +24,23 @@ from mimjax.task import ConfigError
 
 @dataclasses.dataclass
 class Files(Lazy):
-    """The images below a folder, by path, or a single file of any extension.
+    """Images below a folder, sorted by path, or a single file of any extension.
 
-    The label is the number of the first folder below the path (below "train" and the like, where
-    the folders are splits), see `layout.find_classes`.
+    The label of an image is the number of the first folder below `path`; where these folders are
+    splits ("train"), the number of the first folder below its split (see `layout.find_classes`).
 
     Attributes:
-      path: local or gs://.
-      key: what named the path, for errors.
-      how: files become images.
-      notes: what is to be said of the folder: images without a class, files left out.
+      path: local or remote folder or file.
+      key: flag or setting that named the path, for errors.
+      how: settings of decoding.
+      names: paths relative to `path`, with "/" separators.
+      num_classes: number of class folders; 0 = no labels.
+      class_names: names of the class folders, sorted.
+      notes: remarks for the user about images without a class and files that were not read.
+      fingerprint: 16 hex digits over names and sizes.
+
+    Raises:
+      ConfigError: there is no such path, or no image below it.
     """
 
     path: str
@@ -52,45 +60,48 @@ class Files(Lazy):
         self.path = checked_path(self.path, self.key)
         place, others = epath.Path(self.path), Counter()
         if place.is_dir():
-            found = list_images(self.path, self.how.channels, others)
+            images = list_images(self.path, self.how.channels, others)
         elif place.exists():
             self.path, name = os.path.split(self.path)
-            found = [(name, place.stat().length)]
+            images = [(name, place.stat().length)]
         else:
             raise ConfigError(f"{self.key}: {self.path!r} is no folder and no file")
-        rest = layout.left_out(others)
-        if not found:
-            held = f"; {rest}" if rest else ""
+        unread = layout.left_out(others)
+        if not images:
+            more = f"; {unread}" if unread else ""
             raise ConfigError(
                 f"{self.key}: no image below {self.path!r}; allowed: files that end in "
-                f"{', '.join(extensions(self.how.channels))}{held}"
+                f"{', '.join(extensions(self.how.channels))}{more}"
             )
-        self.names = [name for name, _ in found]
+        self.names = [name for name, _ in images]
         self._in_splits = layout.split_layout({n.split("/")[0] for n in self.names if "/" in n})
         classes = layout.find_classes(self.names, self._class_of)
         self.class_names, self.num_classes = classes.names, len(classes.names)
-        self.notes = [note for note in (classes.note, rest) if note]
-        flat = (part for name, size in found for part in (os.fsencode(name), size))
+        self.notes = [note for note in (classes.note, unread) if note]
+        flat = (part for name, size in images for part in (os.fsencode(name), size))
         self.fingerprint = fingerprint([self.name, *flat])
 
     def __len__(self) -> int:
         return len(self.names)
 
     def relative_path(self, index: int) -> str:
+        """Return an image's path relative to `path`."""
         return self.names[index]
 
     def file(self, index: int) -> str:
-        """The whole path."""
+        """Return an image's whole path."""
         return os.path.join(self.path, self.names[index])
 
     def image(self, index: int) -> Image.Image | Bands:
+        """Return a whole image; see `sources.Source`."""
         return read_image(self.file(index), self.key, self.how)
 
     def label(self, index: int) -> int:
+        """Return an image's class, -1 = none."""
         return layout.Classes(self.class_names).number(self._class_of(self.names[index]))
 
     def _class_of(self, name: str) -> str:
-        """The folder that names the class, "" if there is none."""
+        """Return the folder that names an image's class, "" if there is none."""
         folders = name.split("/")[:-1]
         if self._in_splits:
             folders = folders[1:] if folders and layout.role(folders[0]) is not None else []

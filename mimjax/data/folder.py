@@ -1,8 +1,9 @@
-"""A folder of images as a source: any depth, with or without class sub-folders, local or gs://.
+"""Source of a folder of images for training: any depth, with or without class folders.
 
-Own code and not TFDS' `ImageFolder`, which needs TensorFlow. The listing is read once at
-construction (`index.py`) and kept as one block of bytes, so that a million paths pickle quickly;
-images are read and decoded one by one.
+The folder is local or on a store. Its files are listed once at construction (`index.py`) and the
+paths kept as one block of bytes, so that a million of them pickle quickly; images are read and
+decoded one by one. What the folders' names mean is decided in `layout.py`. TFDS' `ImageFolder` is
+not used, since it needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -38,51 +39,68 @@ from mimjax.storage.files import checked_path
 from mimjax.task import ConfigError
 from mimjax.values import Count, Rate, fit
 
-# of the formats in `decoding.FORMATS`; a browser saves JPEG as .jfif
+# suffixes of the formats in `decoding.FORMATS`; browsers save JPEG as .jfif
 JPEGS = (".jfif", ".jif", ".jpe", ".jpeg", ".jpg")
 EXTENSIONS = (".bmp", ".gif", *JPEGS, ".png", ".tif", ".tiff", ".webp")
-ARRAYS = (".npy",)  # only where channels are not three: beside photographs they hold other things
+# arrays are read only for other than three channels: beside photographs they are rarely images
+ARRAYS = (".npy",)
 SPLITS = ("auto", "none")
 
 KEY = "data.path"
-PAUSES = 0.1, 1.0  # seconds; network disks have short failures, which must not change the data
+# seconds before new attempts: a short failure of a network disk must not change the data
+PAUSES = 0.1, 1.0
+# errors after which a new attempt would fail as well
 LASTING = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
-# a file's bytes are bounded too: 32 for each pixel allowed are four channels of 64 bits
-PIXEL_BYTES, LEAST_BYTES = 32, 1 << 28
+# limit of a file's size: 32 bytes per allowed pixel (four channels of 64 bits), or 256 MiB
+PIXEL_BYTES, MIN_BYTES = 32, 1 << 28
 
 
 def is_image(name: str) -> bool:
-    """By extension; names with a leading dot are left out."""
+    """Return whether a file name has an image's suffix and no leading dot."""
     return is_file_of(name, EXTENSIONS)
 
 
 def extensions(channels: int) -> tuple[str, ...]:
-    """Of the files that are images of so many channels."""
+    """Return the suffixes of files that are read as images of so many channels."""
     return EXTENSIONS if channels == 3 else tuple(sorted((*EXTENSIONS, *ARRAYS)))
 
 
 def list_images(
     root: str, channels: int = 3, others: Counter[str] | None = None
 ) -> list[tuple[str, int]]:
-    """(path relative to `root` with "/" separators, size in bytes) of all images, sorted.
+    """Return (path, size in bytes) of all images below `root`, sorted by path.
 
     Args:
-      others: counts the files that are not listed, by ending.
+      root: local or remote folder.
+      channels: number of channels, which decides the suffixes.
+      others: receives counts of the files that are not listed, by suffix.
+
+    Returns:
+      Paths relative to `root`, with "/" separators.
     """
     files = scan(root, extensions(channels), others)
     return list(zip(files.names, files.sizes))
 
 
 def _in_test(path: str, fraction: float) -> bool:
-    """By a hash of the path, so that adding images never moves one between the splits."""
+    """Return whether the hash of a path lies in the test share.
+
+    A path has the same hash whatever other images there are, so adding images moves none of the
+    old ones between the splits.
+    """
     number = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
     return int.from_bytes(number, "big") < fraction * 2**64
 
 
 def hash_split(files: list[tuple[str, int]], split: str, fraction: float) -> list[tuple[str, int]]:
-    """The part of `files` in "train" or "test"; neither is empty while there are two files.
+    """Return the part of `files` in one split, chosen by a hash of the path.
 
-    A fraction of 0 leaves the test split empty.
+    Neither split is empty if there are two files or more, except the test split for fraction 0.
+
+    Args:
+      files: (path, size) pairs.
+      split: "train" or "test".
+      fraction: share of the test split.
     """
     test = {path for path, _ in files if _in_test(path, fraction)}
     if len(test) == len(files) and files:
@@ -93,46 +111,51 @@ def hash_split(files: list[tuple[str, int]], split: str, fraction: float) -> lis
 
 
 def names_at(root: str) -> list[str]:
-    """Names at the top of `root`, sorted, without hidden ones.
+    """Return the names of files and folders at the top of `root`, sorted, without hidden ones.
 
     Raises:
       ConfigError: the folder cannot be listed.
     """
     try:
-        found = [e.name for e in epath.Path(root).iterdir()] if "://" in root else os.listdir(root)
+        names = [e.name for e in epath.Path(root).iterdir()] if "://" in root else os.listdir(root)
     except OSError as err:
         raise ConfigError(f"data.path: cannot list {root} ({err.strerror or err})") from err
-    return sorted(name for name in found if not name.startswith("."))
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def folders_at(root: str) -> list[str]:
-    """The folders among `names_at`.
-
-    A remote store answers one question at a time slowly: what is called like an image is taken
-    for one there.
-    """
+    """Return the names of the folders at the top of `root`, sorted, without hidden ones."""
     names = names_at(root)
     if "://" in root:
+        # each request to a store is slow, so a name with an image's suffix counts as a file
         return [n for n in names if not is_image(n) and (epath.Path(root) / n).is_dir()]
     return [name for name in names if os.path.isdir(os.path.join(root, name))]
 
 
 @dataclasses.dataclass
 class Folder(Lazy):
-    """JPEG, PNG, WebP, GIF, TIFF and BMP files below `path`; NumPy arrays if not of 3 channels.
+    """JPEG, PNG, WebP, GIF, TIFF and BMP files below a folder; NumPy arrays too if not RGB.
 
-    Folders at the top of `path` with names as "train" and "val" are the splits, see
-    `layout.find_splits`; else the images below the training folder, or below `path`, are split by
-    a hash of their relative path. The label is the number of the first folder below the split's
-    root among the sorted class folders, see `layout.find_classes`.
+    Folders at the top of `path` with names like "train" and "val" are the splits (see
+    `layout.find_splits`). Without a test folder the images are split by a hash of their relative
+    path. The label of an image is the number of the first folder below the split's folder among the
+    sorted class folders (see `layout.find_classes`).
 
     Attributes:
-      path: local or gs:// folder.
-      test_fraction: share of the test split where no folders define one.
-      splits: "auto", or "none" where names as "train" are classes like others.
+      split: "train" or "test".
+      path: local or remote folder.
+      test_fraction: share of the test split if no folder defines it.
+      splits: "auto"; "none" = folders with names like "train" are classes like all others.
       channels, max_pixels, value_range: see `decoding.Decoding`.
-      index: lists the files, and shares the list with the other split; None = one of its own.
-      notes: what is to be said of the folder: splits, images without a class, files left out.
+      index: listing of the files, shared with the other split; None = the files are listed anew.
+      num_classes: number of class folders; 0 = no labels.
+      class_names: names of the class folders, sorted.
+      notes: remarks for the user about splits, images without a class and files not read.
+      how: settings of decoding.
+      fingerprint: 16 hex digits over names, sizes, classes and decoding.
+
+    Raises:
+      ConfigError: there is no such folder, no image in the split, or the splits are ambiguous.
     """
 
     split: str
@@ -164,63 +187,74 @@ class Folder(Lazy):
             raise ConfigError(f"data.path: {self.path!r} is no folder; allowed: a folder of images")
         roots, by_hash = self._find_roots()
         self._root = roots[-1 if self.split == "test" else 0]
-        index, endings = index or Index(), extensions(self.channels)
-        found = index.files(self._root, endings)
-        others = layout.left_out(index.left_out(self._root, endings))
-        files = list(zip(found.names, found.sizes))
-        self._find_classes(found.names, roots)
-        self.notes += [others] * bool(others)
-        num_found = len(files)
+        index, suffixes = index or Index(), extensions(self.channels)
+        listing = index.files(self._root, suffixes)
+        unread = layout.left_out(index.left_out(self._root, suffixes))
+        files = list(zip(listing.names, listing.sizes))
+        self._find_classes(listing.names, roots)
+        self.notes += [unread] * bool(unread)
+        total = len(files)
         if by_hash:
             files = hash_split(files, self.split, self.test_fraction)
         if not files:
-            where = f" ({num_found} in all splits)" if num_found else ""
-            held = f"; {others}" if others and not num_found else ""
+            where = f" ({total} in all splits)" if total else ""
+            more = f"; {unread}" if unread and not total else ""
             raise ConfigError(
                 f"data.path: found no image for split {self.split!r} below {self._root!r}{where}; "
-                f"allowed: files that end in {', '.join(endings)}{held}"
+                f"allowed: files that end in {', '.join(suffixes)}{more}"
             )
         self._keep(files)
 
     def _find_roots(self) -> tuple[list[str], bool]:
-        """The folders of the train and test split, and whether one folder is split by hash."""
-        base, names, endings = epath.Path(self.path), names_at(self.path), extensions(self.channels)
+        """Return the folders of the splits (train, test), and whether one folder is split by hash.
+
+        With a split by hash there is one folder for both splits.
+        """
+        base, suffixes = epath.Path(self.path), extensions(self.channels)
+        names = names_at(self.path)
         named = [name for name in names if layout.role(name) is not None]
         if self.splits == "none" or not any((base / name).is_dir() for name in named):
             return [self.path], True
         folders = folders_at(self.path)
-        stray = [n for n in names if is_file_of(n, endings) and n not in folders]
+        stray = [n for n in names if is_file_of(n, suffixes) and n not in folders]
         below = lambda name: os.fspath(base / name)
-        holds = lambda name: holds_image(below(name), endings)
-        found = layout.find_splits(self.path, folders, stray, holds)
-        self.notes += [found.note] * bool(found.note)
-        train = below(found.train) if found.train else self.path
-        return ([train], True) if found.test is None else ([train, below(found.test)], False)
+        holds = lambda name: holds_image(below(name), suffixes)
+        splits = layout.find_splits(self.path, folders, stray, holds)
+        self.notes += [splits.note] * bool(splits.note)
+        train = below(splits.train) if splits.train else self.path
+        return ([train], True) if splits.test is None else ([train, below(splits.test)], False)
 
     def _find_classes(self, names: list[str], roots: list[str]) -> None:
-        """All folders at the top of both trees are classes, so that both number them alike."""
-        found = layout.find_classes(names, _first_folder)
-        self.notes += [found.note] * bool(found.note)
-        if not found.names:
+        """Set the classes: all folders at the top of both splits, so that both number them alike.
+
+        Args:
+          names: images of this split.
+          roots: folders of the splits.
+        """
+        classes = layout.find_classes(names, _first_folder)
+        self.notes += [classes.note] * bool(classes.note)
+        if not classes.names:
             return
         folders = {name for root in roots for name in folders_at(root)}
-        self.class_names = sorted(folders.union(found.names))
+        self.class_names = sorted(folders.union(classes.names))
         self.num_classes = len(self.class_names)
-        held = set(found.names)
-        empty = [n for n in self.class_names if n not in held and not self._holds_image(n, roots)]
+        used = set(classes.names)
+        empty = [n for n in self.class_names if n not in used and not self._holds_image(n, roots)]
         if empty:
             self.notes.append(f"class folders without an image: {layout.listed(empty)}")
 
     def _holds_image(self, name: str, roots: list[str]) -> bool:
-        endings, places = extensions(self.channels), [epath.Path(root) / name for root in roots]
-        return any(p.is_dir() and holds_image(os.fspath(p), endings) for p in places)
+        """Return whether a class folder has an image in any split."""
+        suffixes, places = extensions(self.channels), [epath.Path(root) / name for root in roots]
+        return any(p.is_dir() and holds_image(os.fspath(p), suffixes) for p in places)
 
     def _keep(self, files: list[tuple[str, int]]) -> None:
+        """Store the paths of (path, size) pairs as one block of bytes, and set the fingerprint."""
         names = [os.fsencode(path) for path, _ in files]
         self._names = b"".join(names)
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         flat = (part for path, size in files for part in (os.fsencode(path), size))
-        # what is not the default changes pixels; the default's fingerprints stay those of old runs
+        # the default decoding is left out, so that fingerprints of older runs stay valid
         how = [] if self.how == Decoding() else [self.how.signature]
         names = map(os.fsencode, self.class_names)
         self.fingerprint = fingerprint([self.name, self.split, *names, *flat, *how])
@@ -229,62 +263,74 @@ class Folder(Lazy):
         return len(self._ends)
 
     def relative_path(self, index: int) -> str:
-        """The path below the split's root, with "/" separators."""
+        """Return an image's path relative to the split's folder, with "/" separators."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         start = self._ends[index - 1] if index else 0
         return os.fsdecode(self._names[start : self._ends[index]])
 
     def image(self, index: int) -> Image.Image | Bands:
+        """Return a whole image; see `sources.Source`."""
         return read_image(self.file(index), KEY, self.how)
 
     def label(self, index: int) -> int:
+        """Return an image's class, -1 = none."""
         folder = _first_folder(self.relative_path(index))
         return layout.Classes(self.class_names).number(folder)
 
     def file(self, index: int) -> str:
-        """The whole path."""
+        """Return an image's whole path."""
         return os.path.join(self._root, self.relative_path(index))
 
 
 def _first_folder(path: str) -> str:
-    """Of a relative path; "" if there is none."""
+    """Return the first folder of a relative path, "" if there is none."""
     folder, slash, _ = path.partition("/")
     return folder if slash else ""
 
 
 def read_image(path: str, key: str, how: Decoding) -> Image.Image | Bands:
-    """The image in a local or remote file.
+    """Return the image in a local or remote file.
+
+    Args:
+      path: the file.
+      key: setting that named it, for errors.
+      how: settings of decoding.
 
     Raises:
-      BadImage: it cannot be read or decoded.
+      BadImage: the file cannot be read or decoded.
     """
-    most = max(PIXEL_BYTES * how.max_pixels, LEAST_BYTES)
+    max_bytes = max(PIXEL_BYTES * how.max_pixels, MIN_BYTES)
     if not is_file_of(os.path.basename(path), ARRAYS):
-        return decode(read_bytes(path, key, most), path, key, how)
-    remote = "://" in path  # a local one is mapped: of a mistaken giant only the head is read
+        return decode(read_bytes(path, key, max_bytes), path, key, how)
+    remote = "://" in path
+    # a local array is mapped, so that only the header of one that is too large is read
     return load_array(io.BytesIO(read_bytes(path, key)) if remote else path, path, key, how)
 
 
-def read_bytes(path: str, key: str = KEY, most: int = PIXEL_BYTES * MAX_PIXELS) -> bytes:
-    """The content of a local or remote file; `key` is what named it, for errors.
+def read_bytes(path: str, key: str = KEY, max_bytes: int = PIXEL_BYTES * MAX_PIXELS) -> bytes:
+    """Return the content of a local or remote file.
+
+    A failed read is repeated after each of PAUSES, unless the error is one of LASTING.
 
     Args:
-      most: bytes of a local file; a larger one is not read.
+      path: the file.
+      key: setting that named it, for errors.
+      max_bytes: largest allowed size of a local file.
 
     Raises:
-      BadImage: it cannot be read; tried again after PAUSES unless the reason is lasting.
+      BadImage: the file cannot be read, is too large, or is not a regular file.
     """
     for pause in (*PAUSES, None):
         try:
             if "://" in path:
                 return epath.Path(path).read_bytes()
             with open(path, "rb", opener=_open_at_once) as file:
-                found = os.fstat(file.fileno())
-                if not stat.S_ISREG(found.st_mode):
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
                     refuse(key, path, "no regular file")
-                if found.st_size > most:
-                    refuse(key, path, f"{found.st_size:,} bytes; data.max_pixels allows {most:,}")
+                if (size := status.st_size) > max_bytes:
+                    refuse(key, path, f"{size:,} bytes; data.max_pixels allows {max_bytes:,}")
                 return file.read()
         except OSError as err:
             if pause is None or err.errno in LASTING:
@@ -292,9 +338,9 @@ def read_bytes(path: str, key: str = KEY, most: int = PIXEL_BYTES * MAX_PIXELS) 
                 message = f"{key}: cannot read {shown(path)} ({reason})"
                 raise BadImage(message, path, f"cannot read: {reason}") from err
             time.sleep(pause)
-    raise AssertionError  # the last pass returns or raises
+    raise AssertionError  # the last attempt returns or raises
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Opens without waiting for somebody to write into a pipe."""
+    """Open a file without blocking, as the opening of a pipe without a writer would."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,6 +1,7 @@
-"""Images that a caller hands over, arrays, Pillow images or paths, as the views of a model.
+"""Views of images that a caller passes: arrays, Pillow images or paths of files.
 
-Crops are the evaluators'. Unlike a source, a reader refuses the first image that it cannot read.
+It is the input of `mimjax.load(...)` and not a source: nothing is shuffled or batched, images are
+cropped as for evaluation, and the first image that cannot be read is an error.
 """
 
 from __future__ import annotations
@@ -27,41 +28,51 @@ Images = np.ndarray | Sequence[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Reads images; `augment.eval_crop` is used, and `how.channels` are expected."""
+    """Reader of images that a caller passes.
+
+    Attributes:
+      augment: its `eval_crop` is used.
+      how: settings of decoding; images must have `how.channels` channels.
+    """
 
     augment: Augment = Augment()
     how: Decoding = Decoding()
 
     def __call__(self, images: Images, views: dict[str, View]) -> dict[str, np.ndarray]:
-        """Every view of the images, uint8 [b h w c]; arrays of a view's size pass as they are.
+        """Return every view of b images, {name: uint8 [b h w c]}.
+
+        Args:
+          images: an array uint8 [b h w c], or a sequence of arrays [h w c], Pillow images or paths.
+          views: {name: size and filter}. An array whose images have the size of every view is
+            returned unchanged.
 
         Raises:
-          ConfigError: no image, or one that cannot be read.
+          ConfigError: there is no image, or one cannot be read.
         """
         channels = self.how.channels
-        whole = isinstance(images, np.ndarray) or hasattr(images, "__array__")
-        found: Any = np.asarray(images) if whole else list(images)
-        if whole and (found.dtype != np.uint8 or found.ndim != 4 or found.shape[3] != channels):
+        is_array = isinstance(images, np.ndarray) or hasattr(images, "__array__")
+        batch: Any = np.asarray(images) if is_array else list(images)
+        if is_array and (batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != channels):
             raise ConfigError(
-                f"images: {found.dtype} {list(found.shape)}; allowed: uint8 [b h w {channels}], or "
+                f"images: {batch.dtype} {list(batch.shape)}; allowed: uint8 [b h w {channels}], or "
                 "a list of arrays, Pillow images or paths"
             )
-        if not len(found):
+        if not len(batch):
             raise ConfigError("images: none; allowed: one or more")
-        if whole and all(view.size == found.shape[1:3] for view in views.values()):
-            same: dict[str, Any] = dict.fromkeys(views, found)
+        if is_array and all(view.size == batch.shape[1:3] for view in views.values()):
+            same: dict[str, Any] = dict.fromkeys(views, batch)
             return same
-        self._warn(found)
-        rng = np.random.default_rng(0)  # nothing is drawn
+        self._warn(batch)
+        unused = np.random.default_rng(0)  # a center crop draws no random numbers
         out: dict[str, list[np.ndarray]] = {name: [] for name in views}
-        for number, image in enumerate(found):
-            crops = self.augment(self.open(image, number), views, rng, train=False)
+        for number, image in enumerate(batch):
+            crops = self.augment(self.open(image, number), views, unused, train=False)
             for name, x in crops.items():
                 out[name].append(x)
         return {name: np.stack(x) for name, x in out.items()}
 
     def _warn(self, images: Any) -> None:
-        """Warns of values beyond 8 bits that do not fill the range that is read."""
+        """Warn of values beyond 8 bits that do not fill the range that is read."""
         sample = []
         for image in images[: values.SAMPLE]:
             if isinstance(image, str | os.PathLike):
@@ -73,11 +84,19 @@ class Reader:
             warnings.warn(text, stacklevel=4)
 
     def open(self, image: Any, number: int) -> Image.Image | Bands:
-        """One image of an array [h w c], a Pillow image or a path."""
+        """Return one decoded image: RGB, or Bands for another number of channels.
+
+        Args:
+          image: an array uint8 [h w c], a Pillow image or the path of a file.
+          number: its position among the images, for errors.
+
+        Raises:
+          ConfigError: the image cannot be read or has another number of channels.
+        """
         channels = self.how.channels
         if isinstance(image, str | os.PathLike):
             path = os.path.expanduser(os.fspath(image))
-            if os.path.isdir(path):  # whose first image would be one of many
+            if os.path.isdir(path):  # `Files` would read the folder's first image
                 raise ConfigError(f"images: number {number}, {path}, is a folder; allowed: files")
             return Files(path, key="images", how=self.how).image(0)
         if isinstance(image, Image.Image):
@@ -89,9 +108,9 @@ class Reader:
                 raise ConfigError(f"images: number {number}: {error}") from None
         x = np.asarray(image)
         if x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != channels:
-            found = f"{x.dtype} {list(x.shape)}"
             raise ConfigError(
-                f"images: number {number} is {found}; allowed: uint8 [h w {channels}]"
+                f"images: number {number} is {x.dtype} {list(x.shape)}; "
+                f"allowed: uint8 [h w {channels}]"
             )
         if channels == 3:
             return Image.fromarray(x)

@@ -1,9 +1,10 @@
-"""The files of a data set: listing them, keeping the list, and telling two lists apart.
+"""Index of the files of a data set: listing them, storing the list, and comparing two lists.
 
-Every start lists all files again and looks at the size and time of each, by many threads, since a
-network disk answers one question at a time slowly. A kept index (`data_index.npz` in the workdir)
-serves to say what changed; it replaces the listing only where `data.trust_index` says so, for no
-cheaper check finds a file that was overwritten in place (its folder's time stays).
+Every start of a run lists all files and their sizes and times, by many threads, since a network
+disk answers a single request slowly. The stored index (`data_index.npz` in the workdir) is compared
+with the new one, so that changes of the data are reported. It replaces the listing only with
+`data.trust_index`: a cheaper check would miss a file that was overwritten in place, since the time
+of its folder does not change. No file is opened here.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ from etils import epath
 from mimjax import stopping
 from mimjax.task import ConfigError
 
-THREADS, CHUNK = 32, 512  # of one listing; local files per task
+THREADS, CHUNK = 32, 512  # threads of one listing, and local files per task of a thread
 INDEX_FILE = "data_index.npz"  # in the workdir
-OURS = {"prepare.json"}  # what programs of this project leave beside images
-LONGEST = 10  # letters of what is called an ending
-Fact = tuple[int, int]  # size and time
+OURS = {"prepare.json"}  # files that programs of mimjax write beside images
+MAX_SUFFIX = 10  # characters; a longer suffix is probably part of the name
+Fact = tuple[int, int]  # size in bytes and time in ns
 
 
 class Listing(NamedTuple):
     """Files below a root, sorted by name.
 
     Attributes:
-      names: relative to the root, with "/" separators; bytes that are no UTF-8 as surrogates.
-      sizes: in bytes; 0 where a link leads nowhere.
-      times: of the last change of the content in ns; 0 = unknown.
+      names: paths relative to the root, with "/" separators; bytes that are not UTF-8 are
+        surrogates.
+      sizes: sizes in bytes; 0 for a broken link.
+      times: times of the last change of the content in ns; 0 = unknown.
     """
 
     names: list[str]
@@ -43,81 +45,98 @@ class Listing(NamedTuple):
     times: list[int]
 
 
-def is_file_of(name: str, endings: Sequence[str]) -> bool:
-    """By extension; names with a leading dot are left out (macOS writes ._copies)."""
-    return name.lower().endswith(tuple(endings)) and not name.startswith(".")
+def is_file_of(name: str, suffixes: Sequence[str]) -> bool:
+    """Return whether a file name has one of the suffixes (in any case) and no leading dot.
+
+    macOS leaves a file "._a.jpg" beside each "a.jpg" on foreign disks.
+    """
+    return name.lower().endswith(tuple(suffixes)) and not name.startswith(".")
 
 
-def scan(root: str, endings: Sequence[str], others: Counter[str] | None = None) -> Listing:
-    """All files below `root` with one of the extensions.
+def scan(root: str, suffixes: Sequence[str], others: Counter[str] | None = None) -> Listing:
+    """Return all files below `root` with one of the suffixes.
 
-    Follows links to folders (a data set is often a tree of links), each real folder once. A link
-    that leads nowhere is listed: reading it will fail, and that is not to be passed over.
+    Links to folders are followed (a data set is often a tree of links), each real folder once. A
+    broken link is listed too, so that reading it reports the error.
 
     Args:
-      others: counts the files of other endings, see `note_other`.
+      root: local or remote folder.
+      suffixes: allowed ends of file names, lower case: ".jpg".
+      others: receives counts of the other files, see `note_other`.
 
     Raises:
       ConfigError: a folder cannot be listed.
     """
     others = Counter() if others is None else others
     if "://" in root:
-        return scan_remote(epath.Path(root), endings, others)
+        return scan_remote(epath.Path(root), suffixes, others)
     try:
-        found = list(_walk_local(root, "", endings, set(), others))
+        entries = list(_walk_local(root, "", suffixes, set(), others))
     except OSError as err:
         raise ConfigError(
             f"data.path: cannot list {err.filename or root} ({err.strerror or err})"
         ) from err
-    return _sorted(found, _stat_local, CHUNK)
+    return _sorted(entries, _stat_local, CHUNK)
 
 
 def scan_remote(
-    root: epath.Path, endings: Sequence[str], others: Counter[str] | None = None
+    root: epath.Path, suffixes: Sequence[str], others: Counter[str] | None = None
 ) -> Listing:
-    """As `scan` lists a remote folder; it works on local ones too."""
+    """Return what `scan` returns for a remote folder; local folders work too, as in tests."""
     others = Counter() if others is None else others
-    return _sorted(list(_walk_remote(root, "", endings, others)), _stat_remote, 1)
+    return _sorted(list(_walk_remote(root, "", suffixes, others)), _stat_remote, 1)
 
 
-def holds_image(root: str, endings: Sequence[str]) -> bool:
-    """Whether there is a file below `root` that `scan` would list; the first one ends the search.
+def holds_image(root: str, suffixes: Sequence[str]) -> bool:
+    """Return whether `scan` would list a file below `root`; the search ends at the first one.
 
     Raises:
       ConfigError: a folder cannot be listed.
     """
-    remote, none = "://" in root, Counter()
+    remote, ignored = "://" in root, Counter()
     try:
-        found = (
-            _walk_remote(epath.Path(root), "", endings, none)
+        entries = (
+            _walk_remote(epath.Path(root), "", suffixes, ignored)
             if remote
-            else _walk_local(root, "", endings, set(), none)
+            else _walk_local(root, "", suffixes, set(), ignored)
         )
-        return next(iter(found), None) is not None
+        return next(iter(entries), None) is not None
     except OSError as err:
         raise ConfigError(
             f"data.path: cannot list {err.filename or root} ({err.strerror or err})"
         ) from err
 
 
-def note_other(name: str, endings: Sequence[str], others: Counter[str]) -> None:
-    """Counts a file that is not listed: by its ending, or as hidden if that is an image's.
+def note_other(name: str, suffixes: Sequence[str], others: Counter[str]) -> None:
+    """Count a file that is not listed, by its suffix.
 
-    Files that systems leave in every folder ("._a.jpg", ".DS_Store") count for nothing.
+    A file with a leading dot counts as "hidden" if its suffix is one of `suffixes`. Files that
+    operating systems leave in every folder ("._a.jpg", ".DS_Store") and mimjax's own are ignored.
+
+    Args:
+      name: file name without its folder.
+      suffixes: those of the listed files.
+      others: counts by suffix, which are increased.
     """
     if name.startswith("."):
-        if name.lower().endswith(tuple(endings)) and not name.startswith("._"):
+        if name.lower().endswith(tuple(suffixes)) and not name.startswith("._"):
             others["hidden"] += 1
     elif name not in OURS:
-        ending = os.path.splitext(name)[1].lower()
-        short = 1 < len(ending) <= LONGEST and ending[1:].isalnum()
-        others[ending if short else "without an ending"] += 1
+        suffix = os.path.splitext(name)[1].lower()
+        short = 1 < len(suffix) <= MAX_SUFFIX and suffix[1:].isalnum()
+        others[suffix if short else "without an ending"] += 1
 
 
-def _sorted(found: list[tuple[str, Any]], stat: Callable[[Any], Fact], chunk: int) -> Listing:
-    """Looks at all files; `chunk` = how many one thread takes at a time."""
-    found.sort(key=lambda item: item[0])
-    chunks = [found[i : i + chunk] for i in range(0, len(found), chunk)]
+def _sorted(entries: list[tuple[str, Any]], stat: Callable[[Any], Fact], chunk: int) -> Listing:
+    """Return the listing of (name, entry) pairs.
+
+    Args:
+      entries: pairs in any order; sorted in place.
+      stat: size and time of an entry.
+      chunk: number of files per task of a thread.
+    """
+    entries.sort(key=lambda item: item[0])
+    chunks = [entries[i : i + chunk] for i in range(0, len(entries), chunk)]
 
     def job(part: list[tuple[str, Any]]) -> list[Fact]:
         stopping.check()
@@ -129,24 +148,26 @@ def _sorted(found: list[tuple[str, Any]], stat: Callable[[Any], Fact], chunk: in
     else:
         parts = [job(part) for part in chunks]
     facts = [fact for part in parts for fact in part]
-    return Listing([n for n, _ in found], [s for s, _ in facts], [t for _, t in facts])
+    return Listing([n for n, _ in entries], [s for s, _ in facts], [t for _, t in facts])
 
 
 def _stat_local(entry: os.DirEntry) -> Fact:
+    """Return size and time of a local file, (0, 0) for a broken link."""
     try:
-        found = entry.stat()
-    except OSError:  # a link that leads nowhere
+        status = entry.stat()
+    except OSError:
         return 0, 0
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def _stat_remote(entry: epath.Path) -> Fact:
-    found = entry.stat()
-    return found.length, int(found.mtime or 0) * 10**9
+    """Return size and time of a file on a store; its time has whole seconds."""
+    status = entry.stat()
+    return status.length, int(status.mtime or 0) * 10**9
 
 
 def _is(test: Callable[[], bool]) -> bool:
-    """What an entry is; False for a link in a circle or into a closed folder."""
+    """Return `test()`, or False for a circular link or one into a folder without permission."""
     try:
         return test()
     except OSError:
@@ -154,10 +175,17 @@ def _is(test: Callable[[], bool]) -> bool:
 
 
 def _walk_local(
-    root: str, below: str, endings: Sequence[str], seen: set[str], others: Counter[str]
+    root: str, below: str, suffixes: Sequence[str], seen: set[str], others: Counter[str]
 ) -> Iterator[tuple[str, os.DirEntry]]:
+    """Yield (relative path, entry) of the files with one of the suffixes, in any order.
+
+    Args:
+      root: folder of the data set.
+      below: folder to list, relative to `root`.
+      seen: real paths of listed folders; a link back to a parent would never end.
+    """
     real = os.path.realpath(os.path.join(root, below))
-    if real in seen:  # a link back to a parent would never end
+    if real in seen:
         return
     seen.add(real)
     stopping.check()
@@ -166,9 +194,9 @@ def _walk_local(
             path = f"{below}/{entry.name}" if below else entry.name
             if _is(entry.is_dir):
                 if not entry.name.startswith("."):
-                    yield from _walk_local(root, path, endings, seen, others)
-            elif not is_file_of(entry.name, endings):
-                note_other(entry.name, endings, others)
+                    yield from _walk_local(root, path, suffixes, seen, others)
+            elif not is_file_of(entry.name, suffixes):
+                note_other(entry.name, suffixes, others)
             elif _is(entry.is_file) or not os.path.exists(entry.path):
                 yield path, entry
             else:
@@ -176,47 +204,50 @@ def _walk_local(
 
 
 def _walk_remote(
-    folder: epath.Path, below: str, endings: Sequence[str], others: Counter[str]
+    folder: epath.Path, below: str, suffixes: Sequence[str], others: Counter[str]
 ) -> Iterator[tuple[str, epath.Path]]:
+    """Yield (path relative to the root, entry) as `_walk_local` does, for a remote folder."""
     for entry in folder.iterdir():
         path = f"{below}/{entry.name}" if below else entry.name
-        if is_file_of(entry.name, endings):
+        # a name with a suffix counts as a file without asking the store
+        if is_file_of(entry.name, suffixes):
             yield path, entry
         elif entry.name.startswith(".") or not entry.is_dir():
-            note_other(entry.name, endings, others)
+            note_other(entry.name, suffixes, others)
         else:
-            yield from _walk_remote(entry, path, endings, others)
+            yield from _walk_remote(entry, path, suffixes, others)
 
 
 class Index:
-    """Listings by root, each made once and then shared by the splits below it.
+    """Listings by root, each made once and shared by the splits.
 
     Attributes:
-      listings: (root, extensions) -> its files.
-      others: counts the files that are not listed, by the same keys; nothing where a kept list
-        was trusted.
+      listings: {(root, suffixes): files}.
+      others: {(root, suffixes): counts of the files that are not listed}; no entry where a stored
+        list was trusted.
     """
 
     def __init__(self, known: Index | None = None):
-        """`known`: an index to be trusted where it has the root."""
+        """Make an index that trusts the listings of `known` and makes all others itself."""
         self.listings: dict[tuple[str, tuple[str, ...]], Listing] = {}
         self.others: dict[tuple[str, tuple[str, ...]], Counter[str]] = {}
         if known is not None:
             self.listings.update(known.listings)
 
-    def files(self, root: str, endings: Sequence[str]) -> Listing:
-        key = root, tuple(endings)
+    def files(self, root: str, suffixes: Sequence[str]) -> Listing:
+        """Return the files below a root, see `scan`."""
+        key = root, tuple(suffixes)
         if key not in self.listings:
-            self.listings[key] = scan(root, endings, self.others.setdefault(key, Counter()))
+            self.listings[key] = scan(root, suffixes, self.others.setdefault(key, Counter()))
         return self.listings[key]
 
-    def left_out(self, root: str, endings: Sequence[str]) -> Counter[str]:
-        """Files below a root that are not listed, by ending."""
-        return self.others.get((root, tuple(endings)), Counter())
+    def left_out(self, root: str, suffixes: Sequence[str]) -> Counter[str]:
+        """Return counts of the files below a root that are not listed, by suffix."""
+        return self.others.get((root, tuple(suffixes)), Counter())
 
     def to_bytes(self) -> bytes:
-        """A NumPy archive without pickled objects."""
-        keys = [[root, list(endings)] for root, endings in self.listings]
+        """Return the index as a NumPy archive without pickled objects."""
+        keys = [[root, list(suffixes)] for root, suffixes in self.listings]
         arrays = {"keys": _text(json.dumps(keys))}
         for number, files in enumerate(self.listings.values()):
             names = [os.fsencode(name) for name in files.names]
@@ -230,25 +261,29 @@ class Index:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Index | None:
-        """What `to_bytes` gave; None if it cannot be read: then all is listed anew."""
+        """Return the index that `to_bytes` stored; None if it cannot be read."""
         out = cls()
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                for number, (root, endings) in enumerate(json.loads(bytes(arrays["keys"]))):
+                for number, (root, suffixes) in enumerate(json.loads(bytes(arrays["keys"]))):
                     blob, start, names = bytes(arrays[f"names_{number}"]), 0, []
                     for end in arrays[f"ends_{number}"].tolist():
                         names.append(os.fsdecode(blob[start:end]))
                         start = end
                     facts = (arrays[f"{k}_{number}"].tolist() for k in ("sizes", "times"))
-                    out.listings[root, tuple(endings)] = Listing(names, *facts)
-        except Exception:  # zipfile, json and numpy each have their own errors for half a file
+                    out.listings[root, tuple(suffixes)] = Listing(names, *facts)
+        except Exception:  # zipfile, json and numpy raise different errors for a damaged file
             return None
         return out
 
     def changes(self, old: Index) -> str:
-        """What differs in the roots that both know, as a phrase; "" = nothing."""
+        """Return the differences from an older index in words; "" = none.
+
+        Only roots in both indexes are compared.
+        """
         kinds: dict[str, list[str]] = {}
-        roots = {root: files for (root, _), files in old.listings.items()}  # with other endings
+        # an older version may have listed fewer suffixes of the same root
+        roots = {root: files for (root, _), files in old.listings.items()}
         for key, files in self.listings.items():
             before = old.listings.get(key, roots.get(key[0]))
             if before is not None and files != before:
@@ -258,6 +293,7 @@ class Index:
 
 
 def _compare(old: Listing, new: Listing) -> dict[str, list[str]]:
+    """Return {kind of change in words: names of files}."""
     before = {n: (s, t) for n, s, t in zip(*old)}
     after = {n: (s, t) for n, s, t in zip(*new)}
     both = [n for n in new.names if n in before]
@@ -277,6 +313,6 @@ def _text(text: str) -> np.ndarray:
 
 
 def shown(path: str) -> str:
-    """A path that any screen and one line can hold."""
+    """Return a path for messages: one line, with all characters that cannot be printed escaped."""
     text = path.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

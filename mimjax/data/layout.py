@@ -1,8 +1,9 @@
-"""What the folders of a data set mean: splits, classes, and what is left out. Reads no file.
+"""Meaning of a data set's folders: splits, classes, and images that are not read.
 
-Names of splits are those that Hugging Face's `datasets` knows for a folder of images, in any case,
-also with a year or a word behind them ("train2017", "test_set"). What could mean two things is an
-error, and what is left out is said: `Folder` and `Files` show the notes made here.
+The names of splits are those of Hugging Face's `datasets` for folders of images, in any case, also
+followed by a year or a word ("train2017", "test_set"). Names that can mean two things are an error.
+Notes for the user say which folders were taken for splits and what is not read; `Folder` and
+`Files` pass them on. No file is opened here.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ HELD_OUT = (
     ("val", "valid", "validation", "dev"),
     ("test", "testing", "eval", "evaluation"),
 )
-BEHIND = re.compile(r"[-_ ]?((19|20)\d\d|set|data|images)$")
-NAMED = 10  # images or folders that a note names
+BEHIND = re.compile(r"[-_ ]?((19|20)\d\d|set|data|images)$")  # what may follow a split's name
+NAMED = 10  # number of images or folders that a note names
 
 
 class Splits(NamedTuple):
-    """Folders below the path of a data set.
+    """Folders of the splits, relative to the path of a data set.
 
     Attributes:
-      train: of the training images; "" = the path itself.
-      test: of the test images; None = a part of the training images.
-      note: says which is which; "" for a folder without splits.
+      train: folder of the training images; "" = the path itself.
+      test: folder of the test images; None = a part of the training images is the test split.
+      note: remark for the user that names the folders; "" for a data set without split folders.
     """
 
     train: str = ""
@@ -41,7 +42,7 @@ class Splits(NamedTuple):
 
 
 def role(name: str) -> int | None:
-    """What a folder's name says: 0 = training, 1 = validation, 2 = test images; None = nothing."""
+    """Return the split that a folder's name means: 0 = train, 1 = validation, 2 = test; or None."""
     plain = name.lower()
     for text in (plain, BEHIND.sub("", plain)):
         for number, names in enumerate((TRAIN, *HELD_OUT)):
@@ -53,28 +54,30 @@ def role(name: str) -> int | None:
 def find_splits(
     path: str, folders: Sequence[str], stray: Sequence[str], holds: Callable[[str], bool]
 ) -> Splits:
-    """The splits among the folders at the top of `path`.
+    """Return the splits among the folders at the top of `path`.
 
     Args:
-      stray: images that lie beside these folders.
-      holds: whether there is an image in a folder; asked only where it decides.
+      path: folder of the data set, for messages.
+      folders: names of the folders in it.
+      stray: names of images beside these folders.
+      holds: whether a folder has an image; called only where the answer matters.
 
     Raises:
       ConfigError: the names can mean two things.
     """
-    found: list[list[str]] = [[], [], []]
+    by_role: list[list[str]] = [[], [], []]
     others = []
     for name in sorted(folders):
         number = role(name)
-        (others if number is None else found[number]).append(name)
-    train, *held_out = found
+        (others if number is None else by_role[number]).append(name)
+    train, *held_out = by_role
     where = f"data.path: {shown(path)} holds"
     if not train:
-        held = [name for names in held_out for name in names if holds(name)]
-        if held:
+        tests = [name for names in held_out for name in names if holds(name)]
+        if tests:
             raise ConfigError(
-                f"{where} {listed(held)} and no folder of training images; allowed: the path of "
-                f"one folder ({shown(path)}/{shown(held[0])}), a folder 'train' beside it, or "
+                f"{where} {listed(tests)} and no folder of training images; allowed: the path of "
+                f"one folder ({shown(path)}/{shown(tests[0])}), a folder 'train' beside it, or "
                 "data.splits=none (all images are one set)"
             )
         return Splits()
@@ -102,35 +105,35 @@ def find_splits(
 
 
 class Classes(NamedTuple):
-    """The class of each image, by its folder.
+    """Classes of a data set, which are folders.
 
     Attributes:
-      names: sorted; empty where there are no classes.
-      note: names the images without a class; "" if there is none.
+      names: names of the class folders, sorted; empty = no classes.
+      note: remark for the user that names the images without a class; "" if there are none.
     """
 
     names: list[str]
     note: str = ""
 
     def number(self, name: str) -> int:
-        """Of a class in `names`; -1 for another."""
+        """Return the position of a class in `names`; -1 for another name."""
         place = bisect.bisect_left(self.names, name)
         return place if self.names[place : place + 1] == [name] else -1
 
 
 def find_classes(images: Sequence[str], class_of: Callable[[str], str]) -> Classes:
-    """Folders are classes where more images lie in one than beside them.
+    """Return the classes: folders are classes if more images lie in them than beside them.
 
-    An image beside them has no class (label -1), and does not take it from the others.
+    An image beside them has no class (label -1); the others keep theirs.
 
     Args:
-      images: paths.
-      class_of: the folder that names an image's class, "" if there is none.
+      images: relative paths.
+      class_of: returns the folder that names an image's class, "" if there is none.
     """
-    found = [class_of(image) for image in images]
-    outside = [image for image, name in zip(images, found) if not name]
+    folders = [class_of(image) for image in images]
+    outside = [image for image, name in zip(images, folders) if not name]
     inside = len(images) - len(outside)
-    names = sorted({name for name in found if name})
+    names = sorted({name for name in folders if name})
     if not outside or not inside:
         return Classes(names)
     lie = f"{count(len(outside), 'image lies', 'images lie')} in no class folder"
@@ -140,13 +143,21 @@ def find_classes(images: Sequence[str], class_of: Callable[[str], str]) -> Class
 
 
 def split_layout(folders: Iterable[str]) -> bool:
-    """Whether folders at the top are splits and not classes, for a program that reads all."""
-    found = {role(name) for name in folders}
-    return bool(found) and (None not in found or (0 in found and len(found - {None}) > 1))
+    """Return whether folders at the top are splits and not classes.
+
+    For programs that read all images (`Files`): either every folder is named like a split, or there
+    are training images and another split.
+    """
+    roles = {role(name) for name in folders}
+    return bool(roles) and (None not in roles or (0 in roles and len(roles - {None}) > 1))
 
 
 def left_out(others: Counter[str]) -> str:
-    """A note that counts the files that were not taken for images; "" if there is none."""
+    """Return a note that counts the files that were not taken for images; "" if there are none.
+
+    Args:
+      others: counts by suffix, see `index.note_other`.
+    """
     words = ", ".join(f"{number:,} {kind}" for kind, number in others.most_common(NAMED))
     rest = sum(number for _, number in others.most_common()[NAMED:])
     more = f", {rest:,} others" if rest else ""
@@ -154,7 +165,7 @@ def left_out(others: Counter[str]) -> str:
 
 
 def count(number: int, one: str, many: str = "") -> str:
-    """A number with its noun: "1 image", "2,000 images"."""
+    """Return a number with its noun: "1 image", "2,000 images"; `many` = plural, "" = with an s."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
@@ -163,6 +174,6 @@ def _have(number: int) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Some names in quotation marks, and how many more there are."""
+    """Return the first NAMED names in quotation marks, and the number of the others."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return ", ".join(f"'{shown(name)}'" for name in names[:NAMED]) + more

@@ -1,9 +1,9 @@
-"""The batch of a step as a pure function of (seed, step, data).
+"""Batches for training and evaluation, as pure functions of (seed, step, data).
 
-No iterator state exists, so a restart needs the step number alone, and any number of hosts or
-workers gives the same global batch: row r of step s is one fixed example with one fixed
-augmentation and mask. Prefetching is in `prefetch.py`. Batches are numpy on the host; putting them
-on devices is the trainer's work.
+There is no iterator state, so a restart needs only the number of the step, and any number of hosts
+or workers gives the same global batch: row r of step s is a fixed example with a fixed augmentation
+and mask. Batches are NumPy arrays on the host; the trainer puts them on devices. Threads and worker
+processes are in `prefetch.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from mimjax.data.sources import Source
 from mimjax.rng import example_seed
 from mimjax.task import ConfigError, MaskFn, View
 
-STAND_INS = 50  # tried for one bad file; with half of all files bad, none of them fails in practice
+# replacements that are tried for one bad file; even if half of all files are bad, a good one is
+# found in practice (the probability of none is 2^-50)
+STAND_INS = 50
 
 
 @dataclasses.dataclass
@@ -31,15 +33,15 @@ class Pipeline:
     """Shuffled, augmented batches of a source.
 
     Attributes:
-      source: the images.
-      views: name in the batch -> size and filter.
-      augment: crop, flip, color.
-      mask_fn: makes the mask of one example on the host, or None.
+      source: the images and labels.
+      views: {name in the batch: size and filter}.
+      augment: crop, flip and color jitter.
+      mask_fn: makes the mask of one example on the host, bool [n]; None = no masks.
       batch_size: rows of the global batch, over all hosts.
-      seed: the run's seed.
-      train: False = order of the source and center crops.
-      bad_files: lists files that cannot be read, and whether others stand in for them.
-      skip: steps of the endless order whose batches are left out; those after them move up.
+      seed: seed of the run.
+      train: False = images in the order of the source, center crops.
+      bad_files: whether bad files are replaced, and the list of them.
+      skip: positions in the endless sequence of batches that are left out; later batches move up.
     """
 
     source: Source
@@ -62,10 +64,10 @@ class Pipeline:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches per epoch; the remainder is dropped, and differs from epoch to epoch.
+        """Number of full batches per epoch; the dropped remainder differs from epoch to epoch.
 
         Raises:
-          ConfigError: the source has less than one batch.
+          ConfigError: the source has fewer images than one batch.
         """
         if len(self.source) < self.batch_size:
             raise ConfigError(
@@ -76,29 +78,29 @@ class Pipeline:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change when a step would mean other data (not `seed` or `skip`)."""
+        """16 hex digits that change if a step would have other data (`seed` and `skip` aside)."""
         views = sorted((name, tuple(v.size), v.resample) for name, v in self.views.items())
         parts = [self.source.fingerprint, views, self.augment, self.batch_size, self.train]
         return fingerprint(parts)
 
     def batch(self, step: int, rows: slice | None = None) -> NumpyBatch:
-        """Rows of the global batch of `step`, made here and now.
+        """Return rows of the global batch of `step`, made in the calling thread.
 
         Args:
-          step: from 0, without end.
-          rows: which rows (a host's share); None = all.
+          step: number of the step, from 0 without end.
+          rows: rows of the global batch (a host's share); None = all.
 
         Returns:
-          Every view uint8 [b h w c]; `label` int32 [b], -1 = none; `index` int32 [b], the place
-          in the source (of what stands in for a bad file: its own, as its label); `mask` bool [b n]
-          where there is a `mask_fn`.
+          Every view, uint8 [b h w c]; `label` int32 [b], -1 = none; `index` int32 [b], the position
+          in the source; `mask` bool [b n] if there is a `mask_fn`. Label and index of a bad file's
+          replacement are its own.
         """
         batch = self._make(step, rows)
         batch.pop(KEY, None)
         return batch
 
     def _make(self, step: int, rows: slice | None) -> NumpyBatch:
-        """`batch`, and what was bad under KEY where bad files are skipped."""
+        """Return `batch(step, rows)`, with the bad files under KEY if they are skipped."""
         epoch = self.place(step) // self.steps_per_epoch
         start, stop = self._bounds(rows)
         indices = self.indices(step)[start:stop]
@@ -106,13 +108,13 @@ class Pipeline:
         return _stack(examples, self.bad_files.skip)
 
     def place(self, step: int) -> int:
-        """Where in the endless order the batch of `step` lies."""
+        """Return the position of a step's batch in the endless sequence, `skip` included."""
         for left_out in sorted(self.skip):
             step += left_out <= step
         return step
 
     def indices(self, step: int) -> np.ndarray:
-        """Places in the source of the examples in the batch of `step`, int [b]."""
+        """Return the positions in the source of a step's examples, int [b]."""
         epoch, within = divmod(self.place(step), self.steps_per_epoch)
         first = within * self.batch_size
         return self._order(epoch)[first : first + self.batch_size]
@@ -127,12 +129,12 @@ class Pipeline:
         threads: int | None = None,
         prefetch: int = 2,
     ) -> Prefetched:
-        """`batch(step, rows)` for start_step <= step < stop_step, made ahead of time.
+        """Return an iterator over `batch(step, rows)` for start_step <= step < stop_step.
 
-        The batches are the same for all values of the other arguments, which are those of
-        `prefetch.prefetched`. Close the result.
+        The batches are made ahead of time. They do not depend on `workers`, `threads` and
+        `prefetch`, for which see `prefetch.prefetched`. The caller closes the iterator.
         """
-        self.steps_per_epoch  # noqa: B018  fail here and not in a worker
+        self.steps_per_epoch  # noqa: B018  raises its error here and not in a worker
         return prefetched(
             self._make,
             range(start_step, stop_step),
@@ -144,25 +146,28 @@ class Pipeline:
         )
 
     def _bounds(self, rows: slice | None) -> tuple[int, int]:
+        """Return the first row and the row after the last of a slice."""
         start, stop, stride = (rows or slice(None)).indices(self.batch_size)
         if stride != 1 or stop <= start:
             raise ValueError(f"rows {rows}: a non-empty slice of {self.batch_size} rows, stride 1")
         return start, stop
 
     def _order(self, epoch: int) -> np.ndarray:
+        """Return the order of the source in an epoch, int [number of images]."""
         if not self.train:
             return np.arange(len(self.source))
         order = self._orders.get(epoch)
         if order is None:
             bits = np.random.Philox(np.random.SeedSequence([self.seed, epoch]))
             order = np.random.Generator(bits).permutation(len(self.source))
-            # Two epochs are kept: around an epoch's end, threads need both. A new dict and not
-            # an update, since other threads may be reading the old one.
+            # Threads around the end of an epoch need two orders, so two are stored. The dict is
+            # replaced and not updated, since other threads may be reading it.
             kept = {e: o for e, o in self._orders.items() if abs(e - epoch) == 1}
             self._orders = {**kept, epoch: order}
         return order
 
     def _example(self, epoch: int, index: int) -> dict[str, Any]:
+        """Return one example of a batch, with rows of bad files under KEY."""
         rng = np.random.default_rng(example_seed(self.seed, epoch, index, "augment"))
         mask_seed = example_seed(self.seed, epoch, index, "mask")
         image, place, bad = readable(self.source, self._places(epoch, index), self.bad_files.skip)
@@ -170,7 +175,7 @@ class Pipeline:
         return _finish(example, self.source, place, self.mask_fn, mask_seed) | {KEY: bad}
 
     def _places(self, epoch: int, index: int) -> Iterator[int]:
-        """The example's own place, then those that stand in for it."""
+        """Yield the example's own position in the source, then those of its replacements."""
         yield index
         for number in range(STAND_INS):
             name = f"stand-in {number}"
@@ -191,23 +196,24 @@ def eval_batches(
     prefetch: int = 2,
     bad_files: BadFiles | None = None,
 ) -> Prefetched:
-    """Every image of a source once, center-cropped, the same at every call.
+    """Return an iterator over every image of a source once, center-cropped, equal at every call.
 
     Args:
-      source: the images.
-      views: name in the batch -> size and filter.
-      batch_size: rows of the global batch; the last batch repeats the last image to fill it.
-      mask_fn: makes one fixed mask per example, or None.
-      seed: the run's seed, for the masks only.
+      source: the images and labels.
+      views: {name in the batch: size and filter}.
+      batch_size: rows of the global batch; the last batch is filled with copies of the last image.
+      mask_fn: makes one fixed mask per example, bool [n]; None = no masks.
+      seed: seed of the run, used for the masks only.
       augment: its `eval_crop` is used; None = 1.
-      rows: which rows of each global batch (a host's share); None = all.
-      workers: see `prefetch.prefetched`, as for `threads` and `prefetch`.
-      bad_files: lists files that cannot be read; None = the first one is an error.
+      rows: rows of each global batch (a host's share); None = all.
+      workers, threads, prefetch: see `prefetch.prefetched`.
+      bad_files: whether bad files are replaced, and the list of them; None = the first bad file is
+        an error.
 
     Returns:
-      Iterator of batches as `Pipeline.batch` makes them, plus `weight` float32 [b], 0 for the
-      rows that only fill the last batch or stand in for a bad file (the next image that can be
-      read). Close it if it is not read to the end.
+      Iterator of batches like those of `Pipeline.batch`, plus `weight` float32 [b]: 0 for rows that
+      fill the last batch and for replacements of bad files (the next readable image), otherwise 1.
+      The caller closes it unless it is read to the end.
     """
     bad_files = bad_files or BadFiles()
     if batch_size < 1:
@@ -229,7 +235,7 @@ def eval_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _EvalMaker:
-    """(step, rows) -> batch; a class and no closure, so that it pickles by reference."""
+    """Function (step, rows) -> batch; a class, since closures cannot be pickled for workers."""
 
     source: Source
     views: dict[str, View]
@@ -243,6 +249,7 @@ class _EvalMaker:
         return _stack(list(self._examples(step, rows)), self.skip)
 
     def _examples(self, step: int, rows: slice) -> Iterator[dict[str, Any]]:
+        """Yield the examples of some rows, with rows of bad files under KEY."""
         unused = np.random.default_rng(0)
         last, count = len(self.source) - 1, len(self.source)
         for row in range(rows.start, rows.stop):
@@ -260,7 +267,7 @@ class _EvalMaker:
 def _finish(
     example: NumpyBatch, source: Source, index: int, mask_fn: MaskFn | None, mask_seed: int
 ) -> NumpyBatch:
-    """Adds to the views what all batches have."""
+    """Add label, index and mask to the views of one example."""
     example["label"] = np.asarray(source.label(index), np.int32)
     example["index"] = np.asarray(index, np.int32)
     if mask_fn is not None:
@@ -269,7 +276,8 @@ def _finish(
 
 
 def _stack(examples: list[dict[str, Any]], skip: bool) -> NumpyBatch:
+    """Return the batch of some examples, with all rows of bad files under KEY if `skip`."""
     bad = [row for example in examples for row in example.pop(KEY)]
-    # Sorted, as the keys come back from worker processes.
+    # sorted keys, as batches from worker processes have
     batch = {key: np.stack([example[key] for example in examples]) for key in sorted(examples[0])}
     return batch | {KEY: as_array(bad)} if skip else batch

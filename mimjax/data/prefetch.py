@@ -1,9 +1,9 @@
-"""Batches made ahead of time, in threads or worker processes: the only user of Grain.
+"""Prefetching: batches made ahead of time by Grain, in threads or worker processes.
 
-Grain counts pieces of steps and calls a pure function for each; no randomness and no state of the
-data lie in it, so the stream does not depend on workers, threads or buffers. A batch is made in
-pieces so that all workers share the work of the first batch too, and put together by one thread
-in the background.
+Grain only counts and calls a pure function of (step, rows); it has no randomness and no state of
+the data, so the batches do not depend on workers, threads or buffers. A batch is made in pieces of
+PIECE_ROWS rows, so that all workers share the work of the first batch too, and one thread in the
+background joins the pieces. Only this file imports Grain.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from mimjax import stopping
 from mimjax.errors import RunError
 
 NumpyBatch = dict[str, np.ndarray]
-SHM, SHM_LEAST = "/dev/shm", 1 << 20  # bytes
-SHM_WAYS = f"0 (threads), fewer workers, or a larger {SHM} (docker run --shm-size=8g)"
-WHY = {
+SHM, SHM_MIN_FREE = "/dev/shm", 1 << 20  # bytes
+SHM_ADVICE = f"0 (threads), fewer workers, or a larger {SHM} (docker run --shm-size=8g)"
+# likely causes of the signals that end worker processes
+CAUSES = {
     "SIGBUS": f": {SHM}, through which batches are passed, is full",
     "SIGKILL": ", as the system does where memory is full",
 }
@@ -39,44 +40,55 @@ PIECE_ROWS = 32  # small enough to share a batch among many workers, large enoug
 
 
 class Check(Protocol):
-    """What the process that reads batches does to each, and when there are no more."""
+    """Function that the reading process applies to each batch, in order."""
 
-    def __call__(self, batch: NumpyBatch) -> NumpyBatch: ...
+    def __call__(self, batch: NumpyBatch) -> NumpyBatch:
+        """Return the batch as the caller gets it."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the pass."""
+        ...
 
 
 class Prefetched(Iterator[NumpyBatch]):
-    """Iterator over finished batches; `close` it, or use it in a `with` block."""
+    """Iterator over finished batches, {name: array [b ...]}.
+
+    The caller closes it, or uses it in a `with` block.
+
+    Raises:
+      RunError: a worker process died.
+    """
 
     def __init__(self, iterator: grain.DatasetIterator, check: Check | None = None):
         self._check, self._started = check, False
-        # The list is the only holder of Grain's iterator. So it can be closed and dropped when this
-        # object goes or the interpreter ends, before the modules that its `__del__` needs are gone.
-        self._holder = [iterator]
-        self._finalizer = weakref.finalize(self, _close_held, self._holder)
+        # Only this list refers to Grain's iterator. The finalizer can thus close and delete it when
+        # this object is deleted or the interpreter ends, before the modules that the iterator's
+        # `__del__` needs are gone.
+        self._iterators = [iterator]
+        self._finalizer = weakref.finalize(self, _close_all, self._iterators)
 
     def __iter__(self) -> Prefetched:
         return self
 
     def __next__(self) -> NumpyBatch:
-        if not self._holder:
+        if not self._iterators:
             raise StopIteration
         try:
             # the first call starts the workers
             with contextlib.nullcontext() if self._started else stopping.spared():
-                batch = next(self._holder[0])
+                batch = next(self._iterators[0])
             self._started = True
             return self._check(batch) if self._check else batch
         except BaseException as error:
-            # Also at the end and after Ctrl-C: no worker may outlive the iteration.
+            # StopIteration and Ctrl-C included: no worker may outlive the iteration
             self.close()
             if reason := death(error):
                 raise RunError(reason) from None
             raise
 
     def close(self) -> None:
-        """Ends threads and worker processes; may be called twice."""
+        """End all threads and worker processes; a second call does nothing."""
         self._finalizer()
         if self._check:
             self._check.close()
@@ -90,35 +102,41 @@ class Prefetched(Iterator[NumpyBatch]):
 
 
 def death(error: BaseException) -> str:
-    """One line about a worker process that died, by the error that Grain raises; else ""."""
-    found = re.search(r"Worker process was terminated .* exit code (-?\d+)", str(error))
-    if not found or not isinstance(error, RuntimeError):
+    """Return one line about a worker process that died; "" if Grain's error says nothing of it."""
+    match = re.search(r"Worker process was terminated .* exit code (-?\d+)", str(error))
+    if not match or not isinstance(error, RuntimeError):
         return ""
-    number = -int(found[1])
+    number = -int(match[1])  # the exit code of a process that a signal ended is its negative number
     name = signal.Signals(number).name if number in set(signal.Signals) else f"exit code {-number}"
-    return f"data.workers: a worker process died of {name}{WHY.get(name, '')}; allowed: {SHM_WAYS}"
+    cause = CAUSES.get(name, "")
+    return f"data.workers: a worker process died of {name}{cause}; allowed: {SHM_ADVICE}"
 
 
 def check_shm(workers: int) -> None:
-    """Worker processes pass batches, and even their locks, through /dev/shm.
+    """Check that /dev/shm, through which worker processes pass batches and locks, has space.
 
     Raises:
-      RunError: there is next to no space left in it.
+      RunError: fewer than SHM_MIN_FREE bytes are free.
     """
-    if os.path.isdir(SHM) and shutil.disk_usage(SHM).free < SHM_LEAST:
+    if os.path.isdir(SHM) and shutil.disk_usage(SHM).free < SHM_MIN_FREE:
         raise RunError(
             f"data.workers: {workers} worker processes pass batches through {SHM}, which is full; "
-            f"allowed: {SHM_WAYS}"
+            f"allowed: {SHM_ADVICE}"
         )
 
 
-def _close_held(holder: list[grain.DatasetIterator]) -> None:
-    while holder:
-        holder.pop().close()
+def _close_all(iterators: list[grain.DatasetIterator]) -> None:
+    """Close the iterators, and empty the list."""
+    while iterators:
+        iterators.pop().close()
 
 
 class _Pieces:
-    """Piece number -> its part of a step's batch. A class, so that it pickles by reference."""
+    """Function from the number of a piece to its rows of a batch.
+
+    Piece p of step s has the number s * pieces + p. It is a class, since closures cannot be pickled
+    for workers.
+    """
 
     def __init__(self, make: Callable[[int, slice], NumpyBatch], rows: slice, pieces: int):
         self.make, self.rows, self.pieces = make, rows, pieces
@@ -132,26 +150,28 @@ class _Pieces:
 
 
 def _concatenate(parts: Sequence[NumpyBatch]) -> NumpyBatch:
-    # `asarray` turns Grain's shared memory arrays, which live as long as the block, into copies.
+    """Return the batch of some pieces."""
+    # the copy outlives Grain's shared memory, in which the pieces lie
     keys = sorted(parts[0])
     return {key: np.concatenate([np.asarray(part[key]) for part in parts]) for key in keys}
 
 
 def _start_worker(worker: int, num_workers: int) -> None:
-    """Runs once in each worker process."""
+    """Prepare a worker process; Grain calls it once in each."""
     del worker, num_workers
-    # A worker that grabbed the accelerator by accident would take it away from the trainer.
+    # a worker that used the accelerator would take it away from the trainer
     jax.config.update("jax_platforms", "cpu")
-    # Ctrl-C and preemption reach the whole process group, but the parent decides when to stop: it
-    # may need more batches while it saves.
+    # Ctrl-C and preemption signal the whole process group, but the parent decides when to stop: it
+    # may need more batches while it saves
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # A parent killed with -9 ends nobody; without this its workers would wait forever.
+    # a parent that is killed with SIGKILL cannot end its workers, which would wait forever
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
+    """Wait for the end of the parent process, then end this process."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
@@ -168,17 +188,21 @@ def prefetched(
     prefetch: int = 2,
     check: Check | None = None,
 ) -> Prefetched:
-    """The batches `make(step, rows)` for all `steps`, in order, made ahead of time.
+    """Return an iterator over `make(step, rows)` for all `steps`, in order, made ahead of time.
 
     Args:
-      make: pure function (step, rows) -> arrays with one entry per row; pickled for workers.
+      make: pure function (step, rows) -> {name: array with one entry per row}; it is pickled for
+        worker processes.
       steps: consecutive steps.
-      rows: which rows of a batch are made here.
+      rows: rows of each batch that this process makes.
       workers: number of worker processes; 0 = threads of this process. Worker processes import
         the main module again, which therefore must have an `if __name__ == "__main__"` guard.
-      threads: threads where `workers` is 0; None = one per core, at most 16.
-      prefetch: how many batches are made ahead.
-      check: applied to each batch when it is taken, in this process and in order.
+      threads: number of threads if `workers` is 0; None = one per core, at most 16.
+      prefetch: number of batches that are made ahead.
+      check: applied to each batch in this process when it is taken; None = nothing.
+
+    Raises:
+      RunError: worker processes cannot pass batches, see `check_shm`.
     """
     threads = threads or min(16, os.cpu_count() or 1)
     prefetch = max(1, prefetch)
@@ -189,7 +213,7 @@ def prefetched(
     if workers:
         check_shm(workers)
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain reads its own flags, and defaults will do
+            flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own; their defaults are right
         data = data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
         options = grain.MultiprocessingOptions(workers, max(1, -(-ahead // workers)))
         data = data.mp_prefetch(options, worker_init_fn=_start_worker)

@@ -1,7 +1,8 @@
-"""The list of files that a program adds to a folder, so that it replaces these and no others.
+"""List of the files that `mimjax prepare` writes into a folder, so that it replaces no others.
 
-It lies beside the folder, as `.NAME.mimjax.jsonl`, a line per file. A file is listed before it
-appears: what a killed program leaves is known to the next one.
+The list lies beside a folder NAME as `.NAME.mimjax.jsonl`, one line per file. A file is listed
+before it is written, so that the files of a killed program are known to the next one. Outputs that
+are written as a whole have a list of another kind, see `storage/outputs.py`.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from mimjax.task import ConfigError
 
 
 class Prepared:
-    """A folder that is added to.
+    """Folder to which a program adds files, with the list of these files.
 
-    On a store, where nothing can be appended to, there is no list, and every file counts as ours.
+    On a store, where files cannot be appended to, there is no list and every file may be replaced.
 
     Attributes:
-      listed: (path relative to the folder, bytes) of the files in the list.
+      is_local: whether the folder is local.
+      key: flag that named the folder, for errors.
+      folder: the folder, an absolute path.
+      listed: (path relative to the folder, size in bytes) of the listed files.
 
     Raises:
-      ConfigError: the folder is one that no program writes to (`outputs.check_place`).
+      ConfigError: no program may write to this folder (see `outputs.check_place`).
     """
 
     def __init__(self, folder: str, key: str = "output"):
@@ -33,16 +37,16 @@ class Prepared:
         self.folder, self.listed, self._lock = os.path.abspath(folder), set(), threading.Lock()
         self.parent, name = os.path.split(self.folder)
         self.file = f".{name}.mimjax.jsonl"
-        self._break = "\n"  # the last line may have been cut short
+        self._break = "\n"  # ends a last line that a killed program may have cut short
         if self.is_local:
             outputs.check_place(self.folder, key, {})
             self.listed = _read(os.path.join(self.parent, self.file))
 
     def check(self, name: str) -> None:
-        """Find out whether the file `name` may be written: there is none, or one of the list.
+        """Check that the file `name` may be written: it does not exist, or is listed and unchanged.
 
         Raises:
-          ConfigError: it is not in the list, or was changed since.
+          ConfigError: the file is not listed, or its size has changed.
         """
         path = os.path.join(self.folder, name)
         if not self.is_local or not os.path.lexists(path):
@@ -54,7 +58,11 @@ class Prepared:
             )
 
     def add(self, name: str, size: int) -> None:
-        """Put a file of so many bytes on the list, before it is written.
+        """Add a file to the list, before it is written.
+
+        Args:
+          name: path relative to the folder.
+          size: size in bytes.
 
         Raises:
           OSError: the list cannot be written.
@@ -68,12 +76,12 @@ class Prepared:
 
 
 def _read(path: str) -> set[tuple[str, int]]:
-    """The entries of a list; lines that a crash cut short are left out."""
-    out = set()
+    """Return the (name, size) pairs of a list; lines that a crash cut short are skipped."""
+    entries = set()
     if os.path.exists(path):
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
                 with contextlib.suppress(ValueError, LookupError, TypeError):
                     entry = json.loads(line)
-                    out.add((entry["file"], entry["bytes"]))
-    return out
+                    entries.add((entry["file"], entry["bytes"]))
+    return entries

@@ -1,7 +1,9 @@
-"""Whether values beyond 8 bits fill the range that is read: 12 bits in 16 come out black.
+"""Check that values of more than 8 bits fill the range in which they are read.
 
-A sample of a source's files is opened, and a line proposes `data.value_range` where the range does
-not fit. Nothing is changed: only the user knows what the numbers mean.
+For example, 12-bit values in a 16-bit file become almost black images. A sample of a source's files
+is opened, and if the range does not fit, a line proposes another `data.value_range`. The setting is
+not changed, since only the user knows what the values mean. (What a setting may be is checked in
+`mimjax/values.py`.)
 """
 
 from __future__ import annotations
@@ -17,16 +19,20 @@ from mimjax.data.decoding import Decoding, check_head, check_size, open_image, s
 from mimjax.data.folder import ARRAYS, read_bytes
 from mimjax.data.index import is_file_of
 
-SAMPLE = 16  # files
-DARK = 1 / 4  # of the range: values below come out black or nearly so (14 of 16 bits)
-FEW = 0.1  # of the values inside a range that somebody named
+SAMPLE = 16  # number of files that are opened
+DARK = 1 / 4  # an image is dark if all values are below this part of the range (14 of 16 bits)
+FEW = 0.1  # a range in the settings does not fit if it has fewer than this share of the values
 
 
 def advise(source: Any, setting: str = "data.value_range") -> str:
-    """`advice` on a sample of a source of files, the same at every call; "" for other sources.
+    """Return `advice` on a sample of a source's files, equal at every call.
 
     Args:
-      source: has `file(index)` and `how`, if it has files.
+      source: a source; one of files has `file(index)` and `how`.
+      setting: name of the setting to propose.
+
+    Returns:
+      "" if the range fits, or the source has no files.
     """
     if not hasattr(source, "file"):
         return ""
@@ -37,57 +43,66 @@ def advise(source: Any, setting: str = "data.value_range") -> str:
 def advice(
     sample: Sequence[np.ndarray | None], how: Decoding, setting: str = "data.value_range"
 ) -> str:
-    """A sentence that proposes another range where the values do not fit the one that is read.
+    """Return words that propose another range; "" if the values fit the range of `how`.
 
     Args:
-      sample: values of some images; None = 8 bits.
-      how: with the range that is read.
-      setting: what names the range.
+      sample: values of some images, any shapes; None = an image of 8 bits.
+      how: settings of decoding with the range in which values are read.
+      setting: name of the setting to propose.
     """
-    found = [x for x in sample if x is not None and x.size]
-    for kind in (False, True):  # whole numbers and floats have ranges of their own
-        part = [x for x in found if (x.dtype.kind == "f") == kind]
-        if text := _advice(part, how, not kind, setting):
+    values = [x for x in sample if x is not None and x.size]
+    for floating in (False, True):  # integers and floats have different default ranges
+        part = [x for x in values if (x.dtype.kind == "f") == floating]
+        if text := _advice(part, how, not floating, setting):
             return f"{len(part)} of {len(sample)} sampled files hold values beyond 8 bits, {text}"
     return ""
 
 
-def _advice(found: Sequence[np.ndarray], how: Decoding, whole: bool, setting: str) -> str:
-    """`advice` on values of one kind."""
-    if not found:
+def _advice(values: Sequence[np.ndarray], how: Decoding, integer: bool, setting: str) -> str:
+    """Return the end of `advice` for integers or for floats."""
+    if not values:
         return ""
-    least, most = min(float(x.min()) for x in found), max(float(x.max()) for x in found)
-    named = how.value_range or (0.0, 0.0)
-    own = named[0] == named[1]
-    low, high = named if not own else (0.0, 65535.0 if whole else 1.0)
-    inside = np.mean([np.mean((x >= low) & (x <= high)) for x in found])
-    what = ""
-    if most <= 0 <= least:
-        return ""  # black, whatever the range
-    if (own and (least < low or most > high)) or (not own and inside < FEW):
-        what = "values outside are clipped"
-    elif most < low + DARK * (high - low):
-        what = "they come out black or nearly so"
-    if not what:
+    minimum, maximum = min(float(x.min()) for x in values), max(float(x.max()) for x in values)
+    low, high = how.value_range or (0.0, 0.0)
+    default = low == high
+    if default:
+        low, high = 0.0, 65535.0 if integer else 1.0
+    inside = np.mean([np.mean((x >= low) & (x <= high)) for x in values])
+    problem = ""
+    if maximum <= 0 <= minimum:
+        return ""  # all values are 0: black in every range
+    if (default and (minimum < low or maximum > high)) or (not default and inside < FEW):
+        problem = "values outside are clipped"
+    elif maximum < low + DARK * (high - low):
+        problem = "they come out black or nearly so"
+    if not problem:
         return ""
     return (
-        f"from {least:.5g} to {most:.5g}; read as {low:.5g} to {high:.5g}, {what}; "
-        f"{setting}={_proposal(least, most, whole)} fits them"
+        f"from {minimum:.5g} to {maximum:.5g}; read as {low:.5g} to {high:.5g}, {problem}; "
+        f"{setting}={_proposal(minimum, maximum, integer)} fits them"
     )
 
 
-def _proposal(least: float, most: float, whole: bool) -> str:
-    """A range that holds the values: from 0 to all of so many bits, or else their own limits."""
-    if whole and least >= 0:
-        bits = max(8, int(most).bit_length())
+def _proposal(minimum: float, maximum: float, integer: bool) -> str:
+    """Return a range that has all values: 0 to 2^bits - 1, or their own limits."""
+    if integer and minimum >= 0:
+        bits = max(8, int(maximum).bit_length())
         return f"(0,{2**bits - 1})"
-    if whole:
-        return f"({int(least)},{int(most)})"
-    return f"({min(least, 0.0):.5g},{most:.5g})"
+    if integer:
+        return f"({int(minimum)},{int(maximum)})"
+    return f"({min(minimum, 0.0):.5g},{maximum:.5g})"
 
 
 def values_of(path: str, how: Decoding) -> np.ndarray | None:
-    """The numbers in a file, before they become 8 bits; None = they are 8 bits, or it is bad."""
+    """Return the values in a file before they become 8 bits.
+
+    Args:
+      path: image file or NumPy file, local or remote.
+      how: settings of decoding.
+
+    Returns:
+      An array of any shape; None if the values have 8 bits or the file is bad.
+    """
     try:
         if is_file_of(path.rsplit("/", 1)[-1], ARRAYS):
             file = io.BytesIO(read_bytes(path)) if "://" in path else path
@@ -99,13 +114,14 @@ def values_of(path: str, how: Decoding) -> np.ndarray | None:
             check_head(image, how)
             try:
                 color = sixteen_bit_color(data)
-            except ValueError:  # upper bytes alone, which tell dark values too
+            except ValueError:
+                # only the upper bytes can be decoded, which is enough to find dark values
                 return np.asarray(image.convert("L")).astype(np.uint16) << 8
             return color if color is not None else values_in(image)
-    except Exception:  # a bad file is named by those who read it
+    except Exception:  # a bad file is reported when it is read for training
         return None
 
 
 def values_in(image: Image.Image) -> np.ndarray | None:
-    """The numbers of a Pillow image; None = they are 8 bits."""
+    """Return the values of a Pillow image, [h w]; None if they have 8 bits."""
     return np.asarray(image) if image.mode[0] in "IF" else None

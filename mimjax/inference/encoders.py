@@ -87,7 +87,7 @@ class Network:
 
 
 def read(
-    held: sizes.Held, choice: published.Choice, mean: Any = None, std: Any = None
+    held: sizes.FileTensors, choice: published.Choice, mean: Any = None, std: Any = None
 ) -> tuple[Network, PyTree, Config, list[str]]:
     """The network of a file, its parameters, its settings, and lines that say what was read.
 
@@ -127,7 +127,7 @@ def read(
     return net, jax.tree.map(jnp.asarray, params), settings.lock(), lines
 
 
-def trunk(held: sizes.Held, net: Network, root: str) -> PyTree:
+def trunk(held: sizes.FileTensors, net: Network, root: str) -> PyTree:
     """The encoder's parameters; a norm that the file lacks does nothing."""
     images = jnp.zeros((1, *net.image_size, len(net.mean)))
     like = jax.eval_shape(net.module.init, jax.random.key(0), images)["params"]
@@ -140,7 +140,7 @@ def trunk(held: sizes.Held, net: Network, root: str) -> PyTree:
     return published.complete(found, jax.tree.unflatten(jax.tree.structure(like), leaves))
 
 
-def own_module(held: sizes.Held) -> Any:
+def own_module(held: sizes.FileTensors) -> Any:
     """The encoder of a file in our own names, which says what it is."""
     settings = json.loads(held.about["encoder"])
     settings = config_version.without_sentinels(settings, "method.encoder.")  # files say no version
@@ -154,7 +154,7 @@ def own_module(held: sizes.Held) -> Any:
     return module.clone(dtype=schema.compute_dtype("auto"))
 
 
-def channels_of(held: sizes.Held, root: str, module: Any) -> int:
+def channels_of(held: sizes.FileTensors, root: str, module: Any) -> int:
     """Of the images that the encoder reads."""
     if held.layout != detect.OWN:
         stem = next(k for k in (f"{root}/patch_embed/kernel", STEM) if k in held)
@@ -164,18 +164,18 @@ def channels_of(held: sizes.Held, root: str, module: Any) -> int:
     return held.state["encoder/patch_embed/kernel"].shape[0] // module.patch**2
 
 
-def root_of(held: sizes.Held) -> str:
+def root_of(held: sizes.FileTensors) -> str:
     """Under which of our names the file has its network."""
     for root in ("encoder", "clip", "dino"):
         if held.has(root):
             return root
     raise ConfigError(
         f"{held.where} (layout {held.layout!r}) holds no encoder, but "
-        f"{', '.join(sorted(detect.held(held.layout)))}; allowed: encoders of images"
+        f"{', '.join(sorted(detect.roots_of(held.layout)))}; allowed: encoders of images"
     )
 
 
-def module_of(held: sizes.Held, choice: published.Choice) -> Any:
+def module_of(held: sizes.FileTensors, choice: published.Choice) -> Any:
     """The module with the file's sizes."""
     root, dtype = root_of(held), schema.compute_dtype("auto")
     if root == "clip":
@@ -188,7 +188,7 @@ def module_of(held: sizes.Held, choice: published.Choice) -> Any:
     return cls(**section, dtype=dtype)
 
 
-def head_of(held: sizes.Held) -> tuple[Classifier | None, dict[str, tuple[int, ...]]]:
+def head_of(held: sizes.FileTensors) -> tuple[Classifier | None, dict[str, tuple[int, ...]]]:
     """The classifier, and the shapes of all that the file has under its name."""
     norm = {k: held.shape(k) for k in held.keys if k.startswith("classifier/params/norm")}
     if CLASSIFIER not in held or any("attentive_blocks" in k for k in held.state):
@@ -211,7 +211,7 @@ def _nested(flat: dict[str, Any]) -> PyTree:
     return out
 
 
-def _statistics(held: sizes.Held) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(held: sizes.FileTensors) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std of the images: what the file says; BootMAE's are its own."""
     if "mean" in held.about:
         numbers = lambda name: tuple(map(float, held.about[name].split(",")))

@@ -58,11 +58,11 @@ class Imported(NamedTuple):
     params: PyTree
     average: PyTree
     absent: list[str]
-    held: derive.Held
+    held: derive.FileTensors
     report: list[str]
 
 
-def open_file(path: str, layout: str, key: str) -> tuple[derive.Held, load.State | None]:
+def open_file(path: str, layout: str, key: str) -> tuple[derive.FileTensors, load.State | None]:
     """A file's tensors under our paths, and its moving average.
 
     Args:
@@ -79,12 +79,12 @@ def open_file(path: str, layout: str, key: str) -> tuple[derive.Held, load.State
         )
     if layout not in detect.TABLES:
         raise ConfigError(f"--layout: {layout!r}; allowed: auto, {', '.join(detect.TABLES)}")
-    held = derive.Held(file.state, layout, where, file.about)
+    held = derive.FileTensors(file.state, layout, where, file.about)
     held.check_blocks()
     return held, file.average
 
 
-def method_of(held: derive.Held) -> str:
+def method_of(held: derive.FileTensors) -> str:
     """The class that makes such files, as `schema.find_class` reads it; "" = an encoder alone."""
     classes = {
         "mimic_head": "mrmae:MRMAE",
@@ -104,7 +104,7 @@ def method_of(held: derive.Held) -> str:
     return f"mimjax.methods.{found}" if found else ""
 
 
-def check_method(held: derive.Held, c: Config) -> None:
+def check_method(held: derive.FileTensors, c: Config) -> None:
     """The file is of the config's method, or has an encoder that the method can begin with.
 
     Raises:
@@ -134,7 +134,10 @@ def check_method(held: derive.Held, c: Config) -> None:
 
 
 def fit(
-    c: Config, held: derive.Held, average: load.State | None = None, choice: Choice = Choice()
+    c: Config,
+    held: derive.FileTensors,
+    average: load.State | None = None,
+    choice: Choice = Choice(),
 ) -> Imported:
     """The file's weights in the config's task, which gets the file's sizes.
 
@@ -177,7 +180,9 @@ def fit(
     return Imported(c.lock(), task, params, ema, absent, held, lines)
 
 
-def size_encoder(held: derive.Held, section: Config, choice: Choice, root: str = "encoder") -> None:
+def size_encoder(
+    held: derive.FileTensors, section: Config, choice: Choice, root: str = "encoder"
+) -> None:
     """Writes the encoder's sizes into its config section."""
     conv, size = "strides" in section, choice.image_size
     found = derive.conv_vit(held, size) if conv else derive.vit(held, root, size)
@@ -206,7 +211,7 @@ def size_encoder(held: derive.Held, section: Config, choice: Choice, root: str =
     section.update(found | {"heads": heads})
 
 
-def size_decoders(held: derive.Held, method: Config, before: Config, choice: Choice) -> None:
+def size_decoders(held: derive.FileTensors, method: Config, before: Config, choice: Choice) -> None:
     """Writes sizes and heads of the networks behind the encoder into their sections.
 
     Args:
@@ -238,7 +243,7 @@ def size_decoders(held: derive.Held, method: Config, before: Config, choice: Cho
         section.heads = None if follows and not choice.decoder_heads else heads
 
 
-def size_target(held: derive.Held, c: Config, task: Any) -> Task:
+def size_target(held: derive.FileTensors, c: Config, task: Any) -> Task:
     """The task with the file's vocabulary, where its target is a tokenizer.
 
     Raises:
@@ -261,7 +266,10 @@ def size_target(held: derive.Held, c: Config, task: Any) -> Task:
 
 
 def report(
-    held: derive.Held, params: PyTree, absent: list[str], settings: dict[str, tuple[Any, Any]]
+    held: derive.FileTensors,
+    params: PyTree,
+    absent: list[str],
+    settings: dict[str, tuple[Any, Any]],
 ) -> list[str]:
     """What came from the file, what was derived, what is random, what was not read."""
     read = ", ".join(k for k in params if k not in absent)

@@ -134,7 +134,7 @@ def read_teachers(path: str, like: PyTree, say: Say, grid: tuple[int, int] | Non
     trees = {}
     for one in paths:
         layout = detect.detect(load.read_file(one), f"teacher.path: {one}: ", like)
-        part = {k: v for k, v in like.items() if k in detect.held(layout)}
+        part = {k: v for k, v in like.items() if k in detect.roots_of(layout)}
         trees |= read_params(one, part or like, "teacher.path", say, grid)
     if absent := like.keys() - trees.keys():
         raise ConfigError(f"teacher.path: none of {path} holds {', '.join(sorted(absent))}")

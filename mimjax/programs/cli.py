@@ -200,7 +200,7 @@ def check_paths() -> None:
     values = FLAGS.flag_values_dict()
     for name, stores in files.FLAGS.items():
         if isinstance(path := values.get(name), str):
-            FLAGS[name].value = files.found(path, f"--{name}", stores)
+            FLAGS[name].value = files.reachable_path(path, f"--{name}", stores)
     config: Any = values.get("config")
     if not isinstance(config, ConfigDict):
         return
@@ -210,7 +210,9 @@ def check_paths() -> None:
         if isinstance(path := node.get(last), str):
             parts = path.split(",") if key == "teacher.path" else [path]
             # files of weights are read on this machine alone, runs on a store too
-            places = [files.found(p, key, () if p.endswith(SUFFIXES) else stores) for p in parts]
+            places = [
+                files.reachable_path(p, key, () if p.endswith(SUFFIXES) else stores) for p in parts
+            ]
             node[last] = ",".join(places)
 
 

@@ -80,7 +80,7 @@ def shrink(
     """
     how = Decoding(max_pixels=max_pixels, value_range=value_range)
     # twice what is wanted: what the decoder's own averaging leaves is filtered as usual
-    image = decode(data, name, how=how, least=2 * short_side)
+    image = decode(data, name, how=how, min_side=2 * short_side)
     assert isinstance(image, Image.Image)  # three channels
     factor = short_side / min(image.size)
     if factor >= 1:

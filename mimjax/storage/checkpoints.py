@@ -1,10 +1,9 @@
-"""Checkpoints as named items, read with a proof of what was written. The one user of orbax.
+"""Save and restore checkpoints of a workdir through orbax, checked by digests.
 
-Items: `params` (alone, so that others can read weights without the rest), `rest` (step, model
-state, EMA, optimizer), `data` (step, fingerprint, length, batches left out) and `meta` (config,
-versions, digests of all items). Restoring goes into an abstract tree with today's shardings, so the
-number of devices may change. Nothing here decides where a run starts: `survey` says what each
-checkpoint is, and only `set_aside` moves one.
+A checkpoint has four items: `params`, apart so that other programs can read the weights alone;
+`rest` (step, model state, EMA, optimizer state); `data` (step, fingerprint, length, skipped
+batches); `meta` (config, versions, digests of all items). Arrays are restored into an abstract tree
+with today's shardings, so the number of devices may change. Only this file imports orbax.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ from mimjax.task import TrainState
 
 PyTree = Any
 FOLDER = "checkpoints"
-MARGIN = 2**20  # bytes: what a checkpoint and a run's other files take besides the arrays
+MARGIN = 2**20  # bytes for a checkpoint's metadata and the run's other files, besides the arrays
 ITEMS = ("params", "rest", "data", "meta")
 Say = Callable[[str], None]
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read whole: the state, and its `data` and `meta` items."""
+    """A complete checkpoint: the training state and the items `data` and `meta`."""
 
     state: TrainState
     data: dict[str, Any]
@@ -53,7 +52,7 @@ class Restored(NamedTuple):
 
 
 class Preserved(ocp.checkpoint_managers.PreservationPolicy):
-    """Which checkpoints stay: the last `keep`, and multiples of `keep_every` (None = none)."""
+    """Keep the last `keep` checkpoints and those at multiples of `keep_every` (None = none)."""
 
     def __init__(self, keep: int, keep_every: int | None):
         self.keep, self.keep_every = keep, keep_every
@@ -65,7 +64,7 @@ class Preserved(ocp.checkpoint_managers.PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir."""
+    """Reader and writer of the checkpoints in one workdir."""
 
     def __init__(
         self,
@@ -74,12 +73,15 @@ class Checkpoints:
         keep_every: int | None = None,
         read_only: bool = False,
     ):
-        """Keeps the last `keep`, and for good those whose step `keep_every` divides (None = none).
+        """Open the checkpoints of `workdir`, removing what interrupted saves left there.
 
-        The start of a run (step 0) is kept like any other, not for good.
+        Args:
+          keep: number of newest checkpoints that stay.
+          keep_every: steps divisible by it stay forever, except step 0; None = none.
+          read_only: whether nothing is written or removed.
 
         Raises:
-          ConfigError: a number below 1.
+          ConfigError: `keep` or `keep_every` is below 1.
         """
         if keep < 1:
             raise ConfigError(f"keep_checkpoints: {keep}; allowed: 1 or more")
@@ -100,10 +102,10 @@ class Checkpoints:
         )
 
     def _remove_partial(self) -> None:
-        """Delete the temporary folders of saves that a kill ended; no checkpoint was made of them.
+        """Delete the temporary folders of saves that were killed before they became checkpoints.
 
-        On a store that cannot rename, such a folder has the name of a step and lacks the file that
-        marks its end; orbax does not list it, and writes it anew.
+        On a store without renames an unfinished save has the step's own name and no end marker;
+        orbax does not list it and overwrites it.
         """
         folder = self.workdir.file(FOLDER)
         if self.workdir.writer and folder.exists():
@@ -112,19 +114,19 @@ class Checkpoints:
                     entry.rmtree()
 
     def save(self, state: TrainState, data: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Starts saving in the background; a save of the same step is left as it is.
+        """Start saving in the background, unless a checkpoint of this step exists.
 
-        Digests of every item go into `meta`, see `mimjax.storage.digests`.
+        The digests of all items are added to `meta` (see `mimjax.storage.digests`).
 
         Raises:
-          RunError: no space is left, or this save or the one before it failed.
+          RunError: the disk has too little space, or this save or the previous one failed.
         """
         step = int(state.step)
         if step in self.manager.all_steps():
             return
         params, rest = _split(state)
         with self._writing():
-            self.manager.wait_until_finished()  # of the save before
+            self.manager.wait_until_finished()  # errors of the previous save are raised here
             self.check_space(state, RunError)
             sealed = digests.sealed(meta, data, params=params, rest=rest)
             self.manager.save(
@@ -138,23 +140,20 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Waits for a save in progress.
+        """Wait for the save in progress.
 
         Raises:
-          RunError: it failed.
+          RunError: the save failed.
         """
         with self._writing():
             self.manager.wait_until_finished()
 
     def check_space(self, state: TrainState, kind: type[Exception] = ConfigError) -> None:
-        """Before a save begins, and before a run does: a full disk would leave half a checkpoint.
-
-        Args:
-          state: its arrays, or their shapes.
-          kind: what is raised; a run that has begun raises no ConfigError.
+        """Check that the disk has space for one checkpoint, before a run or a save begins.
 
         Raises:
-          ConfigError: the disk has less space left than one checkpoint takes.
+          kind: the disk has less free space than one checkpoint takes (a run that has begun
+            raises RunError, not ConfigError).
         """
         if not self.workdir.writer:
             return
@@ -168,7 +167,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Failures of a save, which orbax and tensorstore raise as many kinds, in one line."""
+        """Turn every error of a save by orbax or tensorstore into a RunError of one line."""
         try:
             yield
         except (ConfigError, RunError):
@@ -180,18 +179,18 @@ class Checkpoints:
             ) from error
 
     def steps(self) -> list[int]:
-        """Return the steps of all checkpoints that are complete by their names, newest first."""
+        """Return the steps of all checkpoints that were saved to the end, newest first."""
         return sorted(self.manager.all_steps(), reverse=True)
 
     def survey(self, like: TrainState, say: Say) -> tuple[list[Outcome], Restored | None]:
-        """Read checkpoints from the newest on, until one is not proven to be damaged.
+        """Read checkpoints, newest first, up to the first that is not proven to be damaged.
 
         Args:
           like: abstract state with today's shardings.
-          say: gets a line where arrays are stored in another type than they are read in.
+          say: receives a line where stored and restored dtypes differ.
 
         Returns:
-          What each is, newest first; and the last of them if it was read. Nothing is moved.
+          Outcomes, newest first, and the last checkpoint if it was read. No file is moved.
         """
         self.manager.wait_until_finished()
         outcomes: list[Outcome] = []
@@ -203,10 +202,10 @@ class Checkpoints:
         return outcomes, None
 
     def newest(self, like: TrainState, say: Say) -> Restored | None:
-        """Return the newest checkpoint that can be read; set damaged ones before it aside.
+        """Return the newest readable checkpoint, and set newer ones that are damaged aside.
 
         Raises:
-          ConfigError: one cannot be read, and is not proven to be damaged.
+          ConfigError: a checkpoint cannot be read and is not proven to be damaged.
         """
         outcomes, restored = self.survey(like, say)
         if outcomes and outcomes[-1].problem not in ("", "damaged"):
@@ -218,7 +217,7 @@ class Checkpoints:
         return restored
 
     def _attempt(self, step: int, like: TrainState, say: Say) -> tuple[Outcome, Restored | None]:
-        """Read one checkpoint; all processes come to the same outcome."""
+        """Read one checkpoint; all processes agree on the worst outcome of any of them."""
         restored = None
         try:
             restored = self._restore(step, like, say)
@@ -233,16 +232,16 @@ class Checkpoints:
         return outcome, restored if not outcome.problem else None
 
     def _restore(self, step: int, like: TrainState, say: Say) -> Restored:
-        """The whole checkpoint, with its digests checked.
+        """Return a whole checkpoint after checking its digests.
 
         Raises:
-          Damaged, Unfit, Newer: as they say; anything else that reading raises.
+          Damaged, Unfit, Newer: see these classes. Errors of orbax and of the disk pass through.
         """
         meta = self.read_json(step, "meta")
-        found = meta.get("config", {}).get(config_version.KEY, 1)
-        if not isinstance(found, int) or found > config_version.VERSION:
+        version = meta.get("config", {}).get(config_version.KEY, 1)
+        if not isinstance(version, int) or version > config_version.VERSION:
             raise Newer(
-                f"its {config_version.KEY} is {found}, and this mimjax reads up to "
+                f"its {config_version.KEY} is {version}, and this mimjax reads up to "
                 f"{config_version.VERSION}"
             )
         params, rest = _split(like)
@@ -262,50 +261,50 @@ class Checkpoints:
         return Restored(state, out["data"], meta)
 
     def read_json(self, step: int, item: Literal["data", "meta"]) -> dict[str, Any]:
-        """Return a JSON item; `meta` with its own checksum checked.
+        """Return a JSON item; for `meta` its own checksum is checked.
 
         Raises:
-          Damaged: it is missing, no JSON, or altered.
+          Damaged: the item is missing, is not JSON, or was altered.
         """
         file = self.workdir.file(f"{FOLDER}/{step}/{item}/metadata")
         try:
-            found = json.loads(file.read_text())
+            content = json.loads(file.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError) as error:
             raise Damaged(f"{item}: {first_line(error)}") from None
         if item == "meta":
-            digests.check_meta(found)
-        return found
+            digests.check_meta(content)
+        return content
 
     def _check_fit(self, step: int, wanted: dict[str, PyTree], say: Say) -> None:
         """Compare names and shapes of the stored arrays with those of this run.
 
         Raises:
-          Unfit: they differ. Damaged: an item is missing.
+          Unfit: names or shapes differ. Damaged: an item is missing.
         """
         for item, like in wanted.items():
-            held, mine = self._held(step, item), by_path(like)
-            compare(held, mine, "" if item == "params" else f"{item}: ")
-            cast = [k for k, x in mine.items() if held[k].dtype not in (None, x.dtype)]
+            stored, mine = self._stored(step, item), by_path(like)
+            compare(stored, mine, "" if item == "params" else f"{item}: ")
+            cast = [k for k, x in mine.items() if stored[k].dtype not in (None, x.dtype)]
             if cast:
                 k = cast[0]
                 say(
                     f"checkpoint {step}: {len(cast)} arrays of {item} are stored in another type "
-                    f"than they are read in ({k}: {held[k].dtype} read as {mine[k].dtype})"
+                    f"than they are read in ({k}: {stored[k].dtype} read as {mine[k].dtype})"
                 )
 
-    def _held(self, step: int, item: str) -> dict[str, Any]:
-        """Names of an item's arrays, with what is known of each without reading it."""
-        place = self.workdir.file(f"{FOLDER}/{step}/{item}")
-        if not place.exists():
+    def _stored(self, step: int, item: str) -> dict[str, Any]:
+        """Return {path: shape and dtype} of an item's arrays without reading them."""
+        folder = self.workdir.file(f"{FOLDER}/{step}/{item}")
+        if not folder.exists():
             raise Damaged(f"{item} is missing")
-        # not by a Checkpointer, which hides what goes wrong
-        return by_path(ocp.PyTreeCheckpointHandler().metadata(place).tree)
+        # a Checkpointer would hide errors of reading
+        return by_path(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
 
     def _exists(self, step: int) -> bool:
         return self.workdir.file(f"{FOLDER}/{step}").exists()
 
     def set_aside(self, outcomes: list[Outcome], say: Say) -> None:
-        """Move damaged checkpoints to `broken/`, under names that are free; nothing is deleted."""
+        """Move damaged checkpoints to `broken/` under unused names; nothing is deleted."""
         if not outcomes:
             return
         self.manager.wait_until_finished()
@@ -319,10 +318,10 @@ class Checkpoints:
         self.manager.reload()
 
     def params(self, like: PyTree, step: int | None = None) -> PyTree:
-        """Parameters of `step` (None = the newest), or those subtrees of them that `like` has.
+        """Return the parameters of `step` (None = the newest), limited to the subtrees of `like`.
 
         Raises:
-          ConfigError: no checkpoint, or parameters of another structure.
+          ConfigError: there is no checkpoint, or its parameters have another structure.
         """
         step = self.manager.latest_step() if step is None else step
         if step is None:
@@ -330,25 +329,25 @@ class Checkpoints:
         return self._read(step, "params", like)
 
     def weights(self, like: TrainState, step: int) -> TrainState:
-        """The state of `step` for those who do not train it: without the optimizer's slots.
+        """Return the state of `step` for inference, without the optimizer state.
 
         Args:
-          like: abstract state; its opt_state is not read.
+          like: abstract state; its opt_state is ignored.
 
         Raises:
-          ConfigError: a checkpoint of another structure, or one that cannot be read.
+          ConfigError: the checkpoint has another structure or cannot be read.
         """
         params, rest = _split(like)
         wanted = {k: v for k, v in rest.items() if k != "opt_state" and jax.tree.leaves(v)}
-        found = rest | {"opt_state": ()} | self._read(step, "rest", wanted)
-        return TrainState(params=self.params(params, step), **found)
+        restored = rest | {"opt_state": ()} | self._read(step, "rest", wanted)
+        return TrainState(params=self.params(params, step), **restored)
 
     def _read(self, step: int, item_name: str, like: PyTree) -> PyTree:
-        """Those subtrees of one item that `like` has, under its shardings."""
+        """Return the subtrees of one item that `like` has, with the shardings of `like`."""
         where = f"{self.workdir.path}: checkpoint {step}"
         try:
             meta = self.read_json(step, "meta")
-            compare(self._held(step, item_name), by_path(like), "", part=True)
+            compare(self._stored(step, item_name), by_path(like), "", part=True)
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 tree = reader.restore(
                     self.workdir.file(f"{FOLDER}/{step}/{item_name}"),
@@ -370,13 +369,14 @@ class Checkpoints:
         return tree
 
     def close(self) -> None:
-        """Waits for a save in progress."""
+        """Wait for the save in progress, then close orbax's manager."""
         with self._writing():
             self.manager.wait_until_finished()
             self.manager.close()
 
 
 def _split(state: TrainState) -> tuple[PyTree, PyTree]:
+    """Return the items `params` and `rest` of a state."""
     rest = {
         "step": state.step,
         "model_state": state.model_state,
@@ -387,7 +387,7 @@ def _split(state: TrainState) -> tuple[PyTree, PyTree]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a run's numbers."""
+    """Return {package: version} of the packages that decide a run's numbers."""
     import flax
     import numpy
     import optax
@@ -395,5 +395,5 @@ def versions() -> dict[str, str]:
     import mimjax
 
     modules = {"jax": jax, "flax": flax, "optax": optax, "orbax": ocp, "numpy": numpy}
-    found = {name: getattr(m, "__version__", "?") for name, m in modules.items()}
-    return {"mimjax": mimjax.__version__, **found}
+    others = {name: getattr(m, "__version__", "?") for name, m in modules.items()}
+    return {"mimjax": mimjax.__version__, **others}

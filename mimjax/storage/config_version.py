@@ -1,6 +1,9 @@
-"""The version of the settings in `config.json`, and how those of an older version are read.
+"""Version of the settings in `config.json`, and translations of older versions.
 
-A run is continued by code of the same version, or by a translation that stands here, or refused.
+A run whose settings have another version than VERSION is continued through the translations in
+this file; settings of a newer version are refused. A translation is a function from the nested
+settings of one version to those of the next. Reading and writing the file is in
+`storage/settings.py`.
 """
 
 from __future__ import annotations
@@ -12,13 +15,13 @@ from mimjax.errors import ConfigError
 from mimjax.plugs import MOVED
 
 KEY = "config_version"
-VERSION = 3  # raise it, and add a translation, when a setting changes its name or its values
+VERSION = 3  # raise it and add a translation when a setting changes its name or its values
 
 Settings = dict[str, Any]
 
 
-# What version 1 wrote for None, by the last part of a setting's name. In `method` a name means the
-# same everywhere; elsewhere the whole name counts.
+# Values that stood for None in version 1. Settings of `method` are found by the last part of their
+# name, which means the same in every method; all others by their whole name.
 UNSET_IN_METHOD: dict[str, Any] = {
     "feature": "",
     "heads": 0,
@@ -47,7 +50,7 @@ UNSET: dict[str, Any] = {
 
 
 def from_1(settings: Settings) -> Settings:
-    """Translate version 1, which stood in no file: sentinels (0, -1, "") became None."""
+    """Translate version 1 (a file without a version): sentinels (0, -1, "") become None."""
     settings = {"restart": False} | masking_from_1(settings)
     if "data" in settings:
         settings["data"] = {"splits": "auto"} | settings["data"]
@@ -55,10 +58,11 @@ def from_1(settings: Settings) -> Settings:
 
 
 def without_sentinels(settings: Settings, prefix: str = "") -> Settings:
-    """Replace what version 1 wrote for None.
+    """Return the settings with None in place of version 1's sentinels.
 
     Args:
-      settings: nested, or the section that `prefix` names ("method.").
+      settings: nested settings, or one section of them.
+      prefix: name of the section with a dot ("method."); "" = all settings.
     """
     out: Settings = {}
     for name, value in settings.items():
@@ -73,12 +77,12 @@ def without_sentinels(settings: Settings, prefix: str = "") -> Settings:
 
 
 def masking_from_1(settings: Settings) -> Settings:
-    """Name the rounding that version 1 had; drop its largest block where no block is drawn."""
+    """Set the rounding that version 1 used; unset `max_block` for masks without blocks."""
     method = dict(settings.get("method", {}))
     if "masking" not in method:
         return settings
     kind = method["masking"].get("kind")
-    # all methods rounded as MAE; for blocks that is what CAE's rounding does, too
+    # all methods rounded like MAE; for block masks CAE's rounding gives the same counts
     cae = settings.get("task") in ("mimjax.methods.cae:CAE", "mimjax.methods.caev2:CAEv2")
     method["masking"] = {"rounding": "cae" if cae and kind != "random" else "mae"} | method[
         "masking"
@@ -122,7 +126,7 @@ def eval_from_2(settings: Settings) -> Settings:
 
 
 def with_new_places(settings: Settings) -> Settings:
-    """Name classes by the modules in which they stand today."""
+    """Return the settings with each class named by the module where it stands today."""
     return {
         name: with_new_places(value)
         if isinstance(value, dict)
@@ -137,22 +141,22 @@ TRANSLATIONS: dict[int, Callable[[Settings], Settings]] = {1: from_1, 2: from_2}
 
 
 def upgrade(settings: Settings, where: str) -> Settings:
-    """Return the settings of a `config.json` as this version writes them, without the version.
+    """Return settings of any known version as this version writes them, without the version key.
 
     Args:
-      settings: nested, as read; not changed.
-      where: names the file in errors.
+      settings: nested settings as read; not changed.
+      where: name of the file, for errors.
 
     Raises:
-      ConfigError: a newer version, or one that no translation reads.
+      ConfigError: the version is newer than VERSION, or is none.
     """
     settings = dict(settings)
-    found = settings.pop(KEY, 1)
-    if found in TRANSLATIONS or found == VERSION:
-        for version in range(found, VERSION):
+    stored = settings.pop(KEY, 1)
+    if stored in TRANSLATIONS or stored == VERSION:
+        for version in range(stored, VERSION):
             settings = TRANSLATIONS[version](settings)
         return settings
     raise ConfigError(
-        f"{where}: {KEY} {found!r}; allowed: 1 to {VERSION} (a newer mimjax wrote this file; use "
+        f"{where}: {KEY} {stored!r}; allowed: 1 to {VERSION} (a newer mimjax wrote this file; use "
         "that version, or another --workdir)"
     )

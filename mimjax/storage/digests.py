@@ -1,9 +1,10 @@
-"""Digests of arrays, computed where they lie, so that a flipped bit is noticed at restore.
+"""Digests of arrays and JSON items, with which a restore detects flipped bits.
 
-Orbax's format has checksums for its index alone: a bit flipped in an array restores in silence.
-The digest of an array is the sum, modulo 2^32, of its bits as words, each times an odd number that
-its place decides. One flipped bit always changes it; the order of summation never does, so any
-sharding, device and number of processes gives the same digest.
+Orbax's format has checksums for its index only, so an array with a flipped bit would be restored
+without an error. The digest of an array is sum_i w_i * o_i modulo 2^32: w_i are its bits as words
+of at most 32 bits, o_i an odd number that depends on the position i. One flipped bit always changes
+the sum. The order of summation does not, so every sharding, device and number of processes gives
+the same digest. A digest is no protection against intended changes.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ from mimjax.storage.verdicts import Damaged
 PyTree = Any
 Digests = dict[str, list]  # path -> [dtype, digest]
 SPREAD = np.uint32(2654435761)  # Knuth's multiplicative hash: floor(2^32 / golden ratio), odd
-PLACES = np.arange(1 << 15, dtype=np.uint32) * SPREAD  # as many words at once, from the cache
+PLACES = np.arange(1 << 15, dtype=np.uint32) * SPREAD  # 32,768 words at once stay in the CPU cache
 
 
 @jax.jit
 def on_device(x: jax.Array) -> jax.Array:
-    """Return the uint32 digest of one array of any dtype and shape."""
+    """Return the digest, uint32 [], of an array of any dtype and shape, on its own devices."""
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     width = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-    words = lax.bitcast_convert_type(x, width).astype(jnp.uint32)  # 8 bytes: a last axis of two
+    # an 8-byte type becomes two words along a new last axis
+    words = lax.bitcast_convert_type(x, width).astype(jnp.uint32)
     place = jnp.zeros((), jnp.uint32)
     for axis, size in enumerate(words.shape):
         place = place * np.uint32(size) + lax.broadcasted_iota(jnp.uint32, words.shape, axis)
@@ -40,7 +42,7 @@ def on_device(x: jax.Array) -> jax.Array:
 
 
 def on_host(x: np.ndarray) -> int:
-    """Return the same number without a compilation."""
+    """Return the digest of a host array, equal to `on_device`'s, without compiling a program."""
     width = {1: np.uint8, 2: np.uint16}.get(x.dtype.itemsize, np.uint32)
     words = np.ascontiguousarray(x).reshape(-1).view(width)
     total = 0
@@ -52,13 +54,16 @@ def on_host(x: np.ndarray) -> int:
 
 
 def of_tree(tree: PyTree) -> Digests:
-    """Return {path: [dtype, digest]} of a tree of arrays; all processes must call it together."""
+    """Return {path: [dtype, digest]} of a tree of arrays.
+
+    All processes must call it together, since arrays may be sharded over them.
+    """
 
     def one(x: Any) -> Any:
-        near = isinstance(x, np.ndarray) or (
+        local = isinstance(x, np.ndarray) or (
             x.is_fully_addressable and {d.platform for d in x.devices()} == {"cpu"}
         )
-        return on_host(np.asarray(x)) if near else on_device(x)
+        return on_host(np.asarray(x)) if local else on_device(x)
 
     leaves = jax.tree.leaves(tree)
     values = jax.device_get([one(x) for x in leaves])
@@ -67,24 +72,25 @@ def of_tree(tree: PyTree) -> Digests:
 
 
 def of_json(value: Any) -> int:
-    """Return a checksum of what JSON can hold, the same for every order of keys."""
+    """Return the CRC-32 of a JSON value, independent of the order of keys."""
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def sealed(meta: dict[str, Any], data: Any, **trees: PyTree) -> dict[str, Any]:
-    """Return `meta` with digests of the item `data`, of each tree, and of `meta` itself."""
-    found: dict[str, Any] = {name: of_tree(tree) for name, tree in trees.items()}
-    found["data"] = of_json(data)
-    whole = json.loads(json.dumps(meta | {"digests": found}))  # as it will be read: no tuples
-    found["meta"] = of_json(whole)
-    return whole | {"digests": found}
+    """Return `meta` with the digests of `data`, of each tree and of `meta` itself."""
+    values: dict[str, Any] = {name: of_tree(tree) for name, tree in trees.items()}
+    values["data"] = of_json(data)
+    # through JSON, which turns tuples into lists: the digest must be that of what is read later
+    whole = json.loads(json.dumps(meta | {"digests": values}))
+    values["meta"] = of_json(whole)
+    return whole | {"digests": values}
 
 
 def check_meta(meta: Any) -> None:
-    """Compare a `meta` item with its own digest; those of older versions have none.
+    """Compare a `meta` item with its own digest; items of older versions have none.
 
     Raises:
-      Damaged: they differ.
+      Damaged: the digest is wrong, or `meta` is no JSON object.
     """
     if not isinstance(meta, dict) or not isinstance(meta.get("digests", {}), dict):
         raise Damaged("meta: no object of an item")
@@ -94,15 +100,16 @@ def check_meta(meta: Any) -> None:
 
 
 def check(meta: dict[str, Any], data: Any = None, **trees: PyTree) -> None:
-    """Compare what was read with the digests in `meta`, if it has some.
+    """Compare restored items with the digests in `meta`; without digests nothing is compared.
 
     Args:
-      data: the item of that name; None = not read.
-      trees: items by name; each may be a part of what was saved. Arrays that were read in another
-        dtype than they were saved in are not compared.
+      meta: the item `meta`.
+      data: the item `data`; None = not read.
+      trees: arrays of the other items by name, all or a part of what was saved. An array that was
+        restored in another dtype than it was saved in is not compared.
 
     Raises:
-      Damaged: something differs.
+      Damaged: a digest differs; the first such array is named.
     """
     known = meta.get("digests", {})
     if not known:
@@ -113,7 +120,7 @@ def check(meta: dict[str, Any], data: Any = None, **trees: PyTree) -> None:
         bad = [
             name
             for name, (dtype, value) in of_tree(tree).items()
-            if (kept := known[item].get(name)) and kept[0] == dtype and kept[1] != value
+            if (saved := known[item].get(name)) and saved[0] == dtype and saved[1] != value
         ]
         if bad:
             more = f" ({len(bad)} arrays in all)" if len(bad) > 1 else ""

@@ -1,7 +1,10 @@
-"""All input and output in a workdir goes through here, so that `gs://` paths are the same code.
+"""Local and remote paths, and reading and writing in a run's workdir.
 
-A reader never sees half a file: a local one is put in its place by a rename, and a remote store
-shows an object only when it is whole. Nothing remote is appended to, renamed or locked.
+`checked_path` says which addresses may be used where; `Workdir` is used for all files of a run, so
+that local and `gs://` workdirs share one code. A reader never sees half a file: a local file is
+renamed into its place, and a remote store shows an object only when it is complete. Nothing remote
+is appended to, renamed or locked. Checkpoints are in `storage/checkpoints.py`, files at paths that
+a user names in `storage/outputs.py`.
 """
 
 from __future__ import annotations
@@ -21,25 +24,26 @@ from etils import epath
 from mimjax import stopping
 from mimjax.errors import ConfigError
 
-STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # address -> its package, and our extra
-# orbax has no driver of s3://, so no checkpoint can lie there
+STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme -> (package, extra of mimjax)
+# orbax has no driver for s3://, so checkpoints cannot be stored there
 RUNS, IMAGES = ("gs",), ("gs", "s3")
-# flags of programs, and settings, that name places; which stores each may name
+# stores that each path flag of the programs (FLAGS) and each path setting (KEYS) may name
 FLAGS = {"workdir": RUNS, "images": IMAGES, "weights": (), "output": IMAGES, "hlo": IMAGES}
 WRITTEN = ("workdir", "output", "hlo")
 KEYS = {"init_from": RUNS, "resume": RUNS, "teacher.path": RUNS, "data.path": IMAGES}
 
 
 def checked_path(path: str, key: str, stores: Sequence[str] = IMAGES, opened: bool = True) -> str:
-    """A path as it can be opened, with `~` expanded; nothing is looked up.
+    """Return a path with `~` expanded, after checking its address; no disk or store is asked.
 
     Args:
-      key: the flag or setting that named it, for errors.
-      stores: schemes of STORES that can be used here.
-      opened: whether the store's package must be there; False only looks at the text.
+      path: a local path, or an address of a store ("gs://bucket/folder").
+      key: flag or setting that named it, for errors.
+      stores: schemes of STORES that are allowed.
+      opened: whether the store's package must be installed; False checks the text only.
 
     Raises:
-      ConfigError: an address that cannot be used here, a mistyped one, or a missing package.
+      ConfigError: the store is not allowed here, the address is mistyped, or a package is missing.
     """
     allowed = ", ".join(["a path on this machine", *(f"{s}://BUCKET/..." for s in stores)])
     scheme, colon, rest = path.partition("://")
@@ -60,7 +64,8 @@ def checked_path(path: str, key: str, stores: Sequence[str] = IMAGES, opened: bo
     if not opened:
         return path
     if importlib.util.find_spec(package) is not None:
-        os.environ.setdefault("EPATH_USE_TF", "false")  # etils would prefer TensorFlow to it
+        # where TensorFlow is installed, etils would use it instead of the store's package
+        os.environ.setdefault("EPATH_USE_TF", "false")
     elif scheme != "gs" or importlib.util.find_spec("tensorflow") is None:
         raise ConfigError(
             f'{key}: {path!r} needs {package}: pip install "mimjax[{extra}]"; allowed without it: '
@@ -69,18 +74,18 @@ def checked_path(path: str, key: str, stores: Sequence[str] = IMAGES, opened: bo
     return path
 
 
-def found(path: str, key: str, stores: Sequence[str]) -> str:
-    """The result of `checked_path`; a store is asked, so that missing rights are found early.
+def reachable_path(path: str, key: str, stores: Sequence[str]) -> str:
+    """Return `checked_path(...)` after one request to the store, which shows missing rights early.
 
     Raises:
-      ConfigError: see `checked_path`; or the store does not answer, or refuses.
+      ConfigError: see `checked_path`; or the store does not answer or refuses access.
     """
     path = checked_path(path, key, stores)
     if "://" not in path:
         return path
     try:
         epath.Path(path).exists()
-    except Exception as error:  # each store's client has its own
+    except Exception as error:  # each store's client has its own exceptions
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConfigError(
             f"{key}: {path!r} cannot be reached ({reason}); allowed: a bucket that this machine's "
@@ -90,7 +95,11 @@ def found(path: str, key: str, stores: Sequence[str]) -> str:
 
 
 def _registered(scheme: str) -> bool:
-    """Whether somebody taught `epath` this address; its own (hf, az) have no extra here."""
+    """Return whether a user registered a backend for this scheme with `epath`.
+
+    The schemes hf and az are known to `epath` itself, but no extra of mimjax installs their
+    packages.
+    """
     if scheme in ("hf", "az"):
         return False
     try:
@@ -101,22 +110,22 @@ def _registered(scheme: str) -> bool:
 
 
 class Workdir:
-    """A run's folder. Only process 0 writes; every process may read.
+    """Folder of a run; only process 0 writes, every process may read.
 
     Attributes:
       path: local or remote folder.
       is_local: whether files can be appended to and renamed.
-      writer: whether this process writes.
+      writer: whether this process writes; methods that write do nothing in the others.
 
     Raises:
-      ConfigError: an address that no run can use, or no folder can be made there; `key` begins
-        the line.
+      ConfigError: no run can use this address, or the folder cannot be made; `key` begins the
+        line.
     """
 
     def __init__(self, path: str, writer: bool = True, key: str = "--workdir"):
         path = checked_path(path, key, RUNS, opened=writer)
-        # orbax takes absolute paths only
         self.is_local = "://" not in path
+        # orbax accepts absolute paths only
         self.path = epath.Path(os.path.abspath(path) if self.is_local else path)
         self.writer = writer
         if writer:
@@ -129,26 +138,27 @@ class Workdir:
                 ) from None
 
     def file(self, name: str) -> epath.Path:
+        """Return the path of a file or folder, given its path relative to the workdir."""
         return self.path / name
 
     def read_text(self, name: str) -> str:
-        """The file's text, "" if there is none; bytes that are no UTF-8 are replaced."""
+        """Return a file's text, "" if there is no file; bytes that are not UTF-8 are replaced."""
         if not self.file(name).exists():
             return ""
         return self.file(name).read_bytes().decode(errors="replace")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """The object in a JSON file, {} if there is none.
+        """Return the object in a JSON file, {} if there is no file.
 
         Raises:
-          ConfigError: the file is broken.
+          ConfigError: the file is no JSON or holds no object.
         """
         text = self.read_text(name)
         try:
-            found = json.loads(text) if text else {}
-            if not isinstance(found, dict):
-                raise ValueError(f"a {type(found).__name__}")
-            return found
+            content = json.loads(text) if text else {}
+            if not isinstance(content, dict):
+                raise ValueError(f"a {type(content).__name__}")
+            return content
         except ValueError as error:
             raise ConfigError(
                 f"--workdir: {self.file(name)} is damaged ({error}); allowed: the file as a run "
@@ -156,13 +166,14 @@ class Workdir:
             ) from None
 
     def write_text(self, name: str, text: str) -> None:
+        """Write a UTF-8 file as `write_bytes` does."""
         self.write_bytes(name, text.encode())
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Writes a new file beside the old one, then puts it in its place.
+        """Write a file as a whole: a local one under a temporary name, which is then renamed.
 
         Raises:
-          OSError: it cannot be written; the old file is as it was, and nothing lies beside it.
+          OSError: the file cannot be written; the old one is unchanged, the temporary one removed.
         """
         if not self.writer:
             return
@@ -182,7 +193,7 @@ class Workdir:
             raise
 
     def append(self, name: str, line: str) -> None:
-        """Adds one line; remote stores cannot append, there the file is written anew."""
+        """Append one line to a file; on a remote store the whole file is written again."""
         if not self.writer:
             return
         if self.is_local:
@@ -195,30 +206,31 @@ class Workdir:
         """Read a file of JSON lines, each an object with an integer "step".
 
         Returns:
-          The lines that can be read, and how many cannot. A last line that a crash cut short does
-          not count.
+          The rows, and the number of lines that are no such object. A last line without a line end,
+          which a crash cut short, is not counted.
         """
         if not self.file(name).exists():
             return [], 0
         text = self.file(name).read_bytes().decode(errors="replace")
-        out, bad = [], 0
+        rows, bad = [], 0
         for line in text.splitlines(keepends=True):
             try:
                 row = json.loads(line)
             except ValueError:
                 row = None
             step = row.get("step") if isinstance(row, dict) else None
+            # bool is a subclass of int
             if isinstance(step, int) and not isinstance(step, bool):
-                out.append(row)
+                rows.append(row)
             elif line.strip() and line.endswith("\n"):
                 bad += 1
-        return out, bad
+        return rows, bad
 
     def move_aside(self, name: str, to: str) -> str:
-        """Move a file or folder within the workdir to a name that is free; nothing is replaced.
+        """Move a file or folder within the workdir to an unused name; nothing is replaced.
 
         Returns:
-          Where it is now: `to`, or `to` with a number.
+          The new name: `to`, or `to` with a number behind it.
         """
         if not self.writer:
             return to
@@ -232,12 +244,13 @@ class Workdir:
         return free
 
     def copy_aside(self, name: str, to: str) -> str:
-        """Copy a file within the workdir to a name that is free, and return that name."""
+        """Copy a file within the workdir to an unused name, and return that name."""
         free = self._free_name(to)
         self.write_bytes(free, self.file(name).read_bytes())
         return free
 
     def _free_name(self, name: str) -> str:
+        """Return `name`, or the first of name_2, name_3, ... that does not exist."""
         free, count = name, 1
         while self.file(free).exists():
             count += 1
@@ -245,18 +258,18 @@ class Workdir:
         return free
 
     def free(self) -> float:
-        """Bytes that are free where the folder lies; infinity for remote stores."""
+        """Return the free bytes of the folder's disk; infinity for remote stores."""
         return shutil.disk_usage(self.path).free if self.is_local else math.inf
 
     def remove(self, name: str) -> None:
-        """Deletes a file, if it is there."""
+        """Delete a file if it exists."""
         if self.writer:
             self.file(name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def naming(path: Any) -> Iterator[None]:
-    """Gives errors of writing (a full disk) the file's name, which only those of opening have."""
+    """Add the file's name to OSErrors of writing (a full disk); only errors of opening have it."""
     try:
         yield
     except OSError as error:
@@ -266,7 +279,7 @@ def naming(path: Any) -> Iterator[None]:
 
 
 def _move(source: epath.Path, target: epath.Path) -> None:
-    """Copies file by file, then deletes: what a rename is on an object store."""
+    """Copy file by file, then delete the source, since object stores have no rename."""
     if source.is_dir():
         target.mkdir(parents=True, exist_ok=True)
         for entry in source.iterdir():

@@ -1,10 +1,10 @@
-"""One run per workdir: `run.lock` says who writes there; a second run is refused.
+"""Lock of a workdir: `run.lock` names the run that writes there, and a second run is refused.
 
-A lock whose process has died on this machine is taken over at once. Of a lock from another machine
-nothing is known but its pulse, a counter that a thread raises: it is watched for a while, and taken
-over only if it stands still. No clock is compared. A file and no `flock`, which remote stores lack:
-of two runs that start within the same instant both may pass, and the one whose name is
-overwritten stops at its next log line.
+A lock whose process died on this machine is taken over at once. A run on another machine is judged
+by its pulse, a counter in the file that a thread increments: its lock is taken over only if the
+counter does not change for PATIENCE seconds. Clocks of machines are not compared. The lock is a
+plain file, since remote stores have no `flock`. Hence two runs that start at the same instant may
+both pass; the one whose entry was overwritten stops at its next log line (`RunLock.check`).
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ from mimjax.storage.files import Workdir
 FILE = "run.lock"
 FIELDS = {"token", "host", "machine", "pid", "born", "started", "pulse"}
 PULSE = 20.0  # seconds between two pulses
-PATIENCE = 60.0  # seconds without one after which another machine's run counts as dead
+PATIENCE = 60.0  # seconds without a pulse after which a run on another machine counts as dead
 
 
 class RunLock:
-    """Held from `acquire` to `release`, which the end of the interpreter calls too.
+    """Lock of one workdir, from `acquire` to `release` or the end of the interpreter.
 
     Attributes:
-      workdir: only its writer takes part; for all others every method does nothing.
+      workdir: folder of the run. Where this process is not its writer, all methods do nothing.
       pulse, patience: seconds, see PULSE and PATIENCE.
+      mine: content of this run's lock file, {} without a lock.
     """
 
     def __init__(self, workdir: Workdir, pulse: float = PULSE, patience: float = PATIENCE):
@@ -45,19 +46,22 @@ class RunLock:
         self._thread: threading.Thread | None = None
 
     def acquire(self, say: Callable[[str], None]) -> None:
-        """Takes the lock; `say` gets a line if a dead run's lock is taken over.
+        """Take the lock and start its pulse.
+
+        Args:
+          say: receives a line if the lock of a dead run is taken over.
 
         Raises:
-          ConfigError: a living run holds it.
+          ConfigError: a living run has the lock.
         """
         if not self.workdir.writer:
             return
         other = self._read()
         if other and not self._is_me(other):
-            self._outlive(other, say)
+            self._check_dead(other, say)
             say(f"run.lock: taken over from a run that has died ({_who(other)})")
         elif not other and self.workdir.read_text(FILE):
-            self._outlive_damaged(say)
+            self._check_dead_damaged(say)
         self.mine = {
             "token": uuid.uuid4().hex,
             "host": socket.gethostname(),
@@ -74,10 +78,10 @@ class RunLock:
         self._thread.start()
 
     def check(self) -> None:
-        """Whether the lock is still ours.
+        """Check that the lock is still this run's.
 
         Raises:
-          RunError: another run took it over while this one stood still.
+          RunError: another run took it over, for example while this one was suspended.
         """
         other = self._read() if self.mine else {}
         if other and other["token"] != self.mine["token"]:
@@ -85,18 +89,23 @@ class RunLock:
             raise RunError(f"--workdir: {self.workdir.path} was taken over by {_who(other)}")
 
     def release(self) -> None:
-        """Ends the pulse and deletes the file, if it is ours."""
+        """Stop the pulse, and delete the file if it is this run's."""
         self._end.set()
         if self._thread is not None:
-            self._thread.join(timeout=10)  # a pulse after the deletion would leave the file
+            # a pulse after the deletion would write the file again
+            self._thread.join(timeout=10)
         atexit.unregister(self.release)
         stopping.SIGNALS.forget(self.release)
         if self.mine and self._read().get("token") == self.mine["token"]:
             self.workdir.remove(FILE)
         self.mine = {}
 
-    def _outlive(self, other: dict[str, Any], say: Callable[[str], None]) -> None:
-        """Returns if the holder is dead."""
+    def _check_dead(self, other: dict[str, Any], say: Callable[[str], None]) -> None:
+        """Return if the run of the lock `other` is dead.
+
+        Raises:
+          ConfigError: that run is alive.
+        """
         if other["machine"] == _machine():
             alive = _born(other["pid"]) == other["born"] and _exists(other["pid"])
         else:
@@ -111,8 +120,14 @@ class RunLock:
                 "one run per workdir (end that one, or choose another folder)"
             )
 
-    def _outlive_damaged(self, say: Callable[[str], None]) -> None:
-        """Watches a file that names nobody: a living run writes it anew at its next pulse."""
+    def _check_dead_damaged(self, say: Callable[[str], None]) -> None:
+        """Return if no living run has a lock file that cannot be read.
+
+        A living run would write the file again at its next pulse.
+
+        Raises:
+          ConfigError: a run wrote the file again.
+        """
         say(
             f"run.lock: damaged, so that nobody is named; watching for {self.patience:.0f} s "
             "whether a living run writes it anew"
@@ -121,53 +136,60 @@ class RunLock:
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self.patience / 10))
             if other := self._read():
-                return self._outlive(other, say)
+                return self._check_dead(other, say)
         say("run.lock: damaged, and no run writes it: taken over")
 
     def _moves(self, other: dict[str, Any]) -> bool:
+        """Return whether the lock file changes within `patience` seconds."""
         deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self.patience / 10))
             now = self._read()
             if not now:
-                return False  # that run has ended just now
+                return False  # that run has just ended
             if now != other:
                 return True
         return False
 
     def _beat(self) -> None:
+        """Increment the pulse every `pulse` seconds until the lock is released or lost."""
         mine = self.mine
         while not self._end.wait(self.pulse):
             try:
                 if self._read().get("token", mine["token"]) != mine["token"]:
-                    return  # `check` says so
+                    return  # another run took the lock; `check` raises the error
                 mine["pulse"] += 1
                 self._write()
             except OSError:
-                continue  # a store that hiccups must not end the run
+                continue  # a short failure of a disk or store must not end the run
 
     def _read(self) -> dict[str, Any]:
+        """Return the content of the lock file, {} if it is missing or not whole."""
         try:
-            found = json.loads(self.workdir.read_text(FILE) or "{}")
+            lock = json.loads(self.workdir.read_text(FILE) or "{}")
         except (json.JSONDecodeError, FileNotFoundError):
             return {}  # being written or deleted
-        return found if isinstance(found, dict) and found.keys() >= FIELDS else {}
+        return lock if isinstance(lock, dict) and lock.keys() >= FIELDS else {}
 
     def _write(self) -> None:
         self.workdir.write_text(FILE, json.dumps(self.mine) + "\n")
 
     def _is_me(self, other: dict[str, Any]) -> bool:
-        """A run of this very process: a notebook or test that starts another one."""
+        """Return whether this process wrote the lock (a notebook that starts a second run)."""
         same = other["machine"] == _machine() and other["pid"] == os.getpid()
         return same and other["born"] == _born(os.getpid())
 
 
 def _who(lock: dict[str, Any]) -> str:
+    """Return words that name the run of a lock, for messages."""
     return f"process {lock['pid']} on {lock['host']}, started {lock['started']}"
 
 
 def _machine() -> str:
-    """Equal for two processes only if one's process ids mean something to the other."""
+    """Return the name of this boot and process namespace.
+
+    It is equal for two processes only if a process id means the same to both of them.
+    """
     parts = [socket.gethostname()]
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         try:
@@ -178,7 +200,10 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process began, in the kernel's ticks: a process id is used again."""
+    """Return the start time of a process in the kernel's ticks, "" if there is no such process.
+
+    Process ids are used again; together with the start time they are unique.
+    """
     try:
         return _text(f"/proc/{pid}/stat").rpartition(")")[2].split()[19]
     except OSError:
@@ -186,17 +211,18 @@ def _born(pid: int) -> str:
 
 
 def _exists(pid: int) -> bool:
+    """Return whether a process is alive."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # somebody else's
+        return True  # a process of another user
     return not _zombie(pid)
 
 
 def _zombie(pid: int) -> bool:
-    """Killed, and only not yet collected by its parent."""
+    """Return whether a process has ended and only its parent has not yet collected it."""
     try:
         return _text(f"/proc/{pid}/stat").rpartition(")")[2].split()[0] == "Z"
     except OSError:

@@ -1,9 +1,10 @@
-"""Outputs that a user names: made beside their place, moved there when whole, and listed.
+"""Files and folders at paths that a user names: staged, renamed into place, and listed.
 
-A program may write at any path that a user types, so it replaces nothing that it cannot prove to be
-its own. What was written at `out` is listed with sizes and checksums in `.out.mimjax.json` beside
-it. An output whose list is there, that holds nothing else and that nobody changed may be replaced;
-everything else belongs to the user and is refused by name.
+A program may write at any path that a user types, so it must replace only what mimjax wrote. An
+output is made in a stage (a hidden folder beside its path) and renamed into its place when it is
+complete. The file `.out.mimjax.json` beside an output `out` lists its files with sizes and SHA-256.
+An output may be replaced only if it consists of exactly the listed, unchanged files; anything else
+belongs to the user and is refused by name. Files of a run's workdir are in `storage/files.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from mimjax.storage import files
 
 Contents = dict[str, Any]  # relative path -> (size, sha256); "" for an output that is one file
 FREE = "a path where nothing is yet"
-STAGED = {"new", "old", "list"}  # what a stage may hold
-# What a run keeps in its workdir. Its pictures/ may hold pictures that programs draw.
+STAGED = {"new", "old", "list"}  # names that a stage may contain
+# files and folders of a run in its workdir; programs may add pictures to pictures/
 RUN_FILES = {
     *("checkpoints", "broken", "pictures", "wandb", "config.json", "parameters.txt", "train.log"),
     *("metrics.jsonl", "table.md", "report.html", "data_index.npz", "teacher.json", "run.lock"),
@@ -40,13 +41,15 @@ def check(
     spare: dict[str, str | None] | None = None,
     hint: str = "",
 ) -> str:
-    """Find out whether a program may write at `path`, before it does any work.
+    """Check that a program may write at `path`, before it does any work.
 
     Args:
-      overwrite: whether an earlier output of ours may be replaced.
-      flag: what named the path, for errors.
-      spare: further places that must survive, {"the folder of the images": path}; None = not given.
-      hint: the flag that sets `overwrite`. Messages propose it only where it would be obeyed.
+      path: a local path.
+      overwrite: whether an earlier output of mimjax may be replaced.
+      flag: flag that named the path, for errors.
+      spare: further places that must survive, {"the folder of the images": path}; a path None is
+        ignored.
+      hint: flag that sets `overwrite`; errors propose it only where it would help.
 
     Returns:
       The absolute path.
@@ -61,17 +64,19 @@ def check(
 
 
 def check_place(path: str, flag: str, spare: dict[str, str | None]) -> None:
-    """Refuse links, the folders that a user works in, and those of a run.
+    """Refuse a path that is a link, contains a protected folder, or is a file of a run.
+
+    Protected are the current folder, the home folder and the places in `spare` (see `check`).
 
     Raises:
-      ConfigError: the path is one of these, or holds one of them.
+      ConfigError: the path is one of these.
     """
     if os.path.islink(path):
         target = os.readlink(path)
         raise ConfigError(f"{flag}: {path} is a link to {target}; allowed: {FREE}")
     real = os.path.realpath(path)
-    kept = {"the current folder": os.getcwd(), "the home folder": "~", **spare}
-    for name, place in kept.items():
+    protected = {"the current folder": os.getcwd(), "the home folder": "~", **spare}
+    for name, place in protected.items():
         if place is None or "://" in place:
             continue
         place = os.path.realpath(os.path.expanduser(place))
@@ -93,11 +98,12 @@ def _is_run(folder: pathlib.Path) -> bool:
 
 
 def check_contents(path: str, overwrite: bool, flag: str, hint: str = "") -> None:
-    """Refuse to replace what is not listed, or what was changed since it was.
+    """Refuse to replace anything but an earlier output, listed and unchanged.
 
     Raises:
-      ConfigError: nothing at `path` may be replaced, or only with the flag `hint`.
+      ConfigError: what is at `path` may not be replaced, or only with the flag `hint`.
     """
+    # an empty folder may always be filled
     if not os.path.lexists(path) or (os.path.isdir(path) and not os.listdir(path)):
         return
     if foreign := _foreign(path, _listed(path)):
@@ -117,17 +123,18 @@ def staged(
     spare: dict[str, str | None] | None = None,
     listed: bool = True,
 ) -> Iterator[str]:
-    """A path to write a file or folder at; it gets to `path` when the body has succeeded.
+    """Yield a temporary path for a file or folder, which is renamed to `path` if the body succeeds.
 
-    Whatever ends the body early, the old output stays as it was and nothing lies beside it. What a
-    killed program left is cleared by the next one that writes at this path.
+    If the body fails, the old output is unchanged and nothing is left beside it. Leftovers of a
+    killed program are removed by the next one that writes at this path.
 
     Args:
-      listed: False for a folder that changes later and is nobody's to replace, such as a workdir.
+      path, overwrite, flag, spare: see `check`.
+      listed: whether the output is listed, so that it may be replaced later; False for a folder
+        whose files change, such as a workdir.
 
     Raises:
-      ConfigError: see `check`; another program is writing there; it cannot be written (the body's
-        OSErrors too).
+      ConfigError: see `check`; another program is writing there; an OSError in or after the body.
     """
     path = os.path.abspath(files.checked_path(path, flag, stores=()))
     check_place(path, flag, spare or {})
@@ -138,7 +145,7 @@ def staged(
             new = os.path.join(stage, "new", name)
             os.mkdir(os.path.dirname(new))
             yield new
-            check_contents(path, overwrite, flag)  # somebody else may have written meanwhile
+            check_contents(path, overwrite, flag)  # another program may have written meanwhile
             with stopping.whole():
                 if listed:
                     _put_listed(new, path, stage)
@@ -150,7 +157,7 @@ def staged(
 
 
 def write_bytes(path: str, data: bytes, flag: str = "--output") -> None:
-    """Write a file whose earlier version, if it is ours and unchanged, may go.
+    """Write a file; an earlier version that mimjax wrote and nobody changed is replaced.
 
     Args:
       path: local, or on a store, where a file appears whole or not at all.
@@ -168,13 +175,14 @@ def write_bytes(path: str, data: bytes, flag: str = "--output") -> None:
     check_remote(path, flag)
     entry = {"": [len(data), hashlib.sha256(data).hexdigest()]}
     target.parent.mkdir(parents=True, exist_ok=True)
+    # both versions are listed while one replaces the other, so that a crash leaves a known file
     record.write_text(_text([entry, *_listed(path)]))
     target.write_bytes(data)
     record.write_text(_text([entry]))
 
 
 def check_bytes(path: str, flag: str = "--output") -> None:
-    """What `write_bytes` would refuse, before any work is done.
+    """Check that `write_bytes` may write at `path`, before any work is done.
 
     Raises:
       ConfigError: see `check`.
@@ -186,10 +194,10 @@ def check_bytes(path: str, flag: str = "--output") -> None:
 
 
 def check_remote(path: str, flag: str) -> None:
-    """Refuse to replace a store's file that is not listed as ours.
+    """Refuse to replace a file on a store, unless it is listed and unchanged.
 
     Raises:
-      ConfigError: it is somebody else's.
+      ConfigError: the file exists, and its list is missing or does not fit.
     """
     target = epath.Path(path)
     if target.exists():
@@ -202,19 +210,19 @@ def check_remote(path: str, flag: str) -> None:
 
 
 def _list_of(path: str) -> str:
-    """Where the list of an output lies."""
+    """Return the path of an output's list."""
     parent, name = os.path.split(path)
     return os.path.join(parent, f".{name}.mimjax.json")
 
 
 def _listed(path: str) -> list[Contents]:
-    """What an output may hold to count as ours; [] without a list that can be read.
+    """Return the listed contents of an output; [] without a readable list.
 
-    There are two possibilities while one output takes the place of another, else one.
+    There are two contents while a new output replaces an old one, otherwise one.
     """
     try:
-        found = json.loads(epath.Path(_list_of(path)).read_text())["contents"]
-        return [{name: [int(e[0]), str(e[1])] for name, e in one.items()} for one in found]
+        entries = json.loads(epath.Path(_list_of(path)).read_text())["contents"]
+        return [{name: [int(e[0]), str(e[1])] for name, e in one.items()} for one in entries]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
 
@@ -224,55 +232,62 @@ def _text(contents: list[Contents]) -> str:
 
 
 def _entries(path: str) -> dict[str, int | None]:
-    """Sizes in bytes of the files below a folder, or of the file itself as ""; None: no file."""
+    """Return {relative path: size in bytes} of all files below a folder; None = not a file.
+
+    A path that is a file itself has the one name "".
+    """
     if not os.path.isdir(path) or os.path.islink(path):
         return {"": os.lstat(path).st_size if os.path.isfile(path) else None}
-    out: dict[str, int | None] = {}
+    sizes: dict[str, int | None] = {}
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                below = _entries(entry.path) or {"": None}  # an empty folder is somebody's too
-                out |= {os.path.join(entry.name, n).rstrip("/"): s for n, s in below.items()}
+                # an empty folder counts as an entry: a user made it
+                below = _entries(entry.path) or {"": None}
+                sizes |= {os.path.join(entry.name, n).rstrip("/"): s for n, s in below.items()}
             else:
                 is_file = entry.is_file(follow_symlinks=False)
-                out[entry.name] = entry.stat(follow_symlinks=False).st_size if is_file else None
-    return out
+                sizes[entry.name] = entry.stat(follow_symlinks=False).st_size if is_file else None
+    return sizes
 
 
 def _contents(path: str) -> Contents:
-    """Size and sha256 of every file."""
+    """Return {relative path: [size, SHA-256]} of all files."""
     return {name: [size, _sha256(path, name)] for name, size in _entries(path).items()}
 
 
 def _sha256(path: str, name: str) -> str:
+    """Return the SHA-256 of the file `name` below `path`, or of `path` if `name` is empty."""
     with open(os.path.join(path, name) if name else path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _foreign(path: str, listed: list[Contents]) -> str:
-    """What at `path` is not ours, in words; "" = all of it is one of the listed contents."""
-    if not listed and os.path.isdir(path):  # perhaps a large one: one name is enough
+    """Return words about a file that is not as listed; "" if `path` has one of these contents."""
+    # a folder without a list may be large; the first name is enough
+    if not listed and os.path.isdir(path):
         return f"{path} holds {min(os.listdir(path))}, which mimjax has no record of writing"
-    found, said = _entries(path), ""
+    sizes, reason = _entries(path), ""
     for contents in listed or [{}]:
-        unknown = sorted(found.keys() - contents.keys())
-        if not unknown:  # names and sizes first: these cost no reading
-            changed = [n for n, size in found.items() if size != contents[n][0]]
-            changed = changed or [n for n in found if _sha256(path, n) != contents[n][1]]
+        unknown = sorted(sizes.keys() - contents.keys())
+        if not unknown:
+            # files are read only where all names and sizes are right
+            changed = [n for n, size in sizes.items() if size != contents[n][0]]
+            changed = changed or [n for n in sizes if _sha256(path, n) != contents[n][1]]
             if not changed:
                 return ""
             place = os.path.join(path, changed[0]) if changed[0] else path
-            said = said or f"{place} was changed after mimjax wrote it"
+            reason = reason or f"{place} was changed after mimjax wrote it"
         elif not unknown[0]:
-            said = said or f"{path} exists, and mimjax has no record of writing it"
+            reason = reason or f"{path} exists, and mimjax has no record of writing it"
         else:
-            said = said or f"{path} holds {unknown[0]}, which mimjax has no record of writing"
-    return said
+            reason = reason or f"{path} holds {unknown[0]}, which mimjax has no record of writing"
+    return reason
 
 
 @contextlib.contextmanager
 def _parents(folder: str) -> Iterator[None]:
-    """The folder, made with those above it; what was made goes again if the body fails."""
+    """Make a folder and those above it; if the body fails, the new ones are removed again."""
     made = []
     while not os.path.lexists(folder):
         made.append(folder)
@@ -283,16 +298,16 @@ def _parents(folder: str) -> Iterator[None]:
     except BaseException:
         with contextlib.suppress(OSError):
             for one in made:
-                os.rmdir(one)  # only while it is empty
+                os.rmdir(one)  # fails, as it should, if another program put a file there
         raise
 
 
 @contextlib.contextmanager
 def _stage(path: str, flag: str) -> Iterator[str]:
-    """An empty folder beside `path`, held by a lock that the system drops when we die.
+    """Yield an empty folder beside `path` under a `flock`, which ends with this process.
 
     Raises:
-      ConfigError: another program holds it.
+      ConfigError: another program has the lock, or the folder has files of a user.
     """
     import fcntl
 
@@ -307,7 +322,8 @@ def _stage(path: str, flag: str) -> Iterator[str]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:  # some network disks cannot lock: then an old stage is left alone
+        except OSError as error:
+            # some network disks cannot lock: then an existing stage may be in use
             if not ours or isinstance(error, BlockingIOError):
                 raise ConfigError(
                     f"{flag}: another program is writing {path}; allowed: to wait for its end (if "
@@ -315,7 +331,7 @@ def _stage(path: str, flag: str) -> Iterator[str]:
                 ) from None
         if unknown := set(os.listdir(stage)) - STAGED:
             raise ConfigError(f"{flag}: {stage} holds {min(unknown)}; allowed: no such folder")
-        _clear(stage, path)  # of a program that was killed
+        _clear(stage, path)  # leftovers of a program that was killed
         try:
             with stopping.undoing(lambda: _empty(stage, path)):
                 yield stage
@@ -326,13 +342,13 @@ def _stage(path: str, flag: str) -> Iterator[str]:
 
 
 def _empty(stage: str, path: str) -> None:
-    """Remove a stage with what it holds."""
+    """Remove a stage and its contents."""
     _clear(stage, path)
     os.rmdir(stage)
 
 
 def _clear(stage: str, path: str) -> None:
-    """Empty a stage; an output that had left its place for another one returns to it first."""
+    """Empty a stage; an old output that was moved into it returns to its place first."""
     old = os.path.join(stage, "old")
     if os.path.lexists(old) and not os.path.lexists(path):
         os.rename(old, path)
@@ -345,7 +361,7 @@ def _clear(stage: str, path: str) -> None:
 
 
 def _put_listed(new: str, path: str, stage: str) -> None:
-    """Move `new` to its place, and its list beside it: at any instant the two belong together."""
+    """Rename `new` to `path` and write its list, so that the list is right at every instant."""
     before, after = _listed(path) if os.path.lexists(path) else [], _contents(new)
     _write_list(path, [after, *before], stage)
     try:
@@ -360,7 +376,8 @@ def _put_listed(new: str, path: str, stage: str) -> None:
 
 
 def _put(new: str, path: str, stage: str) -> None:
-    """Move `new` to its place; what was there leaves it first, where a folder is concerned."""
+    """Rename `new` to `path`, and an old output into the stage before."""
+    # the system replaces a file by a file in one step; a folder must be moved away first
     if not os.path.lexists(path) or not (os.path.isdir(path) or os.path.isdir(new)):
         os.replace(new, path)
         return

@@ -1,4 +1,8 @@
-"""The settings of a run on disk: `config.json` of a workdir, written, read and translated."""
+"""Settings of a run on disk: the text of `config.json`, and reading the settings of a workdir.
+
+Settings that an older version wrote are translated by `storage/config_version.py`. Which settings
+may change in a workdir is decided in `mimjax.run`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ Say = Callable[[str], None]
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"a.b.c": value}."""
+    """Return nested settings as {"a.b.c": value}; `prefix` stands before every name."""
     out = {}
     for key, value in config.items():
         if isinstance(value, dict):
@@ -29,56 +33,62 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_json(c: Config) -> str:
-    """The resolved config as indented JSON."""
+    """Return the resolved config as indented JSON, without its version."""
     return json.dumps(c.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def config_json(c: Config) -> str:
-    """Return what `config.json` holds: the resolved config and its version."""
+    """Return the text of `config.json`: the resolved config and its version."""
     whole = {config_version.KEY: config_version.VERSION} | c.to_dict()
     return json.dumps(whole, indent=2, sort_keys=True) + "\n"
 
 
 def own_settings(workdir: Workdir, checkpoints: Checkpoints, say: Say) -> dict[str, Any]:
-    """Return the settings that a workdir's checkpoints were made with, {} if there are none.
+    """Return the settings of the run that made a workdir's checkpoints, {} without checkpoints.
 
-    They stand in `config.json` and, should that be gone or damaged, in each checkpoint.
+    They are read from `config.json` or, if that is missing or damaged, from a checkpoint.
+
+    Args:
+      workdir: the run's folder.
+      checkpoints: the checkpoints in it.
+      say: receives a line if the settings are read from a checkpoint.
 
     Raises:
-      ConfigError: they cannot be read anywhere, or a newer mimjax wrote them.
+      ConfigError: the settings cannot be read anywhere, or a newer mimjax wrote them.
     """
-    steps, problem, found = checkpoints.steps(), "is missing", {}
+    steps, problem, settings = checkpoints.steps(), "is missing", {}
     try:
-        found = workdir.read_json("config.json")
+        settings = workdir.read_json("config.json")
     except ConfigError:
         if not steps:
             raise
         problem = "is damaged"
     if not steps:
-        check_no_user_s(workdir, found)
-        found = {}  # nothing to continue from
-    elif not found:
+        check_no_user_files(workdir, settings)
+        settings = {}  # nothing to continue from
+    elif not settings:
         for step in steps:
             with contextlib.suppress(Damaged):
-                if found := checkpoints.read_json(step, "meta").get("config", {}):
+                if settings := checkpoints.read_json(step, "meta").get("config", {}):
                     say(f"config.json {problem}: the settings are read from checkpoint {step}")
                     break
-    if steps and not found:
+    if steps and not settings:
         raise ConfigError(
             f"--workdir: {workdir.file('config.json')} {problem}, and no checkpoint holds the "
             "settings; allowed: the file as a run wrote it (restore it from a copy)"
         )
-    return config_version.upgrade(found, str(workdir.file("config.json"))) if found else {}
+    return config_version.upgrade(settings, str(workdir.file("config.json"))) if settings else {}
 
 
-def check_no_user_s(workdir: Workdir, settings: dict[str, Any]) -> None:
-    """Refuse a folder that has files of a run's names and is no run's: they are somebody's.
+def check_no_user_files(workdir: Workdir, settings: dict[str, Any]) -> None:
+    """Refuse a folder with files that a run would replace although no run wrote them.
 
     Args:
-      settings: what its `config.json` holds, {} if it has none.
+      workdir: the folder.
+      settings: content of its `config.json`, {} without that file. Settings of a run have "task".
 
     Raises:
-      ConfigError: a run would replace such a file.
+      ConfigError: there is such a file.
     """
     if "task" in settings:
         return

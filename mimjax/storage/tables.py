@@ -1,6 +1,8 @@
-"""Tables of features as files: NumPy's .npz, or Parquet; neither is ever held in memory whole.
+"""Tables of features as .npz or Parquet files, written batch by batch.
 
-Rows come in batches; every column but path and label is float32 of one shape per row.
+A table has one row per image: its path, its label, and columns of features, float32 with one shape
+per row. Neither writer keeps the whole table in memory. Checkpoints and pictures are written
+elsewhere.
 """
 
 from __future__ import annotations
@@ -19,26 +21,32 @@ from mimjax.errors import ConfigError
 from mimjax.storage import outputs
 
 SUFFIXES = (".npz", ".parquet")
-GROUP_BYTES = 64 << 20  # of features in one row group of a Parquet file
+GROUP_BYTES = 64 << 20  # bytes of features in one row group of a Parquet file
 Columns = dict[str, np.ndarray]
 
 
 class Table(Protocol):
-    """What features are written into; `close` completes it."""
+    """Protocol of a table that is being written."""
 
-    def add(self, paths: list[str], labels: np.ndarray, columns: Columns) -> None: ...
+    def add(self, paths: list[str], labels: np.ndarray, columns: Columns) -> None:
+        """Append b rows: `labels` int [b], `columns` {name: float32 [b ...]}."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Complete the file."""
+        ...
 
 
 def check(path: str, overwrite: bool, spare: dict[str, str | None] | None = None) -> None:
-    """Before any work is done.
+    """Check that a table can be written at `path`, before any work is done.
 
     Args:
+      path: file that ends in one of SUFFIXES.
+      overwrite: whether an earlier table may be replaced.
       spare: see `outputs.check`.
 
     Raises:
-      ConfigError: another suffix, a file that may not be replaced, Parquet without pyarrow.
+      ConfigError: the suffix is another one, the file may not be replaced, or pyarrow is missing.
     """
     if not path.endswith(SUFFIXES):
         raise ConfigError(f"--output: {path!r}; allowed: file names that end in .npz or .parquet")
@@ -49,13 +57,15 @@ def check(path: str, overwrite: bool, spare: dict[str, str | None] | None = None
 
 @contextlib.contextmanager
 def create(path: str, overwrite: bool, about: dict[str, str]) -> Iterator[Table]:
-    """A table that is at `path` when the body has succeeded; otherwise nothing is.
+    """Yield a table to add rows to; the file appears at `path` if the body succeeds.
 
     Args:
-      about: text by name, kept in the file.
+      path: file that ends in one of SUFFIXES.
+      overwrite: whether an earlier table may be replaced.
+      about: {name: text}, stored in the file.
 
     Raises:
-      ConfigError: it cannot be written; the line names --output.
+      ConfigError: the file cannot be written.
     """
     with outputs.staged(path, overwrite) as new:
         table = Parquet(new, about) if path.endswith(".parquet") else Npz(new, about)
@@ -66,9 +76,10 @@ def create(path: str, overwrite: bool, about: dict[str, str]) -> Iterator[Table]
 
 
 class Npz:
-    """Arrays `path`, `label`, one per feature, and `about` (JSON); nothing is pickled.
+    """Writer of an .npz file: arrays `path`, `label`, one per feature, and `about` (JSON text).
 
-    Features are collected in files beside `path`, since the head of an array says its length.
+    No array needs pickle. Each column is first collected in a file of its own beside `path`, since
+    the header of an array states the number of rows.
     """
 
     def __init__(self, path: str, about: dict[str, str]):
@@ -79,7 +90,7 @@ class Npz:
         self.shapes: dict[str, tuple[int, ...]] = {}
 
     def add(self, paths: list[str], labels: np.ndarray, columns: Columns) -> None:
-        """More rows; `columns` float32 [k ...] by name."""
+        """Append b rows; see `Table.add`."""
         self.paths += paths
         self.labels.append(labels)
         for name, x in columns.items():
@@ -89,6 +100,7 @@ class Npz:
             self.parts[name].write(np.ascontiguousarray(x, "<f4").tobytes())
 
     def close(self) -> None:
+        """Join the columns' files into one archive."""
         small = {
             "path": np.asarray(self.paths, np.str_),
             "label": np.concatenate(self.labels),
@@ -108,33 +120,35 @@ class Npz:
 
 
 class Parquet:
-    """Columns `path`, `label` and lists of fixed length, row group by row group.
+    """Writer of a Parquet file: columns `path`, `label`, and a list of fixed length per feature.
 
-    `about` is the schema's metadata; tokens [t d] are lists of t * d numbers, and the column's own
-    metadata has their shape.
+    A feature [t d] is a list of t * d numbers; the metadata of its column has the shape. `about`
+    becomes the metadata of the schema.
     """
 
     def __init__(self, path: str, about: dict[str, str]):
         self.path, self.about = path, about
         self.arrow, self.parquet = import_parquet(path)
         self.writer: Any = None
-        self.held: list[tuple[list[str], np.ndarray, Columns]] = []
-        self.size = 0
+        self.pending: list[tuple[list[str], np.ndarray, Columns]] = []  # rows not yet written
+        self.size = 0  # bytes of their features
 
     def add(self, paths: list[str], labels: np.ndarray, columns: Columns) -> None:
-        """More rows; `columns` float32 [k ...] by name."""
+        """Append b rows; see `Table.add`."""
         if self.writer is None:
             self.writer = self.parquet.ParquetWriter(self.path, self._schema(columns))
-        self.held.append((paths, labels, columns))
+        self.pending.append((paths, labels, columns))
         self.size += sum(x.nbytes for x in columns.values())
         if self.size >= GROUP_BYTES:
             self._flush()
 
     def close(self) -> None:
+        """Write the last row group and the file's footer."""
         self._flush()
         self.writer.close()
 
     def _schema(self, columns: Columns) -> Any:
+        """Return the pyarrow schema of a table with these columns."""
         pa = self.arrow
         fields = [pa.field("path", pa.string()), pa.field("label", pa.int64())]
         for name, x in columns.items():
@@ -143,27 +157,27 @@ class Parquet:
         return pa.schema(fields, metadata=self.about)
 
     def _flush(self) -> None:
-        """What is held becomes a row group."""
-        if not self.held:
+        """Write the pending rows as one row group."""
+        if not self.pending:
             return
         pa, schema = self.arrow, self.writer.schema
-        # names that are no UTF-8 are escaped: Parquet's strings are
+        # Parquet's strings are UTF-8, but names of files may be any bytes
         escaped = lambda path: path.encode("utf-8", "backslashreplace").decode()
-        paths = [escaped(path) for part, _, _ in self.held for path in part]
+        paths = [escaped(path) for part, _, _ in self.pending for path in part]
         arrays = [pa.array(paths, pa.string())]
-        arrays.append(pa.array(np.concatenate([labels for _, labels, _ in self.held])))
+        arrays.append(pa.array(np.concatenate([labels for _, labels, _ in self.pending])))
         for field in list(schema)[2:]:
-            values = np.concatenate([columns[field.name].ravel() for *_, columns in self.held])
+            values = np.concatenate([columns[field.name].ravel() for *_, columns in self.pending])
             arrays.append(pa.FixedSizeListArray.from_arrays(values, field.type.list_size))
         self.writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-        self.held, self.size = [], 0
+        self.pending, self.size = [], 0
 
 
 def import_parquet(path: str) -> tuple[Any, Any]:
-    """Pyarrow and its module for Parquet.
+    """Return the modules `pyarrow` and `pyarrow.parquet`.
 
     Raises:
-      ConfigError: it is not installed.
+      ConfigError: pyarrow is not installed; the line names `path`.
     """
     try:
         import pyarrow

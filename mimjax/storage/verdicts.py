@@ -1,7 +1,8 @@
-"""What an attempt to read a checkpoint proves: damage, another structure, or nothing.
+"""Outcomes of reading a checkpoint: read, damaged, of another structure, newer, or unreadable.
 
-Only proven damage lets a run go on from an older checkpoint. Memory, permissions and networks also
-make reading fail, and say nothing about the files.
+A run may continue from an older checkpoint only if the newer one is proven to be damaged. A lack of
+memory, missing permissions and network failures also make reading fail but prove nothing about the
+files. This module reads no file; `storage/checkpoints.py` does.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from mimjax.rules import paths
 
 PyTree = Any
 Problem = Literal["", "damaged", "unfit", "newer", "unreadable"]
-PROBLEMS: tuple[Problem, ...] = ("", "damaged", "unfit", "newer", "unreadable")  # the worst last
-# What tensorstore says of bytes that are missing, cut short or fail its checksums. What it says of
-# memory, permissions and networks proves nothing about a file.
+# from the best to the worst: of the outcomes of several processes the worst counts
+PROBLEMS: tuple[Problem, ...] = ("", "damaged", "unfit", "newer", "unreadable")
+# tensorstore's messages about bytes that are missing, cut short or fail a checksum
 LOST = re.compile(
     r"\b(NOT_FOUND|OUT_OF_RANGE|DATA_LOSS|FAILED_PRECONDITION|INVALID_ARGUMENT): "
     r"Error (opening|reading)"
@@ -26,13 +27,14 @@ LOST = re.compile(
 
 
 class Outcome(NamedTuple):
-    """What came of reading one checkpoint.
+    """Outcome of reading one checkpoint.
 
     Attributes:
-      problem: "" = it was read; "damaged" = proven incomplete or altered; "unfit" = it holds
-        other arrays than this run; "newer" = a newer mimjax wrote it; "unreadable" = anything
-        else (memory, permissions, a network): nothing is proven.
-      reason: one line.
+      step: the checkpoint's step.
+      problem: "" = it was read; "damaged" = it is proven to be incomplete or altered; "unfit" = its
+        arrays differ from this run's; "newer" = a newer mimjax wrote it; "unreadable" = another
+        failure (memory, permissions, network), which proves nothing.
+      reason: the error in one line.
     """
 
     step: int
@@ -41,23 +43,24 @@ class Outcome(NamedTuple):
 
 
 class Damaged(Exception):
-    """A checkpoint is proven to be incomplete or altered."""
+    """Error of a checkpoint that is proven to be incomplete or altered."""
 
 
 class Unfit(Exception):
-    """A checkpoint holds other arrays than this run has."""
+    """Error of a checkpoint whose arrays have other names or shapes than this run's."""
 
 
 class Newer(Exception):
-    """A checkpoint was written by a newer mimjax."""
+    """Error of a checkpoint that was written by a newer mimjax."""
 
 
 def problem_of(error: BaseException, exists: bool) -> tuple[Problem, str]:
-    """Return what an error of reading a checkpoint proves, and its first line.
+    """Return the problem that an error of reading proves, and the error's first line.
 
     Args:
-      exists: whether the checkpoint's folder is there; where it is gone as a whole, a disk or a
-        network is gone, and nothing is proven.
+      error: the exception; its causes are searched too.
+      exists: whether the checkpoint's folder exists. If the whole folder is gone, a disk or network
+        is probably gone, so that damage is not proven.
     """
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__) is not None:
@@ -77,17 +80,20 @@ def by_path(tree: PyTree) -> dict[str, Any]:
     return dict(zip(paths(tree), jax.tree.leaves(tree), strict=True))
 
 
-def compare(held: dict[str, Any], mine: dict[str, Any], where: str, part: bool = False) -> None:
+def compare(stored: dict[str, Any], mine: dict[str, Any], where: str, part: bool = False) -> None:
     """Compare names and shapes of a checkpoint's arrays with those of this run.
 
     Args:
-      part: whether `mine` may be a part of what is held.
+      stored: the checkpoint's arrays by path; `shape` None = unknown, not compared.
+      mine: this run's arrays by path.
+      where: beginning of the error.
+      part: whether the checkpoint may hold further arrays.
 
     Raises:
-      Unfit: they differ; the first difference is named.
+      Unfit: names or shapes differ; the first difference is named.
     """
-    lacks = sorted(mine.keys() - held.keys())
-    extra = [] if part else sorted(held.keys() - mine.keys())
+    lacks = sorted(mine.keys() - stored.keys())
+    extra = [] if part else sorted(stored.keys() - mine.keys())
     if lacks or extra:
         parts = [
             f"{what} {names[0]}" + (f" ({len(names)} in all)" if len(names) > 1 else "")
@@ -96,12 +102,12 @@ def compare(held: dict[str, Any], mine: dict[str, Any], where: str, part: bool =
         ]
         raise Unfit(where + ", and ".join(parts))
     for name, x in mine.items():
-        if held[name].shape is not None and tuple(held[name].shape) != tuple(x.shape):
-            raise Unfit(f"{where}{name} has shape {held[name].shape}, here it is {x.shape}")
+        if stored[name].shape is not None and tuple(stored[name].shape) != tuple(x.shape):
+            raise Unfit(f"{where}{name} has shape {stored[name].shape}, here it is {x.shape}")
 
 
 def in_words(outcome: Outcome) -> str:
-    """Return "12 is damaged (...)", to be said after "checkpoint"."""
+    """Return the outcome as words that follow "checkpoint": "12 does not fit this run (...)"."""
     kinds = {
         "damaged": "cannot be read: it is damaged",
         "unfit": "does not fit this run",
@@ -112,8 +118,12 @@ def in_words(outcome: Outcome) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return an error's first line, with its kind where the text alone says too little."""
+    """Return an error's first line, at most 300 characters.
+
+    The class of the error stands before it, except for errors of this module and tensorstore's
+    messages about lost bytes, which are clear without it.
+    """
     text, name = str(error).strip(), type(error).__name__
     line = text.splitlines()[0][:300] if text else ""
-    speaks = isinstance(error, Damaged | Unfit | Newer) or LOST.search(text)
-    return line if speaks else f"{name}: {line}".removesuffix(": ")
+    is_clear = isinstance(error, Damaged | Unfit | Newer) or LOST.search(text)
+    return line if is_clear else f"{name}: {line}".removesuffix(": ")

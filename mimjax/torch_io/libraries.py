@@ -1,8 +1,9 @@
-"""The libraries that exported files are meant for, as readers of one file on the disk.
+"""Readers of exported files: the libraries that the files are for, and mimjax itself.
 
-Each reader raises ImportError where its library is missing, ConfigError where the file does not
-load completely, and returns the library's name and version and what it computes from normalized
-images, under the names of `proof.features`.
+A reader takes an export, the path of its file or folder, normalized images [b h w c] and noise
+[b n], loads the file, and returns the library's name and version and its outputs under the names of
+`verify.features`. It raises ImportError if its library is missing, and ConfigError if the file does
+not load completely. The outputs are compared in `verify.py`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ PyTree = Any
 
 
 def read_back(export: Export, path: str) -> PyTree:
-    """The file's networks by this project's importer.
+    """Return the networks of an exported file, read by mimjax.
 
     Raises:
-      ConfigError: a tensor that is not what was meant to be written, or one too many.
+      ConfigError: a tensor differs from the exported one, is missing, or is not part of the export.
     """
     state, like = load.read_file(export.weights_file(path)), export.trees
     if all(k.startswith("backbone.") for k in export.tensors):  # a wrapper to the importer
@@ -43,14 +44,14 @@ def read_back(export: Export, path: str) -> PyTree:
 
 
 def channels_first(images: np.ndarray) -> Any:
-    """Images [b h w c] as a tensor [b c h w]."""
+    """Return images [b h w c] as a tensor [b c h w]."""
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
 def read_timm(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
-    """timm, strictly: a file by `checkpoint_path`, a folder by "local-dir:"."""
+    """Read a file by timm's `checkpoint_path`, or a folder by "local-dir:"; all keys must fit."""
     import timm
     import torch
 
@@ -73,7 +74,7 @@ def read_timm(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
 
 
 def read_transformers(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
-    """transformers, from the folder; no key may be missing or left over."""
+    """Read a folder by transformers; no key may be missing or unused."""
     import torch
     import transformers
 
@@ -104,7 +105,7 @@ def read_transformers(export: Export, path: str, images: np.ndarray, noise: np.n
 
 
 def read_convmae(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
-    """The module of this project."""
+    """Read a file by mimjax's PyTorch module, `write.convmae_module`."""
     import torch
 
     from mimjax.torch_io.write.convmae_module import ConvMAE
@@ -116,7 +117,7 @@ def read_convmae(export: Export, path: str, images: np.ndarray, noise: np.ndarra
 
 
 def read_mmpretrain(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
-    """The backbone of mmpretrain, from under its prefix (`init_cfg` of type Pretrained)."""
+    """Read a file by mmpretrain's backbone, whose keys have the prefix "backbone."."""
     import torch
     from mmpretrain.models.backbones.beit import BEiTViT
     from mmpretrain.models.backbones.vision_transformer import VisionTransformer
@@ -148,7 +149,7 @@ def read_mmpretrain(export: Export, path: str, images: np.ndarray, noise: np.nda
 
 
 def mm_arch(encoder: Any) -> dict[str, int]:
-    """An encoder's sizes as OpenMMLab names them."""
+    """Return an encoder's sizes under OpenMMLab's names."""
     return {
         "embed_dims": encoder.width,
         "num_layers": encoder.depth,
@@ -158,7 +159,7 @@ def mm_arch(encoder: Any) -> dict[str, int]:
 
 
 def read_mmseg(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
-    """The MAE or BEiT of mmseg."""
+    """Read a file by mmseg's MAE or BEiT."""
     import torch
     from mmseg.models.backbones.beit import BEiT
     from mmseg.models.backbones.mae import MAE
@@ -190,13 +191,15 @@ def read_mmseg(export: Export, path: str, images: np.ndarray, noise: np.ndarray)
 
 
 def load_mm(model: Any, state: dict[str, Any], fresh: tuple[str, ...]) -> None:
-    """Loads a state dict, of which nothing may be left over.
+    """Load a state dict into a model of OpenMMLab; no key may be unused.
 
     Args:
-      fresh: ends of the names that the file need not fill.
+      model: torch module.
+      state: {key: tensor}.
+      fresh: ends of the names that the file may lack.
 
     Raises:
-      ConfigError: another key is missing, one is left over, or a shape differs.
+      ConfigError: another key is missing, a key is unused, or a shape differs.
     """
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
@@ -209,13 +212,13 @@ def load_mm(model: Any, state: dict[str, Any], fresh: tuple[str, ...]) -> None:
 
 
 def refused(library: str, reason: Any) -> ConfigError:
-    """The error of a file that a library does not take."""
+    """Return the error of a file that a library cannot load."""
     text = " ".join(str(reason).split())[:400]
     return ConfigError(f"--format: {library} does not load the file, it was not kept: {text}")
 
 
 def numbers(outputs: dict[str, Any]) -> Outputs:
-    """Tensors as numpy arrays."""
+    """Return tensors as float32 arrays."""
     return {k: v.detach().float().numpy() for k, v in outputs.items()}
 
 

@@ -1,8 +1,8 @@
-"""The proof of an exported file: the same images through it and through the run's own network.
+"""Verification of an exported file: its features are compared with those of the run's network.
 
-The file is read back from the disk by the library it is meant for (`consumers`), or by this project
-where no library is involved, and its features are compared with those of the parameters in memory,
-which have gone through none of the steps of the export.
+The file is read back from the disk by the library that it is for (`libraries.py`), or by mimjax if
+there is none. The same images go through both networks. The run's parameters are those in memory,
+to which no step of the export was applied.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ PHOTOS = ("images/china.jpg", "images/flower.jpg")  # inside scikit-learn's whee
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """What a comparison found.
+    """Result of a comparison.
 
     Attributes:
-      reader: what read the file, with its version.
-      verified: False if that was not the library that the file is for, which is not installed.
-      difference, bound: largest of all compared outputs, and what is allowed.
-      outputs: names of what was compared.
+      reader: library that read the file, with its version.
+      difference, bound: largest absolute difference of all compared outputs, and the allowed one.
+      outputs: names of the compared outputs.
+      verified: False if the library that the file is for is not installed, and mimjax read it.
     """
 
     reader: str
@@ -60,7 +60,7 @@ class Proof:
 
 
 def proof_images(export: Export) -> np.ndarray:
-    """Random and photographic images, as many of each, normalized, float32 [b h w c]."""
+    """Return normalized images, float32 [b h w c]: noise, and as many photographs if possible."""
     height, width = export.plain[0].image_size
     rng = np.random.default_rng(0)
     count = 2 if export.plain[0].num_patches <= 400 else 1  # large images take much memory
@@ -78,17 +78,22 @@ def proof_images(export: Export) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(encoder: Any, params: Any, images: jax.Array) -> Any:
-    """An encoder on whole images, in full float32 on any device."""
+    """Return the outputs of a module on whole images or tokens, in full float32 on any device."""
     with jax.default_matmul_precision("highest"):
         return encoder.apply({"params": params}, images)
 
 
 def features(encoder: Any, params: Any, images: np.ndarray) -> Outputs:
-    """What an encoder makes of whole images.
+    """Return an encoder's features of whole images.
+
+    Args:
+      encoder, params: the encoder; the parameters may lack the final norm.
+      images: normalized, float32 [b h w c].
 
     Returns:
-      "tokens" after the final norm, "raw" before it, "patches" of it without CLS, and "pooled",
-      the norm of the mean patch. Without "norm" among the parameters "raw" and "patches" alone.
+      "raw" [b p+n d], the last block's output; "patches" [b n d], the same without prefix tokens;
+      "tokens" [b p+n d], after the final norm; "pooled" [b d], the norm of the mean patch. The last
+      two are missing without a final norm.
     """
     normed = "norm" in params
     ones = {"scale": jnp.ones(encoder.width), "bias": jnp.zeros(encoder.width)}
@@ -104,7 +109,13 @@ def features(encoder: Any, params: Any, images: np.ndarray) -> Outputs:
 
 
 def reference(export: Export, images: np.ndarray, noise: np.ndarray) -> Outputs:
-    """The run's own outputs: `features`, and those of its decoder that a library has too."""
+    """Return the run's outputs: `features`, and outputs of its decoder that a library has too.
+
+    Args:
+      export: the export.
+      images: normalized, float32 [b h w c].
+      noise: uniform numbers [b n], whose order decides MAE's masks.
+    """
     out = features(*export.plain, images)
     task, params = export.task, export.params
     if export.layout == "beit_transformers":
@@ -117,7 +128,7 @@ def reference(export: Export, images: np.ndarray, noise: np.ndarray) -> Outputs:
 
 
 def reconstruct(task: Any, params: Any, images: jax.Array, mask: jax.Array) -> Outputs:
-    """MAE's "prediction" of masked patches and its "loss"."""
+    """Return MAE's "prediction" of the masked patches, and its "loss" [1], for masks [b n]."""
     networks = {k: getattr(task, k).clone(dtype=jnp.float32) for k in ("encoder", "decoder")}
     task = dataclasses.replace(task, **networks)
     key = jax.random.key(0)  # read by nothing: this method draws no random numbers
@@ -133,7 +144,7 @@ def reconstruct(task: Any, params: Any, images: jax.Array, mask: jax.Array) -> O
 
 
 def compare(ours: Outputs, theirs: Outputs, reader: str) -> Proof:
-    """The largest difference of any output of theirs."""
+    """Return the largest absolute difference over all outputs in `theirs`."""
     difference, size = 0.0, 1.0
     for name, x in theirs.items():
         assert x.shape == ours[name].shape, (name, x.shape, ours[name].shape)
@@ -143,7 +154,7 @@ def compare(ours: Outputs, theirs: Outputs, reader: str) -> Proof:
 
 
 def reread(export: Export, trees: Any, images: np.ndarray) -> Outputs:
-    """Features of the encoder that this project has read back."""
+    """Return features of the encoder in `trees`, which mimjax has read back from the file."""
     encoder, read = export.carried[0], trees["encoder"]
     if export.format == "detectron2":  # ViTDet has no CLS token, whose attention is missed
         read = read | {"cls_token": export.plain[1]["cls_token"]}
@@ -154,10 +165,14 @@ def reread(export: Export, trees: Any, images: np.ndarray) -> Outputs:
 
 
 def prove(export: Export, path: str) -> Proof:
-    """Reads what was written and compares.
+    """Read an exported file back and compare its outputs with the run's.
+
+    Args:
+      export: the export.
+      path: its file or folder.
 
     Raises:
-      ConfigError: the library refuses the file, or its features differ.
+      ConfigError: the library refuses the file, or its features differ by more than the bound.
     """
     tensors = libraries.read_back(export, path)
     if not export.is_encoder:

@@ -323,6 +323,6 @@ def test_a_worker_that_dies_is_named_with_the_ways_out(code, name):
 def test_no_space_for_workers(monkeypatch, tmp_path):
     monkeypatch.setattr(prefetch_module, "SHM", str(tmp_path))
     prefetch_module.check_shm(2)
-    monkeypatch.setattr(prefetch_module, "SHM_LEAST", 1 << 60)
+    monkeypatch.setattr(prefetch_module, "SHM_MIN_FREE", 1 << 60)
     with pytest.raises(RunError, match="2 worker processes pass batches through"):
         prefetch_module.check_shm(2)

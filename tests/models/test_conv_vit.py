@@ -247,7 +247,7 @@ def test_a_file_shows_all_sizes_but_heads():
     params = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 28, 28, 3)))["params"]
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), {"encoder": params})
     state = load.to_torch(zeros, "mcmae")
-    found = derive.conv_vit(derive.Held(state, "mcmae"), (28, 28))
+    found = derive.conv_vit(derive.FileTensors(state, "mcmae"), (28, 28))
     assert {k: found[k] for k in sizes} == sizes
     assert "heads" not in found
 

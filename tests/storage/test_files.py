@@ -101,16 +101,16 @@ def test_addresses_that_cannot_be_used(monkeypatch, path, key, stores, text):
     """One line that names the key, as where neither gcsfs nor s3fs nor TensorFlow is installed."""
     monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=f"^{key}: '{path}'.*{text}") as error:
-        files.found(path, key, stores)
+        files.reachable_path(path, key, stores)
     assert "\n" not in str(error.value)
 
 
 def test_places_on_this_machine(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert files.found("~/runs", "--workdir", files.RUNS) == "/home/me/runs"
+    assert files.reachable_path("~/runs", "--workdir", files.RUNS) == "/home/me/runs"
     assert os.fspath(Workdir("~/runs", writer=False).path) == "/home/me/runs"
     for path in ("runs/a", "/a:b/c", "gs/b", ""):
-        assert files.found(path, "--output", ()) == path
+        assert files.reachable_path(path, "--output", ()) == path
 
 
 def test_a_store_that_does_not_answer(monkeypatch):
@@ -126,7 +126,7 @@ def test_a_store_that_does_not_answer(monkeypatch):
     with pytest.raises(
         ConfigError, match=r"^data.path: 'gs://b/x' cannot be reached \(no cred"
     ) as e:
-        files.found("gs://b/x", "data.path", files.IMAGES)
+        files.reachable_path("gs://b/x", "data.path", files.IMAGES)
     assert "\n" not in str(e.value)
     assert files.os.environ["EPATH_USE_TF"] == "x"  # a choice of the user
 

@@ -38,7 +38,7 @@ def with_cls(table):
 @pytest.mark.parametrize("order", ["xy", "yx"])
 def test_fixed_positions_show_a_grid_of_any_shape(order):
     state = file(with_cls(sincos_table((3, 5), WIDTH, order)), image_size=(6, 10))
-    found = sizes.vit(sizes.Held(state, "mae"))
+    found = sizes.vit(sizes.FileTensors(state, "mae"))
     assert found["image_size"] == (6, 10)
     assert found["pos_embed"] == f"sincos_{order}"
 
@@ -46,8 +46,8 @@ def test_fixed_positions_show_a_grid_of_any_shape(order):
 def test_learned_positions_that_fill_no_square_ask_for_the_size():
     state = file(image_size=(6, 10), pos_embed="learned")
     with pytest.raises(ConfigError, match=r"the image size cannot be told .* --image_size=224,224"):
-        sizes.vit(sizes.Held(state, "mae"))
-    found = sizes.vit(sizes.Held(state, "mae"), image_size=(6, 10))
+        sizes.vit(sizes.FileTensors(state, "mae"))
+    found = sizes.vit(sizes.FileTensors(state, "mae"), image_size=(6, 10))
     assert (found["image_size"], found["pos_embed"]) == ((6, 10), "learned")
 
 
@@ -69,7 +69,7 @@ def test_positions_without_a_row_for_cls():
     np.testing.assert_array_equal(out[:, 1:], state["pos_embed"][:, 1:])
     assert not out[:, 0].any()
     assert imports.official_names(state)["pos_embed"] is state["pos_embed"]
-    assert sizes.vit(sizes.Held(imports.official_names(bare), "mae"))["layer_scale"] > 0
+    assert sizes.vit(sizes.FileTensors(imports.official_names(bare), "mae"))["layer_scale"] > 0
 
 
 def test_names_of_wrappers():
@@ -95,12 +95,12 @@ def test_at_most_twenty_keys_are_listed():
 
 def test_every_table_of_heads_is_one():
     assert set(imports.HEADS) <= set(detect.TABLES)
-    assert all("classifier" in detect.held(layout) for layout in imports.HEADS)
+    assert all("classifier" in detect.roots_of(layout) for layout in imports.HEADS)
 
 
 def test_a_norm_of_queries_is_another_function():
     state = file(with_cls(sincos_table((4, 4), WIDTH, "xy")), image_size=(8, 8))
-    held = sizes.Held(state | {"blocks.0.attn.q_norm.weight": np.ones(8)}, "mae", "f")
+    held = sizes.FileTensors(state | {"blocks.0.attn.q_norm.weight": np.ones(8)}, "mae", "f")
     with pytest.raises(ConfigError, match=r"f: 1 keys in blocks .*: blocks\.0\.attn\.q_norm"):
         held.check_blocks()
     assert published.method_of(held) == ""

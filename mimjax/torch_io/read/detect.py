@@ -1,6 +1,7 @@
-"""All layouts of published PyTorch checkpoints: lookup by our paths, detection by their keys.
+"""Layouts of PyTorch checkpoint files: rows of their tables, and detection by the keys of a file.
 
-No torch is needed here.
+The tables themselves are data in `torch_io/tables/`; here all of them are joined. Tensors are
+converted in `load.py`. torch is not needed.
 """
 
 from __future__ import annotations
@@ -14,54 +15,60 @@ from mimjax.torch_io.tables.layouts import LAYOUTS, Row
 
 __all__ = ["LAYOUTS", "OWN", "TABLES", "Row", "detect", "rows_for"]
 
-OWN = "mimjax"  # the layout of our own .safetensors files, whose keys are our paths
+OWN = "mimjax"  # layout of mimjax's own .safetensors files, whose keys are our parameter paths
 TABLES = imports.with_heads(methods.TABLES | libraries.TABLES | teachers.TABLES | {OWN: ([], {})})
-# Layouts of the same keys: the second is meant where its network is asked for and not the first's.
+# Layouts with the same keys: the second one is chosen if its network is requested and the network
+# of the first is not.
 TWINS = {"mae": "dino"}
 
 
 def rows_for(layout: str, paths: Iterable[str]) -> list[Row]:
-    """The table's row for each of our parameter paths.
+    """Return the row of a layout's table for each of our parameter paths, in their order.
 
     Raises:
-      ConfigError: the layout has no home for a path.
+      ConfigError: the layout has no key for a path.
     """
     if layout == OWN:
         return [Row(path, path, "same") for path in paths]
     rows, _ = TABLES[layout]
+    # {i} and {j} of a row stand for the numbers of blocks
     patterns = [(re.compile(re.sub(r"\\{[ij]\\}", r"(\\d+)", re.escape(r.ours))), r) for r in rows]
-    found = []
+    matches = []
     for path in paths:
         for pattern, row in patterns:
             if m := pattern.fullmatch(path):
-                found.append(row.numbered(path, [str(int(g)) for g in m.groups()]))
+                matches.append(row.numbered(path, [str(int(g)) for g in m.groups()]))
                 break
         else:
             raise ConfigError(f"layout {layout!r} has no key for the parameter {path!r}")
-    return found
+    return matches
 
 
-def held(layout: str) -> set[str]:
-    """Roots of our paths that the layout has keys for: "encoder", "clip", ..."""
+def roots_of(layout: str) -> set[str]:
+    """Return the networks of a layout, the first parts of our paths: "encoder", "clip", ..."""
     layouts = TABLES if layout == OWN else (layout,)
     return {row.ours.split("/")[0] for name in layouts for row in TABLES[name][0]}
 
 
 def detect(keys: Iterable[str], where: str = "", roots: Iterable[str] = ()) -> str:
-    """The layout of a checkpoint, from its key names; `where` begins an error's line.
+    """Return the layout of a checkpoint file.
 
     Args:
-      roots: of the networks asked for; they decide between layouts of the same keys.
+      keys: keys of the file.
+      where: beginning of the error.
+      roots: requested networks, which decide between layouts with the same keys.
 
     Raises:
-      ConfigError: no known layout fits.
+      ConfigError: the keys fit no known layout.
     """
     keys, roots = set(keys), set(roots)
     if any(k.startswith("encoder/") for k in keys):
         return OWN
-    if found := teachers.detect(keys) or libraries.detect(keys) or methods.detect(keys):
-        twin = TWINS.get(found)
-        return twin if twin and roots & held(twin) and not roots & held(found) else found
+    if layout := teachers.detect(keys) or libraries.detect(keys) or methods.detect(keys):
+        twin = TWINS.get(layout)
+        if twin and roots & roots_of(twin) and not roots & roots_of(layout):
+            return twin
+        return layout
     some = ", ".join(sorted(keys)[:3])
     raise ConfigError(
         f"{where}unknown checkpoint layout (keys {some}, ...); known: {', '.join(TABLES)}"
@@ -69,19 +76,20 @@ def detect(keys: Iterable[str], where: str = "", roots: Iterable[str] = ()) -> s
 
 
 def check_roots(layout: str, roots: Iterable[str], where: str) -> None:
-    """The layout holds at least one of the networks asked for.
+    """Check that a layout has at least one of the requested networks.
 
     Args:
-      roots: first parts of our paths: "encoder", "clip", ...
-      where: how the error names the source.
+      layout: name of the file's layout.
+      roots: requested networks, first parts of our paths: "encoder", "clip", ...
+      where: name of the file, for errors.
 
     Raises:
-      ConfigError: it holds other networks; the line says which layouts would do.
+      ConfigError: the layout has only other networks; the line names the layouts that would fit.
     """
     roots = set(roots)
-    if layout != OWN and not roots & held(layout):
-        fit = ", ".join(sorted(name for name in TABLES if roots & held(name)))
+    if layout != OWN and not roots & roots_of(layout):
+        fit = ", ".join(sorted(name for name in TABLES if roots & roots_of(name)))
         raise ConfigError(
-            f"{where} has layout {layout!r}, which holds {', '.join(sorted(held(layout)))}; "
+            f"{where} has layout {layout!r}, which holds {', '.join(sorted(roots_of(layout)))}; "
             f"needed: {', '.join(sorted(roots))} (layouts {fit})"
         )

@@ -1,7 +1,9 @@
-"""Checkpoint files as {key: float32 array}: safetensors, and .pth by weights-only loading.
+"""Reading of checkpoint files as {key: float32 array}: .safetensors, and .pth by torch.
 
-Nothing is ever unpickled into objects, and what a file claims is checked against what it holds
-before memory is asked for: archives that grow when unpacked, tensors larger than their storage.
+Files may be hostile. A .pth file is loaded with `weights_only`, so that no pickled object is
+created, and the sizes that a file states are compared with its own size before memory is allocated:
+archives that grow when unpacked, tensors larger than their storage. Keys are not interpreted beyond
+wrappers and libraries' names; `detect.py` finds the layout, `load.py` the parameters.
 """
 
 from __future__ import annotations
@@ -27,18 +29,22 @@ SUFFIXES = (
     ".bin",
     ".ckpt",
     ".pkl",
-)  # .pkl only to say why it is refused
+)  # .pkl files are refused with a reason
+# keys under which a .pth file has its weights, and their moving average
 WRAPPERS = ("model", "module", "state_dict", "teacher", "student")
 AVERAGES = ("model_ema", "state_dict_ema")
-GROWTH, SMALL = 4, 1 << 20  # torch.save does not compress: an honest archive does not grow
+# allowed growth when unpacked: a factor, plus bytes; files of torch.save are not compressed
+GROWTH, SMALL = 4, 1 << 20
 BROKEN = "it is truncated, corrupted or no checkpoint; copy or download it again"
 
 
 class File(NamedTuple):
-    """What a checkpoint file holds: its weights, and their moving average if it has one.
+    """Content of a checkpoint file.
 
     Attributes:
-      about: what one of our own exports says about itself (`exporting.Export.metadata`), else {}.
+      state: {key: float32 array}, the weights.
+      average: moving average of the weights under the same keys; None = the file has none.
+      about: metadata of a file that mimjax exported (`write.export.Export.metadata`), otherwise {}.
     """
 
     state: State
@@ -47,21 +53,27 @@ class File(NamedTuple):
 
 
 def read_file(path: str) -> State:
-    """The weights of a checkpoint file, float32, under official names.
+    """Return the weights of a checkpoint file, {key: float32 array}, under official names.
 
-    A wrapper ({"model": ...}, DINO's {"teacher": ...}) is unwrapped, and of keys under `backbone.`
-    only these are kept, without it. Names that transformers and timm give to the same tensors
-    become those of the tables (`imports.official_names`).
+    A wrapper ({"model": ...}, DINO's {"teacher": ...}) is removed. If there are keys that begin
+    with `backbone.`, only these are kept, without that prefix. Names that transformers and timm
+    give to the same tensors are replaced by those of the tables (`imports.official_names`).
 
     Raises:
-      ConfigError: no such file, an unknown suffix, torch missing, pickled objects inside, or a
-        file that is broken or claims more than it holds.
+      ConfigError: there is no such file, its suffix is unknown, torch is missing, or the file has
+        pickled objects, is damaged, or states sizes larger than its own.
     """
     return read(path).state
 
 
 def read(path: str) -> File:
-    """`read_file` with the moving average that BootMAE and timm save beside the weights."""
+    """Return the content of a checkpoint file: `read_file`, moving average and metadata.
+
+    BootMAE and timm save a moving average beside the weights.
+
+    Raises:
+      ConfigError: see `read_file`.
+    """
     if path.endswith(".pkl"):
         raise ConfigError(
             f"{path}: a pickled module (as OpenAI's encoder.pkl of DALL-E), which mimjax never "
@@ -89,15 +101,16 @@ def read(path: str) -> File:
 
 
 def _about(metadata: Any) -> dict[str, str]:
-    """The metadata of one of our own exports; {} of anybody else's."""
+    """Return the metadata of a file that mimjax exported, {} for other files."""
     ours = isinstance(metadata, dict) and {"method", "layout", "weights"} <= metadata.keys()
     return {str(k): str(v) for k, v in metadata.items()} if ours else {}
 
 
 def _safetensors(path: str) -> tuple[State, dict[str, str]]:
+    """Return tensors and metadata of a .safetensors file."""
     try:
         with safe_open(path, framework="numpy") as file:
-            # The library has compared the header's sizes and offsets with the file by now.
+            # the library has already compared sizes and offsets of the header with the file
             state = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}  # noqa: SIM118
             return state, _about(file.metadata())
     except (SafetensorError, TypeError, ValueError) as error:
@@ -107,6 +120,7 @@ def _safetensors(path: str) -> tuple[State, dict[str, str]]:
 
 
 def _torch_load(path: str) -> dict[str, Any]:
+    """Return the dict in a .pth file, loaded without unpickling objects."""
     try:
         import torch
     except ImportError:
@@ -116,7 +130,7 @@ def _torch_load(path: str) -> dict[str, Any]:
     import warnings
 
     check_archive(path)
-    # Official training scripts keep their parsed flags beside the weights: an inert record.
+    # official training scripts save their parsed flags, a Namespace without code, with the weights
     flags = torch.serialization.safe_globals([argparse.Namespace])
     try:
         with warnings.catch_warnings(action="ignore"), flags:
@@ -128,7 +142,7 @@ def _torch_load(path: str) -> dict[str, Any]:
             f"{path}: holds pickled objects, which mimjax never loads; save its tensors alone "
             "(torch.save(model.state_dict(), ...)) or as .safetensors"
         ) from None
-    except Exception as error:  # a reader of broken bytes fails in any way
+    except Exception as error:  # a damaged file can make torch raise any exception
         if "TorchScript" not in str(error):
             raise ConfigError(f"{path}: cannot be read ({_reason(error)}); {BROKEN}") from None
         raise ConfigError(
@@ -142,13 +156,13 @@ def _torch_load(path: str) -> dict[str, Any]:
 
 
 def check_archive(path: str) -> None:
-    """A .pth archive unpacks to about its own size and has the bytes that were written.
+    """Check that a .pth archive unpacks to about its own size, and check its checksums.
 
     Raises:
-      ConfigError: it would grow (a zip bomb), or a checksum differs.
+      ConfigError: the archive would grow (a zip bomb), or a checksum is wrong.
     """
     if not zipfile.is_zipfile(path):
-        return  # the format before torch 1.6, or broken: torch says which
+        return  # a file of torch before 1.6 or a damaged one; torch raises the error
     size = os.path.getsize(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -158,29 +172,34 @@ def check_archive(path: str) -> None:
                     f"{path}: {size:,} bytes that unpack to {unpacked:,}; allowed: at most "
                     f"{GROWTH} times its size (torch.save does not compress)"
                 )
-            if bad := archive.testzip():  # torch compares no checksums
+            if bad := archive.testzip():  # torch does not compare checksums
                 raise ConfigError(f"{path}: the checksum of {bad} is wrong; {BROKEN}")
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError) as error:
         raise ConfigError(f"{path}: cannot be read ({_reason(error)}); {BROKEN}") from None
 
 
 def _arrays(tensors: dict[str, Any], path: str) -> State:
-    """Tensors as float32 arrays; anything else (epochs, flags) is left out."""
-    found = {str(k): x for k, x in tensors.items() if hasattr(x, "untyped_storage")}
-    if bad := [k for k, x in found.items() if x.is_sparse or x.is_quantized]:
+    """Return the tensors as float32 arrays; other values (epochs, flags) are left out.
+
+    Raises:
+      ConfigError: a tensor is sparse or quantized, or the tensors are larger than the file.
+    """
+    tensors = {str(k): x for k, x in tensors.items() if hasattr(x, "untyped_storage")}
+    if bad := [k for k, x in tensors.items() if x.is_sparse or x.is_quantized]:
         raise ConfigError(f"{path}: {bad[0]} is sparse or quantized; allowed: dense tensors")
-    claims = {k: x.numel() * x.element_size() for k, x in found.items()}
+    sizes = {k: x.numel() * x.element_size() for k, x in tensors.items()}
     size = os.path.getsize(path)
-    if sum(claims.values()) > GROWTH * size + SMALL:  # one stored number can claim any shape
-        key = max(claims, key=claims.__getitem__)
+    # a tensor with strides of 0 can have any shape with a single stored number
+    if sum(sizes.values()) > GROWTH * size + SMALL:
+        key = max(sizes, key=sizes.__getitem__)
         raise ConfigError(
-            f"{path}: tensors of {sum(claims.values()):,} bytes in a file of {size:,} ({key} has "
-            f"shape {list(found[key].shape)}); allowed: tensors that are stored in full"
+            f"{path}: tensors of {sum(sizes.values()):,} bytes in a file of {size:,} ({key} has "
+            f"shape {list(tensors[key].shape)}); allowed: tensors that are stored in full"
         )
-    return {k: x.float().numpy() for k, x in found.items()}
+    return {k: x.float().numpy() for k, x in tensors.items()}
 
 
 def _reason(error: BaseException) -> str:
-    """An error's first sentence, on one line."""
+    """Return an error's first sentence on one line, at most 120 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.split(". ")[0][:120]

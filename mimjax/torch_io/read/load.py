@@ -1,7 +1,8 @@
-"""Published PyTorch weights as parameter trees, and back; files are read in `files`.
+"""Conversion of PyTorch state dicts into parameter trees, and back.
 
-The tables of `names` say which tensor is which parameter; here shapes, missing keys and position
-tables are checked, so that no file is read as something that it is not.
+The tables in `torch_io/tables/` say which tensor is which parameter. Shapes, missing keys and fixed
+position tables are checked, so that no file is taken for another kind of network. Files are read in
+`files.py`; sizes of networks are derived in `sizes.py`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ from mimjax.torch_io.tables import imports, methods, teachers
 __all__ = ["SUFFIXES", "from_torch", "read", "read_file", "take", "to_torch"]
 
 PyTree = Any
-LISTED = 20  # keys that an error names
-# Parameters that a file may lack: fine-tuned models have a norm of their own after pooling, and
-# encoders alone never see masked patches.
+LISTED = 20  # largest number of keys that an error names
+# Parameters that a file may lack: fine-tuned models have a norm after pooling instead, and files of
+# the encoder alone have no mask token.
 OPTIONAL = re.compile(r"encoder/(norm/(scale|bias)|mask_token)")
-NORMLESS = (
-    r"(beit\.)?(fc_norm|pooler\.layernorm)\.|fpn\d?\."  # norms after pooling, feature pyramids
-)
+# keys of files that may lack the final norm: norms after pooling, feature pyramids
+NORMLESS = r"(beit\.)?(fc_norm|pooler\.layernorm)\.|fpn\d?\."
 
 
 def from_torch(
@@ -39,28 +39,29 @@ def from_torch(
     grid: tuple[int, int] | None = None,
     order: str = "",
 ) -> PyTree:
-    """Parameters of `like`'s structure and shapes, from a published state dict.
+    """Return parameters with the structure and shapes of `like` from a published state dict.
 
-    Subtrees of `like` decide what is read: {"encoder": ...} takes the encoder alone. An encoder's
-    learned positions, absolute or relative, are resized where the file has another grid.
+    `like` decides what is read: {"encoder": ...} reads the encoder alone. The encoder's learned
+    positions, absolute or relative, are resized if the file has another grid.
 
     Args:
-      state: their key -> array.
+      state: {key of the file: array}.
       like: our parameters, or their shapes.
-      layout: a name of `names.TABLES`, or "auto".
-      where: how errors name the source.
-      grid: of the model's patches, to resize learned positions; None = square.
-      order: of the encoder's own fixed positions, "xy" or "yx"; "" = the layout's.
+      layout: a key of `detect.TABLES`, or "auto".
+      where: name of the file, for errors.
+      grid: (height, width) of the model in patches, to resize learned positions; None = square.
+      order: coordinate that comes first in the encoder's fixed positions, "xy" or "yx"; "" = that
+        of the layout.
 
     Returns:
-      A tree; None for a final norm or mask token that fine-tuned files and encoders lack.
+      A tree like `like`; None for a final norm or mask token that the file rightly lacks.
 
     Raises:
-      ConfigError: keys missing, shapes that differ, or position tables that are not the fixed
-        sine-cosine ones of this model.
+      ConfigError: keys are missing, shapes differ, or a position table is not the fixed sine-cosine
+        table of this model.
     """
     layout = detect.detect(state, roots=like) if layout == "auto" else layout
-    rows = [found_row(layout, path, state) for path in paths(like)]
+    rows = [row_in_file(layout, path, state) for path in paths(like)]
     leaves, wrong = [], []
     check_keys(state, [k for r in rows if r for k in r.keys], layout, where)
     for row, leaf in zip(rows, jax.tree.leaves(like), strict=True):
@@ -76,8 +77,12 @@ def from_torch(
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def found_row(layout: str, path: str, state: State) -> detect.Row | None:
-    """The row of one parameter; None where the file rightly lacks it."""
+def row_in_file(layout: str, path: str, state: State) -> detect.Row | None:
+    """Return the row of one parameter; None if it is OPTIONAL and the file rightly lacks it.
+
+    Raises:
+      ConfigError: the layout has no key for a parameter that is not OPTIONAL.
+    """
     if not OPTIONAL.fullmatch(path):
         return detect.rows_for(layout, [path])[0]
     try:
@@ -100,39 +105,54 @@ def take(
     grid: tuple[int, int] | None = None,
     order: str = "",
 ) -> tuple[PyTree, list[str]]:
-    """Those networks of `like` that the file holds.
+    """Return the parameters of those networks of `like` that are in the file.
+
+    Args:
+      state, like, layout, where, grid, order: see `from_torch`; `layout` is not "auto".
 
     Returns:
-      `from_torch` with None for everything that the file lacks, and the names of what it lacks:
-      "decoder", "encoder/norm".
+      The tree of `from_torch`, with None for all parameters that the file lacks, and the names of
+      what it lacks: ["decoder", "encoder/norm"].
 
     Raises:
-      ConfigError: as `from_torch`, or if the file has none of the networks or no encoder.
+      ConfigError: see `from_torch`; or `like` has an encoder and the file has none, or the file
+        has none of the networks.
     """
     detect.check_roots(layout, like, where)
-    present = {k: v for k, v in like.items() if holds(state, {k: v}, layout)}
+    present = {k: v for k, v in like.items() if has_any(state, {k: v}, layout)}
     absent = [k for k in like if k not in present]
     if not present or "encoder" in absent:
         raise ConfigError(
             f"{where} has layout {layout!r} and holds no {', '.join(absent)}; its keys: "
             f"{', '.join(sorted(state)[:3])}, ..."
         )
-    found = from_torch(state, present, layout, where, grid, order)
+    params = from_torch(state, present, layout, where, grid, order)
     blank = lambda tree: jax.tree.map(lambda _: None, tree)
-    parts = [p for p in paths(present) if OPTIONAL.fullmatch(p) and not found_row(layout, p, state)]
-    absent += sorted({"/".join(p.split("/")[:2]) for p in parts})
-    return {k: found[k] if k in found else blank(v) for k, v in like.items()}, absent
+    optional = [p for p in paths(present) if OPTIONAL.fullmatch(p)]
+    lacking = [p for p in optional if not row_in_file(layout, p, state)]
+    absent += sorted({"/".join(p.split("/")[:2]) for p in lacking})
+    return {k: params[k] if k in params else blank(v) for k, v in like.items()}, absent
 
 
-def listed(items: list[str], between: str = ", ") -> str:
-    """At most twenty of them."""
-    return between.join(items[:LISTED]) + (f"{between}..." if len(items) > LISTED else "")
+def listed(items: list[str], separator: str = ", ") -> str:
+    """Return the first LISTED items in one string, with "..." if there are more."""
+    return separator.join(items[:LISTED]) + (f"{separator}..." if len(items) > LISTED else "")
 
 
 def check_keys(state: State, needed: list[str], layout: str, where: str) -> None:
-    """Every needed key is there; frozen networks leave none of their own unread.
+    """Check that all needed keys are in the file, and that no key of a frozen network is unused.
 
-    A tokenizer built with too few levels would otherwise load without an error and be wrong.
+    An unused key means a wrong size in the config: a tokenizer with too few levels would otherwise
+    load without an error and give wrong codes.
+
+    Args:
+      state: {key of the file: array}.
+      needed: keys that the model needs.
+      layout: the file's layout.
+      where: name of the file, for errors.
+
+    Raises:
+      ConfigError: keys are missing, or a frozen network has unused ones.
     """
     missing = list(dict.fromkeys(k for k in needed if k not in state))
     unread = sorted(state.keys() - set(needed))
@@ -155,10 +175,10 @@ def check_keys(state: State, needed: list[str], layout: str, where: str) -> None
             )
 
 
-def holds(state: State, like: PyTree, layout: str) -> bool:
-    """Whether the file has any parameter of `like`."""
+def has_any(state: State, like: PyTree, layout: str) -> bool:
+    """Return whether the file has any parameter of `like`, OPTIONAL ones aside."""
     wanted = [p for p in paths(like) if not OPTIONAL.fullmatch(p)]
-    if layout in detect.TABLES and not set(like) & detect.held(layout):
+    if layout in detect.TABLES and not set(like) & detect.roots_of(layout):
         return False
     return any(k in state for row in detect.rows_for(layout, wanted) for k in row.keys)
 
@@ -169,15 +189,21 @@ def convert(
     row: detect.Row,
     grid: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """One tensor in our layout, float32; several of theirs are stacked along their first axis.
+    """Return one parameter, float32 of the given shape.
+
+    Args:
+      parts: the file's tensors, which are stacked along their first axis.
+      shape: shape of our parameter.
+      row: row of the layout's table.
+      grid: see `from_torch`.
 
     Raises:
-      ValueError: another shape, or numbers for which we have no parameter.
+      ValueError: the shapes do not fit, or the file has values for which there is no parameter.
     """
     try:
         x = np.concatenate(parts) if len(parts) > 1 else parts[0]
     except ValueError:
-        x = parts[0]  # of different shapes: the first is wrong, or those beside it
+        x = parts[0]  # the parts have different shapes; the error below names the first one's
     key, layout = "+".join(row.keys), detect.LAYOUTS[row.layout]
     sizes = f"{key} has shape {list(x.shape)}, {row.ours} needs {list(shape)}"
     x = positions.resized(x, tuple(shape), row.ours, grid)
@@ -190,7 +216,7 @@ def convert(
         )
     try:
         out = layout.to_ours(np.asarray(x, np.float32), tuple(shape))
-    except (ValueError, IndexError):  # not even the right number of axes
+    except (ValueError, IndexError):  # another number of axes
         raise ValueError(sizes) from None
     if out.shape != tuple(shape):
         raise ValueError(sizes)
@@ -198,19 +224,25 @@ def convert(
 
 
 def check_positions(state: State, like: PyTree, layout: str, where: str, order: str = "") -> None:
-    """The file's position tables are the fixed ones that this model computes.
+    """Check that fixed position tables in the file are those that this model computes.
 
-    MAE's table is BootMAE's transposed, so a file of one read as the other would load without an
-    error and be wrong.
+    MAE's table is BootMAE's transposed, so a file of one would load as the other without an error
+    and give wrong features.
+
+    Args:
+      state, like, layout, where, order: see `from_torch`.
+
+    Raises:
+      ConfigError: a table has other values.
     """
     for key, network in detect.TABLES.get(layout, ([], {}))[1].items():
         expected = (order if network == "encoder" else "") or imports.POSITIONS.get(layout)
         if not expected or key not in state or network not in like or "pos_embed" in like[network]:
-            continue  # no fixed table
+            continue  # the file or the model has no fixed table
         table = state[key][0, 0 if layout in methods.NO_CLS else 1 :]  # the first row is CLS's
         side = round(len(table) ** 0.5)
         if side * side != len(table):
-            continue  # not square: the grid cannot be told from the table
+            continue  # not square, so that the grid is unknown
         error = np.abs(table - sincos_table((side, side), table.shape[1], expected)).max()
         if error > positions.tolerance(table):
             raise ConfigError(
@@ -220,11 +252,20 @@ def check_positions(state: State, like: PyTree, layout: str, where: str, order: 
 
 
 def to_torch(params: PyTree, layout: str, channels: int = 3) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`, without the fixed position tables."""
+    """Return {key of the layout: array} for a parameter tree: the inverse of `from_torch`.
+
+    Fixed position tables are not included.
+
+    Args:
+      params: tree of arrays.
+      layout: a key of `detect.TABLES`.
+      channels: number of image channels, which decides how patches are laid out.
+    """
     rows = detect.rows_for(layout, paths(params))
     out: dict[str, np.ndarray] = {}
     for row, x in zip(rows, jax.tree.leaves(params), strict=True):
         theirs = detect.LAYOUTS[row.layout].to_theirs(np.asarray(x), channels)
         for key, part in zip(row.keys, np.split(theirs, len(row.keys)), strict=True):
+            # parameters that share one tensor (q_bias and v_bias) are added up
             out[key] = np.ascontiguousarray(out[key] + part if key in out else part)
     return out

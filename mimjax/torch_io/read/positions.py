@@ -1,7 +1,8 @@
-"""Learned positions of a published file, resized to a model of another grid as BEiT's code does.
+"""Positions in published files: resizing learned ones, and recognizing fixed ones.
 
-Relative tables by a cubic spline over coordinates that grow geometrically with the distance;
-absolute positions by PyTorch's bicubic interpolation (`models.positions`). No torch is needed.
+Learned positions are resized to the model's grid as in BEiT's fine-tuning code: relative tables by
+a cubic spline over coordinates that grow geometrically with the distance, absolute positions by
+PyTorch's bicubic interpolation (`models.positions`). torch is not needed.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ CLS_ROWS = 3  # the last rows of a relative table: CLS to patch, patch to CLS, C
 
 
 def growth(source: int, target: int) -> float:
-    """The ratio whose geometric sum over the source's distances is the target's largest distance.
+    """Return the ratio q for which 1 + q + ... + q^(source-2) is the target's largest distance.
 
-    Bisected in 1.01 to 1.5 to a millionth, as in the official code; a target smaller than the
-    source ends near 1.01, so that its table is about the middle of the source's.
+    q is found by bisection of [1.01, 1.5] to 1e-6, as in the official code. For a target smaller
+    than the source the result is about 1.01, so that its table is the middle of the source's.
+
+    Args:
+      source, target: sides of the grids in patches.
     """
     low, high, ratio = 1.01, 1.5, 1.01
     while high - low > 1e-6:
@@ -37,21 +41,25 @@ def growth(source: int, target: int) -> float:
 
 
 def displacements(source: int, target: int) -> np.ndarray:
-    """Where the 2 source - 1 displacements of a side lie on the target's scale; 0 in the middle."""
+    """Return the source's displacements on the target's scale, [2 * source - 1], 0 in the middle.
+
+    Args:
+      source, target: sides of the grids in patches.
+    """
     ratio = 1.0 if source == target else growth(source, target)
     far = np.cumsum(ratio ** np.arange(source - 1))
     return np.concatenate([-far[::-1], [0.0], far])
 
 
 def resize_relative(table: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
-    """A relative-position table [rows heads] for another grid, float32 (BEiT's fine-tuning).
+    """Return a relative-position table for another grid, float32 [rows h] (BEiT's fine-tuning).
 
     Args:
-      table: rows as in `models.layers.relative_index`.
-      source, target: (height, width) in patches; each axis has coordinates of its own.
+      table: [rows h] for the source; rows as in `models.layers.relative_index`.
+      source, target: (height, width) in patches; each axis has its own coordinates.
 
     Raises:
-      ConfigError: a source side of one patch, which has no distances.
+      ConfigError: a side of the source has one patch and thus no distances.
     """
     assert len(table) == table_rows(source), (table.shape, source)
     if source == target:
@@ -62,21 +70,24 @@ def resize_relative(table: np.ndarray, source: Grid, target: Grid) -> np.ndarray
     y, x = (displacements(s, t) for s, t in zip(source, target))
     new_y, new_x = (np.arange(1.0 - t, t) for t in target)
     heads = np.asarray(table[:-CLS_ROWS], np.float64).T.reshape(-1, *sides)
-    # cubic where there are points enough for it
+    # a spline of degree k needs k + 1 points
     kx, ky = (min(3, side - 1) for side in sides)
     rows = [RectBivariateSpline(y, x, z, kx=kx, ky=ky, s=0)(new_y, new_x).ravel() for z in heads]
     return np.concatenate([np.stack(rows, axis=1), table[-CLS_ROWS:]]).astype(np.float32)
 
 
 def resized(x: np.ndarray, shape: tuple[int, ...], ours: str, grid: Grid | None) -> np.ndarray:
-    """An encoder's learned positions at the size of the model; everything else as it came.
+    """Return the encoder's learned positions for the model's grid; other tensors unchanged.
 
     Args:
-      x: the file's tensor; `shape`: that of our parameter at the path `ours`.
-      grid: the model's, None = square. The file's is square unless the lengths are equal.
+      x: the file's tensor.
+      shape: shape of our parameter.
+      ours: path of our parameter.
+      grid: (height, width) of the model in patches; None = square. The file's grid is taken to be
+        square.
 
     Returns:
-      `x` itself where nothing is to be resized or no grid fits, which a check of shapes then names.
+      `x` itself if nothing is to be resized or no grid fits; the caller then checks its shape.
     """
     absolute = ours in ("encoder/pos_embed", "vqkd/encoder/pos_embed")
     if not absolute and not re.fullmatch(r"encoder/rel_pos(_\d+)?/table", ours):
@@ -93,20 +104,20 @@ def resized(x: np.ndarray, shape: tuple[int, ...], ours: str, grid: Grid | None)
 
 
 def positions_in(grid: Grid, absolute: bool) -> int:
-    """Rows of the learned positions of a grid."""
+    """Return the number of rows of a grid's learned positions, absolute (with CLS) or relative."""
     return 1 + grid[0] * grid[1] if absolute else table_rows(grid)
 
 
 def square(rows: int, absolute: bool) -> Grid | None:
-    """The square grid whose learned positions have so many rows; None if there is none."""
+    """Return the square grid whose learned positions have so many rows; None if there is none."""
     root = max(0, rows - (1 if absolute else CLS_ROWS)) ** 0.5
     side = round(root if absolute else (root + 1) / 2)
     return (side, side) if positions_in((side, side), absolute) == rows else None
 
 
 def tolerance(table: np.ndarray) -> float:
-    """How far a fixed table may be from its formula: files in half precision hold it rounded."""
-    # bfloat16 first: float16 holds most of its numbers too
+    """Return how far a fixed table may be from its formula, depending on the file's precision."""
+    # bfloat16 first, since float16 represents most of its numbers too
     for dtype, error in ((ml_dtypes.bfloat16, 8e-3), (np.float16, 1e-3)):
         if np.array_equal(table, table.astype(dtype).astype(table.dtype)):
             return error
@@ -114,10 +125,11 @@ def tolerance(table: np.ndarray) -> float:
 
 
 def fixed(table: np.ndarray, grid: Grid | None = None) -> tuple[str, Grid] | None:
-    """The formula and grid of a fixed sine-cosine table [n d], or None: its numbers are learned.
+    """Return the formula and grid of a fixed sine-cosine table; None for learned positions.
 
     Args:
-      grid: None = whichever fits.
+      table: positions [n d].
+      grid: (height, width) in patches; None = every grid of n patches is tried.
 
     Returns:
       "sincos_xy" or "sincos_yx", and (height, width) in patches.
@@ -126,7 +138,7 @@ def fixed(table: np.ndarray, grid: Grid | None = None) -> tuple[str, Grid] | Non
     grids = [grid] if grid else [(h, n // h) for h in range(1, n + 1) if n % h == 0]
     if width % 4:
         return None
-    for shape in sorted(grids, key=lambda g: abs(g[0] - g[1])):  # a square first
+    for shape in sorted(grids, key=lambda g: abs(g[0] - g[1])):  # square grids first
         for order in ("xy", "yx"):
             if np.abs(table - sincos_table(shape, width, order)).max() < tolerance(table):
                 return f"sincos_{order}", shape

@@ -1,8 +1,9 @@
-"""Sizes of networks from a file: layout and tensors in, settings of our modules out.
+"""Sizes of networks, derived from the shapes of a checkpoint file's tensors.
 
-The file's keys become our parameter paths by the layout's table, so that one function per network
-serves every layout. What no tensor shows (how many heads a width is split into, unless there are
-relative positions) is left out; who asks must know it.
+The keys of the file are translated to our parameter paths by the table of its layout, so that one
+function per network serves all layouts. The functions return settings of our modules. The number of
+attention heads is not among them unless the file has relative positions, since no other tensor
+shows it; the caller must know it. Values of weights are read in `load.py`.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from mimjax.torch_io.read import detect, positions
 from mimjax.torch_io.read.files import State
 
 Settings = dict[str, Any]
-BUFFERS = ("relative_position_index", "position_ids", "num_batches_tracked")
-SCALED = 0.1  # a start value of layer scales, where the config has none
+BUFFERS = ("relative_position_index", "position_ids", "num_batches_tracked")  # no parameters
+SCALED = 0.1  # initial value of layer scales if the config has none; the file's values replace it
 
 
-class Held:
-    """The tensors of a file under our paths, in their layout.
+class FileTensors:
+    """Tensors of a checkpoint file, found by our parameter paths.
 
     Attributes:
-      keys: our path -> their keys.
-      about: see `files.File`.
+      state: {key of the file: array}.
+      layout: name of the file's layout, a key of `detect.TABLES`.
+      where: name of the file, for errors.
+      about: metadata of the file, see `files.File`.
+      keys: {our path: keys of the file}; several keys are stacked along their first axis.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Held:
         self.state, self.layout, self.where, self.about = state, layout, where, about or {}
         self.keys: dict[str, tuple[str, ...]] = {}
         for row in detect.TABLES[layout][0]:
+            # {i} and {j} stand for the numbers of blocks
             pattern = re.compile(re.sub(r"\\{[ij]\\}", r"(\\d+)", re.escape(row.keys[0])))
             for key in state:
                 if m := pattern.fullmatch(key):
@@ -50,17 +55,20 @@ class Held:
                         self.keys.setdefault(path, keys)
 
     def __contains__(self, path: str) -> bool:
+        """Return whether the file has the parameter at `path`."""
         return path in self.keys
 
     def has(self, root: str) -> bool:
-        """Whether any parameter of the network is there."""
+        """Return whether the file has any parameter of the network `root`."""
         return any(path.startswith(f"{root}/") for path in self.keys)
 
     def shape(self, path: str) -> tuple[int, ...]:
-        """Of their tensor, several of them stacked.
+        """Return the shape of the file's tensor for the parameter at `path`.
+
+        Several tensors that are one parameter here are stacked along their first axis.
 
         Raises:
-          ConfigError: it is missing, so that nothing can be derived from it.
+          ConfigError: the file lacks the tensor.
         """
         if path not in self.keys:
             rows = [r for r in detect.TABLES[self.layout][0] if r.ours == path]
@@ -70,22 +78,28 @@ class Held:
         return (sum(p[0] for p in parts), *parts[0][1:]) if len(parts) > 1 else parts[0]
 
     def blocks(self, root: str, name: str = "block") -> int:
-        """How many blocks root/block_00, root/block_01, ... there are."""
-        found = {m[1] for p in self.keys if (m := re.match(rf"{root}/{name}_(\d+)/", p))}
-        return len(found)
+        """Return the number of blocks root/block_00, root/block_01, ..."""
+        numbers = {m[1] for p in self.keys if (m := re.match(rf"{root}/{name}_(\d+)/", p))}
+        return len(numbers)
 
     def unread(self, read: set[str]) -> list[str]:
-        """Keys of the file that neither our paths `read` nor a fixed position table needs."""
-        known = {k for p in read for k in self.keys.get(p, ())} | detect.TABLES[self.layout][
-            1
-        ].keys()
+        """Return the keys of the file that nothing uses, sorted.
+
+        Args:
+          read: our paths of the parameters that were read; fixed position tables are used too.
+        """
+        fixed_tables = detect.TABLES[self.layout][1].keys()
+        known = {k for p in read for k in self.keys.get(p, ())} | fixed_tables
         return sorted(self.state.keys() - known)
 
     def check_blocks(self) -> None:
-        """Every tensor in the encoder's blocks has a place: one left out is another function.
+        """Check that each tensor in the blocks of the networks has a parameter here.
+
+        A block with a further tensor (a norm of queries, positions of window attention) computes
+        another function.
 
         Raises:
-          ConfigError: window attention's positions, norms of queries and keys, ...
+          ConfigError: there are such tensors; the line names them.
         """
         rows = [r for r in detect.TABLES[self.layout][0] if re.match(r"\w+/block_\{i\}/", r.ours)]
         begin = {re.escape(r.keys[0].split("{i}")[0]) + r"\d+\." for r in rows}
@@ -100,34 +114,42 @@ class Held:
 
 
 def ratio(hidden: int, width: int) -> float:
-    """The MLP ratio whose int(width * ratio) is `hidden`."""
+    """Return the MLP ratio for which int(width * ratio) is `hidden`."""
     value = hidden / width
     return value if int(width * value) == hidden else (hidden + 0.5) / width
 
 
-def scaled(held: Held, path: str) -> bool:
-    """Whether a layer scale is there and is one: CAE's code keeps ones for none."""
-    return path in held and not np.all(held.state[held.keys[path][0]] == 1.0)
+def scaled(file: FileTensors, path: str) -> bool:
+    """Return whether the layer scale at `path` exists and is not all ones.
+
+    CAE's code stores ones for an encoder without layer scales.
+    """
+    return path in file and not np.all(file.state[file.keys[path][0]] == 1.0)
 
 
-def patches(held: Held, root: str, image_size: tuple[int, int] | None) -> Settings:
-    """Patch and image size and the kind of positions, of the network at `root`.
+def patches(file: FileTensors, root: str, image_size: tuple[int, int] | None) -> Settings:
+    """Return patch, pos_embed, image_size and rel_pos of the network `root`.
 
     Args:
-      image_size: (height, width) if the caller knows it; needed where the patches fill no square.
+      file: the file's tensors.
+      root: first part of the network's paths: "encoder".
+      image_size: (height, width) in pixels; None = unknown, which is enough for square images.
+
+    Raises:
+      ConfigError: the patches are not square, or the image size is needed.
     """
-    kernel = held.shape(f"{root}/patch_embed/kernel")
+    kernel = file.shape(f"{root}/patch_embed/kernel")
     if len(kernel) != 4 or kernel[2] != kernel[3]:
-        raise ConfigError(f"{held.where}: patches of {list(kernel)}; allowed: square patches")
-    patch, relative = kernel[2], [p for p in held.keys if "/rel_pos" in p]
+        raise ConfigError(f"{file.where}: patches of {list(kernel)}; allowed: square patches")
+    patch, relative = kernel[2], [p for p in file.keys if "/rel_pos" in p]
     known = (image_size[0] // patch, image_size[1] // patch) if image_size else None
     kind, grid = "none", known
-    if table := position_table(held, root):
-        kind, grid = table_kind(held, held.state[table][0], 1, known)
+    if table := position_table(file, root):
+        kind, grid = table_kind(file, file.state[table][0], 1, known)
     elif relative and not known:
-        grid = positions.square(held.shape(relative[0])[0], absolute=False)
+        grid = positions.square(file.shape(relative[0])[0], absolute=False)
     if grid is None:
-        raise ask(held, "image_size", "the image size", "--image_size=224,224")
+        raise ask(file, "image_size", "the image size", "--image_size=224,224")
     return {
         "patch": patch,
         "pos_embed": kind,
@@ -135,78 +157,90 @@ def patches(held: Held, root: str, image_size: tuple[int, int] | None) -> Settin
         "rel_pos": "none"
         if not relative
         else "shared"
-        if f"{root}/rel_pos/table" in held
+        if f"{root}/rel_pos/table" in file
         else "per_block",
     }
 
 
-def position_table(held: Held, root: str) -> str | None:
-    """The key of the network's positions, fixed or learned."""
-    if f"{root}/pos_embed" in held:
-        return held.keys[f"{root}/pos_embed"][0]
-    fixed = [k for k, net in detect.TABLES[held.layout][1].items() if net == root]
-    return next((k for k in fixed if k in held.state), None)
+def position_table(file: FileTensors, root: str) -> str | None:
+    """Return the file's key of the network's absolute positions, learned or fixed; None = none."""
+    if f"{root}/pos_embed" in file:
+        return file.keys[f"{root}/pos_embed"][0]
+    fixed = [k for k, net in detect.TABLES[file.layout][1].items() if net == root]
+    return next((k for k in fixed if k in file.state), None)
 
 
 def table_kind(
-    held: Held, table: np.ndarray, prefix: int, grid: tuple[int, int] | None
+    file: FileTensors, table: np.ndarray, prefix: int, grid: tuple[int, int] | None
 ) -> tuple[str, tuple[int, int] | None]:
-    """The kind of positions (see `vit.ViT.pos_embed`) and the grid, None if it cannot be told."""
+    """Return the kind of positions and their grid.
+
+    Args:
+      file: the file's tensors.
+      table: absolute positions [prefix + n, d].
+      prefix: number of rows before those of patches (1 = CLS).
+      grid: (height, width) of the model in patches, if known.
+
+    Returns:
+      A value of `vit.ViT.pos_embed`, and (height, width) in patches; None = unknown.
+    """
     count = table.shape[0] - prefix
     if grid and grid[0] * grid[1] != count:
-        grid = None  # positions of another size: they will be resized
-    plain = not prefix or not table[0].any()  # a fixed table has zeros for CLS
-    if plain and (found := positions.fixed(table[prefix:], grid)):
-        return found
+        grid = None  # positions of another size, which are resized later
+    may_be_fixed = not prefix or not table[0].any()  # a fixed table has zeros for CLS
+    if may_be_fixed and (kind_and_grid := positions.fixed(table[prefix:], grid)):
+        return kind_and_grid
     side = round(count**0.5)
     return "learned", grid or ((side, side) if side * side == count else None)
 
 
-def vit(held: Held, root: str = "encoder", image_size: tuple[int, int] | None = None) -> Settings:
-    """Settings of `models.vit.ViT`, without heads unless relative positions show them."""
-    width = held.shape(f"{root}/patch_embed/kernel")[0]
+def vit(
+    file: FileTensors, root: str = "encoder", image_size: tuple[int, int] | None = None
+) -> Settings:
+    """Return settings of `models.vit.ViT`; `heads` only if relative positions show them."""
+    width = file.shape(f"{root}/patch_embed/kernel")[0]
     first = f"{root}/block_00"
-    out = patches(held, root, image_size) | {
+    out = patches(file, root, image_size) | {
         "width": width,
-        "depth": held.blocks(root),
-        "mlp_ratio": ratio(held.shape(f"{first}/mlp/fc1/kernel")[0], width),
-        "bias": attention_bias(held, root),
-        "layer_scale": SCALED if scaled(held, f"{first}/gamma_1") else None,
-        "use_mask_token": f"{root}/mask_token" in held,
+        "depth": file.blocks(root),
+        "mlp_ratio": ratio(file.shape(f"{first}/mlp/fc1/kernel")[0], width),
+        "bias": attention_bias(file, root),
+        "layer_scale": SCALED if scaled(file, f"{first}/gamma_1") else None,
+        "use_mask_token": f"{root}/mask_token" in file,
     }
-    tables = [p for p in held.keys if p.startswith(f"{root}/rel_pos")]
-    return out | ({"heads": held.shape(tables[0])[1]} if tables else {})
+    tables = [p for p in file.keys if p.startswith(f"{root}/rel_pos")]
+    return out | ({"heads": file.shape(tables[0])[1]} if tables else {})
 
 
-def attention_bias(held: Held, root: str) -> str:
-    """Whether q, k and v have biases ("full") or q and v alone ("qv")."""
-    return "full" if f"{root}/block_00/attn/qkv/bias" in held else "qv"
+def attention_bias(file: FileTensors, root: str) -> str:
+    """Return "full" if q, k and v have biases, "qv" if only q and v have."""
+    return "full" if f"{root}/block_00/attn/qkv/bias" in file else "qv"
 
 
-def no_key_bias(held: Held, root: str) -> bool:
-    """Whether the keys of all blocks have zero biases, which "qv" is."""
-    paths = [p for p in held.keys if re.fullmatch(rf"{root}/block_\d+/attn/qkv/bias", p)]
-    stack = lambda p: np.concatenate([held.state[k] for k in held.keys[p]])
+def no_key_bias(file: FileTensors, root: str) -> bool:
+    """Return whether the biases of k are zero in all blocks, which equals "qv"."""
+    paths = [p for p in file.keys if re.fullmatch(rf"{root}/block_\d+/attn/qkv/bias", p)]
+    stack = lambda p: np.concatenate([file.state[k] for k in file.keys[p]])
     return not any(np.split(stack(p), 3)[1].any() for p in paths)
 
 
-def conv_vit(held: Held, image_size: tuple[int, int] | None = None) -> Settings:
-    """Settings of `models.conv_stages.ConvViT`, without heads."""
-    kernels = [held.shape(f"encoder/patch_embed{k}/proj/kernel") for k in (1, 2, 3)]
+def conv_vit(file: FileTensors, image_size: tuple[int, int] | None = None) -> Settings:
+    """Return settings of `models.conv_vit.ConvViT`, without heads."""
+    kernels = [file.shape(f"encoder/patch_embed{k}/proj/kernel") for k in (1, 2, 3)]
     strides = tuple(k[2] for k in kernels)
     patch, width = int(np.prod(strides)), kernels[2][0]
-    table = position_table(held, "encoder")
+    table = position_table(file, "encoder")
     known = (image_size[0] // patch, image_size[1] // patch) if image_size else None
-    kind, grid = table_kind(held, held.state[table][0], 0, known) if table else ("sincos_xy", known)
+    kind, grid = table_kind(file, file.state[table][0], 0, known) if table else ("sincos_xy", known)
     if grid is None:
-        raise ask(held, "image_size", "the image size", "--image_size=224,224")
+        raise ask(file, "image_size", "the image size", "--image_size=224,224")
     stage = lambda k: f"encoder/stage{k}_block_00"
-    hidden = lambda p, w: ratio(held.shape(p)[0], w)
+    hidden = lambda p, w: ratio(file.shape(p)[0], w)
     return {
         "width": width,
-        "depth": held.blocks("encoder"),
+        "depth": file.blocks("encoder"),
         "stage_widths": tuple(k[0] for k in kernels[:2]),
-        "stage_depths": tuple(held.blocks("encoder", f"stage{k}_block") for k in (1, 2)),
+        "stage_depths": tuple(file.blocks("encoder", f"stage{k}_block") for k in (1, 2)),
         "stage_mlp_ratios": tuple(
             hidden(f"{stage(k)}/fc1/kernel", kernels[k - 1][0]) for k in (1, 2)
         ),
@@ -214,74 +248,91 @@ def conv_vit(held: Held, image_size: tuple[int, int] | None = None) -> Settings:
         "image_size": (grid[0] * patch, grid[1] * patch),
         "mlp_ratio": hidden("encoder/block_00/mlp/fc1/kernel", width),
         "pos_embed": kind,
-        "fuse_stages": "encoder/stage1_fuse/kernel" in held,
+        "fuse_stages": "encoder/stage1_fuse/kernel" in file,
     }
 
 
-def clip(held: Held) -> Settings:
-    """Settings of `models.clip.CLIPVision`, without heads."""
-    width, _, patch, _ = held.shape("clip/patch_embed/kernel")
-    _, grid = table_kind(held, held.state[held.keys["clip/pos_embed"][0]], 1, None)
+def clip(file: FileTensors) -> Settings:
+    """Return settings of `models.clip.CLIPVision`, without heads."""
+    width, _, patch, _ = file.shape("clip/patch_embed/kernel")
+    _, grid = table_kind(file, file.state[file.keys["clip/pos_embed"][0]], 1, None)
     if grid is None:
-        raise ask(held, "image_size", "the image size", "--image_size=224,224")
-    projection = held.shape("clip/proj/kernel") if "clip/proj/kernel" in held else (None, None)
+        raise ask(file, "image_size", "the image size", "--image_size=224,224")
+    projection = file.shape("clip/proj/kernel") if "clip/proj/kernel" in file else (None, None)
     return {
         "width": width,
-        "depth": held.blocks("clip"),
+        "depth": file.blocks("clip"),
         "patch": patch,
         "pos_grid": grid,
         # a plain matrix [width proj] in OpenAI's files, a linear layer in others
-        "proj_dim": projection[1] if held.layout == "clip_openai" else projection[0],
-        "mlp_ratio": held.shape("clip/block_00/mlp/fc1/kernel")[0] / width,
+        "proj_dim": projection[1] if file.layout == "clip_openai" else projection[0],
+        "mlp_ratio": file.shape("clip/block_00/mlp/fc1/kernel")[0] / width,
     }
 
 
-def decoders(held: Held) -> dict[str, Settings]:
-    """Settings of the networks beside the encoder, without heads: {"decoder": {"width", ...}}."""
+def decoders(file: FileTensors) -> dict[str, Settings]:
+    """Return settings of the networks behind the encoder, without heads.
+
+    Returns:
+      {field of the method: settings}: {"decoder": {"width": 512, "depth": 8}}.
+    """
     out: dict[str, Settings] = {}
-    if "decoder/embed/kernel" in held:  # MAE's
-        out["decoder"] = sized(held, "decoder", "decoder/embed/kernel")
+    if "decoder/embed/kernel" in file:  # MAE's
+        out["decoder"] = sized(file, "decoder", "decoder/embed/kernel")
     for name in ("pixel_decoder", "feature_decoder"):
-        if held.has(name):
-            out[name] = sized(held, name, f"{name}/down/kernel")
-            out[name]["inject"] = f"{name}/block_00/cross/q/kernel" in held
-    if held.has("regressor"):
-        width, depth = held.shape("regressor/mask_token")[-1], held.blocks("regressor")
-        gamma = scaled(held, "regressor/block_00/gamma_1_cross")
+        if file.has(name):
+            out[name] = sized(file, name, f"{name}/down/kernel")
+            out[name]["inject"] = f"{name}/block_00/cross/q/kernel" in file
+    if file.has("regressor"):
+        width, depth = file.shape("regressor/mask_token")[-1], file.blocks("regressor")
+        gamma = scaled(file, "regressor/block_00/gamma_1_cross")
         out["regressor"] = {
             "width": width,
             "depth": depth,
             "layer_scale": SCALED if gamma else None,
         }
         out["decoder"] = {
-            "depth": held.blocks("decoder"),
-            "layer_scale": SCALED if scaled(held, "decoder/block_00/gamma_1") else None,
+            "depth": file.blocks("decoder"),
+            "layer_scale": SCALED if scaled(file, "decoder/block_00/gamma_1") else None,
         }
     return out
 
 
-def sized(held: Held, root: str, projection: str) -> Settings:
-    """Width and depth of a decoder behind a linear layer."""
-    return {"width": held.shape(projection)[0], "depth": held.blocks(root)}
+def sized(file: FileTensors, root: str, projection: str) -> Settings:
+    """Return width and depth of the decoder `root`.
+
+    Args:
+      file: the file's tensors.
+      root: name of the decoder.
+      projection: path of the linear layer before it, whose outputs have its width.
+    """
+    return {"width": file.shape(projection)[0], "depth": file.blocks(root)}
 
 
-def inner_width(held: Held, root: str) -> int:
-    """The width inside a network's attention: heads * (width // heads)."""
+def inner_width(file: FileTensors, root: str) -> int:
+    """Return the width of queries in a network's attention: heads * (width // heads)."""
     kernel = f"{root}/block_00/attn/qkv/kernel"
-    if kernel in held:
-        return held.shape(kernel)[0] // 3
-    return held.shape(f"{root}/block_00/cross_attn/q/kernel")[0]
+    if kernel in file:
+        return file.shape(kernel)[0] // 3
+    return file.shape(f"{root}/block_00/cross_attn/q/kernel")[0]
 
 
-def vocabulary(held: Held) -> int:
-    """Rows of the head that predicts targets; 0 = none."""
+def vocabulary(file: FileTensors) -> int:
+    """Return the number of outputs of the head that predicts targets; 0 = no head."""
     heads = ("head/linear/kernel", "decoder/head/kernel")
-    return next((held.shape(p)[0] for p in heads if p in held), 0)
+    return next((file.shape(p)[0] for p in heads if p in file), 0)
 
 
-def ask(held: Held, argument: str, what: str, example: str) -> ConfigError:
-    """The error that asks for what no tensor shows."""
+def ask(file: FileTensors, argument: str, what: str, example: str) -> ConfigError:
+    """Return the error that asks the user for a size that no tensor shows.
+
+    Args:
+      file: the file's tensors.
+      argument: name of the argument in Python.
+      what: what is asked for, in words.
+      example: flag with an example value.
+    """
     return ConfigError(
-        f"{held.where}: {what} cannot be told from its tensors; give it: {example} "
+        f"{file.where}: {what} cannot be told from its tensors; give it: {example} "
         f"({argument}= in Python)"
     )

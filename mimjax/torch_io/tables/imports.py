@@ -1,7 +1,7 @@
-"""What is only ever read: names that vary between libraries, and heads of fine-tuned files.
+"""Names of tensors that are read and never written: variants of keys, and classifiers.
 
-`official_names` brings a file's tensors under the names of the tables; `with_heads` adds to those
-tables where each layout keeps the classifier of a fine-tuned or linearly probed model.
+`official_names` renames a file's tensors to the names of the tables. `with_heads` adds to the
+tables where each layout has the classifier of a fine-tuned or linearly probed model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from mimjax.torch_io.tables import methods
 from mimjax.torch_io.tables.layouts import Row, Table, linear, norm
 
-# layout -> (norm after mean pooling, "" = none; linear layer) of its classifiers
+# {layout: (norm after mean pooling, "" = none; linear layer)} of the classifiers
 HEADS = {
     "mae": ("fc_norm", "head"),
     "bootmae": ("fc_norm", "head"),
@@ -24,12 +24,17 @@ HEADS = {
     "beit_transformers": ("beit.pooler.layernorm", "classifier"),
     "beit_transformers_pooled": ("pooler.layernorm", "classifier"),
 }
-# of fixed tables, see `methods.POSITIONS`
+# order of the coordinates in fixed position tables, see `methods.POSITIONS`
 POSITIONS = methods.POSITIONS | {"vitmae_transformers": "xy", "vitmae_transformers_5": "xy"}
 
 
 def classifier(fc_norm: str, head: str) -> list[Row]:
-    """Rows of `models.heads.Classifier`; a linear probe has a BatchNorm without parameters."""
+    """Return the rows of `models.heads.Classifier`, those of a linear probe's BatchNorm included.
+
+    Args:
+      fc_norm: key of the norm after pooling; "" = none.
+      head: key of the linear layer.
+    """
     ours, statistics = "classifier/params", "classifier/batch_stats/batch_norm"
     return [
         *(norm(f"{ours}/norm", fc_norm) if fc_norm else []),
@@ -40,17 +45,17 @@ def classifier(fc_norm: str, head: str) -> list[Row]:
 
 
 def with_heads(tables: dict[str, Table]) -> dict[str, Table]:
-    """The tables with rows for classifiers."""
+    """Return the tables with the rows of classifiers added to the layouts in HEADS."""
     new = {k: (tables[k][0] + classifier(*names), tables[k][1]) for k, names in HEADS.items()}
     return tables | new
 
 
 def official_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A state dict under the names that the tables know.
+    """Return a state dict under the names of the tables.
 
-    Without DistributedDataParallel's `module.`; the linear layer of a probe's `head` (a BatchNorm
-    and a linear layer) as any other head; positions without a row for CLS (DeiT-III) with zeros
-    for it, which is what adding CLS afterwards means.
+    Three variants are changed. The prefix `module.` of DistributedDataParallel is removed. The
+    linear layer `head.1` of a probe, which follows a BatchNorm, becomes `head`. Positions without a
+    row for CLS (DeiT-III) get a row of zeros, since CLS is added after the positions.
     """
     if state and all(k.startswith("module.") for k in state):
         state = {k.removeprefix("module."): v for k, v in state.items()}
@@ -64,5 +69,5 @@ def official_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def whole_square(shape: tuple[int, ...]) -> bool:
-    """Whether the rows of positions fill a square, so that none of them is that of CLS."""
+    """Return whether positions [1 n d] fill a square, so that none of the rows belongs to CLS."""
     return len(shape) == 3 and round(shape[1] ** 0.5) ** 2 == shape[1] > 1

@@ -1,9 +1,9 @@
-"""How a tensor of a PyTorch checkpoint is laid out, and the rows that tables are made of.
+"""Rows of the layouts' tables, and the memory layouts of tensors in PyTorch checkpoints.
 
-A row says: our parameter path <-> their key, and how the tensor is laid out. Import reads a row in
-one direction, export in the other, so that a round trip is exact. Where several of our parameters
-share one of their tensors (q_bias and v_bias in a qkv.bias), each has a row of its own and export
-adds the rows up. No torch is needed here.
+A row maps one of our parameter paths ("ours") to the file's key ("theirs") and names how the tensor
+is laid out. Import reads a row in one direction and export in the other, so that a round trip is
+exact. If several of our parameters share one tensor of the file (q_bias and v_bias in qkv.bias),
+each has its own row, and export adds the tensors of these rows. torch is not needed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import numpy as np
 
 
 class Layout(NamedTuple):
-    """How a tensor is stored: `to_ours(x, shape)` gets our shape, `to_theirs(x)` inverts it.
+    """Memory layout of a tensor.
 
     Attributes:
-      times: their tensor has that many times our numbers.
-      rest: what of their tensor must be zero, because ours has no such parameter.
+      to_ours: (the file's tensor, our shape) -> our parameter.
+      to_theirs: (our parameter, number of image channels) -> the file's tensor.
+      times: number of elements of the file's tensor per element of our parameter.
+      rest: part of the file's tensor that must be zero, since there is no parameter for it; None =
+        there is no such part.
     """
 
     to_ours: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
@@ -30,7 +33,7 @@ class Layout(NamedTuple):
 
 
 def _third(index: int) -> Layout:
-    """A part of the bias of a fused qkv layer, of which the middle third (keys) is zero."""
+    """Return the layout of a third of a fused qkv bias whose middle third (keys) is zero."""
 
     def to_theirs(x: np.ndarray, channels: int) -> np.ndarray:
         parts = [np.zeros_like(x)] * 3
@@ -42,6 +45,7 @@ def _third(index: int) -> Layout:
 
 
 def _square(features: int, channels: int = 3) -> int:
+    """Return the side of a square patch with so many features."""
     return round((features / channels) ** 0.5)
 
 
@@ -78,10 +82,15 @@ LAYOUTS: dict[str, Layout] = {
 
 
 class Row(NamedTuple):
-    """One parameter: our path, their key (or keys, stacked in this order), the layout's name.
+    """Row of a table: one parameter.
 
-    "{i}" in both stands for a block index: block_00 in our paths, 0 in theirs. "{j}" is a second
-    one; in our path it stands after the first.
+    "{i}" in `ours` and `theirs` stands for the number of a block, which is 00 in our paths and 0 in
+    theirs. "{j}" is a second number; in our path it stands after the first.
+
+    Attributes:
+      ours: path of our parameter.
+      theirs: key of the file, or keys whose tensors are stacked in this order.
+      layout: a key of LAYOUTS.
     """
 
     ours: str
@@ -90,22 +99,28 @@ class Row(NamedTuple):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Their keys; several where we fuse what they keep apart (q, k and v)."""
+        """Keys of the file; several if our parameter is fused and theirs are not (q, k and v)."""
         return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
 
     def numbered(self, path: str, indices: Sequence[str]) -> Row:
-        """The row of one block: `path` is ours, "{i}" and "{j}" in their keys become `indices`."""
+        """Return the row of one block.
+
+        Args:
+          path: path of our parameter in this block.
+          indices: numbers that replace "{i}" and "{j}" in the file's keys.
+        """
         keys = self.keys
         for mark, index in zip(("{i}", "{j}"), indices):
             keys = tuple(k.replace(mark, index) for k in keys)
         return Row(path, keys, self.layout)
 
 
-# name -> (rows, fixed tables: their key -> the network whose positions it holds)
+# (rows, {key of a fixed position table in the file: network whose positions it has})
 Table = tuple[list[Row], dict[str, str]]
 
 
 def norm(ours: str, theirs: str) -> list[Row]:
+    """Return the rows of a LayerNorm."""
     return [
         Row(f"{ours}/scale", f"{theirs}.weight", "same"),
         Row(f"{ours}/bias", f"{theirs}.bias", "same"),
@@ -113,6 +128,7 @@ def norm(ours: str, theirs: str) -> list[Row]:
 
 
 def linear(ours: str, theirs: str) -> list[Row]:
+    """Return the rows of a linear layer."""
     return [
         Row(f"{ours}/kernel", f"{theirs}.weight", "linear"),
         Row(f"{ours}/bias", f"{theirs}.bias", "same"),
@@ -120,6 +136,7 @@ def linear(ours: str, theirs: str) -> list[Row]:
 
 
 def conv(ours: str, theirs: str, layout: str = "conv") -> list[Row]:
+    """Return the rows of a convolution; `layout` is a key of LAYOUTS."""
     return [
         Row(f"{ours}/kernel", f"{theirs}.weight", layout),
         Row(f"{ours}/bias", f"{theirs}.bias", "same"),
@@ -127,10 +144,11 @@ def conv(ours: str, theirs: str, layout: str = "conv") -> list[Row]:
 
 
 def biases(ours: str, theirs: str, fused: bool) -> list[Row]:
-    """Biases of queries and values of an attention that has none of keys.
+    """Return the rows of q and v biases of an attention without k biases.
 
     Args:
-      fused: theirs are parts of qkv.bias.
+      ours, theirs: prefixes of the attention's parameters.
+      fused: whether the file has them as parts of one qkv.bias.
     """
     if fused:
         key = f"{theirs}.qkv.bias"
@@ -145,11 +163,13 @@ def block(
     fused: bool = False,
     gammas: tuple[str, str] = ("gamma_1", "gamma_2"),
 ) -> list[Row]:
-    """Every parameter a block may have; which of them exist depends on its options.
+    """Return the rows of all parameters that a transformer block may have.
 
     Args:
+      ours, theirs: prefixes of the block's parameters.
+      cross: the file's name of a cross-attention.
       fused: see `biases`.
-      gammas: their names of the layer scales.
+      gammas: the file's names of the layer scales.
     """
     rows = norm(f"{ours}/norm1", f"{theirs}.norm1") + norm(f"{ours}/norm2", f"{theirs}.norm2")
     rows += norm(f"{ours}/norm_q", f"{theirs}.norm3") + norm(f"{ours}/norm_kv", f"{theirs}.norm4")
@@ -165,7 +185,12 @@ def block(
 
 
 def renamed(rows: list[Row], names: dict[str, str]) -> list[Row]:
-    """Rows with each beginning of their keys in `names` replaced by another, the longest first."""
+    """Return the rows with renamed keys of the file.
+
+    Args:
+      rows: the rows.
+      names: {beginning of a key: its replacement}, up to a dot; the longest one that fits is used.
+    """
     begin = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
     pattern = re.compile(f"({begin})(?=$|[.])")
     new = lambda k: pattern.sub(lambda m: names[m[1]], k) if pattern.match(k) else k
@@ -173,5 +198,5 @@ def renamed(rows: list[Row], names: dict[str, str]) -> list[Row]:
 
 
 def without(rows: list[Row], *parts: str) -> list[Row]:
-    """Rows whose path on our side begins with none of these."""
+    """Return the rows without those whose path begins with one of `parts`."""
     return [r for r in rows if not r.ours.startswith(parts)]

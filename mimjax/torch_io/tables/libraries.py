@@ -1,8 +1,8 @@
-"""Tables of the libraries that take our encoders: timm, transformers, OpenMMLab, detectron2.
+"""Tables of the libraries that use our encoders: timm, transformers, OpenMMLab, detectron2.
 
-timm's VisionTransformer and BEiT have the names of the official MAE and BEiT files
-(`methods.TABLES`); here are their variants with a norm after mean pooling ("..._pooled"), and
-layouts with other names. Sources: timm 1.0.31, transformers 4.57 and 5.23 (which read the same
+timm's VisionTransformer and BEiT have the names of the official MAE and BEiT files, whose tables
+are in `methods.py`. This file has their variants with a norm after mean pooling ("..._pooled") and
+all layouts with other names. Sources: timm 1.0.31, transformers 4.57 and 5.23 (which read the same
 files), mmpretrain 1.2.0, mmsegmentation 1.2.2, detectron2 02b5c4e.
 """
 
@@ -15,11 +15,11 @@ RELATIVE = "relative_position_bias"
 
 
 def hf_blocks(ours: str, theirs: str, keys: bool = True) -> list[Row]:
-    """Blocks of transformers' ViT and BEiT; q, k and v are apart.
+    """Return the rows of a block of transformers' ViT or BEiT, where q, k and v are not fused.
 
     Args:
-      ours, theirs: prefix of a block's parameters, number included.
-      keys: whether keys have a bias (ViT): ours is then zero where the encoder has none.
+      ours, theirs: prefixes of a block's parameters, its number included.
+      keys: whether the file has biases of k (ViT); they are zero if our encoder has none.
     """
     attention = f"{theirs}.attention.attention"
     leaves = lambda leaf: tuple(f"{attention}.{x}.{leaf}" for x in ("query", "key", "value"))
@@ -39,7 +39,12 @@ def hf_blocks(ours: str, theirs: str, keys: bool = True) -> list[Row]:
 
 
 def hf_embeddings(root: str, prefix: str = "") -> list[Row]:
-    """CLS, positions and patches of our network `root`."""
+    """Return the rows of CLS token, positions and patch embedding.
+
+    Args:
+      root: our network, the first part of its paths.
+      prefix: prefix of the file's keys.
+    """
     embed = f"{prefix}embeddings"
     patch = f"{embed}.patch_embeddings.projection"
     return [
@@ -51,7 +56,7 @@ def hf_embeddings(root: str, prefix: str = "") -> list[Row]:
 
 
 def hf_vit(root: str = "encoder", prefix: str = "") -> list[Row]:
-    """ViTModel; with the prefix "vit." the encoder of its task models."""
+    """Return the rows of ViTModel, or with the prefix "vit." of the encoder in its task models."""
     return [
         *hf_embeddings(root, prefix),
         *hf_blocks(f"{root}/block_{{i}}", f"{prefix}encoder.layer.{{i}}"),
@@ -60,11 +65,11 @@ def hf_vit(root: str = "encoder", prefix: str = "") -> list[Row]:
 
 
 def hf_mae(layers: str) -> list[Row]:
-    """ViTMAEForPreTraining.
+    """Return the rows of ViTMAEForPreTraining.
 
     Args:
-      layers: the decoder's blocks: "decoder_layers" (4.x; 5.x reads it too), or
-        "decoder_encoder.layer" (what 5.x writes, which 4.x does not read).
+      layers: name of the decoder's blocks: "decoder_layers" (4.x writes it, 4.x and 5.x read it) or
+        "decoder_encoder.layer" (5.x writes it, 4.x does not read it).
     """
     return [
         *hf_vit(prefix="vit."),
@@ -77,7 +82,12 @@ def hf_mae(layers: str) -> list[Row]:
 
 
 def hf_beit(prefix: str, final_norm: str) -> list[Row]:
-    """BeitModel, under `prefix`, and its head of masked image modeling."""
+    """Return the rows of BeitModel and its head for masked image modeling.
+
+    Args:
+      prefix: prefix of BeitModel's keys.
+      final_norm: key of the final norm.
+    """
     ours, theirs = "encoder/block_{i}", f"{prefix}encoder.layer.{{i}}"
     table = f"{RELATIVE}.{RELATIVE}_table"
     return [
@@ -93,7 +103,7 @@ def hf_beit(prefix: str, final_norm: str) -> list[Row]:
     ]
 
 
-# OpenMMLab's names of a block's parts
+# official names -> OpenMMLab's names
 MM = {
     "patch_embed.proj": "patch_embed.projection",
     "blocks.{i}": "layers.{i}",
@@ -106,23 +116,25 @@ MM = {
 
 
 def mm(prefix: str, fused: bool) -> list[Row]:
-    """OpenMMLab's backbones under a prefix.
+    """Return the rows of OpenMMLab's backbones.
 
     Args:
-      fused: VisionTransformer and mmseg's MAE, which have one bias of q, k and v; BEiT's have two.
+      prefix: prefix of the file's keys.
+      fused: whether q, k and v have one bias (VisionTransformer, mmseg's MAE) or q and v one each
+        (BEiT).
     """
     rows = renamed(methods.encoder("", fused), MM)
     return [Row(r.ours, tuple(prefix + k for k in r.keys), r.layout) for r in rows]
 
 
 def pooled(rows: list[Row], last: str, fc_norm: str) -> list[Row]:
-    """The same with the final norm `last` after mean pooling, under another name."""
+    """Return the rows with the final norm `last` renamed to the norm after pooling, `fc_norm`."""
     return renamed(rows, {last: fc_norm})
 
 
 VIT = methods.timm_vit()
 GAMMAS = "encoder/block_{i}/gamma"
-# mmpretrain's VisionTransformer; its layer scale has other names, which no method here needs
+# mmpretrain's VisionTransformer; its layer scales have other names, which no method needs
 MM_VIT = without(mm("backbone.", True), "encoder/rel_pos", GAMMAS)
 MM_BEIT = mm("backbone.", False)
 TABLES: dict[str, Table] = {
@@ -165,7 +177,7 @@ TABLES: dict[str, Table] = {
 
 
 def detect(keys: set[str]) -> str | None:
-    """The layout of a file of one of these libraries; None if it is none of these."""
+    """Return the layout of a file of one of these libraries; None for other files."""
     if "vit.embeddings.cls_token" in keys:
         new = any(k.startswith("decoder.decoder_encoder.") for k in keys)
         return "vitmae_transformers_5" if new else "vitmae_transformers"

@@ -1,4 +1,8 @@
-"""Tables of the methods' published checkpoints, official key names."""
+"""Tables of the methods' official checkpoints: MAE, ConvMAE, BootMAE, BEiT, CAE and CAE v2.
+
+Each table maps our parameter paths to the keys of the official code. Frozen teachers and tokenizers
+are in `teachers.py`, layouts of libraries in `libraries.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from mimjax.torch_io.tables.layouts import Row, Table, block, conv, linear, norm
 def encoder(
     theirs: str = "", fused: bool = False, gammas: tuple[str, str] = ("gamma_1", "gamma_2")
 ) -> list[Row]:
-    """The ViT under their prefix; which rows exist depends on the encoder's options.
+    """Return the rows of all parameters that a ViT encoder may have.
 
     Args:
+      theirs: prefix of the file's keys.
       fused, gammas: see `layouts.block`.
     """
     table = "relative_position_bias_table"
@@ -27,16 +32,16 @@ def encoder(
 
 
 def timm_vit() -> list[Row]:
-    """MAE's encoder and timm's VisionTransformer.
+    """Return the rows of MAE's encoder and timm's VisionTransformer.
 
-    Which has no relative positions, biases of q, k and v in one tensor, and layer scales ls1, ls2
-    (which MAE's have not).
+    They have no relative positions and one tensor for the biases of q, k and v. The layer scales
+    ls1 and ls2 exist in timm only.
     """
     return without(encoder("", True, ("ls1.gamma", "ls2.gamma")), "encoder/rel_pos")
 
 
 def regressor(ours: str, theirs: str) -> list[Row]:
-    """One block of CAE's regressor."""
+    """Return the rows of a block of CAE's regressor."""
     rows = []
     for name in ("norm1_q", "norm1_k", "norm1_v", "norm2_cross"):
         rows += norm(f"{ours}/{name}", f"{theirs}.{name}")
@@ -54,7 +59,14 @@ def regressor(ours: str, theirs: str) -> list[Row]:
 def cae(
     regress: str, regress_norm: str, decode: str, decode_norm: str, head: str, project: str
 ) -> list[Row]:
-    """CAE and CAE v2, whose shared head stands where CAE's decoder has norm and head."""
+    """Return the rows of CAE and CAE v2.
+
+    CAE v2 has no decoder; its head has the keys of the norm and head of CAE's decoder.
+
+    Args:
+      regress, regress_norm, decode, decode_norm, head, project: prefixes of the file's keys of the
+        regressor, its norm, the decoder, its norm, the head, and the layer after the encoder.
+    """
     return [
         *encoder("encoder."),
         Row("regressor/mask_token", "mask_token", "same"),
@@ -71,7 +83,7 @@ def cae(
 
 
 def conv_encoder() -> list[Row]:
-    """ConvMAE's hierarchical encoder."""
+    """Return the rows of ConvMAE's encoder: convolutional stages and a ViT."""
     rows = [Row("encoder/pos_embed", "pos_embed", "same")]
     for k in (1, 2, 3):
         rows += conv(f"encoder/patch_embed{k}/proj", f"patch_embed{k}.proj")
@@ -93,6 +105,7 @@ def conv_encoder() -> list[Row]:
 
 
 def mae_decoder() -> list[Row]:
+    """Return the rows of MAE's decoder."""
     return [
         Row("decoder/mask_token", "mask_token", "same"),
         *linear("decoder/embed", "decoder_embed"),
@@ -102,7 +115,7 @@ def mae_decoder() -> list[Row]:
     ]
 
 
-# MR-MAE's code was never released: the name is ours
+# MR-MAE's code is not published; the name is mimjax's
 MIMIC = linear("mimic_head/linear", "mimic_head")
 
 TABLES: dict[str, Table] = {
@@ -168,8 +181,8 @@ TABLES: dict[str, Table] = {
 }
 # which coordinate comes first in the fixed tables; see `models.vit.sincos_table`
 POSITIONS = {"mae": "xy", "mcmae": "xy", "bootmae": "yx", "cae": "yx", "cae_older": "yx"}
-NO_CLS = {"mcmae"}  # whose tables begin with the first patch
-# what to do if keys are missing that some of a layout's published files lack: pattern, advice
+NO_CLS = {"mcmae"}  # layouts whose position tables have no row for CLS
+# {layout: (pattern of keys that some published files lack, advice for the error)}
 ADVICE = {
     "mcmae": (
         r"stage\d_output_decode\..*",
@@ -180,7 +193,7 @@ ADVICE = {
 
 
 def detect(keys: set[str]) -> str | None:
-    """The layout of a method's checkpoint; None if it is none of these."""
+    """Return the layout of a method's checkpoint; None for other files."""
     if any(k.startswith("pretext_neck.") for k in keys):
         return "cae_older"
     if "patch_embed4.weight" in keys and "blocks3.0.attn.qkv.weight" in keys:
@@ -188,7 +201,7 @@ def detect(keys: set[str]) -> str | None:
     if "encoder.blocks.0.attn.q_bias" in keys:
         return "cae"
     if "blocks.0.attn.q_bias" in keys:
-        # Only BEiT scales layers or has relative positions; its head is no transposed convolution.
+        # only BEiT has layer scales, relative positions, or a linear layer as its head
         relative = any(k.endswith("relative_position_bias_table") for k in keys)
         if relative or keys & {"lm_head.weight", "blocks.0.gamma_1"}:
             return "beit"

@@ -1,4 +1,4 @@
-"""Tables of frozen networks: tokenizers and teachers that methods take their targets from.
+"""Tables of frozen networks: the teachers and tokenizers that give methods their targets.
 
 CLIP's visual tower has the names of openai/CLIP `clip/model.py` or of transformers'
 CLIPVisionModel[WithProjection]; VQGAN those of CompVis/taming-transformers (commit 3ba01b2). Text
@@ -9,9 +9,9 @@ FlavaImageCodebook: the same network and numbers. "flava_full" is the codebook i
 FlavaForPreTraining checkpoint. "dvae" is CAE's "customized" tokenizer, "vqkd" that of BEiT v2.
 
 A DINO backbone has the names of facebookresearch/dino or of transformers' ViT. Its file has the
-same keys as an encoder of MAE's, whose positions are fixed: which of the two is meant follows from
-the network that is asked for (`detect.TWINS`). Full checkpoints hold a teacher and a student, each
-with a projection head; `backbone` takes the teacher's network out.
+same keys as MAE's encoder, so the requested network decides between the two (`detect.TWINS`). Full
+checkpoints have a teacher and a student, each with a projection head; `backbone` returns the
+teacher's network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 # ------------------------------------------------------------------ CLIP and VQGAN
 def clip_openai() -> list[Row]:
-    """OpenAI's names, as in a state dict of the whole model."""
+    """Return the rows of CLIP with OpenAI's names, as in a state dict of the whole model."""
     v, block, ours = "visual", "visual.transformer.resblocks.{i}", "clip/block_{i}"
     rows = [
         Row("clip/cls_token", f"{v}.class_embedding", "same"),
@@ -45,7 +45,11 @@ def clip_openai() -> list[Row]:
 
 
 def clip_hf(prefix: str) -> list[Row]:
-    """Names of the transformers library; queries, keys and values are fused in this order."""
+    """Return the rows of CLIP with the names of transformers, where q, k and v are not fused.
+
+    Args:
+      prefix: prefix of the file's keys.
+    """
     block, ours, embed = f"{prefix}encoder.layers.{{i}}", "clip/block_{i}", f"{prefix}embeddings"
     qkv = lambda leaf: tuple(f"{block}.self_attn.{p}_proj.{leaf}" for p in "qkv")
     rows = [
@@ -66,6 +70,7 @@ def clip_hf(prefix: str) -> list[Row]:
 
 
 def conv(ours: str, theirs: str, layout: str = "conv") -> list[Row]:
+    """Return the rows of a convolution; `layout` is a key of LAYOUTS."""
     return [
         Row(f"{ours}/kernel", f"{theirs}.weight", layout),
         Row(f"{ours}/bias", f"{theirs}.bias", "same"),
@@ -73,12 +78,14 @@ def conv(ours: str, theirs: str, layout: str = "conv") -> list[Row]:
 
 
 def resnet(ours: str, theirs: str) -> list[Row]:
+    """Return the rows of a residual block of VQGAN."""
     rows = norm(f"{ours}/norm1", f"{theirs}.norm1") + norm(f"{ours}/norm2", f"{theirs}.norm2")
     rows += conv(f"{ours}/conv1", f"{theirs}.conv1") + conv(f"{ours}/conv2", f"{theirs}.conv2")
     return rows + conv(f"{ours}/nin_shortcut", f"{theirs}.nin_shortcut", "conv1x1")
 
 
 def attention(ours: str, theirs: str) -> list[Row]:
+    """Return the rows of an attention block of VQGAN."""
     rows = norm(f"{ours}/norm", f"{theirs}.norm")
     for name in ("q", "k", "v", "proj_out"):
         rows += conv(f"{ours}/{name}", f"{theirs}.{name}", "conv1x1")
@@ -86,7 +93,10 @@ def attention(ours: str, theirs: str) -> list[Row]:
 
 
 def vqgan() -> list[Row]:
-    """Both quantizers: Gumbel has `proj` and `embed`, plain VQ has `embedding`."""
+    """Return the rows of VQGAN with either quantizer.
+
+    The Gumbel quantizer has `proj` and `embed`, the plain one has `embedding`.
+    """
     rows = []
     for half, way, step in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
         ours, theirs = f"vqgan/{half}", half
@@ -115,7 +125,7 @@ CLIP_TABLES: dict[str, Table] = {
     "vqgan": (vqgan(), {}),
 }
 
-# layout -> (keys that belong to the network, those among them that need not be read)
+# {layout: (pattern of the network's keys, pattern of those that need not be read)}
 CLIP_OWN = {
     "clip_openai": (r"visual\.", r"visual\.proj"),
     "clip_hf": (r"vision_model\.|visual_proj", r".*position_ids|visual_projection\.weight"),
@@ -125,7 +135,7 @@ CLIP_OWN = {
 
 
 def detect_clip(keys: set[str]) -> str | None:
-    """The layout of a checkpoint of one of these networks, or None."""
+    """Return the layout of a checkpoint of CLIP or VQGAN; None for other files."""
     if "visual.class_embedding" in keys:
         return "clip_openai"
     for layout, prefix in (("clip_hf", "vision_model."), ("clip_hf_bare", "")):
@@ -140,6 +150,7 @@ def detect_clip(keys: set[str]) -> str | None:
 
 # ------------------------------------------------------------------ tokenizers
 def _pair(ours: str, theirs: str, layout: str, weight: str = "weight", bias: str = "bias"):
+    """Return the rows of a layer whose weight and bias have the given names in the file."""
     return [
         Row(f"{ours}/kernel", f"{theirs}.{weight}", layout),
         Row(f"{ours}/bias", f"{theirs}.{bias}", "same"),
@@ -147,7 +158,13 @@ def _pair(ours: str, theirs: str, layout: str, weight: str = "weight", bias: str
 
 
 def _dalle(weight: str, bias: str, group: str = "", path: str = "", prefix: str = "") -> Table:
-    """The encoder's rows; `group` and `path` are the levels that transformers adds."""
+    """Return the table of DALL-E's encoder.
+
+    Args:
+      weight, bias: the file's names of a layer's parameters.
+      group, path: levels that transformers adds to the keys.
+      prefix: prefix of the file's keys.
+    """
     names = weight, bias
     rows = _pair("dalle/body/input", f"{prefix}blocks.input", "conv", *names)
     for g in range(1, 5):
@@ -161,14 +178,18 @@ def _dalle(weight: str, bias: str, group: str = "", path: str = "", prefix: str 
 
 
 def _dvae() -> Table:
-    """Blocks are numbered as in the two nn.Sequentials, whatever the number of layers."""
+    """Return the table of CAE's discrete VAE.
+
+    Our blocks have the numbers that they have in the official nn.Sequentials, so that one table
+    serves any number of layers.
+    """
     rows = [Row("decoder/codebook", "codebook.weight", "same")]
     for net, body in (("encoder", "encoder/body"), ("decoder", "decoder")):
         for c, (index, kind) in enumerate(((0, "conv"), (2, "conv"), (4, "conv1x1")), 1):
             rows += _pair(f"{body}/res_{{i}}/conv_{c}", f"{net}.{{i}}.net.{index}", kind)
         rows += _pair(f"{net}/out_{{i}}", f"{net}.{{i}}", "conv1x1")
     rows += _pair("encoder/body/down_{i}", "encoder.{i}.0", "conv")
-    # ours is [h w out in] and theirs [in out h w]: the transposition of an ordinary convolution
+    # ours is [h w out in] and theirs [in out h w], transposed like an ordinary convolution
     rows += _pair("decoder/up_{i}", "decoder.{i}.0", "conv")
     return rows + _pair("decoder/in_{i}", "decoder.{i}", "conv1x1"), {}
 
@@ -197,8 +218,8 @@ TOKENIZER_TABLES: dict[str, Table] = {
     "vqkd": _VQKD,
 }
 
-# Keys that are the network's own: one that stays unread means a wrong size in the config. The
-# d-VAE needs no such check, because its last layer's number changes with its depth.
+# Keys of the network: one that is not read means a wrong size in the config. The d-VAE needs no
+# such check, since the number in its last layer's key changes with the depth.
 TOKENIZER_OWN: dict[str, tuple[str, str]] = {
     "dalle": (r"blocks\.", ""),
     "flava": (r"blocks\.", ""),
@@ -208,7 +229,7 @@ TOKENIZER_OWN: dict[str, tuple[str, str]] = {
 
 
 def detect_tokenizer(keys: set[str]) -> str | None:
-    """The layout of a tokenizer's file; None if it is none of these."""
+    """Return the layout of a tokenizer's file; None for other files."""
     marks = {
         "blocks.input.w": "dalle",
         "blocks.input.weight": "flava",
@@ -225,7 +246,7 @@ WRAPPED = re.compile(r"(?:(teacher|student)\.)?(?:module\.)?backbone\.(.+)")
 
 
 def dino() -> list[Row]:
-    """`vision_transformer.py`, commit 7c446df."""
+    """Return the rows of DINO's `vision_transformer.py`, commit 7c446df."""
     return [
         Row("dino/cls_token", "cls_token", "same"),
         Row("dino/pos_embed", "pos_embed", "same"),
@@ -242,8 +263,8 @@ DINO_TABLES: dict[str, Table] = {
     "vit_transformers": ([*hf_vit("dino"), *hf_vit("encoder")], {}),
 }
 
-# layout -> (keys that belong to the network, those among them that need not be read); DINO's and
-# classifiers' `head`, and transformers' pooler, do not
+# {layout: (pattern of the network's keys, pattern of those that need not be read)}. The `head` of
+# DINO and of classifiers and the pooler of transformers are not the network's.
 DINO_OWN = {
     "dino": (r"cls_token|pos_embed|patch_embed\.|blocks\.|norm\.", r"(?!)"),
     "vit_transformers": (r"embeddings\.|encoder\.|layernorm\.", r"embeddings\.mask_token"),
@@ -251,31 +272,35 @@ DINO_OWN = {
 
 
 def detect_dino(keys: set[str]) -> str | None:
-    """The layout of a file of transformers' ViT, or None; for "dino" see `names.TWINS`."""
+    """Return "vit_transformers" for a file of transformers' ViT, else None.
+
+    Files with DINO's names are detected as "mae", see `detect.TWINS`.
+    """
     first = "encoder.layer.0"
-    # BEiT's keys have no bias, DINO v2's blocks other norms.
+    # BEiT has no biases of k, and the norms in DINO v2's blocks have other names
     marks = {f"{first}.attention.attention.key.bias", f"{first}.layernorm_before.weight"}
     return "vit_transformers" if marks | {"embeddings.cls_token"} <= keys else None
 
 
 def backbone(state: dict[str, T]) -> dict[str, T]:
-    """The network of a full checkpoint under its own names: the teacher's if there are two.
+    """Return the backbone in a full checkpoint, with prefixes removed from its keys.
 
-    A state without `backbone.` keys comes back as it is; heads, centers and the student go.
+    If there are a teacher and a student, the teacher's is returned. Heads and centers are left out.
+    A state dict without `backbone.` keys is returned unchanged.
     """
-    found: dict[str, dict[str, T]] = {}
+    backbones: dict[str, dict[str, T]] = {}
     for key, value in state.items():
         if m := WRAPPED.fullmatch(key):
-            found.setdefault(m[1] or "", {})[m[2]] = value
-    return next((found[who] for who in ("teacher", "", "student") if who in found), state)
+            backbones.setdefault(m[1] or "", {})[m[2]] = value
+    return next((backbones[who] for who in ("teacher", "", "student") if who in backbones), state)
 
 
-# ------------------------------------------------------------------ all of them
+# ------------------------------------------------------------------ joined tables
 TABLES: dict[str, Table] = CLIP_TABLES | TOKENIZER_TABLES | DINO_TABLES
-# layout -> regexes: keys that are the network's own, those among them that may stay unread
+# {layout: (pattern of the network's keys, pattern of those that need not be read)}
 OWN: dict[str, tuple[str, str]] = CLIP_OWN | TOKENIZER_OWN | DINO_OWN
 
 
 def detect(keys: set[str]) -> str | None:
-    """Return the layout of a tokenizer's or teacher's checkpoint; None if it is none of these."""
+    """Return the layout of a tokenizer's or teacher's checkpoint; None for other files."""
     return detect_clip(keys) or detect_tokenizer(keys) or detect_dino(keys)

@@ -1,8 +1,8 @@
-"""MCMAE's encoder for PyTorch: a short module for the files that `--format=convmae` writes.
+"""MCMAE's encoder as a PyTorch module, for the files that `--format=convmae` writes.
 
-No class of timm or transformers has convolutional stages before a ViT. Written after
-`models.conv_stages`, for whole images (nothing is masked); parameters are named as in the official
-files. Of this project it takes the reader of files alone, of others torch.
+No class of timm or transformers has convolutional stages before a ViT. The module follows
+`models.conv_vit` for whole images, without masks; its parameters have the official names. It needs
+torch and, of mimjax, only the reader of files.
 
     model = ConvMAE.from_file("encoder.pth", heads=12).eval()
     tokens = model(images)  # [b n d] after the final norm
@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from mimjax.errors import ConfigError
 from mimjax.torch_io.read import load
 
-STAGE_EPS, EPS = 1e-5, 1e-6  # of LayerNorms in the stages and elsewhere
+STAGE_EPS, EPS = 1e-5, 1e-6  # epsilon of the LayerNorms in the stages, and of all others
 
 
 class PatchEmbed(nn.Module):
-    """Strided convolution, LayerNorm over channels and GELU, on maps [b c h w]."""
+    """Strided convolution, LayerNorm over channels and GELU on maps [b c h w]."""
 
     def __init__(self, channels: int, width: int, stride: int):
         super().__init__()
@@ -35,7 +35,7 @@ class PatchEmbed(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with an exact GELU between them; `layer` makes them."""
+    """Two layers with an exact GELU between them; `layer(inputs, outputs)` makes a layer."""
 
     def __init__(self, width: int, hidden: int, layer: Any):
         super().__init__()
@@ -46,7 +46,10 @@ class Mlp(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """1x1, 5x5 depthwise and 1x1 convolutions, then an MLP of 1x1 convolutions; both residual."""
+    """Residual block on maps [b c h w].
+
+    It has 1x1, 5x5 depthwise and 1x1 convolutions, then an MLP of 1x1 convolutions.
+    """
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -77,7 +80,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block on tokens [b n d]."""
 
     def __init__(self, width: int, hidden: int, heads: int):
         super().__init__()
@@ -91,11 +94,14 @@ class Block(nn.Module):
 
 
 class ConvMAE(nn.Module):
-    """Two convolutional stages and a transformer.
+    """Encoder of two convolutional stages and a transformer.
 
     Args:
-      shapes: of the tensors of a file, by name; they say all but the number of heads.
-      heads: of the transformer: 12 for B, 6 for S, 16 for L and H.
+      shapes: {name: shape} of a file's tensors, from which all sizes but `heads` are derived.
+      heads: number of attention heads: 12 for B, 6 for S, 16 for L and H.
+
+    Raises:
+      ConfigError: `heads` does not divide the width.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], heads: int):
@@ -119,10 +125,14 @@ class ConvMAE(nn.Module):
 
     @classmethod
     def from_file(cls, path: str, heads: int) -> ConvMAE:
-        """The encoder of a file that holds nothing else.
+        """Return the encoder in a file that has no other network.
+
+        Args:
+          path: file that `--format=convmae` wrote without --decoder.
+          heads: number of attention heads.
 
         Raises:
-          ConfigError: no such file, or one that holds other networks too or lacks some keys.
+          ConfigError: there is no such file, it has other networks, or it lacks keys.
         """
         state = load.read_file(path)
         try:
@@ -134,11 +144,11 @@ class ConvMAE(nn.Module):
         return model
 
     def stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps at strides 4, 8 and 16 for dense prediction; the last before the final norm.
+        """Return maps [b c h w] at strides 4, 8 and 16 for dense prediction, without final norm.
 
         Args:
-          images: normalized [b 3 h w]; of another size than in training if square both times:
-            positions are then interpolated.
+          images: normalized, [b 3 h w]. They may have another size than in training if the training
+            images were square; positions are then interpolated.
         """
         first = self.patch_embed1(images)
         for block in self.blocks1:
@@ -154,7 +164,7 @@ class ConvMAE(nn.Module):
         return first, second, x.transpose(1, 2).unflatten(2, grid)
 
     def table(self, height: int, width: int) -> Tensor:
-        """Positions of a grid, [1 h*w d]."""
+        """Return the positions of a grid, [1 h*w d], interpolated if it is another one."""
         table = self.pos_embed
         if height * width == table.shape[1]:
             return table
@@ -164,10 +174,10 @@ class ConvMAE(nn.Module):
         return new.flatten(2).transpose(1, 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Tokens [b n d] after the final norm."""
+        """Return tokens [b n d] after the final norm."""
         return self.norm(self.stages(images)[2].flatten(2).transpose(1, 2))
 
 
 def over_channels(norm: nn.Module, x: Tensor) -> Tensor:
-    """A norm over the channels of maps [b c h w]."""
+    """Return maps [b c h w] with the norm applied over the channels of each position."""
     return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -1,6 +1,7 @@
-"""One export: from a run's parameters to the tensors and settings of a file, and onto the disk.
+"""Export of a run's parameters: the tensors and settings of a file, and writing them.
 
-What is written is proven by `proof`; which pairs of method and format exist is in `formats`.
+Which pairs of method and format exist is in `formats.py`. A written file is verified in
+`torch_io/verify.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ PyTree = Any
 
 
 def method_of(task: Any) -> str:
-    """What `formats.MATRIX` calls a task; one without a row goes into our own files alone."""
+    """Return the name of a task's method in `formats.MATRIX`, or the lower-case name of its class.
+
+    A method without a row in the table can be exported as "safetensors" only.
+    """
     name = type(task).__name__.lower()
     if name == "mrmae" and not isinstance(task.encoder, ConvViT):
         return "mrmae_vit"
@@ -37,7 +41,7 @@ def method_of(task: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """What is to be written.
+    """Content of one exported file or folder.
 
     Attributes:
       task: the run's.
@@ -86,7 +90,7 @@ class Export:
 
     @functools.cached_property
     def plain(self) -> tuple[Any, PyTree]:
-        """The encoder as trained, but for what pretraining alone needs, at the asked size."""
+        """Encoder and parameters without what only pretraining needs, at `image_size`."""
         encoder, params = carrier.plain(self.task.encoder, self.params["encoder"])
         if self.image_size and self.image_size != tuple(encoder.image_size):
             return carrier.resized(encoder, params, self.image_size)
@@ -94,7 +98,7 @@ class Export:
 
     @functools.cached_property
     def carried(self) -> tuple[Any, PyTree]:
-        """The encoder and its parameters that the file holds."""
+        """Encoder and parameters as they are in the file."""
         encoder, params = self.plain
         if self.decoder:  # all that was trained
             encoder, params = self.task.encoder, self.params["encoder"]
@@ -110,7 +114,7 @@ class Export:
 
     @property
     def trees(self) -> PyTree:
-        """The parameters of all networks in the file."""
+        """Parameters of all networks in the file, {"encoder": ..., ...}."""
         if not self.is_encoder:
             return self.params
         others = {k: v for k, v in self.params.items() if k != "encoder"} if self.decoder else {}
@@ -118,7 +122,7 @@ class Export:
 
     @functools.cached_property
     def tensors(self) -> files.Tensors:
-        """Their key -> array."""
+        """Tensors of the file, {key of the layout: float32 array}."""
         trees = jax.tree.map(lambda x: np.asarray(x, np.float32), self.trees)
         out = to_torch(trees, self.layout, self.channels)
         if self.layout == detect.OWN:
@@ -134,7 +138,7 @@ class Export:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What a file says about itself; every value is text, as safetensors wants it."""
+        """Metadata of the file, {name: text}; safetensors allows text only."""
         text = lambda values: ",".join(map(str, values))
         out = {"method": self.method, "layout": self.layout, **self.about}
         if self.is_encoder:
@@ -153,12 +157,12 @@ class Export:
 
     @property
     def timm(self) -> tuple[str, hub.Settings]:
-        """The model of timm that reads the file, and its settings."""
+        """Name of the timm model that reads the file, and its settings."""
         beit = self.layout.startswith("beit")
         return hub.timm_model(self.carried[0], beit, self.pool, self.channels)
 
     def settings(self) -> dict[str, hub.Settings]:
-        """The JSON files of a folder, by name."""
+        """Return the JSON files of a folder, {file name: settings}."""
         encoder, task = self.carried[0], self.task
         if self.format == "timm":
             return {"config.json": hub.timm_config(*self.timm, task.mean, task.std)}
@@ -171,7 +175,7 @@ class Export:
         return {"config.json": config, "preprocessor_config.json": processor}
 
     def write(self, path: str) -> None:
-        """The file, or the folder, at `path`, where nothing is yet.
+        """Write the file or the folder at `path`, where nothing may exist.
 
         Raises:
           OSError: it cannot be written.
@@ -182,5 +186,5 @@ class Export:
             files.write_tensors(path, self.tensors, self.kind.wrapper, self.metadata)
 
     def weights_file(self, path: str) -> str:
-        """The file of tensors of what `write` has made."""
+        """Return the file of tensors that `write(path)` made."""
         return os.path.join(path, "model.safetensors") if os.path.isdir(path) else path

@@ -1,6 +1,7 @@
-"""Writing files that others read: tensors and their metadata.
+"""Writing of exported tensors and their metadata as .safetensors or .pth, or a folder with JSON.
 
-`outputs.staged` says where. `.safetensors` needs no torch, `.pth` does.
+The paths are stages of `storage.outputs`, so a failed write leaves nothing behind. A .safetensors
+file is written without torch, a .pth file needs it. What the tensors are is decided in `export.py`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,17 @@ Tensors = dict[str, np.ndarray]
 
 
 def write_tensors(path: str, tensors: Tensors, wrapper: str, metadata: dict[str, str]) -> None:
-    """A `.safetensors` file, or a `.pth` of {wrapper: tensors, "mimjax": metadata}.
+    """Write a .safetensors file, or a .pth file of {wrapper: tensors, "mimjax": metadata}.
+
+    Args:
+      path: the file; its suffix decides the kind.
+      tensors: {key: array}, written as float32.
+      wrapper: key of a .pth file under which the tensors are.
+      metadata: {name: text}.
 
     Raises:
-      ConfigError: .pth without torch.
-      OSError: it cannot be written.
+      ConfigError: torch is missing for a .pth file.
+      OSError: the file cannot be written.
     """
     tensors = {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}
     if path.endswith(".safetensors"):
@@ -37,22 +44,25 @@ def write_tensors(path: str, tensors: Tensors, wrapper: str, metadata: dict[str,
     with open(path, "wb") as file:
         try:
             torch.save({wrapper: state, "mimjax": metadata}, file)
-        except RuntimeError as error:  # what its writer makes of a full disk
+        except RuntimeError as error:  # torch's writer raises it for a full disk
             raise OSError(str(error).strip().splitlines()[0]) from None
         _flush(file)
 
 
 def _flush(file: Any) -> None:
-    """Onto the disk, so that a full one is noticed."""
+    """Write a file's buffers to the disk, which raises an OSError if it is full."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def import_torch(what: str) -> Any:
-    """The module torch.
+    """Return the module torch.
+
+    Args:
+      what: what needs torch; beginning of the error.
 
     Raises:
-      ConfigError: it is not installed; `what` begins the line.
+      ConfigError: torch is not installed.
     """
     try:
         import torch
@@ -64,7 +74,16 @@ def import_torch(what: str) -> Any:
 def write_folder(
     path: str, tensors: Tensors, metadata: dict[str, str], files: dict[str, dict[str, Any]]
 ) -> None:
-    """A folder of model.safetensors and JSON files."""
+    """Write a folder with model.safetensors and JSON files.
+
+    Args:
+      path: the folder, which must not exist.
+      tensors, metadata: see `write_tensors`.
+      files: {file name: JSON object}.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
     os.mkdir(path)
     for name, content in files.items():
         with open(os.path.join(path, name), "w") as file:

@@ -1,7 +1,8 @@
-"""What can be exported: the committed table of methods and formats, and what each format is.
+"""Table of what can be exported: pairs of method and format, and the properties of each format.
 
-A pair names the layout of its tensors and what is done to the encoder before. A pair that is not
-here is refused with the reason, where one is known.
+A pair names the layout of its tensors and the steps that change the encoder before it is written.
+A pair that is not in the table is refused, with the reason if there is a known one. Tensors are
+made in `export.py`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ TENSORS, PICKLES = (".safetensors",), (".pth", ".pt")
 
 
 class Format(NamedTuple):
-    """A kind of file.
+    """Properties of a file format.
 
     Attributes:
-      suffixes: of the file; () = a folder only.
-      wrapper: key of a .pth file under which the state dict lies.
-      library: what reads it; "" = this project reads it back.
-      folder: whether a path without these suffixes means a folder.
-      final_norm: whether its consumer's features end with the encoder's last norm.
+      suffixes: allowed suffixes of the file; () = a folder only.
+      wrapper: key of a .pth file under which the state dict is.
+      library: library that reads the file and verifies it; "" = mimjax reads it back.
+      folder: whether a path without these suffixes is a folder.
+      final_norm: whether the library's features end with the encoder's last norm.
     """
 
     suffixes: tuple[str, ...]
@@ -40,7 +41,7 @@ FORMATS: dict[str, Format] = {
     "beit": Format(PICKLES + TENSORS),
     "cae": Format(PICKLES + TENSORS),
     "convmae": Format(PICKLES + TENSORS, library="torch"),
-    # mmengine reads no .safetensors, and unwraps "state_dict" alone
+    # mmengine does not read .safetensors, and knows no other wrapper than "state_dict"
     "mmpretrain": Format(PICKLES, "state_dict", "mmpretrain"),
     "mmseg": Format(PICKLES, "state_dict", "mmseg", final_norm=False),
     "detectron2": Format(PICKLES, final_norm=False),
@@ -49,15 +50,15 @@ FORMATS: dict[str, Format] = {
 
 
 class Pair(NamedTuple):
-    """How one method is written in one format.
+    """Export of one method in one format.
 
     Attributes:
-      layout: a name of `names.TABLES`.
-      pooled: the layout with --pool=avg; "" = the format has no place for a norm after pooling.
-      full: the layout with --decoder, of all networks that were trained; "" = not offered.
-      steps: of `carrier.STEPS`: "per_block" copies a shared relative table to every block,
-        "folded" multiplies layer scales into weights. Without any, what is written is exact: read
-        back it is the same bit for bit.
+      layout: layout of the tensors, a key of `detect.TABLES`.
+      pooled: layout with --pool=avg; "" = the format has no norm after pooling.
+      full: layout with --decoder, which has all trained networks; "" = not supported.
+      steps: names in `tensors.STEPS`, applied to the encoder in this order: "per_block" copies a
+        shared relative table to every block, "folded" multiplies layer scales into weights. Without
+        steps the file has the trained values bit for bit.
     """
 
     layout: str
@@ -130,15 +131,18 @@ REFUSED = {
 
 
 def pairs_of(method: str) -> dict[str, Pair]:
-    """The formats of a method; one without a row (a tokenizer, a method of yours) has our own."""
+    """Return {format: pair} of a method.
+
+    A method without a row in MATRIX (a tokenizer, a user's method) has mimjax's own format only.
+    """
     return MATRIX.get(method, SAFETENSORS)
 
 
 def find_pair(method: str, name: str) -> Pair:
-    """The pair of a method and a format.
+    """Return the pair of a method and the format `name`.
 
     Raises:
-      ConfigError: not supported; the line says why and what is.
+      ConfigError: the pair is not supported; the line has the reason and the method's formats.
     """
     pairs = pairs_of(method)
     if name not in pairs:
@@ -150,10 +154,16 @@ def find_pair(method: str, name: str) -> Pair:
 
 
 def choose_layout(method: str, name: str, pool: str, decoder: bool) -> str:
-    """The layout that the flags ask for.
+    """Return the layout of an export.
+
+    Args:
+      method: a row of MATRIX.
+      name: the format.
+      pool: "token" or "avg" (a norm after mean pooling).
+      decoder: whether all trained networks are exported and not the encoder alone.
 
     Raises:
-      ConfigError: the pair does not have it.
+      ConfigError: the pair is not supported, or not with this `pool` or `decoder`.
     """
     pair = find_pair(method, name)
     if decoder:
@@ -174,13 +184,13 @@ def choose_layout(method: str, name: str, pool: str, decoder: bool) -> str:
 
 
 def check_output(name: str, path: str) -> bool:
-    """Whether `path` means a folder.
+    """Return whether an output path is a folder of the format `name`, and not a file.
 
     Raises:
-      ConfigError: a file name that the format does not have.
+      ConfigError: the format allows no such path.
     """
     kind = FORMATS[name]
-    if path.endswith(kind.suffixes or ("\0",)):
+    if path.endswith(kind.suffixes or ("\0",)):  # no path has a null byte
         return False
     if kind.folder and not path.endswith((*TENSORS, *PICKLES, ".bin", ".ckpt")):
         return True
@@ -190,7 +200,10 @@ def check_output(name: str, path: str) -> bool:
 
 
 def table() -> str:
-    """MATRIX as text: methods by formats."""
+    """Return MATRIX as text, a row per method and a column per format.
+
+    A cell is "exact" (values bit for bit), "copied" or "folded" (see `Pair.steps`), or "-".
+    """
     marks = {(): "exact", ("per_block",): "copied", ("folded",): "folded"}
     width = max(map(len, FORMATS)) + 2
     lines = ["".ljust(12) + "".join(name.ljust(width) for name in FORMATS)]

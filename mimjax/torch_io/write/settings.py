@@ -1,7 +1,8 @@
-"""The settings that stand beside exported weights: config.json of timm and transformers.
+"""JSON settings beside exported weights: config.json of timm and transformers.
 
-Every one names the number of heads: it cannot be read from the weights, and the small sizes of CAE
-have 12 where the presets of timm have 3 and 6 (the keys would match, the features would not).
+Each config states the number of attention heads, which cannot be derived from the weights: CAE's
+small encoders have 12 where timm's presets have 3 and 6, so the keys would match and the features
+would be wrong. The weights are written by `export.py`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import Any
 from mimjax.errors import ConfigError
 from mimjax.losses import LN_EPS
 
-Encoder = Any  # ViT, with the positions that the file holds
+Encoder = Any  # a ViT with the positions that are in the file
 Settings = dict[str, Any]
-# timm's presets by width, depth, heads, patch. Others are built from the first and their settings.
+# timm's presets by (width, depth, heads, patch); other sizes use the first preset with settings
 TIMM_VIT = {
     (768, 12, 12, 16): "vit_base_patch16_224",
     (192, 12, 3, 16): "vit_tiny_patch16_224",
@@ -25,7 +26,7 @@ TIMM_BEIT = {
     (768, 12, 12, 16): "beit_base_patch16_224",
     (1024, 24, 16, 16): "beit_large_patch16_224",
 }
-# what a preset sets by itself, beside its sizes
+# settings of the presets besides their sizes
 PRESET: Settings = {"img_size": [224, 224], "in_chans": 3, "mlp_ratio": 4.0}
 VIT_PRESET = PRESET | {"init_values": None, "pos_embed": "learn", "global_pool": "token"}
 BEIT_PRESET = PRESET | {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "global_pool": "avg"}
@@ -33,7 +34,14 @@ SIZES = ("embed_dim", "depth", "num_heads", "patch_size")
 
 
 def timm_model(encoder: Encoder, beit: bool, pool: str, channels: int) -> tuple[str, Settings]:
-    """The name of a timm model and all its settings."""
+    """Return the name of a timm model and all its settings.
+
+    Args:
+      encoder: the exported encoder.
+      beit: whether the model is timm's Beit and not its VisionTransformer.
+      pool: "token" or "avg".
+      channels: number of image channels.
+    """
     sizes = encoder.width, encoder.depth, encoder.heads, encoder.patch
     presets = TIMM_BEIT if beit else TIMM_VIT
     name = presets.get(sizes, next(iter(presets.values())))
@@ -54,7 +62,7 @@ def timm_model(encoder: Encoder, beit: bool, pool: str, channels: int) -> tuple[
 
 
 def unlike_preset(name: str, args: Settings) -> Settings:
-    """Those settings that a call must name, because the preset has others."""
+    """Return the settings in which a model differs from its preset; a call must state them."""
     beit = name.startswith("beit")
     sizes = next(k for k, v in (TIMM_BEIT if beit else TIMM_VIT).items() if v == name)
     preset = dict(zip(SIZES, sizes, strict=True)) | (BEIT_PRESET if beit else VIT_PRESET)
@@ -64,7 +72,12 @@ def unlike_preset(name: str, args: Settings) -> Settings:
 
 
 def timm_config(name: str, args: Settings, mean: Any, std: Any) -> Settings:
-    """config.json of a folder that `timm.create_model("local-dir:...")` reads."""
+    """Return config.json of a folder that `timm.create_model("local-dir:...")` reads.
+
+    Args:
+      name, args: see `timm_model`.
+      mean, std: statistics of the images, one number per channel.
+    """
     return {
         "architecture": name,
         "num_classes": 0,
@@ -87,11 +100,16 @@ def timm_config(name: str, args: Settings, mean: Any, std: Any) -> Settings:
 
 
 def hf_config(encoder: Encoder, layout: str, channels: int) -> Settings:
-    """config.json for transformers' AutoModel; the number of positions follows from image_size.
+    """Return config.json for transformers' AutoModel.
+
+    Args:
+      encoder: the exported encoder.
+      layout: a layout of transformers.
+      channels: number of image channels.
 
     Raises:
-      ConfigError: BEiT's class gets the positions of images right that are square, and no others
-        (it takes absolute ones for square, and mixes up the axes of relative ones).
+      ConfigError: the images are not square and the class is transformers' BEiT, whose positions
+        are then wrong (it takes absolute ones for square and mixes up the axes of relative ones).
     """
     height, width = encoder.image_size
     kind = {"vit_transformers": "ViT", "vitmae_transformers": "ViTMAE"}.get(layout, "Beit")
@@ -129,10 +147,13 @@ def hf_config(encoder: Encoder, layout: str, channels: int) -> Settings:
 
 
 def hf_mae(task: Any) -> Settings:
-    """What ViTMAEForPreTraining's config has beside the encoder's.
+    """Return the settings of ViTMAEForPreTraining that are added to the encoder's.
+
+    Args:
+      task: the run's MAE.
 
     Raises:
-      ConfigError: a variant of MAE that the class does not have.
+      ConfigError: the class does not support this variant of MAE.
     """
     if task.target != "pixels" or task.pixel_norm == "channel" or task.encoder.use_mask_token:
         raise ConfigError(
@@ -142,7 +163,8 @@ def hf_mae(task: Any) -> Settings:
         )
     visible, patches = task.encoder.num_patches - task.num_masked, task.encoder.num_patches
     ratio = task.masking.ratio
-    if int(patches * (1 - ratio)) != visible:  # what the class computes
+    # the class computes int(patches * (1 - ratio)) visible patches, which may round differently
+    if int(patches * (1 - ratio)) != visible:
         ratio = 1 - (visible + 0.5) / patches
     return {
         "architectures": ["ViTMAEForPreTraining"],
@@ -156,17 +178,21 @@ def hf_mae(task: Any) -> Settings:
 
 
 def hf_pretraining_beit(vocabulary: int) -> Settings:
-    """What BeitForMaskedImageModeling's config has beside the encoder's."""
+    """Return the settings of BeitForMaskedImageModeling that are added to the encoder's.
+
+    Args:
+      vocabulary: number of tokens.
+    """
     return {
         "architectures": ["BeitForMaskedImageModeling"],
         "vocab_size": vocabulary,
         "use_mask_token": True,
-        "use_mean_pooling": True,  # the norm stands behind the model, beside its head
+        "use_mean_pooling": True,  # the final norm is then outside of the model, beside its head
     }
 
 
 def hf_processor(encoder: Encoder, layout: str, mean: Any, std: Any) -> Settings:
-    """preprocessor_config.json: the size and statistics of the images."""
+    """Return preprocessor_config.json: size, mean and std of the images."""
     height, width = encoder.image_size
     return {
         "image_processor_type": f"{'Beit' if layout.startswith('beit') else 'ViT'}ImageProcessor",

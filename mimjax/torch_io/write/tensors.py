@@ -1,7 +1,8 @@
-"""An encoder as files carry it: positions written out, and what other code has no place for gone.
+"""Changes to an encoder and its parameters before they are exported.
 
-Each function takes an encoder and its parameters and gives both anew; the pair computes what the
-one before did, unless its docstring says otherwise. Nothing here knows of names or files.
+Positions become parameters, and what other libraries have no parameter for is removed or folded
+into other parameters. Each such function returns a new (encoder, parameters), which computes the
+same function unless the docstring says otherwise. Key names and files are not handled here.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ Encoder = Any  # ViT or ConvViT
 
 
 def plain(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
-    """The encoder that reads whole images: what pretraining alone needs is left out.
+    """Return the encoder for whole images, without what only pretraining needs.
 
-    Mask token and drop path; sums of several blocks or stages before the norm, which MCMAE and
-    MR-MAE have: without them it computes something else, namely what their fine-tuning starts from.
+    Removed are the mask token, drop path, and the sums of several blocks or stages before the norm.
+    An encoder with such sums (MCMAE, MR-MAE) then computes another function: the one from which
+    fine-tuning starts in their official code.
     """
     gone = lambda name: name == "mask_token" or name.endswith("_fuse")
     options = {"fuse_layers": (-1,), "drop_path": 0.0, "remat": False, "dtype": jnp.float32}
@@ -37,13 +39,13 @@ def plain(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
 
 
 def position_order(network: Any) -> str | None:
-    """Which coordinate comes first in a network's fixed table; None if it has none."""
+    """Return the order of a network's fixed positions, "xy" or "yx"; None = not fixed."""
     kind = getattr(network, "pos_embed", "sincos_yx")  # CAE's regressor has no other
     return kind.removeprefix("sincos_") if kind.startswith("sincos") else None
 
 
 def fixed_table(network: Any, grid: Grid, num_prefix: int) -> np.ndarray:
-    """A network's fixed positions [1 p+n width] as files hold them: zeros for the prefix."""
+    """Return a network's fixed positions [1 p+n d] as in files, with zeros for p prefix tokens."""
     order = position_order(network)
     assert order is not None, network
     table = sincos_table(grid, network.width, order)
@@ -51,18 +53,18 @@ def fixed_table(network: Any, grid: Grid, num_prefix: int) -> np.ndarray:
 
 
 def settings(encoder: Encoder) -> dict[str, Any]:
-    """An encoder's fields but its dtype, as plain values."""
+    """Return an encoder's settings as plain values, without its dtype."""
     fields = [f.name for f in dataclasses.fields(encoder) if f.init]
     return {n: getattr(encoder, n) for n in fields if n not in ("parent", "name", "dtype")}
 
 
 def prefix_of(encoder: Encoder) -> int:
-    """Tokens before the patches: CLS, or none."""
+    """Return the number of tokens before the patches: 1 (CLS) or 0."""
     return 0 if isinstance(encoder, ConvViT) else 1
 
 
 def with_table(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
-    """Fixed positions become a parameter, as every consumer wants them."""
+    """Return the encoder with fixed positions turned into a parameter, as all libraries need."""
     if position_order(encoder) is None:
         return encoder, params
     table = fixed_table(encoder, encoder.grid, prefix_of(encoder))
@@ -72,13 +74,17 @@ def with_table(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
 def resized(
     encoder: Encoder, params: PyTree, image_size: tuple[int, int]
 ) -> tuple[Encoder, PyTree]:
-    """The encoder for images of another size, its positions interpolated.
+    """Return the encoder for images of another size, with interpolated positions.
 
-    Fixed tables are interpolated too, and not computed anew for the larger grid: the network knows
-    the coordinates it was trained on, and fine-tuning code of all methods does the same.
+    Fixed tables are interpolated too and not computed for the new grid, as in the fine-tuning code
+    of all methods: the network was trained on the coordinates of the old grid.
+
+    Args:
+      encoder, params: the encoder.
+      image_size: (height, width) in pixels.
 
     Raises:
-      ConfigError: a size that does not divide into patches.
+      ConfigError: the patch does not divide the size.
     """
     patch = encoder.patch
     if any(side < patch or side % patch for side in image_size):
@@ -100,7 +106,7 @@ def resized(
 
 
 def per_block(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
-    """A relative table that all blocks share is copied to each, as BEiT's fine-tuning does."""
+    """Return the encoder with a shared relative table copied to each block (BEiT's fine-tuning)."""
     if getattr(encoder, "rel_pos", "none") != "shared":
         return encoder, params
     copies = {f"rel_pos_{i:02d}": params["rel_pos"] for i in range(encoder.depth)}
@@ -109,7 +115,7 @@ def per_block(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
 
 
 def folded(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
-    """Layer scales become part of the linear layers before them."""
+    """Return the encoder with layer scales multiplied into the linear layers before them."""
     if getattr(encoder, "layer_scale", None) is None:
         return encoder, params
     fold = lambda layer, gamma: {k: v * gamma for k, v in layer.items()}  # kernels are [in out]
