@@ -1,6 +1,6 @@
 """Attention probabilities of a trained or frozen transformer.
 
-Training never forms them as an output (`layers.attend` divides by the sum last).
+Training never forms them as an output (`attention.attend` divides by the sum last).
 
 `attention_maps` gives all tokens of chosen blocks, for pictures: computed a second time, in
 float32, from what each block's first norm hands to its attention. `with_cls_attention` gives the
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from mimjax.models.layers import product
+from mimjax.models.attention import product
 
 PyTree = Any
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from mimjax.models.layers import Dtype, attend, shard_batch
+from mimjax.models.attention import attend
+from mimjax.models.layers import Dtype, shard_batch
 from mimjax.patches import patchify
 from mimjax.values import Count, Positive
 

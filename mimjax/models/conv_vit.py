@@ -19,8 +19,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from mimjax.models.attention import Block
 from mimjax.models.layers import (
-    Block,
     Branch,
     Dtype,
     dense,

@@ -10,16 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mimjax.models.layers import (
-    Bias,
-    Dtype,
-    InitScheme,
-    clipped_normal,
-    dense,
-    layer_norm,
-    run_blocks,
-    torch_uniform,
-)
+from mimjax.models.attention import Bias, run_blocks
+from mimjax.models.layers import Dtype, InitScheme, clipped_normal, dense, layer_norm, torch_uniform
 from mimjax.models.vit import FixedPositions, sincos_table
 from mimjax.values import Count
 

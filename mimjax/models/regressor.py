@@ -15,17 +15,16 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from mimjax.models.attention import attend, run_blocks
 from mimjax.models.decoders import positions
 from mimjax.models.layers import (
     Branch,
     Dtype,
     Mlp,
-    attend,
     clipped_normal,
     dense,
     drop_rate,
     layer_norm,
-    run_blocks,
     shard_batch,
 )
 from mimjax.values import Count, Positive, Rate, Whole

@@ -14,12 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mimjax.models.attention import Bias, Block, RelativeBias
 from mimjax.models.layers import (
-    Bias,
-    Block,
     Dtype,
     InitScheme,
-    RelativeBias,
     clipped_normal,
     drop_rate,
     layer_norm,

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from mimjax.models.layers import Dtype, attend, shard_batch
+from mimjax.models.attention import attend
+from mimjax.models.layers import Dtype, shard_batch
 from mimjax.values import Count, Length
 
 # gumbel_f8: taming_f8_8192_openimages.yaml as copied in microsoft/VQ-Diffusion (commit cbac204).

@@ -26,7 +26,8 @@ from mimjax.inference import workdir as trained
 from mimjax.inference.attention import Attention
 from mimjax.inference.features import FeatureBank
 from mimjax.inference.samples import Bench, Subset
-from mimjax.models.layers import Block, layer_norm
+from mimjax.models.attention import Block
+from mimjax.models.layers import layer_norm
 from mimjax.patches import patchify
 from mimjax.plots import embedding, heat_maps, reconstructions
 from mimjax.programs import attention, cli

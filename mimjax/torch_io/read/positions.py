@@ -13,7 +13,7 @@ import numpy as np
 from scipy.interpolate import RectBivariateSpline
 
 from mimjax.errors import ConfigError
-from mimjax.models.layers import table_rows
+from mimjax.models.attention import table_rows
 from mimjax.models.positions import Grid, resize_absolute
 from mimjax.models.vit import sincos_table
 
@@ -47,7 +47,7 @@ def resize_relative(table: np.ndarray, source: Grid, target: Grid) -> np.ndarray
     """A relative-position table [rows heads] for another grid, float32 (BEiT's fine-tuning).
 
     Args:
-      table: rows as in `models.layers.relative_index`.
+      table: rows as in `models.attention.relative_index`.
       source, target: (height, width) in patches; each axis has coordinates of its own.
 
     Raises:
