@@ -37,11 +37,13 @@ product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def attend(q, k, v, bias=None):
-    """softmax(q k^T / sqrt(d) + bias) v with a float32 softmax.
+    """Return softmax(q k^T / sqrt(d) + bias) v; the softmax is float32.
 
     Args:
-      q: [b nq h d]; k, v: [b nk h d].
-      bias: float32 [1 h nq nk], [b h nq nk], or None.
+      q: queries, [b nq h d].
+      k, v: keys and values, [b nk h d].
+      bias: added to the logits; float32 [1 h nq nk] (the same for all examples) or [b h nq nk];
+        None = zero.
 
     Returns:
       [b nq h d] in v's dtype.
@@ -52,7 +54,10 @@ def attend(q, k, v, bias=None):
 
 @jax.custom_vjp
 def _attend(q, k, v, bias=None):
-    """Heads first, q scaled. The division by the sum comes last: d numbers per query, not nk."""
+    """Attend with heads before tokens, [b h n d], and q scaled already.
+
+    The division by the sum comes last: it touches d numbers per query instead of nk.
+    """
     return _attend_forward(q, k, v, bias)[0]
 
 
@@ -62,7 +67,7 @@ def _attend_forward(q, k, v, bias=None):
         logits = logits + bias
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
     total = weights.sum(-1, keepdims=True)
-    weights = weights.astype(v.dtype)  # kept in the compute type: half the memory in bfloat16
+    weights = weights.astype(v.dtype)  # saved for the gradient: half the memory in bfloat16
     out = (product("bhqk,bhkd->bhqd", weights, v) / total).astype(v.dtype)
     return out, (q, k, v, bias, weights, total, out)
 
@@ -74,6 +79,7 @@ def _attend_backward(saved, g):
     g = g.astype(v.dtype)
     dv = product("bhqk,bhqd->bhkd", weights, g)
     dlogits = weights * (product("bhqd,bhkd->bhqk", g, v) - inner)
+    # A bias that all examples share has one gradient, the sum over the batch.
     dbias = None
     if bias is not None:
         dbias = dlogits.sum(0, keepdims=True) if bias.shape[0] == 1 else dlogits
@@ -88,9 +94,10 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def relative_index(grid: tuple[int, int]) -> np.ndarray:
-    """BEiT's index into a relative-position table, int32 [1+n 1+n], query first.
+    """Return BEiT's indices into a relative-position table, int32 [1+n 1+n], query first.
 
-    The last three rows of the table are CLS to patch, patch to CLS and CLS to itself.
+    Token 0 is CLS. The last three rows of the table are CLS to patch, patch to CLS and CLS to
+    itself.
     """
     h, w = grid
     y, x = np.divmod(np.arange(h * w), w)
@@ -102,19 +109,29 @@ def relative_index(grid: tuple[int, int]) -> np.ndarray:
 
 
 def table_rows(grid: tuple[int, int]) -> int:
-    """Rows of a relative-position table: one per displacement, three for CLS."""
+    """Return the number of rows of a relative-position table: one per displacement, 3 for CLS."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
 
 
 class RelativeBias(nn.Module):
-    """BEiT's relative position bias: a learned number per head and displacement, zero at first."""
+    """BEiT's relative position bias: a learned number per head and displacement, zero at first.
+
+    Attributes:
+      heads: number of heads.
+      grid: (height, width) in patches.
+    """
 
     heads: int
     grid: tuple[int, int]
 
     @nn.compact
     def __call__(self, ids: Int[Array, "b v"] | None = None) -> Float[Array, "k h q q"]:
-        """Bias of [CLS, all patches] (k = 1), or of [CLS, patches `ids`] (k = b)."""
+        """Return the bias of every pair of tokens, float32 [k h q q], query first.
+
+        Args:
+          ids: patches that the encoder sees; the tokens are then [CLS, ids] and k = b. None = the
+            tokens are [CLS, all patches] and k = 1.
+        """
         table = self.param(
             "table", nn.initializers.zeros, (table_rows(self.grid), self.heads), jnp.float32
         )
@@ -126,13 +143,13 @@ class RelativeBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention; with a context, queries attend to the context instead of themselves.
+    """Multi-head self-attention, or cross-attention where a context is passed.
 
     Attributes:
-      heads: number of heads; head width is width // heads, so the inner width may be smaller than
-        the stream's (BootMAE: 512 // 12 = 42 per head, 504 inside).
-      bias: "full" (q, k and v) or "qv" (BEiT/BootMAE: no key bias, stored as q_bias and v_bias).
-      init_scheme, depth: see `kernel_init`.
+      heads: number of heads. The width of a head is width // heads, so the inner width may be
+        smaller than that of the tokens (BootMAE: 512 // 12 = 42 per head, 504 inside).
+      bias: "full" (q, k and v) or "qv" (BEiT, BootMAE: no key bias; stored as q_bias and v_bias).
+      init_scheme, depth: see `layers.kernel_init`.
     """
 
     heads: int
@@ -143,6 +160,13 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, context=None, rel_bias=None):
+        """Return [b t d] in `dtype`.
+
+        Args:
+          x: tokens that make the queries, [b t d].
+          context: tokens that make keys and values, [b k d]; None = `x`.
+          rel_bias: bias of the logits, see `attend`.
+        """
         width = x.shape[-1]
         inner = self.heads * (width // self.heads)
         layer = functools.partial(dense, dtype=self.dtype, bias=self.bias == "full")
@@ -166,12 +190,14 @@ class Attention(nn.Module):
 
 
 class Block(Branch):
-    """Pre-norm transformer block; given a context, a cross-attention stands between the two halves.
+    """Pre-norm transformer block: self-attention, then an MLP.
 
-    The order with a context is self-attention, cross-attention, MLP (BootMAE's decoder block).
+    Where a context is passed, a cross-attention stands between the two (BootMAE's decoder block).
 
     Attributes:
-      depth: number of this block from 1, for BEiT's init; 0 = not rescaled.
+      heads, bias, init_scheme: see `Attention`.
+      mlp_ratio: hidden width of the MLP / width.
+      depth: number of this block from 1, for BEiT's initialization; 0 = weights are not rescaled.
     """
 
     heads: int = 12
@@ -183,6 +209,14 @@ class Block(Branch):
 
     @nn.compact
     def __call__(self, x, context=None, train: bool = False, rel_bias=None):
+        """Return the tokens [b t d] after this block.
+
+        Args:
+          x: tokens, [b t d].
+          context: what the cross-attention attends to, [b k d]; None = there is no cross-attention.
+          train: whether branches are dropped.
+          rel_bias: bias of the self-attention's logits, see `attend`.
+        """
         attention = functools.partial(
             Attention, self.heads, self.bias, self.init_scheme, self.dtype, self.depth
         )
@@ -199,11 +233,13 @@ class Block(Branch):
 
 
 def run_blocks(x, depth: int, *args, drop_path: float = 0.0, **options):
-    """Blocks block_00, block_01, ... one after another; for the compact method of a module.
+    """Apply blocks block_00, block_01, ... in turn; to be called in a module's compact method.
 
     Args:
-      args: of each block's call, after x.
-      drop_path: the last block's rate, rising linearly from 0.
+      x: tokens, [b t d].
+      depth: number of blocks.
+      args: further arguments of each block's call, after x.
+      drop_path: the last block's rate; it rises linearly from 0.
       options: fields of every block.
     """
     for i in range(depth):

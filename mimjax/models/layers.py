@@ -1,8 +1,9 @@
-"""Transformer layers shared by every encoder and decoder.
+"""Layers shared by every encoder and decoder: initializers, LayerNorm, GELU, MLP, residual branch.
 
-Pure flax.linen: no config objects, no losses. Parameters are float32; matrix products run in
-`dtype`; LayerNorm statistics and softmax always run in float32. Every submodule has an explicit
-name, because export, weight decay and sharding key on names.
+Pure flax.linen: no config objects and no losses. Attention and the transformer block stand in
+`models.attention`. Parameters are float32; matrix products run in `dtype`; the statistics of
+LayerNorm are float32. Every submodule has an explicit name, because export, weight decay and
+sharding key on names.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from mimjax.values import Positive, Rate
 
 Dtype = Any
 InitScheme = Literal["mae", "bootmae", "cae", "beit"]  # see `kernel_init`
-Resample = Literal["bicubic", "bilinear", "lanczos"]  # of a view of the image
+Resample = Literal["bicubic", "bilinear", "lanczos"]  # filter that resizes a view of the image
 
 
 def xavier_uniform(parts: int = 1):
-    """Xavier-uniform for a kernel [in, out] that fuses `parts` square projections.
+    """Return a Xavier-uniform initializer of a kernel [in, out] that fuses `parts` projections.
 
-    parts=1 treats the fused matrix as one (MAE); parts=3 gives each of q, k, v the bound it would
-    have alone (BootMAE/BEiT), sqrt(6 / (in + out / parts)).
+    Args:
+      parts: 1 treats the fused matrix as one (MAE); 3 gives each of q, k, v the bound that it would
+        have alone (BootMAE, BEiT), sqrt(6 / (in + out / 3)).
     """
 
     def init(key, shape, dtype=jnp.float32):
@@ -39,7 +41,10 @@ def xavier_uniform(parts: int = 1):
 
 
 def torch_uniform(fan_in: int):
-    """PyTorch's default for linear and conv layers, U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    """Return PyTorch's default initializer of linear and convolutional layers.
+
+    It is U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for kernels and biases alike.
+    """
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32):
@@ -49,7 +54,11 @@ def torch_uniform(fan_in: int):
 
 
 def clipped_normal(std: float):
-    """Normal of standard deviation `std` truncated at one `std` (BootMAE's mask tokens)."""
+    """Return an initializer: a normal of standard deviation `std`, truncated at one `std`.
+
+    BEiT draws its weights so; BootMAE and CAE draw their tokens so. Truncation lowers the standard
+    deviation to 0.54 `std`; as in the official code, nothing corrects for that.
+    """
 
     def init(key, shape, dtype=jnp.float32):
         return std * jax.random.truncated_normal(key, -1.0, 1.0, shape, dtype)
@@ -58,13 +67,14 @@ def clipped_normal(std: float):
 
 
 def kernel_init(scheme: str, parts: int = 1, depth: int = 0):
-    """Initializer of a linear layer.
+    """Return the initializer of a linear layer.
 
     Args:
-      scheme: "mae" and "cae": Xavier; "bootmae": Xavier, q, k and v as three matrices; "beit":
-        normal of std 0.02 truncated at one std.
-      parts: how many projections are fused.
-      depth: BEiT divides the last projection of a branch by sqrt(2 depth), depth from 1; 0 = not.
+      scheme: "mae" and "cae" are Xavier; "bootmae" is Xavier with q, k and v as three matrices;
+        "beit" is a normal of std 0.02 truncated at one std.
+      parts: number of projections that the layer fuses.
+      depth: number of the block from 1; BEiT divides the last projection of each residual branch by
+        sqrt(2 depth). 0 = no division.
     """
     if scheme == "beit":
         return clipped_normal(0.02 / (2 * depth) ** 0.5 if depth else 0.02)
@@ -72,22 +82,22 @@ def kernel_init(scheme: str, parts: int = 1, depth: int = 0):
 
 
 def shard_batch(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
-    """Pins the batch axis to the mesh's ("data", "fsdp") axes, if a mesh is set.
+    """Pin the batch axis to the mesh's ("data", "fsdp") axes; without a mesh, return x unchanged.
 
-    Without it the partitioner may reshard activations when parameters are sharded (measured:
-    fifteen times the collective bytes, with all-to-alls).
+    Without this constraint the partitioner may reshard activations when parameters are sharded
+    (measured: fifteen times the bytes of collectives, with all-to-alls).
     """
     if {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
         return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
     return x
 
 
-# LayerNorm, GELU and attention have gradients of their own. The derived ones compute terms that
+# LayerNorm, GELU and attention have hand-written gradients. The derived ones compute terms that
 # cancel and keep float32 intermediates; on CPU they made a small model's step 1.6 times as long.
 def normalize(x: Float[Array, "*s d"], eps: float = LN_EPS) -> Float[Array, "*s d"]:
-    """(x - mean) / sqrt(var + eps) over the last axis in float32.
+    """Return (x - mean) / sqrt(var + eps) over the last axis in float32.
 
-    Two passes over x: the one-pass variance E[x^2] - E[x]^2 loses digits.
+    The variance is computed in a second pass: the one-pass form E[x^2] - E[x]^2 loses digits.
     """
     out: Any = _normalize(x, eps)
     return out
@@ -117,7 +127,10 @@ _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """The erf form x * P(N(0, 1) <= x), PyTorch's form; computed in float32, only x is kept."""
+    """Return x * P(N(0, 1) <= x), the erf form of GELU that PyTorch has, in x's dtype.
+
+    It is computed in float32, and x alone is kept for the gradient.
+    """
     return _gelu_forward(x)[0]
 
 
@@ -137,7 +150,12 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm with float32 statistics; parameters as in flax's."""
+    """LayerNorm over the last axis with float32 statistics; parameters are named as in flax.
+
+    Attributes:
+      dtype: of the output.
+      eps: added to the variance.
+    """
 
     dtype: Dtype = jnp.float32
     eps: float = LN_EPS
@@ -150,19 +168,30 @@ class LayerNorm(nn.Module):
 
 
 def layer_norm(name: str, dtype: Dtype, eps: float = LN_EPS) -> LayerNorm:
-    """The LayerNorm of every block."""
+    """Return the LayerNorm module that every block has, under `name`."""
     return LayerNorm(dtype, eps, name=name)
 
 
 def dense(
     features: int, name: str, dtype: Dtype, bias: bool = True, init: Any = xavier_uniform()
 ) -> nn.Dense:
-    """A linear layer with zero biases; Xavier is the init of most methods."""
+    """Return a linear layer under `name`, whose biases start at zero.
+
+    Args:
+      features: width of the output.
+      bias: whether the layer has biases.
+      init: initializer of the kernel; Xavier-uniform in most methods.
+    """
     return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
 
 
 class Mlp(nn.Module):
-    """Linear, exact (erf) GELU, linear."""
+    """The MLP of a block: linear, exact (erf) GELU, linear.
+
+    Attributes:
+      ratio: hidden width / width.
+      init_scheme, depth: see `kernel_init`.
+    """
 
     ratio: float = 4.0
     dtype: Dtype = jnp.float32
@@ -177,10 +206,10 @@ class Mlp(nn.Module):
 
 
 class Branch(nn.Module):
-    """Base of blocks: what a residual branch goes through before it is added.
+    """Base class of blocks: layer scale and stochastic depth of their residual branches.
 
     Attributes:
-      drop_path: probability of dropping a branch of an example (rng "drop_path").
+      drop_path: probability that a branch of an example is dropped (random key "drop_path").
       layer_scale: start value of a learned factor per channel; None = there is no such factor.
     """
 
@@ -188,10 +217,15 @@ class Branch(nn.Module):
     layer_scale: Positive | None = None
 
     def residual(self, y, gamma: str, train: bool):
-        """Layer scale, then stochastic depth per example, scaled to keep the expectation.
+        """Return a branch's output [b t d] after layer scale and stochastic depth.
+
+        Whole examples are dropped, and the others are divided by the probability of being kept, so
+        that the expectation stays.
 
         Args:
-          gamma: name of the factor's parameter (official names).
+          y: the branch's output, [b t d].
+          gamma: name of the factor's parameter, as in the official code.
+          train: False drops nothing.
         """
         if self.layer_scale is not None:
             scale = self.param(
@@ -206,5 +240,5 @@ class Branch(nn.Module):
 
 
 def drop_rate(top: float, index: int, depth: int) -> float:
-    """Stochastic depth of block `index`: linear from 0 to `top` over `depth` blocks."""
+    """Return the drop-path rate of block `index`: it rises linearly from 0 to `top`."""
     return top * index / max(depth - 1, 1)
