@@ -9,15 +9,18 @@ from __future__ import annotations
 import base64
 import datetime
 import html
+import importlib.resources
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mimjax.evaluators.table import render
 from mimjax.plots.curves import Series, chart
-from mimjax.plots.page import STYLE
 from mimjax.storage.files import Workdir
 
 FILE = "report.html"
+# head and style, light and dark; no font, script or picture from elsewhere
+TEMPLATE = importlib.resources.files("mimjax.plots").joinpath("report.html")
 STRIP = 5  # earlier pictures
 WARNINGS = 20  # the last ones
 
@@ -80,13 +83,9 @@ def publish(
         section("Versions", grid(["package", "version"], list(versions.items()))),
     ]
     name = workdir.path.name
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{html.escape(name)}</title><style>{STYLE}</style></head><body><main>"
-        f"{header(name, rows, settings)}{''.join(parts)}</main></body></html>\n"
-    )
-    workdir.write_text(FILE, page)
+    body = f"{header(name, rows, settings)}{''.join(parts)}"
+    template = string.Template(TEMPLATE.read_text(encoding="utf-8"))
+    workdir.write_text(FILE, template.substitute(title=html.escape(name), body=body))
 
 
 def section(title: str, body: str) -> str:
