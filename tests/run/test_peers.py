@@ -161,4 +161,4 @@ def test_native_lines_about_lost_connections_are_held_back():
         (b"a worker's own line\n", True),
     ]
     assert [keep(line) for line, _ in lines] == [shown for _, shown in lines]
-    assert len(keep.held) == 3
+    assert len(keep.hidden) == 3
