@@ -19,6 +19,8 @@ from mimjax.schema import Config
 from mimjax.storage import settings
 from mimjax.storage.checkpoints import versions
 
+PACKAGE = pathlib.Path(__file__).parents[1]
+
 
 def check(c: Config, data: Pipeline, workdir: str) -> None:
     """Compare this process with the others of its run.
@@ -51,7 +53,7 @@ def facts(c: Config, data: Pipeline, workdir: str) -> dict[str, str]:
 @functools.cache
 def code_digest() -> str:
     """Return a digest of every Python file of the package, 16 hex digits of sha256."""
-    root, digest = pathlib.Path(__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(str(path.relative_to(PACKAGE)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
