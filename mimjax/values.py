@@ -4,10 +4,8 @@
     drop_path: Rate                           Annotated[float, Range(0, 1, high_open=True)]
     heads: Count | None = None                None = not set
     size: Size | None = None                  (height, width); a plain number is a square
-    path: Annotated[str, Text("a folder")]    any text; `Text` says what it stands for
 
-`schema` fits every section of a config, and `check` an object made in Python. Rules between several
-settings stand in the classes and in `errors`.
+Rules between several settings stand in the classes and in `errors`; `schema` fits whole sections.
 """
 
 from __future__ import annotations

@@ -136,6 +136,7 @@ class CLIPVision(nn.Module):
 
     @property
     def num_heads(self) -> int:
+        """The number of heads, derived from the width where `heads` is None."""
         return self.heads or max(self.width // 64, 1)
 
     @property
@@ -153,7 +154,7 @@ class CLIPVision(nn.Module):
         self.norm_pre = norm(None, self.dtype)
         for i in range(self.depth):
             setattr(self, f"block_{i:02d}", CLIPBlock(self.num_heads, self.mlp_ratio, self.dtype))
-        # The outputs are regression targets: float32 whatever the rest computes in.
+        # The outputs are regression targets, so they are float32 for any compute type.
         self.norm_post = norm(None, jnp.float32)
         if self.proj_dim:
             self.proj = nn.Dense(self.proj_dim, use_bias=False)

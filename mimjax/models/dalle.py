@@ -151,7 +151,7 @@ class DallEEncoder(nn.Module):
       vocab: number of codes; 8192 there.
     """
 
-    n_hid: Annotated[int, Range(4)] = 256  # a quarter of it inside the blocks
+    n_hid: Annotated[int, Range(4)] = 256  # blocks are a quarter as wide inside: at least 1
     n_blk: Count = 2
     vocab: Count = 8192
     dtype: Dtype = jnp.float32
@@ -168,4 +168,5 @@ class DallEEncoder(nn.Module):
         return self.body(images.astype(self.dtype))
 
     def logits(self, hidden: Float[Array, "*s d"]) -> Float[Array, "*s v"]:
+        """Return float32 logits over the codes from vectors of `features`."""
         return self.output(hidden)

@@ -126,6 +126,7 @@ class DVAEEncoder(nn.Module):
         return self.body(images.astype(self.dtype))
 
     def logits(self, hidden: Float[Array, "*s d"]) -> Float[Array, "*s v"]:
+        """Return float32 logits over the codes from vectors of `features`."""
         return self.output(hidden)
 
 

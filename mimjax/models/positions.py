@@ -45,7 +45,7 @@ def resize_absolute(
 
     Args:
       pos: a numpy array (resized in float64) or a jax array, also traced (resized in float32).
-      source, target: (height, width) in patches; equal grids change nothing, whatever `extra`.
+      source, target: (height, width) in patches; equal grids change nothing, for any `extra`.
       extra: see `bicubic_weights`.
       num_prefix: p, the number of rows before those of the patches (1 = CLS).
     """

@@ -132,10 +132,12 @@ class ViT(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
+        """(height, width) in patches."""
         return self.image_size[0] // self.patch, self.image_size[1] // self.patch
 
     @property
     def num_patches(self) -> int:
+        """Number of patches of an image, n."""
         return self.grid[0] * self.grid[1]
 
     @nn.compact

@@ -183,6 +183,7 @@ class VQGANModel(nn.Module):
         return 2 ** (len(self.ch_mult) - 1)
 
     def setup(self):
+        """Make the submodules and the codebook, under the names that files are read into."""
         levels = range(len(self.ch_mult))
         attn = tuple(i for i in levels if self.resolution // 2**i in self.attn_resolutions)
         sizes = self.ch, self.ch_mult, self.num_res_blocks, attn
@@ -202,6 +203,7 @@ class VQGANModel(nn.Module):
 
     @property
     def codebook(self) -> Float[Array, "v d"]:
+        """The vectors of all codes, float32."""
         return jnp.asarray(self.embed if self.kind == "gumbel" else self.embedding)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -39,6 +39,7 @@ class Shape(NamedTuple):
 
     @property
     def bytes(self) -> float:
+        """Bytes of the array."""
         bits = re.search(r"\d+", self.dtype)
         # "pred" has no number and takes a byte; f8e4m3fn and the like name their bits first
         return math.prod(self.dims) * (int(bits.group()) / 8 if bits else 1)
@@ -65,6 +66,7 @@ class Instruction:
 
     @property
     def operands(self) -> list[str]:
+        """Names of the instructions that make the arguments."""
         return re.findall(r"%([\w.\-]+)", self.arguments)
 
 

@@ -54,6 +54,7 @@ class Length(NamedTuple):
 
     @property
     def clock(self) -> Clock:
+        """The clock of a run of this length."""
         return Clock(self.steps_per_epoch, self.total_steps)
 
     def to_json(self) -> dict[str, int]:
