@@ -1,7 +1,8 @@
-"""The errors that programs answer with one line, their exit codes, and checks that rooms share.
+"""Errors that programs print as one line, the exit codes, and checks of settings that rooms share.
 
-Schedulers act on the exit codes: a job that ended with STOPPED is started again and continues, one
-that ended with REFUSED would be refused again.
+Schedulers act on the exit codes: a job that ended with STOPPED is started again and continues; one
+that ended with REFUSED would be refused again. What a single setting may be is said by its
+annotation (`values`); the checks here concern several settings of one network.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import enum
 
 
 class ConfigError(ValueError):
-    """A wrong setting. The message names the config key or file, what was found, what is allowed.
+    """A wrong setting. The message names the config key or file, its value, and what is allowed.
 
     Programs print it as one line without a traceback and exit with code 2; nothing was written.
     """
 
 
 class RunError(RuntimeError):
-    """A failure that is no wrong setting: a full disk, a lock that was taken over, a dead worker.
+    """A failure that no setting caused: a full disk, a lock that was taken over, a dead worker.
 
     The message names the file or setting and what can be done. Programs print it as one line and
     exit with code 1.
@@ -25,15 +26,15 @@ class RunError(RuntimeError):
 
 
 class PeerError(RuntimeError):
-    """Another process of the run, or a step, did not answer in time: exit code 76."""
+    """Another process of the run, or a step, did not answer in time; programs exit with code 76."""
 
 
 class UserCodeError(Exception):
-    """A user's module fails when it is imported; programs show the traceback of its cause."""
+    """A user's module failed when it was imported; programs show the traceback of its cause."""
 
 
 class Exit(enum.IntEnum):
-    """What a program's exit code says."""
+    """The exit codes of every program."""
 
     DONE = 0  # finished
     ERROR = 1  # any other error, in one line; also numbers that are not finite
@@ -48,7 +49,7 @@ SIGNALS = (Exit.STOPPED, Exit.INTERRUPTED, Exit.ENDED)
 
 
 def code_of(error: BaseException) -> Exit:
-    """The exit code of an error; signals have their own, see `stopping.Stopped`."""
+    """Return the exit code of an error; those of signals come from `stopping.Stopped`."""
     if isinstance(error, ConfigError):
         return Exit.REFUSED
     return Exit.NO_ANSWER if isinstance(error, PeerError) else Exit.ERROR
@@ -56,7 +57,14 @@ def code_of(error: BaseException) -> Exit:
 
 # ------------------------------------------------------------------ checks of settings
 def statistics(key: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """A mean and a standard deviation for every channel."""
+    """Check that there are a mean and a standard deviation for every channel.
+
+    Args:
+      key: names the section in errors, as in all checks below.
+
+    Raises:
+      ConfigError: one is missing.
+    """
     if not mean or len(mean) != len(std):
         raise ConfigError(
             f"{key}.mean, {key}.std: {mean}, {std}; allowed: one number per channel in each "
@@ -65,7 +73,11 @@ def statistics(key: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Non
 
 
 def sine_cosine(key: str, net) -> None:
-    """The width of a network with sine-cosine positions: they come in quarters."""
+    """Check that 4 divides the width where positions are sines and cosines of two coordinates.
+
+    Raises:
+      ConfigError: it is not.
+    """
     if net.width % 4 and getattr(net, "pos_embed", "sincos").startswith("sincos"):
         raise ConfigError(
             f"{key}.width: {net.width}; allowed: multiples of 4 (sine-cosine positions)"
@@ -73,7 +85,11 @@ def sine_cosine(key: str, net) -> None:
 
 
 def encoder(key: str, vit) -> None:
-    """An encoder whose image divides into patches and whose width divides into heads."""
+    """Check that the sizes of an encoder fit: image and patch, width and heads, block indices.
+
+    Raises:
+      ConfigError: two of them do not.
+    """
     if hasattr(vit, "strides"):
         conv_stages(key, vit)
     for name, side in zip(("height", "width"), vit.image_size, strict=True):
@@ -91,7 +107,11 @@ def encoder(key: str, vit) -> None:
 
 
 def conv_stages(key: str, net) -> None:
-    """A ConvViT's strides divide the image."""
+    """Check that the product of a ConvViT's strides divides the image's height and width.
+
+    Raises:
+      ConfigError: it does not.
+    """
     for name, side in zip(("height", "width"), net.image_size, strict=True):
         if side % net.patch:
             raise ConfigError(
@@ -101,7 +121,14 @@ def conv_stages(key: str, net) -> None:
 
 
 def heads(key: str, net, floor: bool = False) -> None:
-    """The heads divide the width; with `floor`, at least one channel per head suffices."""
+    """Check that the number of heads divides the width.
+
+    Args:
+      floor: heads have width // heads channels, so that at least one channel each suffices.
+
+    Raises:
+      ConfigError: it does not.
+    """
     if net.width < net.heads or (net.width % net.heads and not floor):
         raise ConfigError(
             f"{key}.heads: {net.heads} does not divide {key}.width {net.width}; "
@@ -110,6 +137,10 @@ def heads(key: str, net, floor: bool = False) -> None:
 
 
 def block_index(key: str, index: int, depth: int) -> None:
-    """An encoder block, counted from 0 or, negative, from the end."""
+    """Check that an encoder has the block `index`, counted from 0 or, if negative, from the end.
+
+    Raises:
+      ConfigError: it does not.
+    """
     if not -depth <= index < depth:
         raise ConfigError(f"{key}: {index}; allowed: {-depth} to {depth - 1}")

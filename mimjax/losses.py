@@ -1,4 +1,8 @@
-"""Losses on masked patches. Pure functions in float32, whatever the compute type."""
+"""Losses on masked patches, as pure functions.
+
+All are computed in float32, for any compute type of the networks. Which loss a method uses, and on
+which target, is decided in `methods/`; normalization of pixel targets stands in `patches`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,17 @@ import jax.numpy as jnp
 from jax import lax, nn
 from jaxtyping import Array, Float, Int
 
-LN_EPS = 1e-6  # every method of this project; timm's and transformers' defaults differ
+LN_EPS = 1e-6  # of all methods here; the defaults of timm and transformers differ
 
 
 def standardize(
     x: Float[Array, "*s d"], eps: float = LN_EPS, ddof: int = 0
 ) -> Float[Array, "*s d"]:
-    """(x - mean) / sqrt(var + eps) over the last axis: a LayerNorm without parameters."""
+    """Return (x - mean) / sqrt(var + eps) over the last axis, a LayerNorm without parameters.
+
+    Args:
+      ddof: subtracted from the number of elements in the variance; 1 = torch's `var`.
+    """
     x = x.astype(jnp.float32)
     mean = x.mean(-1, keepdims=True)
     return (x - mean) * lax.rsqrt(x.var(-1, keepdims=True, ddof=ddof) + eps)
@@ -24,13 +32,13 @@ def masked_mse(
     weight: Float[Array, "b m"] | None = None,
     divide_by_weight: bool = False,
 ) -> Float[Array, ""]:
-    """Squared error averaged over elements and masked patches.
+    """Return the squared error, averaged over elements and masked patches.
 
     Args:
       pred, target: predictions and targets at the masked patches only.
-      weight: per patch; None = 1.
+      weight: weight of each patch; None = 1.
       divide_by_weight: divide by the sum of the weights instead of the number of patches. BootMAE's
-        code divides by the number, so its weighted loss is about 1.8 times larger.
+        code divides by the number, so its weighted loss is about 1.8 times as large.
     """
     error = patch_mse(pred, target)
     if weight is None:
@@ -39,7 +47,7 @@ def masked_mse(
 
 
 def patch_mse(pred: Float[Array, "b m d"], target: Float[Array, "b m d"]) -> Float[Array, "b m"]:
-    """Mean squared error of each patch."""
+    """Return the mean squared error of each patch."""
     return jnp.square(pred.astype(jnp.float32) - target.astype(jnp.float32)).mean(-1)
 
 
@@ -48,10 +56,12 @@ def cross_entropy(
     codes: Int[Array, "b m"],
     weight: Float[Array, "b m"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean over masked patches of -log softmax(logits)[code], in float32.
+    """Return the mean over masked patches of -log softmax(logits)[code], in nats.
 
     Args:
-      weight: per patch, with mean 1 over the global batch; None = 1.
+      logits: scores of the k codes at the masked patches.
+      codes: the targets, 0 to k - 1.
+      weight: weight of each patch, with mean 1 over the global batch; None = 1.
     """
     loss = patch_cross_entropy(logits, codes)
     return (loss if weight is None else loss * weight).mean()
@@ -60,7 +70,7 @@ def cross_entropy(
 def patch_cross_entropy(
     logits: Float[Array, "b m k"], codes: Int[Array, "b m"]
 ) -> Float[Array, "b m"]:
-    """Cross-entropy of each patch in nats."""
+    """Return the cross-entropy of each patch in nats."""
     logs = nn.log_softmax(logits.astype(jnp.float32))
     return -jnp.take_along_axis(logs, codes[..., None], axis=-1)[..., 0]
 
@@ -68,7 +78,7 @@ def patch_cross_entropy(
 def distance(
     kind: str, pred: Float[Array, "b m d"], target: Float[Array, "b m d"]
 ) -> Float[Array, "b m"]:
-    """Distance of each prediction to its target, float32.
+    """Return the distance of each prediction to its target, float32.
 
     Args:
       kind: "cosine" = 1 - cos (CAE v2, eq. 2), "mse" or "smooth_l1" (beta 1), the last two averaged
@@ -84,6 +94,6 @@ def distance(
 
 
 def unit(x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
-    """Unit vectors x / |x| over the last axis, |x| at least 1e-12 (PyTorch's `normalize`)."""
+    """Return x / max(|x|, 1e-12) over the last axis, as PyTorch's `normalize`."""
     # The inner maximum keeps the root's gradient finite at zero.
     return x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))

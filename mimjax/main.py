@@ -39,14 +39,14 @@ def main() -> None:
 def finish(run: Run) -> None:
     """Trains, and says what was learned, where everything lies and what can be done next."""
     from mimjax.evaluators import render
-    from mimjax.run import ending
+    from mimjax.run import messages
     from mimjax.train.loop import train
 
     train(run)
     with stopping.deferred():  # a matter of seconds
         if table := render(run.evaluators):  # "" where a finished run was started again
             run.workdir.write_text("table.md", table)
-        run.log.say(f"\n{ending.text(run)}\n")
+        run.log.say(f"\n{messages.end_lines(run)}\n")
         run.log.end(f"done: {run.workdir.path} holds report.html, config, metrics and checkpoints")
 
 

@@ -1,8 +1,9 @@
-"""Classes that a config names: a short name of ours, "module:Class", or "my_file.py:Class".
+"""Classes that a config names: by a shipped class's name, "module:Class" or "my_file.py:Class".
 
 A plug is a class that fills a field of a config: a target, an optimizer's rule, a schedule, a data
-source, an evaluator, a board. Its base class says PLUGGABLE, and in HOME the modules in which the
-shipped ones stand: nothing is registered. Its dataclass fields are the schema of its section.
+source, an evaluator, a board. Its base class sets PLUGGABLE, and HOME to the modules of the shipped
+classes; there is no registry. The fields of its dataclass are the schema of its section, which
+`schema` reads and writes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from mimjax.errors import ConfigError, UserCodeError
 
-# Names of classes in files of older versions, and where they stand today.
+# Names of classes in config files of older versions -> their names today.
 MOVED = {
     "mimjax.models.conv_stages:ConvViT": "mimjax.models.conv_vit:ConvViT",
     "mimjax.models.discrete_vae:DVAEDecoder": "mimjax.models.dvae:DVAEDecoder",
@@ -31,14 +32,18 @@ _FILES: dict[str, Any] = {}  # absolute path -> module
 def find_class(path: Any, key: str) -> Any:
     """Return the class that "mimjax.methods.mae:MAE" or "my_file.py:Mine" names.
 
+    Args:
+      path: module or file, a colon, and the class; names of older versions are translated.
+      key: names the setting in errors.
+
     Raises:
-      ConfigError: there is none.
-      UserCodeError: the module is there and fails when it is imported.
+      ConfigError: there is no such class.
+      UserCodeError: the module exists and fails when it is imported.
     """
     module, _, name = str(path).rpartition(":")
-    found = MOVED.get(str(path))
-    if found:
-        module, _, name = found.partition(":")
+    moved = MOVED.get(str(path))
+    if moved:
+        module, _, name = moved.partition(":")
     try:
         return getattr(_file(module) if module.endswith(".py") else _module(module), name)
     except (ModuleNotFoundError, FileNotFoundError, AttributeError, ValueError):
@@ -49,27 +54,29 @@ def find_class(path: Any, key: str) -> Any:
 
 
 def _module(name: str) -> Any:
+    """Import a module; one that does not exist and one that fails raise different errors."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-            raise  # this very module; else one that it imports
+            raise  # this module does not exist; otherwise it imports one that does not
         raise UserCodeError(name) from error
     except (ValueError, TypeError):
-        raise ValueError(name) from None  # no name of a module
+        raise ValueError(name) from None  # the text is no name of a module
     except Exception as error:
         raise UserCodeError(name) from error
 
 
 def _file(path: str) -> Any:
-    """Import a file as a module, once; its classes can be pickled."""
+    """Import a file as a module, once; `sys.modules` holds it, so its classes can be pickled."""
     path = os.path.abspath(os.path.expanduser(path))
     if path not in _FILES:
         if not os.path.isfile(path):
             raise FileNotFoundError(path)
         name = f"mimjax_user_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
         spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:
@@ -82,7 +89,7 @@ def _file(path: str) -> Any:
 
 
 def class_path(cls: type) -> str:
-    """Return the name that `find_class` reads; a user's file by its absolute path."""
+    """Return the name by which `find_class` finds a class; a user's file has its absolute path."""
     file = file_of(cls)
     return f"{file or cls.__module__}:{cls.__qualname__}"
 
@@ -102,17 +109,17 @@ def digest_of(cls: type) -> str | None:
 
 
 def pluggable(thing: Any) -> bool:
-    """Whether a section of `thing`, a class or an instance, names its class."""
+    """Return whether a section of `thing`, a class or an instance, names its class."""
     return getattr(thing, "PLUGGABLE", False)
 
 
 def plain(name: str) -> str:
-    """Return a short name as names are compared: cases and underscores do not count."""
+    """Return a short name for comparison: without case, underscores and hyphens."""
     return name.lower().replace("_", "").replace("-", "")
 
 
 def shipped(base: type) -> dict[str, type]:
-    """Return the shipped classes that may fill a field of this base, by class name."""
+    """Return the shipped classes that may fill a field of class `base`, by class name."""
     out = {}
     for home in getattr(base, "HOME", (base.__module__,)):
         for name, cls in vars(importlib.import_module(home)).items():
@@ -127,11 +134,12 @@ def find_plug(base: type, name: Any, key: str) -> type:
     """Return the class that may fill a field of class `base`.
 
     Args:
-      name: a shipped class's, "module:Class" or "file.py:Class".
+      name: name of a shipped class, "module:Class" or "file.py:Class".
       key: names the setting in errors.
 
     Raises:
-      ConfigError: there is none of this name, it is no `base`, or it has a field without default.
+      ConfigError: there is no class of this name, it is no `base`, it is named like another shipped
+        class, or it has a field without default.
       UserCodeError: the user's module fails when it is imported.
     """
     known = shipped(base)

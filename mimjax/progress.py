@@ -1,6 +1,7 @@
-"""Progress bars of programs, on stderr and only where that is a terminal.
+"""Progress bars of programs, on stderr, and lines that are printed above them.
 
-Training has lines of its own too (`train/metrics.py`); pipes, logs and tests see no bar.
+A bar is drawn where stderr is a terminal; pipes, logs and tests see none. The numbers of a run are
+no part of a bar: training logs them as lines (`train.metrics`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ T = TypeVar("T")
 def track(
     items: Iterable[T], what: str, total: int | None = None, unit: str = "img", quiet: bool = False
 ) -> Iterator[T]:
-    """`items`, while a bar called `what` counts them; a signal ends the loop.
+    """Yield the items while a bar counts them; a signal ends the loop.
 
     Args:
-      total: how many there are; None = asked of `items`, unknown where they cannot say.
+      what: name of the bar.
+      total: number of items; None = `len(items)`, unknown where they have no length.
       unit: what is counted.
-      quiet: no bar on a terminal either.
+      quiet: draw no bar on a terminal either.
 
     Raises:
       Stopped: the program was asked to end.
@@ -37,7 +39,13 @@ def track(
 
 
 def steps(first: int, total: int, quiet: bool = False) -> tqdm:
-    """The bar of a run, to be updated at every step."""
+    """Return the bar of a run, to be updated at every step.
+
+    Args:
+      first: updates made before.
+      total: updates of the whole run.
+      quiet: draw no bar on a terminal either.
+    """
     off = True if quiet else None
     return tqdm(
         desc="train",
@@ -51,6 +59,6 @@ def steps(first: int, total: int, quiet: bool = False) -> tqdm:
 
 
 def say(text: str) -> None:
-    """Prints a line above the bars, where there are some."""
+    """Print a line on stdout, above the bars where there are some."""
     with tqdm.external_write_mode(file=sys.stdout):
         print(text, flush=True)

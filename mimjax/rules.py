@@ -1,8 +1,9 @@
 """Ordered rules over parameter paths: weight decay, learning-rate scale, sharding.
 
-A rule is (regex, value); the regex must match a whole path ("encoder/block_00/attn/qkv/kernel");
-the first match wins. A parameter that no rule matches and a rule that matches nothing are errors,
-so that a misspelt rule cannot pass silently.
+A rule is (regex, value); the regex must match a whole path ("encoder/block_00/attn/qkv/kernel"),
+and the first match wins. A parameter that no rule matches is an error, and so is a rule that
+matches no parameter: a misspelled rule cannot pass silently. What values mean is decided where the
+rules are read (`train.optimizers`, `sharding`).
 """
 
 from __future__ import annotations
@@ -17,22 +18,25 @@ from mimjax.errors import ConfigError
 
 PyTree = Any
 Rules = Sequence[tuple[str, Any]]
-# Parameters of one dimension: biases, scales of norms, layer scales. No official code decays them.
+# paths of biases, scales of norms and layer scales; no official code decays them
 VECTORS = r".*/(bias|scale|[qv]_bias|gamma_.+)"
 
 
 def path_name(path) -> str:
-    """A jax key path as "a/b/c"."""
+    """Return a jax key path as "a/b/c"."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 def paths(tree: PyTree) -> list[str]:
-    """The path of every leaf, in jax's leaf order."""
+    """Return the path of every leaf, in jax's leaf order."""
     return [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def match(rules: Rules, tree: PyTree, key: str = "rules") -> PyTree:
-    """A tree like `tree` that holds each leaf's value.
+    """Return a tree like `tree` that holds, for each leaf, the value of the rule that matches it.
+
+    Args:
+      key: names the rules in errors.
 
     Raises:
       ConfigError: no rule matches a leaf, a rule (other than ".*") matches none or is no regex.
@@ -64,17 +68,22 @@ def match(rules: Rules, tree: PyTree, key: str = "rules") -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(tree), values)
 
 
-def extend(params: PyTree, values: PyTree, state: PyTree, default: Any) -> PyTree:
-    """A per-parameter table carried over to EMA and optimizer slots.
+def inherit(params: PyTree, values: PyTree, state: PyTree, default: Any) -> PyTree:
+    """Return a tree like `state` with the values that its leaves inherit from their parameters.
 
-    A leaf of `state` takes the value of the parameter whose path is the longest suffix of its own
-    (".../mu/encoder/norm/scale" takes that of "encoder/norm/scale"), else `default`.
+    A leaf, as of the EMA or of an optimizer slot, takes the value of the parameter whose path is
+    the longest suffix of its own (".../mu/encoder/norm/scale" that of "encoder/norm/scale").
+
+    Args:
+      params: the parameters.
+      values: a tree like `params` with a value per parameter.
+      default: value of leaves that belong to no parameter.
     """
     table = dict(zip(paths(params), jax.tree.leaves(values), strict=True))
 
     def find(name: str):
         parts = name.split("/")
-        suffixes = ("/".join(parts[i:]) for i in range(len(parts)))
+        suffixes = ("/".join(parts[i:]) for i in range(len(parts)))  # the longest comes first
         return next((table[s] for s in suffixes if s in table), default)
 
     return jax.tree.unflatten(jax.tree.structure(state), [find(n) for n in paths(state)])

@@ -1,12 +1,10 @@
-"""A dataclass is the schema of its config section.
+"""Config sections from dataclasses and back; a dataclass is the schema of its section.
 
-`section` writes a dataclass's settings out as a ConfigDict, so that each can be overridden by
-name; `build` reads such a section back, naming the key of anything that does not fit what the
-field's annotation allows (`mimjax.values`). A field whose class is PLUGGABLE (a method's target, an
-optimizer's rule) may hold any subclass, and a network may be replaced by one of another class
-(MR-MAE's encoder); such a section names its class in `type`. `mimjax.plugs` finds classes.
-
-Last, a config becomes a task (`make_task`).
+`section` writes the settings of a dataclass as a ConfigDict, so that each can be overridden by
+name. `build` reads a section back and names the key of each value that the field's annotation does
+not allow (`values`). A field whose class is PLUGGABLE may hold any subclass, and a network may be
+replaced by one of another class; such a section names its class in `type` (`plugs`). `make_task`
+turns a whole config into a task; flags and files play no part here.
 """
 
 from __future__ import annotations
@@ -26,16 +24,16 @@ from mimjax.errors import ConfigError
 from mimjax.plugs import class_path, digest_of, find_class, find_plug, pluggable
 from mimjax.task import Clock, Task
 
-# A ConfigDict; its attributes are typed as a union of everything, which helps no checker.
+# A ConfigDict. Its attributes are typed as a union of all types, which helps no checker.
 Config = Any
 
 
 def defaults(thing: Any) -> dict[str, Any]:
-    """The settings of a dataclass or linen module and their default values.
+    """Return the settings of a dataclass or linen module and their default values.
 
     Args:
-      thing: a class (its declared defaults: a task derives some fields when it is made) or an
-        instance (its values).
+      thing: a class, for its declared defaults (a task derives some fields when it is made), or an
+        instance, for its values.
     """
     if not isinstance(thing, type):
         return {name: getattr(thing, name) for name in values.fields(type(thing))}
@@ -45,10 +43,12 @@ def defaults(thing: Any) -> dict[str, Any]:
 
 
 def section(thing: Any, **overrides: Any) -> Config:
-    """A config section that holds every setting of `thing`, nested, with some replaced.
+    """Return a config section with every setting of `thing`, nested, with some replaced.
 
-    An override of a nested section is a dict of settings, an instance to be written out, or None
-    where the section may be left out.
+    Args:
+      thing: a dataclass or linen module, or an instance of one.
+      overrides: new values by name; for a nested section a dict of settings, an instance to be
+        written out, or None where the section may be left out.
 
     Raises:
       ConfigError: an override that is no setting.
@@ -61,32 +61,35 @@ def section(thing: Any, **overrides: Any) -> Config:
     if pluggable(thing):
         out.update(naming(cls))
     for name, value in known.items():
-        given = overrides.get(name, {})
-        if dataclasses.is_dataclass(given):
-            inner = section(given)
-            if type(given) is not type(value):
-                inner.update(naming(type(given)))
+        override = overrides.get(name, {})
+        if dataclasses.is_dataclass(override):
+            inner = section(override)
+            if type(override) is not type(value):
+                inner.update(naming(type(override)))
             out[name] = inner
         elif given is None:
             out[name] = leaf(values.fields(cls)[name], None)
         elif dataclasses.is_dataclass(value):
-            out[name] = section(value, **given)
+            out[name] = section(value, **override)
         else:
             out[name] = leaf(values.fields(cls)[name], overrides.get(name, value))
     return out
 
 
 def naming(cls: type) -> dict[str, str]:
-    """What a section says of its class: where it stands, and for a user's file the file's digest."""
+    """Return a section's entries about its class: `type`, and `digest` for a user's file."""
     digest = digest_of(cls)
     return {"type": class_path(cls)} | ({"digest": digest} if digest else {})
 
 
 class Setting(FieldReference):
-    """A value in a ConfigDict that may be None, or a plain number for a pair.
+    """A value in a ConfigDict that may be None, or for which one number may stand for a pair.
 
-    A ConfigDict takes the type of a setting from its value and would know nothing of one that is
-    None: the command line could not give it another. Here the annotation tells.
+    A ConfigDict takes the type of a setting from its value, so the command line could not replace
+    None by a value. Here the type comes from the annotation.
+
+    Attributes:
+      hint: the annotation of the setting.
     """
 
     def __init__(self, hint: Any, value: Any):
@@ -95,6 +98,7 @@ class Setting(FieldReference):
         self.set(value)
 
     def set(self, value: Any, type_safe: bool = True) -> None:
+        """Set the value; a plain number for a pair becomes the pair."""
         super().set(values.square(self.hint, value), type_safe)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -102,7 +106,7 @@ class Setting(FieldReference):
 
 
 def leaf(hint: Any, value: Any) -> Any:
-    """What a section holds for a setting that is no section itself."""
+    """Return what a section holds for a setting that is no section itself."""
     if isinstance(value, dict):
         return ConfigDict(value)
     optional = values.parts(hint)[2]
@@ -135,10 +139,16 @@ def build_extra(thing: Any, value: Any, key: str, known: list[str]) -> Any:
 
 
 def build(thing: Any, settings: Config, where: str) -> Any:
-    """An instance of `thing` (a class, or an instance to start from) with a section's settings.
+    """Return an instance with the settings of a section.
+
+    Args:
+      thing: its class, or an instance whose other settings are kept.
+      settings: the section.
+      where: dotted name of the section, for errors; "" = the top of the config.
 
     Raises:
-      ConfigError: an unknown key, or a value that the field's annotation does not allow.
+      ConfigError: an unknown key, a class that cannot be found, or a value that the field's
+        annotation does not allow.
     """
     if not is_section(settings):
         raise ConfigError(f"{where}: {settings!r}; allowed: a section of settings")
@@ -171,7 +181,11 @@ def build(thing: Any, settings: Config, where: str) -> Any:
 
 
 def compute_dtype(name: str) -> Any:
-    """The type that "auto" (bfloat16 on accelerators, float32 on CPU) or a name means."""
+    """Return the compute type of a name; "auto" is bfloat16 on accelerators, float32 on CPU.
+
+    Raises:
+      ConfigError: another name than auto, float32 and bfloat16.
+    """
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if name not in ("float32", "bfloat16"):
@@ -180,13 +194,17 @@ def compute_dtype(name: str) -> Any:
 
 
 def make_task(c: Config, clock: Clock) -> Task:
-    """The configured task; every network computes in the run's dtype."""
+    """Return the task of a config; every network in it computes in the run's dtype.
+
+    Raises:
+      ConfigError: the task is not found, or a setting of the method is wrong.
+    """
     task = build(find_class(c.task, "task"), c.method, "method")
     return dataclasses.replace(with_dtype(task, compute_dtype(c.dtype)), clock=clock)
 
 
 def with_dtype(thing: Any, dtype: Any) -> Any:
-    """`thing` with `dtype` for every network that it, or a dataclass in it, holds."""
+    """Return a dataclass with `dtype` set in every network in it, nested dataclasses included."""
     new = {}
     for field in dataclasses.fields(thing):
         value = getattr(thing, field.name)

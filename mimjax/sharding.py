@@ -1,7 +1,8 @@
-"""Mesh and shardings: one code path for one CPU and for a pod.
+"""The mesh and the shardings of state and batch; the code is the same for one CPU and for a pod.
 
-Mesh axes are ("data", "fsdp"); the batch lies over both; parameters by rule. Shardings are computed
-on shapes, and the state is created under them, so that no device ever holds more than its share.
+The axes of the mesh are ("data", "fsdp"). The batch is split over both, parameters by rules (regex,
+"fsdp" | "replicate"). Shardings are computed on shapes, and the state is created under them, so
+that no device ever holds more than its share (`train.program`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ SMALL = 2**16  # elements; smaller tensors are replicated: sharding them costs m
 
 
 def make_mesh(data: int | None = None, fsdp: int = 1, devices=None) -> Mesh:
-    """A mesh over all devices; `data` = None takes what `fsdp` leaves.
+    """Return a mesh over all devices.
+
+    Args:
+      data, fsdp: sizes of the two axes; data = None is the number of devices / fsdp.
+      devices: None = all devices of the run.
 
     Raises:
       ConfigError: the product is not the number of devices.
@@ -43,7 +48,17 @@ def make_mesh(data: int | None = None, fsdp: int = 1, devices=None) -> Mesh:
 
 
 def spec(shape: tuple[int, ...], tactic: str, fsdp: int, small: int = SMALL) -> PartitionSpec:
-    """How one tensor is laid out: "replicate", or "fsdp" = its largest dimension that divides."""
+    """Return how one tensor is split over the mesh.
+
+    Args:
+      shape: of the tensor.
+      tactic: "replicate", or "fsdp" = split the largest dimension that is divisible by `fsdp`.
+      fsdp: devices on the axis "fsdp".
+      small: tensors with fewer elements are replicated.
+
+    Raises:
+      ConfigError: another tactic.
+    """
     if tactic not in ("replicate", "fsdp"):
         raise ConfigError(f"sharding: {tactic!r}; allowed: replicate, fsdp")
     if tactic == "replicate" or fsdp == 1 or math.prod(shape) < small:
@@ -58,11 +73,21 @@ def spec(shape: tuple[int, ...], tactic: str, fsdp: int, small: int = SMALL) -> 
 def state_shardings(
     mesh: Mesh, state: TrainState, sharding_rules: rules.Rules, small: int = SMALL
 ) -> TrainState:
-    """A sharding for every leaf of the state; EMA and optimizer slots follow their parameter."""
+    """Return a sharding for every leaf of the state; EMA and optimizer slots follow parameters.
+
+    Args:
+      state: the state or its abstract tree.
+      sharding_rules: (regex, tactic) over parameter paths, see `spec`.
+      small: tensors with fewer elements are replicated.
+
+    Raises:
+      ConfigError: a rule does not fit, see `rules.match` and `spec`.
+    """
     tactics = rules.match(sharding_rules, state.params, "sharding")
     fsdp = mesh.shape["fsdp"]
     specs = jax.tree.map(lambda x, t: spec(x.shape, t, fsdp, small), state.params, tactics)
-    everywhere = rules.extend(state.params, specs, state, PartitionSpec())
+    everywhere = rules.inherit(state.params, specs, state, PartitionSpec())
+    # A slot of fewer dimensions than its parameter (a scalar per parameter) is replicated.
     return jax.tree.map(
         lambda x, s: NamedSharding(mesh, s if len(s) <= x.ndim else PartitionSpec()),
         state,
@@ -71,18 +96,21 @@ def state_shardings(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that puts a whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that splits the first axis over all devices."""
     return NamedSharding(mesh, BATCH)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> slice:
-    """The rows of the global batch that this process makes.
+    """Return the rows of the global batch that this process makes.
 
     Raises:
-      ConfigError: the batch does not divide over the devices.
+      ConfigError: the batch does not divide over the devices, or those of a process do not follow
+        each other in the mesh.
     """
     if batch_size < 1 or batch_size % mesh.size:
         raise ConfigError(
@@ -97,6 +125,10 @@ def local_rows(mesh: Mesh, batch_size: int) -> slice:
 
 
 def to_global(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A global array per key, split over the batch axis, from the rows of each process."""
+    """Return the global batch, split over all devices, from the rows of each process.
+
+    Args:
+      batch: the rows of this process (`local_rows`), by name.
+    """
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

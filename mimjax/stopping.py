@@ -1,12 +1,11 @@
-"""How a program ends when it is asked to: by Ctrl-C, SIGTERM, or SIGUSR1 (SLURM's warning).
+"""Ending a program on request: by Ctrl-C, SIGTERM, or SIGUSR1 (SLURM's warning).
 
-A signal sets a flag and interrupts nothing: an exception that rises out of a compilation, an import
-or a save leaves tracebacks, half a checkpoint or a crash. Code that can stop asks for the flag,
-with `check` in any loop and with `sync` between the steps of a run. What does not ask in time is
-ended by a thread, which also hears signals while the main thread is in compiled code. A second
-Ctrl-C ends the program at once.
-
-Signals belong to the whole process, so there is one `Signals` object, `SIGNALS`.
+A signal sets a flag and interrupts nothing, because an exception out of a compilation, an import or
+a save would leave tracebacks, half a checkpoint or a crash. Code that can stop reads the flag: with
+`check` in any loop, with `due` and `sync` between the steps of a run. A thread ends programs that
+do not read it in time; it receives signals even while the main thread is in compiled code. A second
+Ctrl-C ends the program at once. Signals belong to the whole process, so there is one `Signals`
+object, `SIGNALS`; exit codes stand in `errors`.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from mimjax.errors import Exit
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
 # seconds
-AT_ONCE = 1.0  # to the next `check`, where nothing is to be saved
-UNWIND = 15.0  # to close files after that
-PATIENCE = 60.0  # to the end of a step, where a checkpoint is to be made; twice the longest if more
+AT_ONCE = 1.0  # until the next `check`, where there is nothing to save
+UNWIND = 15.0  # for closing files after that
+PATIENCE = 60.0  # until a step ends and a checkpoint is made, or twice the longest step if more
 HUNG = 3.0  # the same where no step has ended for a long time already
 
 
 class Stopped(KeyboardInterrupt):
-    """The program was asked to end, and has reached a place where it can.
+    """Raised where a program that was asked to end has reached a point where it can.
 
     Attributes:
       code: the exit code.
@@ -45,14 +44,16 @@ class Stopped(KeyboardInterrupt):
 
 
 class Signals:
-    """What was asked of this process, and what it is doing meanwhile.
+    """The signals that this process received, and whether it can end now.
 
     Attributes:
-      asked: the first signal, None = none yet.
+      asked: the first signal; None = none yet.
       saved: whether the workdir has a checkpoint, so that the same command continues.
-      agree: set where a run has several processes: says at each `due` whether all stop there.
-      tell: gets the line that ends the program, for `train.log`.
-      last, longest: when `due` was called last, and the longest time between two calls.
+      agree: function that decides at each `due` whether all processes of a run stop there; None =
+        the run has one process.
+      tell: function that writes the line which ends the program to `train.log`.
+      last, longest: time of the last call of `due`, and the longest time between two calls, in
+        seconds.
     """
 
     def __init__(self):
@@ -65,13 +66,13 @@ class Signals:
         self._deferred = self._saving = self._whole = 0
         self._installed = self._program = self._leaving = False
         self._cleanups: list[Callable[[], None]] = []
-        self._ending, self._lock = threading.RLock(), threading.RLock()
+        self._end_lock, self._lock = threading.RLock(), threading.RLock()
 
-    # ---------------------------------------------------------------- hearing
+    # ---------------------------------------------------------------- receiving signals
     def install(self) -> None:
-        """Handles signals until the program ends; a second call does so anew.
+        """Handle signals until the program ends; a second call installs the handlers anew.
 
-        A signal that is ignored stays so, as a shell's background jobs ignore Ctrl-C.
+        A signal that the process ignores stays ignored, as a shell's background jobs ignore Ctrl-C.
         """
         for signum in NAMES:
             if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -82,14 +83,14 @@ class Signals:
             # the byte is written even while the main thread is in compiled code
             signal.set_wakeup_fd(write, warn_on_full_buffer=False)
             threading.Thread(target=self._watch, args=(read,), daemon=True, name="signals").start()
-            # That thread hears it; helpers of libraries, which inherit this, would die of it: SLURM
-            # sends it to all processes of a job.
+            # The thread receives SIGUSR1. Blocking it here keeps child processes of libraries
+            # alive, which inherit the mask: SLURM sends the signal to all processes of a job.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         self._installed = self._program = True
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        """Handles signals in the body where no program does: in a notebook that trains."""
+        """Handle signals in the body, where no program handles them: in a notebook that trains."""
         if self._installed or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -106,7 +107,11 @@ class Signals:
             self.asked, self._interrupts = None, 0
 
     def hear(self, number: int) -> None:
-        """Notes a signal; a second Ctrl-C ends the program, or raises where there is none."""
+        """Note a signal; a second Ctrl-C ends the program.
+
+        Raises:
+          KeyboardInterrupt: at a second Ctrl-C outside of a program, in a notebook.
+        """
         if number not in NAMES:
             return
         with self._lock:
@@ -120,12 +125,13 @@ class Signals:
             self.end_now(f"stopped at once by a second Ctrl-C{kept}", Exit.INTERRUPTED)
 
     def hear_of(self, number: int) -> None:
-        """Notes a signal that another process of the run has got."""
+        """Note a signal that another process of the run received."""
         with self._lock:
             if self.asked is None:
                 self.asked, self._since = signal.Signals(number), time.monotonic()
 
     def _watch(self, pipe: int) -> None:
+        """Read signals from the pipe, and end the program when its time is up; a thread's body."""
         while True:
             wait = self._time_left()
             if wait is not None and wait <= 0:
@@ -135,7 +141,7 @@ class Signals:
                 self.hear(number)
 
     def _time_left(self) -> float | None:
-        """Seconds until a program that was asked to end is ended; None = no limit."""
+        """Return the seconds until a program that was asked to end is ended; None = no limit."""
         if self.asked is None or self._saving:
             return None
         now = time.monotonic()
@@ -148,6 +154,7 @@ class Signals:
         return max(self._since, self.last) + max(PATIENCE, 2 * self.longest) - now
 
     def _too_late(self) -> tuple[str, Exit]:
+        """Return the last line and exit code of a program whose time is up."""
         if self._leaving or not self._deferred:
             return self.words(), self.code()
         name, now = NAMES[self.asked or signal.SIGTERM], time.monotonic()
@@ -157,9 +164,11 @@ class Signals:
             Exit.NO_ANSWER,
         )
 
-    # ---------------------------------------------------------------- asking
+    # ---------------------------------------------------------------- reading the flag
     def check(self) -> None:
-        """To be called in any loop, by any thread; does nothing in the body of `deferred`.
+        """Raise `Stopped` where the program was asked to end; to be called in any loop.
+
+        Any thread may call it. In the body of `deferred` it does nothing.
 
         Raises:
           Stopped: the program was asked to end.
@@ -169,7 +178,7 @@ class Signals:
             raise Stopped(self.words(), self.code())
 
     def due(self) -> bool:
-        """Whether the run is to stop here; all its processes call it in the same order."""
+        """Return whether the run is to stop here; all its processes call it in the same order."""
         now = time.monotonic()
         if self.last:
             self.longest = max(self.longest, now - self.last)
@@ -179,7 +188,7 @@ class Signals:
         return self.asked is not None
 
     def sync(self) -> None:
-        """To be called between the batches of an evaluation, as `due` between steps.
+        """Raise `Stopped` where `due` says so; to be called between batches of an evaluation.
 
         Raises:
           Stopped: the run is to stop here.
@@ -189,18 +198,19 @@ class Signals:
             raise Stopped(self.words(), self.code())
 
     def _leave_soon(self) -> None:
+        """Start the time that the program has for closing its files."""
         if not self._deferred and not self._leaving:
             self._leaving, self._since = True, time.monotonic()
 
     def words(self) -> str:
-        """The line of a program that has nothing (more) to save."""
+        """Return the last line of a program that has nothing (more) to save."""
         name = NAMES[self.asked or signal.SIGTERM]
         if self.saved:
             return f"stopped by {name}: the same command continues from the newest checkpoint"
         return f"stopped by {name}: there was nothing to save"
 
     def code(self) -> Exit:
-        """The exit code of the signal that was heard."""
+        """Return the exit code of the signal that was received."""
         if self.asked == signal.SIGINT:
             return Exit.INTERRUPTED
         return Exit.STOPPED if self.saved else Exit.ENDED
@@ -208,7 +218,7 @@ class Signals:
     # ---------------------------------------------------------------- sections
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """In the body there is something to save: signals wait for `due` and `sync`."""
+        """Let signals wait for `due` and `sync` in the body, which has something to save."""
         if not self._deferred:
             self.last, self.longest = time.monotonic(), 0.0
         self._deferred += 1
@@ -219,7 +229,7 @@ class Signals:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """The body may take as long as a disk needs."""
+        """Set no time limit for the body, which writes to a disk."""
         self._saving += 1
         try:
             yield
@@ -229,7 +239,7 @@ class Signals:
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """The body, a file that is put in its place, is not cut in the middle."""
+        """Let no signal end the program in the body, which puts a file in its place."""
         with self._lock:
             self._whole += 1
         try:
@@ -240,7 +250,7 @@ class Signals:
 
     @contextlib.contextmanager
     def undoing(self, cleanup: Callable[[], None]) -> Iterator[None]:
-        """If the program is ended in the body, `cleanup` is called: half a file is deleted."""
+        """Call `cleanup` if the program is ended in the body, to delete half a file."""
         self._cleanups.append(cleanup)
         try:
             yield
@@ -248,33 +258,37 @@ class Signals:
             self.forget(cleanup)
 
     def at_end(self, cleanup: Callable[[], None]) -> None:
-        """As `undoing`, until `forget`."""
+        """Call `cleanup` if the program is ended before `forget(cleanup)`."""
         self._cleanups.append(cleanup)
 
     def forget(self, cleanup: Callable[[], None]) -> None:
-        """Takes back `at_end`."""
+        """Undo `at_end`."""
         with contextlib.suppress(ValueError):
             self._cleanups.remove(cleanup)
 
     def idle(self) -> float:
-        """Seconds since the last step of a run; 0 where none is to be expected."""
+        """Return the seconds since the last step of a run; 0 where no step is expected."""
         return time.monotonic() - self.last if self._deferred and not self._saving else 0.0
 
     @property
     def running(self) -> bool:
-        """Whether this is the body of `deferred`."""
+        """Whether the program is in the body of `deferred`."""
         return self._deferred > 0
 
-    # ---------------------------------------------------------------- ending
+    # ---------------------------------------------------------------- the end of the program
     def claim(self) -> None:
-        """The thread that calls ends the program; another one that wants to waits for that."""
-        if not self._ending.acquire(blocking=False):
+        """Make the calling thread the one that ends the program; any later one sleeps here."""
+        if not self._end_lock.acquire(blocking=False):
             time.sleep(3600)
 
     def end_now(self, line: str, code: int) -> NoReturn:
-        """Ends the program from any thread, without the interpreter's own end.
+        """End the program from any thread, without the shutdown of the interpreter.
 
-        Threads of the compiler may be running, and would crash in what that takes apart.
+        Threads of the compiler may be running, and would crash while the interpreter shuts down.
+
+        Args:
+          line: the last line, on the screen and in train.log.
+          code: the exit code.
         """
         self.claim()
         deadline = time.monotonic() + HUNG
@@ -288,18 +302,19 @@ class Signals:
         leave(code)
 
     def last_words(self, line: str, screen: bool = True) -> None:
-        """The line on the screen and in train.log."""
+        """Write the last line to train.log and, if `screen`, to stderr."""
         if screen:
             print(line, file=sys.stderr, flush=True)
-        with contextlib.suppress(Exception):  # a full disk, a folder that is gone
+        with contextlib.suppress(Exception):  # the disk may be full, or the folder gone
             self.tell(line)
 
 
 @contextlib.contextmanager
 def spared() -> Iterator[None]:
-    """Processes that the body starts do not hear Ctrl-C and SIGTERM while they are starting.
+    """Block Ctrl-C, SIGTERM and SIGUSR1 in processes that the body starts, while they are starting.
 
-    Both reach a terminal's or job's whole group. This process hears them in another thread.
+    These signals reach the whole group of a terminal or job. This process receives them in another
+    thread.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, set(NAMES))
     try:
@@ -309,7 +324,7 @@ def spared() -> Iterator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process; nothing but what was printed is brought to its end."""
+    """End the process at once; only the output buffers are flushed."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
@@ -317,7 +332,7 @@ def leave(code: int) -> NoReturn:
 
 
 def program_of_mimjax(words: list[Any]) -> bool:
-    """Whether a command line is `python -m mimjax.NAME`."""
+    """Return whether a command line is `python -m mimjax.NAME`."""
     follows = words[words.index("-m") + 1 :][:1] if "-m" in words else []
     return bool(follows) and str(follows[0]).split(".")[0] == "mimjax"
 

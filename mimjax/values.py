@@ -1,13 +1,11 @@
-"""What a setting may be: its annotation says so, and `fit` holds a value against it.
+"""The values that a setting may have: its annotation declares them, and `fit` checks a value.
 
     pos_embed: Literal["learned", "none"]     one of these
     drop_path: Rate                           Annotated[float, Range(0, 1, high_open=True)]
-    heads: Count | None = None                None = not given
+    heads: Count | None = None                None = not set
     size: Size | None = None                  (height, width); a plain number is a square
-    path: Annotated[str, Text("a folder")]    any text; what it means is said
 
-`schema` reads the annotations of every section of a config; `check` those of an object made in
-Python. Rules between several settings stand in the classes and in `checks`.
+Rules between several settings stand in the classes and in `errors`; `schema` fits whole sections.
 """
 
 from __future__ import annotations
@@ -33,9 +31,9 @@ class Range:
     """Finite numbers between two bounds.
 
     Attributes:
-      low, high: the bounds; infinite = none.
-      low_open, high_open: whether the bound itself is outside.
-      note: what a user should know about the numbers.
+      low, high: the bounds; an infinite one is no bound.
+      low_open, high_open: whether the bound itself is excluded.
+      note: hint that errors add, as about the unit.
     """
 
     low: float = 0
@@ -47,7 +45,7 @@ class Range:
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
-        return above and below and abs(value) <= sys.float_info.max  # which NaN is not, either
+        return above and below and abs(value) <= sys.float_info.max  # excludes NaN and infinity
 
     def __str__(self) -> str:
         bounded = self.low > -math.inf, self.high < math.inf
@@ -69,31 +67,39 @@ ANY = Range(-math.inf)
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A string that is no choice among a few; `meaning` says what it stands for."""
+    """Mark of a string with any content.
+
+    Attributes:
+      meaning: what the string stands for, for errors.
+    """
 
     meaning: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """The least number of a tuple's elements."""
+    """Mark of a tuple.
 
-    least: int
+    Attributes:
+      minimum: smallest number of elements.
+    """
+
+    minimum: int
 
 
 class Square:
-    """Marks a pair for which a plain number n may be given; it means (n, n)."""
+    """Mark of a pair for which a plain number n may stand; it means (n, n)."""
 
 
 Count = Annotated[int, Range(1)]
 Whole = Annotated[int, Range(0)]
-Index = Annotated[int, ANY]  # of a block, from the end if negative: checks.block_index
+Index = Annotated[int, ANY]  # of a block, negative from the end; see errors.block_index
 Number = Annotated[float, ANY]
 NonNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, low_open=True)]
 Share = Annotated[float, Range(0, 1)]
 Rate = Annotated[float, Range(0, 1, high_open=True)]  # of dropping, or of an average's decay
-Some = Annotated[float, Range(0, 1, low_open=True)]  # a share that is not nothing
+Some = Annotated[float, Range(0, 1, low_open=True)]  # a share above 0
 Size = Annotated[tuple[Count, Count], Square()]  # (height, width)
 _PIXELS = "pixel values are scaled to 0 to 1: divide by 255"
 Mean = tuple[Annotated[float, Range(0, 1, note=_PIXELS)], ...]
@@ -104,9 +110,9 @@ Rule = tuple[Annotated[str, Text("a regular expression")], NonNegative]
 # ------------------------------------------------------------------ annotations
 @functools.cache
 def fields(cls: type) -> dict[str, Any]:
-    """The settings of a dataclass or linen module, and the annotation of each.
+    """Return the settings of a dataclass or linen module, and the annotation of each.
 
-    Fields that a method derives (`DERIVED`) are no settings.
+    Fields that a method derives (`DERIVED`), or that flax or the run sets, are no settings.
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     hidden = CLOCK | set(getattr(cls, "DERIVED", ()))
@@ -116,7 +122,7 @@ def fields(cls: type) -> dict[str, Any]:
 
 
 def parts(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:
-    """An annotation without Optional and Annotated, the marks in it, and whether it takes None."""
+    """Return an annotation without Optional and Annotated, its marks, and whether it takes None."""
     optional = False
     if typing.get_origin(hint) in (Union, types.UnionType):
         rest = [h for h in typing.get_args(hint) if h is not type(None)]
@@ -128,7 +134,7 @@ def parts(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:
 
 
 def kind(hint: Any) -> type:
-    """The Python type of an annotation's values: int, float, bool, str, tuple; else object."""
+    """Return the type of an annotation's values: int, float, bool, str or tuple; else object."""
     inner = parts(hint)[0]
     if typing.get_origin(inner) is Literal:
         return type(typing.get_args(inner)[0])
@@ -137,12 +143,12 @@ def kind(hint: Any) -> type:
 
 
 def mark(hint: Any, cls: type) -> Any:
-    """The annotation's mark of this class, or None."""
+    """Return the annotation's mark of class `cls`; None where it has none."""
     return next((m for m in parts(hint)[1] if isinstance(m, cls)), None)
 
 
 def allowed(hint: Any) -> str:
-    """What an annotation allows, in words."""
+    """Return what an annotation allows, in words for an error."""
     inner, marks, optional = parts(hint)
     if typing.get_origin(inner) is Literal:
         text = ", ".join(map(str, typing.get_args(inner)))
@@ -165,7 +171,7 @@ def allowed(hint: Any) -> str:
 
 # ------------------------------------------------------------------ values
 def square(hint: Any, value: Any) -> Any:
-    """The value, or the pair that a plain number means; lists become tuples."""
+    """Return the value, or the pair that a plain number (or a list of one) stands for."""
     if mark(hint, Square):
         if isinstance(value, int) and not isinstance(value, bool):
             return value, value
@@ -175,17 +181,17 @@ def square(hint: Any, value: Any) -> Any:
 
 
 def fit(hint: Any, value: Any, key: str) -> Any:
-    """The value as the annotation has it: tuples for lists, floats for integers.
+    """Return the value in the type of the annotation: tuples for lists, floats for integers.
 
     Args:
-      hint: an annotation; what it does not say is not checked.
+      hint: an annotation; a type in it that is no class is not checked.
       key: names the setting in errors.
 
     Raises:
-      ConfigError: it is not allowed.
+      ConfigError: the annotation does not allow the value.
     """
     inner, marks, optional = parts(hint)
-    # the command line gives words to settings that are text
+    # on the command line, None for a setting that is text comes as the word
     if optional and (value is None or (kind(hint) is str and value == "None")):
         return None
     value = square(hint, value)
@@ -207,12 +213,13 @@ def fit(hint: Any, value: Any, key: str) -> Any:
 
 
 def _fit_tuple(hint: Any, value: Any, key: str) -> Any:
+    """Return a list or tuple as the tuple that the annotation describes; see `fit`."""
     inner, marks, _ = parts(hint)
     if not isinstance(value, list | tuple):
         raise wrong(key, value, hint)
     args = typing.get_args(inner) or (Any, Ellipsis)
     each = (args[0],) * len(value) if Ellipsis in args else args
-    short = any(isinstance(m, Length) and len(value) < m.least for m in marks)
+    short = any(isinstance(m, Length) and len(value) < m.minimum for m in marks)
     if len(each) != len(value) or short:
         raise wrong(key, value, hint)
     out = []
@@ -221,25 +228,29 @@ def _fit_tuple(hint: Any, value: Any, key: str) -> Any:
             out.append(fit(h, x, key))
         except ConfigError as error:
             if typing.get_origin(parts(h)[0]) is tuple:
-                raise  # it names the part of the part
+                raise  # the error names the innermost element already
             text = str(error).replace(f"{key}: {x!r};", f"{key}: {x!r} in {value!r};", 1)
             raise ConfigError(text) from None
     return tuple(out)
 
 
 def wrong(key: str, value: Any, hint: Any, kind: str | None = None) -> ConfigError:
-    """The error of a value that the annotation does not allow."""
+    """Return the error about a value that the annotation does not allow.
+
+    Args:
+      kind: words before those of the annotation; None = none.
+    """
     return ConfigError(f"{key}: {value!r}; allowed: {kind or ''}{allowed(hint)}")
 
 
 def check(thing: Any, where: str) -> None:
-    """Every setting of a dataclass or module, and of those in it, is what its annotation allows.
+    """Check every setting of a dataclass or module, and of those in it, against its annotation.
 
     Args:
       where: names the object in errors.
 
     Raises:
-      ConfigError: one is not.
+      ConfigError: an annotation does not allow a value.
     """
     for name, hint in fields(type(thing)).items():
         value, key = getattr(thing, name), f"{where}.{name}" if where else name

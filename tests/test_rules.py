@@ -27,7 +27,7 @@ def test_a_rule_that_matches_nothing_is_an_error():
 def test_optimizer_slots_inherit_by_the_longest_suffix():
     state = {"mu": TREE, "count": jnp.zeros(())}
     values = rules.match(((".*/scale", "a"), (".*", "b")), TREE)
-    out = rules.extend(TREE, values, state, "none")
+    out = rules.inherit(TREE, values, state, "none")
     assert out == {
         "mu": {"encoder": {"norm": {"scale": "a"}, "fc": {"kernel": "b"}}},
         "count": "none",

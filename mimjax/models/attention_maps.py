@@ -1,14 +1,11 @@
-"""Attention probabilities of a trained or frozen transformer.
+"""Attention probabilities, read out of a pretrained or frozen transformer; training makes none.
 
-Training never forms them as an output (`layers.attend` divides by the sum last).
-
-`attention_maps` gives all tokens of chosen blocks, for pictures: computed a second time, in
-float32, from what each block's first norm hands to its attention. `with_cls_attention` gives the
-CLS token's row of the last block beside the features, for teachers that choose patches: one row is
-computed from the qkv layer's output of the same pass, so the pass costs what it did.
-
-Both fit any network whose blocks are named block_XX and hold `norm1` and `attn/qkv` (`ViT`,
-`ConvViT`, `CLIPVision`); relative position biases are added where there are some.
+`attention_maps` gives all tokens of chosen blocks, for pictures: it computes them once more, in
+float32, from the output of each block's first norm. `with_cls_attention` gives the CLS token's row
+of the last block beside the features, for teachers that choose patches: it computes that one row
+from the qkv layer's output, so the pass costs no more than without it. Both fit any network whose
+blocks are named block_XX and hold `norm1` and `attn/qkv` (`ViT`, `ConvViT`, `CLIPVision`); relative
+position biases are added where the network has them.
 """
 
 from __future__ import annotations
@@ -22,13 +19,13 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from mimjax.models.layers import product
+from mimjax.models.attention import product
 
 PyTree = Any
 
 
 def num_blocks(params: PyTree) -> int:
-    """Blocks whose attention can be read; 0 for an encoder without any (a convolutional one)."""
+    """Return how many blocks have an attention that can be read; 0 for a convolutional encoder."""
     names = [name for name in params if name.startswith("block_")]
     return sum("qkv" in params[name].get("attn", {}) for name in names)
 
@@ -36,12 +33,12 @@ def num_blocks(params: PyTree) -> int:
 def attention_maps(
     encoder: Any, params: PyTree, images: Float[Array, "b y x c"], layers: Sequence[int]
 ) -> Float[Array, "l b h t t"]:
-    """Attention probabilities on full images, query first; each row sums to 1.
+    """Return attention probabilities on full images, query first; each row sums to 1.
 
     Args:
       encoder: a linen module with `heads`, called as encoder(images).
-      params: its parameters.
-      images: normalized.
+      params: the encoder's parameters.
+      images: normalized images.
       layers: block numbers; negative ones count from the end.
 
     Returns:
@@ -49,7 +46,7 @@ def attention_maps(
     """
     depth = num_blocks(params)
     captured = lambda module, _: (module.name or "").startswith(("norm1", "rel_pos"))
-    # TPUs and GPUs round the factors of float32 products unless told not to
+    # TPUs and GPUs round the factors of float32 products unless this is set.
     with jax.default_matmul_precision("highest"):
         _, state = encoder.clone(dtype=jnp.float32).apply(
             {"params": params}, images, capture_intermediates=captured, mutable="intermediates"
@@ -64,14 +61,20 @@ def attention_maps(
 
 
 def output(captured: PyTree) -> jax.Array:
-    """What a captured module returned at its one call."""
+    """Return what a captured module returned; each module is called once."""
     return captured["__call__"][0]
 
 
 def projections(
     attn: PyTree, x: Float[Array, "b t d"], heads: int
 ) -> tuple[Float[Array, "b h t k"], Float[Array, "b h t k"], Float[Array, "b h t k"]]:
-    """Queries, keys and values of the attention with parameters `attn` on its input."""
+    """Return the queries, keys and values that an attention's parameters `attn` make of its input.
+
+    Args:
+      attn: parameters "qkv" and, where the layer has them, "q_bias" and "v_bias".
+      x: input of the attention, [b t d].
+      heads: number of heads.
+    """
     fused = x @ attn["qkv"]["kernel"] + attn["qkv"].get("bias", 0.0)
     q, k, v = jnp.split(fused, 3, axis=-1)
     q, v = q + attn.get("q_bias", 0.0), v + attn.get("v_bias", 0.0)
@@ -82,7 +85,7 @@ def projections(
 def probabilities(
     q: Float[Array, "b h t k"], k: Float[Array, "b h t k"], bias: Float[Array, "a h t t"] | None
 ) -> Float[Array, "b h t t"]:
-    """softmax(q k^T / sqrt(width of a head) + bias) in float32."""
+    """Return softmax(q k^T / sqrt(k) + bias) in float32, k the width of a head."""
     logits = product("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k)
     return jax.nn.softmax(logits if bias is None else logits + bias, axis=-1)
 
@@ -90,12 +93,13 @@ def probabilities(
 def with_cls_attention(
     network: nn.Module, params: Any, images: Float[Array, "b h w c"], method: str | None = None
 ) -> tuple[Any, Float[Array, "b k n"]]:
-    """What the network returns, and `cls_attention` of its last block, [b heads n].
+    """Return the network's output and `cls_attention` of its last block, [b heads n].
 
     Args:
-      params: the network's, without "params" around them.
-      images: normalized.
-      method: of the network; None = `__call__`.
+      network: a linen module with `depth` and `heads` (or `num_heads`).
+      params: the network's parameters, without "params" around them.
+      images: normalized images.
+      method: name of the network's method that is called; None = `__call__`.
     """
     last = f"{network.depth - 1:02d}"
     block, biases = f"block_{last}", ("rel_pos", f"rel_pos_{last}")
@@ -109,7 +113,7 @@ def with_cls_attention(
     )
     seen = state["intermediates"]
     rel_bias = [seen[name]["__call__"][0] for name in biases if name in seen]
-    heads = getattr(network, "num_heads", None) or network.heads  # CLIP's loader derives them
+    heads = getattr(network, "num_heads", None) or network.heads  # CLIP derives its heads
     attention = cls_attention(
         seen[block]["attn"]["qkv"]["__call__"][0],
         heads,
@@ -125,14 +129,15 @@ def cls_attention(
     q_bias: Float[Array, "d"] | None = None,
     rel_bias: Float[Array, "#b k t t"] | None = None,
 ) -> Float[Array, "b k n"]:
-    """The first token's softmax over all tokens, without the weight it gives itself.
+    """Return the attention of CLS to the patches, float32 [b k n], without its attention to itself.
 
-    As DINO's `get_last_selfattention()[:, :, 0, 1:]`: the rows are not normalized anew, so they
-    sum to less than 1. Logits and softmax are float32 whatever the network computes in.
+    It is the same as DINO's `get_last_selfattention()[:, :, 0, 1:]`: the rows are not normalized
+    anew, so they sum to less than 1. Logits and softmax are float32 in any compute type.
 
     Args:
       qkv: fused queries, keys and values of all tokens, CLS first.
-      q_bias: where the layer has none of its own (BEiT).
+      heads: number of heads, k.
+      q_bias: bias of the queries where the qkv layer itself has none (BEiT).
       rel_bias: relative position bias of all pairs, added to the logits.
     """
     q, k, _ = jnp.split(qkv, 3, axis=-1)

@@ -1,8 +1,8 @@
 """CLIP's visual tower as a frozen teacher (openai/CLIP, `clip/model.py`, VisionTransformer).
 
-Not the project's own encoder: LayerNorm eps is 1e-5, the activation x * sigmoid(1.702 x), a norm
-stands before the blocks, and positions are learned. Every token can be read, not only CLS. No text
-tower, no dropout, no masking.
+It differs from the project's own encoder (`models.vit`): LayerNorm's eps is 1e-5, the activation is
+x * sigmoid(1.702 x), a norm stands before the blocks, and positions are learned. Every token can be
+read, not only CLS. The file has no text tower, no dropout and no masking.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from mimjax.models.layers import Dtype, attend, shard_batch
+from mimjax.models.attention import attend
+from mimjax.models.layers import Dtype, shard_batch
 from mimjax.patches import patchify
 from mimjax.values import Count, Positive
 
@@ -39,22 +40,25 @@ CLIP_SIZES = {
 
 
 def norm(name: str | None, dtype: Dtype) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics in two passes; eps 1e-5 (torch's default)."""
+    """Return a LayerNorm with float32 statistics in two passes and eps 1e-5 (torch's default)."""
     return nn.LayerNorm(1e-5, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def quick_gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """OpenAI's approximation of GELU, x * sigmoid(1.702 x)."""
+    """Return OpenAI's approximation of GELU, x * sigmoid(1.702 x)."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 def resize_positions(
     table: Float[Array, "m d"], old: tuple[int, int], new: tuple[int, int]
 ) -> Float[Array, "n d"]:
-    """The patches' positions resized to another grid; CLS's (the first row) is kept.
+    """Return positions resized to another grid; the first row, that of CLS, is kept.
 
-    Bilinear with half-pixel centers and without antialiasing, also downwards: torch's
+    The resize is bilinear with half-pixel centers and never antialiased: torch's
     `interpolate(mode="bilinear", align_corners=False)`, as in CAE v2's code.
+
+    Args:
+      old, new: (height, width) of the grids in patches; m = 1 + height * width.
     """
     if old == new:
         return table
@@ -64,7 +68,7 @@ def resize_positions(
 
 
 class CLIPAttention(nn.Module):
-    """Multi-head self-attention with a fused input projection (rows q, k, v) and biases."""
+    """Multi-head self-attention with a fused projection to q, k and v, and biases everywhere."""
 
     heads: int
     dtype: Dtype = jnp.float32
@@ -78,7 +82,11 @@ class CLIPAttention(nn.Module):
 
 
 class CLIPMlp(nn.Module):
-    """Linear, QuickGELU, linear."""
+    """The MLP of a block: linear, QuickGELU, linear.
+
+    Attributes:
+      ratio: hidden width / width, rounded to a whole width.
+    """
 
     ratio: float = 4.0
     dtype: Dtype = jnp.float32
@@ -91,7 +99,7 @@ class CLIPMlp(nn.Module):
 
 
 class CLIPBlock(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block of CLIP's tower."""
 
     heads: int
     mlp_ratio: float = 4.0
@@ -106,14 +114,15 @@ class CLIPBlock(nn.Module):
 
 
 class CLIPVision(nn.Module):
-    """The visual tower; see `CLIP_SIZES`.
+    """CLIP's visual tower; `CLIP_SIZES` has the published sizes.
 
     Attributes:
-      heads: None = width // 64, as OpenAI's loader derives it.
-      pos_grid: (rows, columns) of the stored position table. Images may have any grid: the table
-        is resized to theirs.
-      proj_dim: width of the joint space; None = no projection.
-      mlp_ratio: 4 in OpenAI's models; later towers have others.
+      width, depth, patch: width of the tokens, number of blocks, side of a patch in pixels.
+      heads: number of heads; None = width // 64, as OpenAI's loader derives it.
+      pos_grid: (height, width) in patches of the stored position table. Images may have any grid:
+        the table is resized to theirs.
+      proj_dim: width of the joint space of images and texts; None = no projection.
+      mlp_ratio: hidden width of the MLPs / width; 4 in OpenAI's models, not in all later ones.
     """
 
     width: Count = 768
@@ -127,11 +136,12 @@ class CLIPVision(nn.Module):
 
     @property
     def num_heads(self) -> int:
+        """The number of heads, derived from the width where `heads` is None."""
         return self.heads or max(self.width // 64, 1)
 
     @property
     def out_dim(self) -> int:
-        """Width of what `read` returns."""
+        """The width of the vectors that `read` returns."""
         return self.proj_dim or self.width
 
     def setup(self):
@@ -144,17 +154,21 @@ class CLIPVision(nn.Module):
         self.norm_pre = norm(None, self.dtype)
         for i in range(self.depth):
             setattr(self, f"block_{i:02d}", CLIPBlock(self.num_heads, self.mlp_ratio, self.dtype))
-        # The outputs are regression targets: float32 whatever the rest computes in.
+        # The outputs are regression targets, so they are float32 for any compute type.
         self.norm_post = norm(None, jnp.float32)
         if self.proj_dim:
             self.proj = nn.Dense(self.proj_dim, use_bias=False)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b t p"]:
-        """`read` of all tokens (also what makes all parameters)."""
+        """Return `read` of all tokens; `init` calls this, so that all parameters are made."""
         return self.read(self.encode(images))
 
     def encode(self, images: Float[Array, "b h w c"]) -> Float[Array, "b t d"]:
-        """The last block's output before the final norm, CLS first, from normalized images."""
+        """Return the last block's output before the final norm, CLS first.
+
+        Args:
+          images: images normalized by CLIP's mean and standard deviation.
+        """
         grid = images.shape[1] // self.patch, images.shape[2] // self.patch
         x = self.patch_embed(patchify(images, self.patch).astype(self.dtype))
         cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (len(x), 1, self.width))
@@ -166,6 +180,6 @@ class CLIPVision(nn.Module):
         return x
 
     def read(self, tokens: Float[Array, "b k d"]) -> Float[Array, "b k p"]:
-        """The final norm and the projection (if any) of some tokens, in float32."""
+        """Return tokens after the final norm and the projection (where there is one), float32."""
         x = self.norm_post(tokens)
         return self.proj(x) if self.proj_dim else x

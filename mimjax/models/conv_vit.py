@@ -1,9 +1,9 @@
 """The hierarchical encoder of ConvMAE / MCMAE: two stages of masked convolution, then a ViT.
 
-Patch embeddings never cross a patch of the mask (16x16 pixels), so of all operations only the 5x5
-depthwise convolution reads beyond its own patch, and what it reads of masked patches is zero. Hence
-everything runs on visible patches alone, each a "cell" of side x side positions; the convolution
-gathers a cell with its surroundings. Source: arXiv:2205.03892 and its official code.
+Patch embeddings never cross a patch of the mask (16x16 pixels), so only the 5x5 depthwise
+convolution reads beyond its own patch, and it reads zeros at masked patches. Hence every operation
+runs on visible patches alone, each a "cell" of side x side positions; the convolution gathers a
+cell together with its surroundings. Source: arXiv:2205.03892, section 3.1, and its official code.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from mimjax.models.attention import Block
 from mimjax.models.layers import (
-    Block,
     Branch,
     Dtype,
     dense,
@@ -53,17 +53,17 @@ CONV_ALTERNATIVES = {
     "h4": ((768, 1024), (2, 2), (4.0, 4.0), 1280, 31, 16),
 }
 STAGE_EPS = 1e-5  # torch's default, which the code has in the stages; 1e-6 everywhere else
-REACH = 2  # of the 5x5 convolution
+REACH = 2  # positions that the 5x5 convolution reads on each side
 
-# (height, width) in patches, side of a cell in positions
+# (height, width) of the image in patches, and the side of a cell in positions
 Place = tuple[int, int, int]
 
 
 # ------------------------------------------------------------------ the masked convolution
 def neighbors(place: Place, ids: Int[Array, "b v"]) -> Int[Array, "b v r r"]:
-    """Where a cell and its surroundings stand among the visible cells' positions [v * side^2].
+    """Return indices of each visible cell and its surroundings into the visible positions.
 
-    Whatever is masked or outside the image gets an index beyond the last.
+    Positions that are masked or outside the image get an index beyond the last, v * side^2 - 1.
     """
     height, width, side = place
     n, v = height * width, ids.shape[1]
@@ -72,9 +72,9 @@ def neighbors(place: Place, ids: Int[Array, "b v"]) -> Int[Array, "b v r r"]:
     y, x = top[:, :, None], left[:, None, :]
     outside = (y < 0) | (y >= height * side) | (x < 0) | (x >= width * side)
     cells = np.where(outside, n, y // side * width + x // side)
-    within = window % side * side  # the same in every cell
+    within = window % side * side  # a position's place inside its cell, the same for all cells
     within = within[:, None] + window % side
-    # a comparison and no scatter: which place each patch has among the visible ones, v = none
+    # the rank of each patch among the visible ones (v = masked), by comparison and not by scatter
     rank = jnp.arange(v) - v
     slots = v + ((jnp.arange(n)[:, None] == ids[:, None, :]) * rank).sum(-1)
     slots = jnp.pad(slots, ((0, 0), (0, 1)), constant_values=v)
@@ -83,7 +83,7 @@ def neighbors(place: Place, ids: Int[Array, "b v"]) -> Int[Array, "b v r r"]:
 
 
 def surround(x: Float[Array, "b t c"], near, place: Place) -> Float[Array, "b v h w c"]:
-    """Cells with their surroundings; without `near` the whole image is one cell."""
+    """Return cells with their surroundings; without `near` the whole image is one cell."""
     if near is not None:
         out = jnp.take_along_axis(x, near.reshape(len(x), -1, 1), axis=1, mode="fill", fill_value=0)
         return out.reshape(*near.shape, x.shape[-1])
@@ -92,7 +92,7 @@ def surround(x: Float[Array, "b t c"], near, place: Place) -> Float[Array, "b v 
 
 
 def to_cells(x, near, place: Place):
-    """Positions [b t c] as cells [b v side side c], or as one map [b 1 h w c]."""
+    """Return positions [b t c] as cells [b v side side c]; without `near`, as one [b 1 h w c]."""
     height, width, side = place
     if near is not None:
         return rearrange(x, "b (v p q) c -> b v p q c", p=side, q=side)
@@ -100,7 +100,7 @@ def to_cells(x, near, place: Place):
 
 
 def to_positions(x, near, place: Place):
-    """The inverse of `to_cells`."""
+    """Return cells as positions [b t c]: the inverse of `to_cells`."""
     if near is not None:
         return rearrange(x, "b v p q c -> b (v p q) c")
     return rearrange(x, "b 1 (h p) (w q) c -> b (h w p q) c", p=place[2], q=place[2])
@@ -110,7 +110,7 @@ SHIFTS = np.stack(np.divmod(np.arange((2 * REACH + 1) ** 2), 2 * REACH + 1), axi
 
 
 def shifted(x: Float[Array, "b v h w c"], by, size: tuple[int, int]):
-    """The part of `size` that the kernel's place `by` (row, column) weighs, in float32."""
+    """Return the window of `size` that starts at `by` (row, column), float32 [b v *size c]."""
     start, shape = (0, 0, by[0], by[1], 0), (*x.shape[:2], *size, x.shape[-1])
     return jax.lax.dynamic_slice(x, start, shape).astype(jnp.float32)
 
@@ -124,11 +124,11 @@ def depthwise(
     near: Int[Array, "b v r r"] | None,
     place: Place,
 ) -> Float[Array, "b t c"]:
-    """5x5 depthwise convolution, zeros at masked positions and outside, summed in float32.
+    """Return the 5x5 depthwise convolution, which reads zeros at masked positions and outside.
 
     Args:
-      x: positions in the order (patch, row, column): those of visible patches, or all.
-      near: of `neighbors`; None = all patches are there.
+      x: positions in the order (patch, row, column): those of visible patches, or of all.
+      near: indices of `neighbors`; None = x holds all patches.
     """
     out: Any = _depthwise(x, kernel, near, place)
     return out
@@ -162,11 +162,11 @@ _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 # ------------------------------------------------------------------ modules
 class PatchConv(nn.Module):
-    """Convolution with stride = kernel inside each cell, as a matrix product.
+    """Convolution with stride = kernel size inside each cell, computed as a matrix product.
 
     Attributes:
-      stride: of the convolution; side: of a cell at the input.
-      xavier: Xavier-uniform on the flattened kernel (the official patch_embed3) instead of
+      stride, side: side of the kernel, and of a cell at the input, in positions.
+      xavier: whether the flattened kernel is Xavier-uniform (the official patch_embed3) instead of
         PyTorch's default; the bias keeps that default.
     """
 
@@ -193,7 +193,7 @@ class PatchConv(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Convolution, LayerNorm and GELU, in front of every stage."""
+    """Convolution, LayerNorm and GELU in front of every stage; attributes as in `PatchConv`."""
 
     features: int
     stride: int
@@ -223,7 +223,7 @@ class Depthwise(nn.Module):
 
 
 def conv1x1(x, features: int, name: str, dtype: Dtype):
-    """A 1x1 convolution at PyTorch's default initialization, applied."""
+    """Apply a 1x1 convolution under `name`, which starts as PyTorch initializes it."""
     init = torch_uniform(x.shape[-1])
     return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)(x)
 
@@ -241,7 +241,12 @@ class CBlock(Branch):
 
     @nn.compact
     def __call__(self, x, near=None, visible=None, train: bool = False):
-        """Args: near: of `neighbors`; visible: bool [b t], where x holds masked positions too."""
+        """Return positions [b t c].
+
+        Args:
+          near: indices of `neighbors`; None = x holds all patches.
+          visible: bool [b t], needed where x holds masked positions too.
+        """
         width = x.shape[-1]
         x = shard_batch(x)
         y = layer_norm("norm1", self.dtype, STAGE_EPS)(x)
@@ -259,19 +264,17 @@ class ConvViT(nn.Module):
     """Encoder of ConvMAE / MCMAE and, with `fuse_layers`, of MR-MAE. No CLS token.
 
     Attributes:
-      width, depth, heads, mlp_ratio: of the transformer; see `CONV_SIZES`.
-      stage_widths, stage_depths, stage_mlp_ratios: of the two convolutional stages.
-      strides: of the three patch embeddings; their product is the patch of mask and tokens.
-      image_size: (height, width) that the data pipeline delivers; the grid follows from the images
-        that are passed in.
-      pos_embed: "sincos_xy", fixed; "learned" (fine-tuned models), at `image_size` alone.
-      fuse_layers: transformer blocks whose outputs are summed before the norm; the last alone is
-        ConvMAE.
-      fuse_stages: add both stages' outputs to that sum, each through a convolution (ConvMAE,
-        section 3.1; in pretraining only: published files of encoders lack these convolutions).
-      skip_masked: leave masked positions out of the stages; False computes and discards them, as
-        the official code does: the same function.
-      drop_path: the last block's rate, rising linearly from 0 over stages and transformer.
+      width, depth, heads, mlp_ratio: sizes of the transformer; see `CONV_SIZES`.
+      stage_widths, stage_depths, stage_mlp_ratios: sizes of the two convolutional stages.
+      strides: those of the three patch embeddings; their product is the side of a patch in pixels.
+      image_size: (height, width) in pixels; with fixed positions, images may have other sizes too.
+      pos_embed: "sincos_xy", fixed; or "learned" (fine-tuned models), for `image_size` alone.
+      fuse_layers: transformer blocks whose outputs are summed before the norm; (-1,) = the last.
+      fuse_stages: whether both stages' outputs are added to that sum, each through a convolution
+        (ConvMAE, section 3.1; in pretraining alone: published encoders lack these convolutions).
+      skip_masked: whether the stages leave masked positions out. False computes and discards them,
+        as the official code does; the result is the same function.
+      drop_path: the last block's rate; it rises linearly from 0 over stages and transformer.
       remat: recompute each block in the backward pass instead of storing its inner activations.
     """
 
@@ -296,15 +299,17 @@ class ConvViT(nn.Module):
 
     @property
     def patch(self) -> int:
-        """Pixels of a token's side."""
+        """The side of a token in pixels."""
         return math.prod(self.strides)
 
     @property
     def grid(self) -> tuple[int, int]:
+        """(height, width) in patches."""
         return self.image_size[0] // self.patch, self.image_size[1] // self.patch
 
     @property
     def num_patches(self) -> int:
+        """Number of patches of an image, n."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -329,7 +334,7 @@ class ConvViT(nn.Module):
         mask: Bool[Array, "b n"] | None = None,
         train: bool = False,
     ) -> Features:
-        """Encodes the patches `ids` (all if None); `mask` is ignored: there are no mask tokens."""
+        """Encode the patches `ids` (None = all); `mask` is not read: there is no mask token."""
         grid = images.shape[1] // self.patch, images.shape[2] // self.patch
         x, fused = self.stages(images, grid, ids, train)
         x = dense(self.width, "patch_embed4", self.dtype)(x)
@@ -345,14 +350,14 @@ class ConvViT(nn.Module):
         return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), 0)
 
     def positions(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
-        """Fixed ones, column first, of any grid; learned ones of `image_size`."""
+        """Return positions: fixed ones, column first, of any grid, or learned ones."""
         if self.pos_embed == "learned":
             init, shape = nn.initializers.normal(0.02), (1, self.num_patches, self.width)
             return self.param("pos_embed", init, shape, jnp.float32)[0]
         return jnp.asarray(sincos_table(grid, self.width, "xy"))
 
     def stages(self, images, grid: tuple[int, int], ids, train: bool):
-        """Tokens of `ids` out of patch_embed3, [b v d], and the stages' shares of the sum."""
+        """Return tokens of patch_embed3, [b v d], and what each stage adds to them, [b v d]."""
         side, skip = self.patch, ids is not None and self.skip_masked
         chosen = (lambda x: x) if ids is None or skip else (lambda x: gather(x, ids))
         x = patchify(images, side).astype(self.dtype)
@@ -381,10 +386,10 @@ class ConvViT(nn.Module):
         return chosen(last(x)), fused
 
     def block(self, cls, static: tuple[int, ...], i: int, stage: int = 2, **kw) -> nn.Module:
-        """Block `i` of a stage (2 = the transformer), recomputed in the backward pass if `remat`.
+        """Return block `i` of a stage (2 = the transformer); with `remat` it is computed twice.
 
         Args:
-          static: which argument of the block's call, itself counted, is `train`.
+          static: position of `train` among the arguments of the block's call, the module counted.
         """
         make = nn.remat(cls, static_argnums=static) if self.remat else cls
         before = sum(self.stage_depths[:stage])

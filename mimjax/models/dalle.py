@@ -1,8 +1,9 @@
 """The encoder of DALL-E's discrete VAE (Ramesh et al. 2021): an image to logits over 8192 codes.
 
-Sizes and order of operations follow OpenAI's `dall_e` package, whose network transformers also has
-as FlavaImageCodebook. Activations are NHWC; a token covers 8x8 pixels. The last ReLU and 1x1
-convolution are a module of their own: targets are read at the masked tokens only.
+Sizes and the order of operations follow OpenAI's `dall_e` package; transformers has the same
+network as FlavaImageCodebook. Activations are [b h w c]; a token covers 8x8 pixels. The last ReLU
+and 1x1 convolution form a module of their own, because targets read the masked tokens only. The
+decoder of DALL-E is not here.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ STEP = 8  # pixels per token and side: a pooling after each group but the last
 
 
 def conv(features: int, size: int, channels: int, name: str, dtype: Dtype, stride: int = 1):
-    """A convolution with PyTorch's padding (size - stride) / 2 and default initialization."""
+    """Return a convolution with padding (size - stride) / 2 and PyTorch's default initialization.
+
+    Args:
+      features, channels: widths of the output and of the input.
+      size: side of the kernel.
+    """
     init = torch_uniform(channels * size**2)
     pad = (size - stride) // 2
     return nn.Conv(
@@ -38,18 +44,20 @@ def conv(features: int, size: int, channels: int, name: str, dtype: Dtype, strid
 
 
 def pointwise(features: int, channels: int, name: str, dtype: Dtype) -> nn.Dense:
-    """A 1x1 convolution with PyTorch's default initialization."""
+    """Return a 1x1 convolution from `channels` to `features`, initialized as PyTorch does."""
     init = torch_uniform(channels)
     return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
 
 
 class ResPath(nn.Module):
-    """id(x) + gain * path(x); the path is three 3x3 convolutions and a 1x1, a ReLU before each.
+    """Residual block: id(x) + gain * path(x).
+
+    The path is three 3x3 convolutions and a 1x1, with a ReLU before each.
 
     Attributes:
-      width: of the output; a quarter of it inside. A 1x1 convolution stands on the identity where
-        the widths differ.
-      gain: 1 / L^2 with L the number of blocks of the whole network (`post_gain`).
+      width: width of the output; the path is a quarter as wide inside. Where the input's width
+        differs, a 1x1 convolution replaces the identity.
+      gain: 1 / L^2, L the number of blocks of the whole network (`post_gain` in the official code).
     """
 
     width: int
@@ -68,7 +76,12 @@ class ResPath(nn.Module):
 
 
 class Group(nn.Module):
-    """`blocks` residual blocks of one width."""
+    """A number of residual blocks of one width.
+
+    Attributes:
+      blocks: number of blocks.
+      width, gain: see `ResPath`.
+    """
 
     width: int
     blocks: int
@@ -83,7 +96,11 @@ class Group(nn.Module):
 
 
 class Body(nn.Module):
-    """All but the last ReLU and convolution: [b h w 3] to [b h/8 w/8 8 * n_hid]."""
+    """The encoder without its last ReLU and convolution: [b h w 3] to [b h/8 w/8 8*n_hid].
+
+    Attributes:
+      n_hid, n_blk: width of the first group, and residual blocks per group.
+    """
 
     n_hid: int
     n_blk: int
@@ -102,10 +119,11 @@ class Body(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Hidden vectors to float32 logits over the vocabulary, position by position.
+    """A 1x1 convolution from hidden vectors to float32 logits over the vocabulary.
 
     Attributes:
-      activation: before the 1x1 convolution; None = none.
+      vocab: number of codes.
+      activation: function applied to the hidden vectors first; None = none.
     """
 
     vocab: int
@@ -123,13 +141,17 @@ class TokenHead(nn.Module):
 
 
 class DallEEncoder(nn.Module):
-    """`features` then `logits`; called, both: [b h w 3] in [0.1, 0.9] to float32 [b h/8 w/8 vocab].
+    """DALL-E's encoder: images in [0.1, 0.9], [b h w 3], to float32 logits [b h/8 w/8 vocab].
+
+    Its two halves can be called alone: `features`, then `logits`.
 
     Attributes:
-      n_hid, n_blk, vocab: 256, 2 and 8192 in OpenAI's `encoder.pkl`.
+      n_hid: width of the first group; 256 in OpenAI's `encoder.pkl`.
+      n_blk: residual blocks per group; 2 there.
+      vocab: number of codes; 8192 there.
     """
 
-    n_hid: Annotated[int, Range(4)] = 256  # a quarter of it inside the blocks
+    n_hid: Annotated[int, Range(4)] = 256  # blocks are a quarter as wide inside: at least 1
     n_blk: Count = 2
     vocab: Count = 8192
     dtype: Dtype = jnp.float32
@@ -142,8 +164,9 @@ class DallEEncoder(nn.Module):
         return self.logits(self.features(images))
 
     def features(self, images: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
-        """The vectors that `logits` reads, before the last ReLU."""
+        """Return the vectors that `logits` reads, before the last ReLU."""
         return self.body(images.astype(self.dtype))
 
     def logits(self, hidden: Float[Array, "*s d"]) -> Float[Array, "*s v"]:
+        """Return float32 logits over the codes from vectors of `features`."""
         return self.output(hidden)

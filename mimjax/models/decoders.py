@@ -1,7 +1,8 @@
 """Decoders of MAE and BootMAE: from visible latents to predictions for the masked patches.
 
 Tokens stand in the order [CLS, visible, masked] and carry their positions explicitly; attention
-does not depend on order, so nothing is ever scattered back into raster order.
+does not depend on order, so tokens are never scattered back into raster order. CAE's decoder stands
+in `models.regressor`. Sources: MAE, section 3; BootMAE, sections 3.3 and 3.4 and appendix A.
 """
 
 from __future__ import annotations
@@ -10,30 +11,26 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mimjax.models.layers import (
-    Bias,
-    Dtype,
-    InitScheme,
-    clipped_normal,
-    dense,
-    layer_norm,
-    run_blocks,
-    torch_uniform,
-)
+from mimjax.models.attention import Bias, run_blocks
+from mimjax.models.layers import Dtype, InitScheme, clipped_normal, dense, layer_norm, torch_uniform
 from mimjax.models.vit import FixedPositions, sincos_table
 from mimjax.values import Count
 
 
 def positions(grid: tuple[int, int], width: int, order: str, ids) -> Float[Array, "b k d"]:
-    """Rows `ids` of the fixed position table."""
+    """Return the rows `ids` [b k] of the fixed position table; `order` as in `sincos_table`."""
     return jnp.asarray(sincos_table(grid, width, order))[ids]
 
 
 class PixelHead(nn.Module):
-    """Linear map to a patch whose bias is shared per color channel.
+    """Linear map from a token to the pixels of a patch, with one bias per color channel.
 
-    Equals BootMAE's transposed convolution with kernel = stride = patch; kept at PyTorch's default
-    init, U(+-1/sqrt(channels * patch^2)).
+    It equals BootMAE's transposed convolution with kernel = stride = patch, and starts as PyTorch
+    initializes that, from U(-b, b) with b = 1/sqrt(channels * patch^2).
+
+    Attributes:
+      features: numbers of a patch, channels * patch^2.
+      channels: of the image.
     """
 
     features: int
@@ -53,10 +50,12 @@ class MAEDecoder(nn.Module):
     """MAE's decoder (section 3): mask tokens, positions on every token, plain blocks, linear head.
 
     Attributes:
-      width, depth, heads: 512, 8, 16 for all encoder sizes.
-      out, grid, mask_tokens, prefix, mlp_ratio: derived by the method. Without `mask_tokens` the
-        encoder has already put tokens at the masked places (ablation c); `prefix` tokens stand
-        before the patches: 1 = CLS, 0 = none.
+      width, depth, heads: sizes; 512, 8 and 16 for every size of the encoder.
+      out, grid, mask_tokens, prefix, mlp_ratio: derived by the method. `out` is the width of a
+        prediction, `grid` (height, width) in patches. Without `mask_tokens` the encoder has put
+        tokens at the masked patches already (ablation c). `prefix` is the number of tokens before
+        the patches: 1 = CLS, 0 = none.
+      pos_embed, bias, init_scheme: as in `ViT`.
     """
 
     width: Count = 512
@@ -82,11 +81,13 @@ class MAEDecoder(nn.Module):
         ids_m: Int[Array, "b m"],
         all_patches: bool = False,
     ) -> Float[Array, "b k o"]:
-        """Predictions for `ids_m` (or, with all_patches, for [ids_v, ids_m] in that order).
+        """Return predictions for the patches `ids_m`.
 
         Args:
-          tokens: encoder output, CLS first: prefix + v tokens, or prefix + v + m without
+          tokens: the encoder's output, CLS first: prefix + v tokens, or prefix + v + m without
             `mask_tokens`.
+          ids_v, ids_m: the visible and the masked patches.
+          all_patches: predict [ids_v, ids_m], in that order, instead of `ids_m` alone.
         """
         x = dense(self.width, "embed", self.dtype)(tokens)
         if self.mask_tokens:
@@ -115,15 +116,17 @@ class MAEDecoder(nn.Module):
 class InjectedDecoder(nn.Module):
     """BootMAE's regressor and predictor (sections 3.3, 3.4; appendix A).
 
-    Own mask token; positions on mask tokens only; each block cross-attends to an encoder layer.
+    It has a mask token of its own and adds positions to mask tokens only; each of its blocks
+    cross-attends to the output of one encoder block.
 
     Attributes:
-      width: 512 for pixels, the encoder's width for features (None = the encoder's width).
-      depth: 2 in both branches.
-      heads: None = the encoder's heads, as in the code (floor division of the width).
+      width: 512 for pixels; None = the encoder's width, for features.
+      depth: number of blocks; 2 in both branches.
+      heads: None = the encoder's heads, as in the code (a head has width // heads channels).
       inject: whether the blocks have a cross-attention (paper Table 2).
-      out, grid, pixel_head, channels: derived by the method; a pixel head shares its bias per
-        channel.
+      out, grid, pixel_head, channels: derived by the method; with `pixel_head` the last layer is a
+        `PixelHead`.
+      pos_embed, bias, init_scheme: as in `ViT`.
     """
 
     width: Count | None = None
@@ -150,14 +153,16 @@ class InjectedDecoder(nn.Module):
         ids_m: Int[Array, "b m"],
         all_patches: bool = False,
     ) -> Float[Array, "b k o"]:
-        """Predictions for `ids_m` (or, with all_patches, for [ids_v, ids_m] in that order).
+        """Return predictions for the patches `ids_m`.
 
         Args:
-          latents: encoder output after the final norm, CLS first, 1 + v tokens.
-          context: output of the injected encoder block, same shape.
+          latents: the encoder's output after the final norm, CLS first, 1 + v tokens.
+          context: output of the encoder block that is injected, of the same shape.
+          ids_v, ids_m: the visible and the masked patches.
+          all_patches: predict [ids_v, ids_m], in that order, instead of `ids_m` alone.
         """
-        assert self.width is not None, "the method fills in the encoder's"
-        assert self.heads is not None, "the method fills in the encoder's"
+        assert self.width is not None, "the method fills in the encoder's width"
+        assert self.heads is not None, "the method fills in the encoder's heads"
         x = dense(self.width, "down", self.dtype)(latents)
         token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width), jnp.float32)
         pos = positions(self.grid, self.width, self.pos_embed.removeprefix("sincos_"), ids_m)

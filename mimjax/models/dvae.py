@@ -1,8 +1,9 @@
 """The discrete VAE of DALLE-pytorch, CAE's "customized" tokenizer: encoder, codebook, decoder.
 
 An encoder of strided convolutions gives logits over a codebook; a decoder of transposed ones reads
-code vectors. Sizes as CAE builds it (`get_d_vae` in its furnace/utils.py). NHWC; a token covers
-2^num_layers pixels per side. A layer's number is its place in the official nn.Sequential.
+code vectors. Sizes are those that CAE builds (`get_d_vae` in its furnace/utils.py). Activations are
+[b h w c]; a token covers 2^num_layers pixels per side. The number in a layer's name is its place in
+the official nn.Sequential. Losses and the relaxed sampling of codes stand in `methods.dvae`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from mimjax.values import Count, Whole
 
 
 class Deconv(nn.Module):
-    """PyTorch's ConvTranspose2d(4, stride 2, padding 1) and its default initialization.
+    """PyTorch's ConvTranspose2d(4, stride 2, padding 1) with its default initialization.
 
-    Each output pixel sees 2x2 inputs: one matrix product maps every 2x2 window to four sets of
-    channels, one for each corner of a 2x2 square of outputs. (A transposed convolution multiplies
-    its zeros, and on CPU the gradient of its kernel took 30 times as long.) The kernel is
-    [4 4 out in]; PyTorch takes a transposed convolution's fan-in from its outputs.
+    Each output pixel depends on 2x2 inputs: one matrix product maps every 2x2 window to four sets
+    of channels, one for each corner of a 2x2 square of outputs. (A transposed convolution
+    multiplies the zeros between its inputs too, and on CPU the gradient of its kernel took 30 times
+    as long.) The kernel is [4 4 out in]; PyTorch takes a transposed convolution's fan-in from its
+    outputs.
+
+    Attributes:
+      features: width of the output.
     """
 
     features: int
@@ -40,14 +45,15 @@ class Deconv(nn.Module):
         shifted = [x[:, u : u + height + 1, v : v + width + 1] for u in (0, 1) for v in (0, 1)]
         y = jnp.concatenate(shifted, axis=-1) @ corners.astype(x.dtype)
         y = rearrange(y, "b h w (p q o) -> p q b h w o", p=2, q=2)
-        # one window more than inputs: a corner takes the first or the last of them
+        # There is one window more than inputs per axis: each corner of a square of outputs drops
+        # the first or the last window.
         rows = [[y[p, q, :, p : p + height, q : q + width] for q in (0, 1)] for p in (0, 1)]
         y = rearrange(jnp.asarray(rows), "p q b h w o -> b (h p) (w q) o")
         return y + bias.astype(y.dtype)
 
 
 class ResBlock(nn.Module):
-    """x + conv1(relu(conv3(relu(conv3(x))))), all of one width."""
+    """Residual block x + conv1(relu(conv3(relu(conv3(x))))), all layers of one width."""
 
     width: int
     dtype: Dtype = jnp.float32
@@ -61,7 +67,13 @@ class ResBlock(nn.Module):
 
 
 class DVAEBody(nn.Module):
-    """The encoder without its last convolution: [b h w c] to [b h/2^l w/2^l hidden]."""
+    """The encoder without its last convolution: [b h w c] to [b h/2^l w/2^l hidden].
+
+    Attributes:
+      hidden: width of all layers.
+      num_layers: l, the number of convolutions of stride 2.
+      num_resblocks: residual blocks after them.
+    """
 
     hidden: int
     num_layers: int
@@ -79,11 +91,15 @@ class DVAEBody(nn.Module):
 
 
 class DVAEEncoder(nn.Module):
-    """`features` then `logits`; called, both: [b h w c] to float32 [b h/2^l w/2^l vocab].
+    """The encoder: images [b h w c] to float32 logits [b h/2^l w/2^l vocab], l = num_layers.
+
+    Its two halves can be called alone: `features`, then `logits`.
 
     Attributes:
-      vocab, hidden, num_layers: 8192, 256 and 3 in CAE.
-      num_resblocks: 2 in CAE (the layers of its checkpoints).
+      vocab: number of codes; 8192 in CAE.
+      hidden: width of the layers; 256 in CAE.
+      num_layers: convolutions of stride 2; 3 in CAE.
+      num_resblocks: residual blocks; 2 in CAE (the layers of its checkpoints).
     """
 
     vocab: Count = 8192
@@ -94,7 +110,7 @@ class DVAEEncoder(nn.Module):
 
     @property
     def step(self) -> int:
-        """Pixels per token and side."""
+        """The side of a token in pixels."""
         return 2**self.num_layers
 
     def setup(self):
@@ -106,20 +122,21 @@ class DVAEEncoder(nn.Module):
         return self.logits(self.features(images))
 
     def features(self, images: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
-        """The vectors that `logits` reads."""
+        """Return the vectors that `logits` reads."""
         return self.body(images.astype(self.dtype))
 
     def logits(self, hidden: Float[Array, "*s d"]) -> Float[Array, "*s v"]:
+        """Return float32 logits over the codes from vectors of `features`."""
         return self.output(hidden)
 
 
 class DVAEDecoder(nn.Module):
-    """Codebook and decoder: codes or weights over them to images, float32 [b h w c].
+    """Codebook and decoder: codes, or weights over all codes, to images, float32 [b h w c].
 
     Attributes:
-      codebook_dim: 512 in CAE.
-      vocab, hidden, num_layers, num_resblocks: the encoder's.
-      channels: of the images.
+      codebook_dim: width of a code vector; 512 in CAE.
+      vocab, hidden, num_layers, num_resblocks: sizes of the encoder; derived by the method.
+      channels: of the images; derived by the method.
     """
 
     codebook_dim: Count = 512
@@ -133,7 +150,7 @@ class DVAEDecoder(nn.Module):
     DERIVED = ("vocab", "hidden", "num_layers", "num_resblocks", "channels")
 
     def matching(self, encoder: DVAEEncoder, channels: int = 3) -> DVAEDecoder:
-        """The same decoder with the sizes that the encoder fixes."""
+        """Return this decoder with the sizes that the encoder fixes, for images of `channels`."""
         return self.clone(
             vocab=encoder.vocab,
             hidden=encoder.hidden,
@@ -146,7 +163,11 @@ class DVAEDecoder(nn.Module):
     def __call__(
         self, codes: Int[Array, "b i j"] | Float[Array, "b i j v"]
     ) -> Float[Array, "b h w c"]:
-        """Integers pick code vectors, floats weigh them (a relaxed one-hot)."""
+        """Return images, float32 [b h w c].
+
+        Args:
+          codes: integers that pick code vectors, or floats that weigh them (a relaxed one-hot).
+        """
         init = nn.initializers.normal(1.0)  # nn.Embedding's
         codebook = self.param(
             "codebook", init, (self.vocab, self.codebook_dim), jnp.float32

@@ -1,4 +1,8 @@
-"""Linear maps from tokens to predictions: of pretraining methods, and of published classifiers."""
+"""Linear heads: from tokens to predictions of a pretraining method, and to published classes.
+
+Decoders with blocks of their own stand in `models.decoders` and `models.regressor`. A classifier
+here is one that somebody published beside an encoder; nothing in this file is trained on labels.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ from mimjax.models.vit import Features
 
 
 class LinearHead(nn.Module):
-    """A linear layer.
+    """Linear map from tokens to predictions, [b t w] to [b t o].
 
     Attributes:
-      out: derived by the method, the width of its target.
-      init_scheme: see `kernel_init`; BEiT draws it as all its layers.
+      out: width of the target; derived by the method.
+      init_scheme: see `kernel_init`; "beit" draws this layer as BEiT draws all its layers.
     """
 
     out: int = 0
@@ -32,15 +36,15 @@ class LinearHead(nn.Module):
 class Classifier(nn.Module):
     """The head of a published fine-tuned or linearly probed model.
 
-    Reads either the mean of the last block's patch tokens through a norm of its own (MAE and
+    It reads either the mean of the last block's patch tokens through a norm of its own (MAE and
     ConvMAE with --global_pool, BootMAE, BEiT, CAE), or the first token after the encoder's norm:
-    CLS, or for ConvMAE, which has none, the top left patch (its --cls_token). A linear probe has a
-    BatchNorm without parameters in front of the linear layer.
+    CLS, or for ConvMAE, which has no CLS, the top left patch (its --cls_token). A linear probe has
+    a BatchNorm without parameters in front of the linear layer.
 
     Attributes:
-      classes: outputs.
-      pooled: which of the two it reads.
-      probe: whether there is a BatchNorm; its running statistics are used.
+      classes: number of classes, c.
+      pooled: True reads the mean of the patch tokens, False the first token.
+      probe: whether there is a BatchNorm; it uses its running statistics.
     """
 
     classes: int
@@ -56,12 +60,12 @@ class Classifier(nn.Module):
         self.linear = nn.Dense(self.classes)
 
     def __call__(self, features: Features) -> Float[Array, "b c"]:
-        """Logits in float32."""
+        """Return logits, float32."""
         x = self.read(features).astype(jnp.float32)
         return self.linear(self.batch_norm(x) if self.probe else x)
 
     def read(self, features: Features) -> Float[Array, "b d"]:
-        """What the head sees of an image."""
+        """Return the vector of each image that the linear layer classifies, before a BatchNorm."""
         if not self.pooled:
             return features.tokens[:, 0]
         return self.norm(features.read("mean", layer=-1))

@@ -1,8 +1,9 @@
-"""Transformer layers shared by every encoder and decoder.
+"""Layers shared by every encoder and decoder: initializers, LayerNorm, GELU, MLP, residual branch.
 
-Pure flax.linen: no config objects, no losses. Parameters are float32; matrix products run in
-`dtype`; LayerNorm statistics and softmax always run in float32. Every submodule has an explicit
-name, because export, weight decay and sharding key on names.
+Pure flax.linen: no config objects and no losses. Attention and the transformer block stand in
+`models.attention`. Parameters are float32; matrix products run in `dtype`; the statistics of
+LayerNorm are float32. Every submodule has an explicit name, because export, weight decay and
+sharding key on names.
 """
 
 from __future__ import annotations
@@ -13,25 +14,23 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from einops import rearrange
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mimjax.losses import LN_EPS
 from mimjax.values import Positive, Rate
 
 Dtype = Any
-Bias = Literal["full", "qv"]  # see `Attention`
 InitScheme = Literal["mae", "bootmae", "cae", "beit"]  # see `kernel_init`
-Resample = Literal["bicubic", "bilinear", "lanczos"]  # of a view of the image
+Resample = Literal["bicubic", "bilinear", "lanczos"]  # filter that resizes a view of the image
 
 
 def xavier_uniform(parts: int = 1):
-    """Xavier-uniform for a kernel [in, out] that fuses `parts` square projections.
+    """Return a Xavier-uniform initializer of a kernel [in, out] that fuses `parts` projections.
 
-    parts=1 treats the fused matrix as one (MAE); parts=3 gives each of q, k, v the bound it would
-    have alone (BootMAE/BEiT), sqrt(6 / (in + out / parts)).
+    Args:
+      parts: 1 treats the fused matrix as one (MAE); 3 gives each of q, k, v the bound that it would
+        have alone (BootMAE, BEiT), sqrt(6 / (in + out / 3)).
     """
 
     def init(key, shape, dtype=jnp.float32):
@@ -42,7 +41,10 @@ def xavier_uniform(parts: int = 1):
 
 
 def torch_uniform(fan_in: int):
-    """PyTorch's default for linear and conv layers, U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    """Return PyTorch's default initializer of linear and convolutional layers.
+
+    It is U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for kernels and biases alike.
+    """
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32):
@@ -52,7 +54,11 @@ def torch_uniform(fan_in: int):
 
 
 def clipped_normal(std: float):
-    """Normal of standard deviation `std` truncated at one `std` (BootMAE's mask tokens)."""
+    """Return an initializer: a normal of standard deviation `std`, truncated at one `std`.
+
+    BEiT draws its weights so; BootMAE and CAE draw their tokens so. Truncation lowers the standard
+    deviation to 0.54 `std`; as in the official code, nothing corrects for that.
+    """
 
     def init(key, shape, dtype=jnp.float32):
         return std * jax.random.truncated_normal(key, -1.0, 1.0, shape, dtype)
@@ -61,13 +67,14 @@ def clipped_normal(std: float):
 
 
 def kernel_init(scheme: str, parts: int = 1, depth: int = 0):
-    """Initializer of a linear layer.
+    """Return the initializer of a linear layer.
 
     Args:
-      scheme: "mae" and "cae": Xavier; "bootmae": Xavier, q, k and v as three matrices; "beit":
-        normal of std 0.02 truncated at one std.
-      parts: how many projections are fused.
-      depth: BEiT divides the last projection of a branch by sqrt(2 depth), depth from 1; 0 = not.
+      scheme: "mae" and "cae" are Xavier; "bootmae" is Xavier with q, k and v as three matrices;
+        "beit" is a normal of std 0.02 truncated at one std.
+      parts: number of projections that the layer fuses.
+      depth: number of the block from 1; BEiT divides the last projection of each residual branch by
+        sqrt(2 depth). 0 = no division.
     """
     if scheme == "beit":
         return clipped_normal(0.02 / (2 * depth) ** 0.5 if depth else 0.02)
@@ -75,25 +82,22 @@ def kernel_init(scheme: str, parts: int = 1, depth: int = 0):
 
 
 def shard_batch(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
-    """Pins the batch axis to the mesh's ("data", "fsdp") axes, if a mesh is set.
+    """Pin the batch axis to the mesh's ("data", "fsdp") axes; without a mesh, return x unchanged.
 
-    Without it the partitioner may reshard activations when parameters are sharded (measured:
-    fifteen times the collective bytes, with all-to-alls).
+    Without this constraint the partitioner may reshard activations when parameters are sharded
+    (measured: fifteen times the bytes of collectives, with all-to-alls).
     """
     if {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
         return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
     return x
 
 
-product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-
-# LayerNorm, GELU and attention have gradients of their own. The derived ones compute terms that
+# LayerNorm, GELU and attention have hand-written gradients. The derived ones compute terms that
 # cancel and keep float32 intermediates; on CPU they made a small model's step 1.6 times as long.
 def normalize(x: Float[Array, "*s d"], eps: float = LN_EPS) -> Float[Array, "*s d"]:
-    """(x - mean) / sqrt(var + eps) over the last axis in float32.
+    """Return (x - mean) / sqrt(var + eps) over the last axis in float32.
 
-    Two passes over x: the one-pass variance E[x^2] - E[x]^2 loses digits.
+    The variance is computed in a second pass: the one-pass form E[x^2] - E[x]^2 loses digits.
     """
     out: Any = _normalize(x, eps)
     return out
@@ -123,7 +127,10 @@ _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """The erf form x * P(N(0, 1) <= x), PyTorch's form; computed in float32, only x is kept."""
+    """Return x * P(N(0, 1) <= x), the erf form of GELU that PyTorch has, in x's dtype.
+
+    It is computed in float32, and x alone is kept for the gradient.
+    """
     return _gelu_forward(x)[0]
 
 
@@ -143,7 +150,12 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm with float32 statistics; parameters as in flax's."""
+    """LayerNorm over the last axis with float32 statistics; parameters are named as in flax.
+
+    Attributes:
+      dtype: of the output.
+      eps: added to the variance.
+    """
 
     dtype: Dtype = jnp.float32
     eps: float = LN_EPS
@@ -156,148 +168,30 @@ class LayerNorm(nn.Module):
 
 
 def layer_norm(name: str, dtype: Dtype, eps: float = LN_EPS) -> LayerNorm:
-    """The LayerNorm of every block."""
+    """Return the LayerNorm module that every block has, under `name`."""
     return LayerNorm(dtype, eps, name=name)
 
 
 def dense(
     features: int, name: str, dtype: Dtype, bias: bool = True, init: Any = xavier_uniform()
 ) -> nn.Dense:
-    """A linear layer with zero biases; Xavier is the init of most methods."""
+    """Return a linear layer under `name`, whose biases start at zero.
+
+    Args:
+      features: width of the output.
+      bias: whether the layer has biases.
+      init: initializer of the kernel; Xavier-uniform in most methods.
+    """
     return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
 
 
-def attend(q, k, v, bias=None):
-    """softmax(q k^T / sqrt(d) + bias) v with a float32 softmax.
-
-    Args:
-      q: [b nq h d]; k, v: [b nk h d].
-      bias: float32 [1 h nq nk], [b h nq nk], or None.
-
-    Returns:
-      [b nq h d] in v's dtype.
-    """
-    q, k, v = (rearrange(t, "b n h d -> b h n d") for t in (q * q.shape[-1] ** -0.5, k, v))
-    return rearrange(_attend(q, k, v, bias), "b h n d -> b n h d")
-
-
-@jax.custom_vjp
-def _attend(q, k, v, bias=None):
-    """Heads first, q scaled. The division by the sum comes last: d numbers per query, not nk."""
-    return _attend_forward(q, k, v, bias)[0]
-
-
-def _attend_forward(q, k, v, bias=None):
-    logits = product("bhqd,bhkd->bhqk", q, k)
-    if bias is not None:
-        logits = logits + bias
-    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-    total = weights.sum(-1, keepdims=True)
-    weights = weights.astype(v.dtype)  # kept in the compute type: half the memory in bfloat16
-    out = (product("bhqk,bhkd->bhqd", weights, v) / total).astype(v.dtype)
-    return out, (q, k, v, bias, weights, total, out)
-
-
-def _attend_backward(saved, g):
-    q, k, v, bias, weights, total, out = saved
-    g = g.astype(jnp.float32) / total
-    inner = (g * out).sum(-1, keepdims=True)
-    g = g.astype(v.dtype)
-    dv = product("bhqk,bhqd->bhkd", weights, g)
-    dlogits = weights * (product("bhqd,bhkd->bhqk", g, v) - inner)
-    dbias = None
-    if bias is not None:
-        dbias = dlogits.sum(0, keepdims=True) if bias.shape[0] == 1 else dlogits
-        dbias = dbias.astype(bias.dtype)
-    dlogits = dlogits.astype(q.dtype)
-    dq = product("bhqk,bhkd->bhqd", dlogits, k)
-    dk = product("bhqk,bhqd->bhkd", dlogits, q)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), dbias
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
-
-
-def relative_index(grid: tuple[int, int]) -> np.ndarray:
-    """BEiT's index into a relative-position table, int32 [1+n 1+n], query first.
-
-    The last three rows of the table are CLS to patch, patch to CLS and CLS to itself.
-    """
-    h, w = grid
-    y, x = np.divmod(np.arange(h * w), w)
-    index = np.full((1 + h * w, 1 + h * w), table_rows(grid) - 1, np.int32)
-    rows, columns = y[:, None] - y + h - 1, x[:, None] - x + w - 1
-    index[1:, 1:] = rows * (2 * w - 1) + columns
-    index[0, 1:], index[1:, 0] = table_rows(grid) - 3, table_rows(grid) - 2
-    return index
-
-
-def table_rows(grid: tuple[int, int]) -> int:
-    """Rows of a relative-position table: one per displacement, three for CLS."""
-    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
-
-
-class RelativeBias(nn.Module):
-    """BEiT's relative position bias: a learned number per head and displacement, zero at first."""
-
-    heads: int
-    grid: tuple[int, int]
-
-    @nn.compact
-    def __call__(self, ids: Int[Array, "b v"] | None = None) -> Float[Array, "k h q q"]:
-        """Bias of [CLS, all patches] (k = 1), or of [CLS, patches `ids`] (k = b)."""
-        table = self.param(
-            "table", nn.initializers.zeros, (table_rows(self.grid), self.heads), jnp.float32
-        )
-        index = jnp.asarray(relative_index(self.grid))[None]
-        if ids is not None:
-            ids = jnp.pad(ids + 1, ((0, 0), (1, 0)))
-            index = index[0][ids[:, :, None], ids[:, None, :]]
-        return rearrange(table[index], "k q p h -> k h q p")
-
-
-class Attention(nn.Module):
-    """Multi-head attention; with a context, queries attend to the context instead of themselves.
+class Mlp(nn.Module):
+    """The MLP of a block: linear, exact (erf) GELU, linear.
 
     Attributes:
-      heads: number of heads; head width is width // heads, so the inner width may be smaller than
-        the stream's (BootMAE: 512 // 12 = 42 per head, 504 inside).
-      bias: "full" (q, k and v) or "qv" (BEiT/BootMAE: no key bias, stored as q_bias and v_bias).
+      ratio: hidden width / width.
       init_scheme, depth: see `kernel_init`.
     """
-
-    heads: int
-    bias: Bias = "full"
-    init_scheme: InitScheme = "mae"
-    dtype: Dtype = jnp.float32
-    depth: int = 0
-
-    @nn.compact
-    def __call__(self, x, context=None, rel_bias=None):
-        width = x.shape[-1]
-        inner = self.heads * (width // self.heads)
-        layer = functools.partial(dense, dtype=self.dtype, bias=self.bias == "full")
-        init = functools.partial(kernel_init, self.init_scheme)
-        if context is None:
-            fused = layer(3 * inner, "qkv", init=init(3))(x)
-            q, k, v = jnp.split(fused, 3, axis=-1)
-        else:
-            q = layer(inner, "q", init=init())(x)
-            k, v = jnp.split(layer(2 * inner, "kv", init=init())(context), 2, axis=-1)
-        if self.bias == "qv":
-            q = q + self.param("q_bias", nn.initializers.zeros, (inner,), jnp.float32).astype(
-                q.dtype
-            )
-            v = v + self.param("v_bias", nn.initializers.zeros, (inner,), jnp.float32).astype(
-                v.dtype
-            )
-        q, k, v = (rearrange(t, "b n (h d) -> b n h d", h=self.heads) for t in (q, k, v))
-        out = rearrange(attend(q, k, v, rel_bias), "b n h d -> b n (h d)")
-        return dense(width, "proj", self.dtype, init=init(depth=self.depth))(out)
-
-
-class Mlp(nn.Module):
-    """Linear, exact (erf) GELU, linear."""
 
     ratio: float = 4.0
     dtype: Dtype = jnp.float32
@@ -312,10 +206,10 @@ class Mlp(nn.Module):
 
 
 class Branch(nn.Module):
-    """Base of blocks: what a residual branch goes through before it is added.
+    """Base class of blocks: layer scale and stochastic depth of their residual branches.
 
     Attributes:
-      drop_path: probability of dropping a branch of an example (rng "drop_path").
+      drop_path: probability that a branch of an example is dropped (random key "drop_path").
       layer_scale: start value of a learned factor per channel; None = there is no such factor.
     """
 
@@ -323,10 +217,15 @@ class Branch(nn.Module):
     layer_scale: Positive | None = None
 
     def residual(self, y, gamma: str, train: bool):
-        """Layer scale, then stochastic depth per example, scaled to keep the expectation.
+        """Return a branch's output [b t d] after layer scale and stochastic depth.
+
+        Whole examples are dropped, and the others are divided by the probability of being kept, so
+        that the expectation stays.
 
         Args:
-          gamma: name of the factor's parameter (official names).
+          y: the branch's output, [b t d].
+          gamma: name of the factor's parameter, as in the official code.
+          train: False drops nothing.
         """
         if self.layer_scale is not None:
             scale = self.param(
@@ -340,53 +239,6 @@ class Branch(nn.Module):
         return y * mask.astype(y.dtype) / keep
 
 
-class Block(Branch):
-    """Pre-norm transformer block; given a context, a cross-attention stands between the two halves.
-
-    The order with a context is self-attention, cross-attention, MLP (BootMAE's decoder block).
-
-    Attributes:
-      depth: number of this block from 1, for BEiT's init; 0 = not rescaled.
-    """
-
-    heads: int = 12
-    bias: Bias = "full"
-    init_scheme: InitScheme = "mae"
-    mlp_ratio: float = 4.0
-    dtype: Dtype = jnp.float32
-    depth: int = 0
-
-    @nn.compact
-    def __call__(self, x, context=None, train: bool = False, rel_bias=None):
-        attention = functools.partial(
-            Attention, self.heads, self.bias, self.init_scheme, self.dtype, self.depth
-        )
-        x = shard_batch(x)
-        y = attention(name="attn")(layer_norm("norm1", self.dtype)(x), None, rel_bias)
-        x = x + self.residual(y, "gamma_1", train)
-        if context is not None:
-            query = layer_norm("norm_q", self.dtype)(x)
-            context = layer_norm("norm_kv", self.dtype)(context)
-            y = attention(name="cross")(query, context)
-            x = x + self.residual(y, "gamma_cross", train)
-        mlp = Mlp(self.mlp_ratio, self.dtype, self.init_scheme, self.depth, name="mlp")
-        return x + self.residual(mlp(layer_norm("norm2", self.dtype)(x)), "gamma_2", train)
-
-
 def drop_rate(top: float, index: int, depth: int) -> float:
-    """Stochastic depth of block `index`: linear from 0 to `top` over `depth` blocks."""
+    """Return the drop-path rate of block `index`: it rises linearly from 0 to `top`."""
     return top * index / max(depth - 1, 1)
-
-
-def run_blocks(x, depth: int, *args, drop_path: float = 0.0, **options):
-    """Blocks block_00, block_01, ... one after another; for the compact method of a module.
-
-    Args:
-      args: of each block's call, after x.
-      drop_path: the last block's rate, rising linearly from 0.
-      options: fields of every block.
-    """
-    for i in range(depth):
-        rate, name = drop_rate(drop_path, i, depth), f"block_{i:02d}"
-        x = Block(drop_path=rate, name=name, **options)(x, *args)
-    return x

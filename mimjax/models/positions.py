@@ -1,8 +1,9 @@
-"""Learned absolute positions resized to another grid by PyTorch's bicubic interpolation.
+"""Learned absolute positions, resized to another grid by PyTorch's bicubic interpolation.
 
-The one implementation behind files that are read (`torch_io.positions`, numpy) and networks that
-resize when they run (DINO, traced): one matrix of weights per axis. `jax.image.resize` has another
-cubic kernel (a = -0.5) and blurs downwards. CLIP's tower resizes bilinearly (`models.clip`).
+Files that are read (`torch_io.read.positions`, numpy) and networks that resize when they run (DINO,
+traced by jax) share this implementation: one matrix of weights per axis. `jax.image.resize` gives
+other numbers: its cubic kernel has a = -0.5, and it blurs when it shrinks. CLIP's tower resizes
+bilinearly and has a function of its own (`models.clip`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ CUBIC = -0.75  # PyTorch's coefficient of the cubic kernel
 
 
 def bicubic_weights(source: int, target: int, extra: float = 0.0) -> np.ndarray:
-    """PyTorch's bicubic interpolation of one axis as a matrix, float64 [target source].
+    """Return PyTorch's bicubic interpolation of one axis as a matrix, float64 [target source].
 
-    align_corners=False and no antialiasing; taps beyond the border read the border.
+    It is that of align_corners=False without antialiasing; taps beyond the border read the border.
 
     Args:
-      extra: as torch's `scale_factor=(target + extra) / source`, which decides where the target's
-        points lie, but not how many there are (0 <= extra < 1); 0 = torch's `size=target`.
+      source, target: number of points before and after.
+      extra: stands for torch's `scale_factor=(target + extra) / source`, which moves the target's
+        points without changing their number (0 <= extra < 1); 0 = torch's `size=target`.
     """
     place = (np.arange(target) + 0.5) * source / (target + extra) - 0.5
     taps = np.floor(place).astype(int)[:, None] + np.arange(-1, 3)
@@ -39,12 +41,13 @@ def bicubic_weights(source: int, target: int, extra: float = 0.0) -> np.ndarray:
 def resize_absolute(
     pos: Any, source: Grid, target: Grid, extra: float = 0.0, num_prefix: int = 1
 ) -> Any:
-    """Positions [1 p+n d] for another grid, bicubic, float32; the p rows of the prefix are kept.
+    """Return positions [1 p+n d] for another grid, float32; the prefix's p rows are kept.
 
     Args:
-      pos: numpy (computed in float64) or jax, also traced (computed in float32).
-      source, target: (height, width) in patches; equal grids change nothing, whatever `extra`.
+      pos: a numpy array (resized in float64) or a jax array, also traced (resized in float32).
+      source, target: (height, width) in patches; equal grids change nothing, for any `extra`.
       extra: see `bicubic_weights`.
+      num_prefix: p, the number of rows before those of the patches (1 = CLS).
     """
     assert pos.shape[1] == num_prefix + source[0] * source[1], (pos.shape, source)
     traced = not isinstance(pos, np.ndarray)

@@ -2,7 +2,8 @@
 
 The regressor predicts the latents of masked patches from those of visible ones by cross-attention;
 the decoder maps predicted latents to targets and sees masked patches only. Positions are fixed and
-explicit, so tokens never return to raster order.
+explicit, so tokens never return to raster order. CAE v2's shared head stands here too; the decoders
+of MAE and BootMAE do not (`models.decoders`).
 """
 
 from __future__ import annotations
@@ -15,17 +16,16 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from mimjax.models.attention import attend, run_blocks
 from mimjax.models.decoders import positions
 from mimjax.models.layers import (
     Branch,
     Dtype,
     Mlp,
-    attend,
     clipped_normal,
     dense,
     drop_rate,
     layer_norm,
-    run_blocks,
     shard_batch,
 )
 from mimjax.values import Count, Positive, Rate, Whole
@@ -35,9 +35,9 @@ OFFICIAL_WIDTH = 768  # --decoder_embed_dim of CAE's code
 
 
 class Projection(nn.Module):
-    """From the encoder's width to the regressor's: a linear layer and a LayerNorm.
+    """Linear layer and LayerNorm from the encoder's width to the regressor's.
 
-    The official model has it only where the two widths differ.
+    The official model has them only where the two widths differ.
     """
 
     width: int
@@ -49,7 +49,7 @@ class Projection(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention with inputs of its own for queries, keys and values; biases on q and v alone."""
+    """Attention with separate inputs for queries, keys and values, and biases on q and v alone."""
 
     heads: int
     dtype: Dtype = jnp.float32
@@ -69,8 +69,8 @@ class CrossAttention(nn.Module):
 class RegressorBlock(Branch):
     """One block of the regressor: masked queries attend to visible latents and to themselves.
 
-    Keys carry positions, values do not; the norm before the MLP replaces the stream (official
-    code), where a pre-norm block would normalize the branch alone.
+    Keys carry positions, values do not. As in the official code, the MLP's residual starts from the
+    normalized tokens, where a pre-norm block would normalize the input of the branch alone.
     """
 
     heads: int = 12
@@ -79,6 +79,14 @@ class RegressorBlock(Branch):
 
     @nn.compact
     def __call__(self, x, latents, pos_m, pos_v, train: bool = False):
+        """Return the predicted latents [b m w] after this block.
+
+        Args:
+          x: latents of the masked patches as predicted so far, [b m w].
+          latents: latents of the visible patches, [b v w].
+          pos_m, pos_v: positions of the masked and the visible patches, [b m w] and [b v w].
+          train: whether branches are dropped.
+        """
         x = shard_batch(x)
         context = jnp.concatenate([latents, x], axis=1)
         query = layer_norm("norm1_q", self.dtype)(x + pos_m)
@@ -91,13 +99,14 @@ class RegressorBlock(Branch):
 
 
 class Regressor(nn.Module):
-    """The latent contextual regressor (section 3.2).
+    """CAE's latent contextual regressor (section 3.2).
 
     Attributes:
-      width: None = the encoder's; another width brings a `Projection`.
+      width: None = the encoder's width; with another one the method adds a `Projection`.
       depth, heads: 4 and 12 in the official code, for every size.
       layer_scale, drop_path: see `Branch`; the rate rises linearly over these blocks alone.
-      grid, final_norm: derived by the method; CAE v2 leaves the last norm out.
+      grid, final_norm: derived by the method: (height, width) in patches, and whether a norm stands
+        after the last block (CAE v2 has none).
     """
 
     width: Count | None = None
@@ -112,7 +121,7 @@ class Regressor(nn.Module):
     DERIVED = ("grid", "final_norm")
 
     def guesses(self, encoder_width: int) -> tuple[str, ...]:
-        """What CAE's sources leave open about this network; see `task.Task.notes`."""
+        """Return what CAE's sources leave open about this network; see `task.Task.notes`."""
         if encoder_width not in SMALL or self.width != encoder_width:
             return ()
         return (
@@ -129,8 +138,14 @@ class Regressor(nn.Module):
         ids_m: Int[Array, "b m"],
         train: bool = False,
     ) -> Float[Array, "b m w"]:
-        """Predicted latents of the patches `ids_m`, from those of `ids_v` (CLS left out)."""
-        assert self.width is not None, "the method fills in the encoder's"
+        """Return predicted latents of the masked patches.
+
+        Args:
+          latents: the encoder's output for the visible patches, without CLS.
+          ids_v, ids_m: the visible and the masked patches.
+          train: whether branches are dropped.
+        """
+        assert self.width is not None, "the method fills in the encoder's width"
         latents = latents.astype(self.dtype)
         pos_v, pos_m = (
             positions(self.grid, self.width, "yx", i).astype(self.dtype) for i in (ids_v, ids_m)
@@ -153,10 +168,10 @@ class LatentDecoder(nn.Module):
     """CAE's decoder (section 3.2): blocks over masked patches alone, then a linear head.
 
     Attributes:
-      depth: 4; 0 = a linear head on the regressor's output (Table 2, no decoder).
-      heads: 12 in the official code, whatever the width.
+      depth: number of blocks; 0 = a linear head on the regressor's output (Table 2, no decoder).
+      heads: 12 in the official code, for every width.
       layer_scale, drop_path: as in `Regressor`.
-      out, grid: derived by the method.
+      out, grid: derived by the method: width of a prediction, and (height, width) in patches.
     """
 
     depth: Whole = 4
@@ -173,7 +188,7 @@ class LatentDecoder(nn.Module):
     def __call__(
         self, latents: Float[Array, "b m w"], ids: Int[Array, "b m"], train: bool = False
     ) -> Float[Array, "b m o"]:
-        """Predictions for the patches `ids`, whose latents are given."""
+        """Return predictions for the patches `ids` from their latents."""
         x = latents.astype(self.dtype)
         if self.depth:
             x = x + positions(self.grid, x.shape[-1], "yx", ids).astype(self.dtype)
@@ -194,11 +209,12 @@ class LatentDecoder(nn.Module):
 
 
 class SharedHead(nn.Module):
-    """CAE v2's head, shared by visible and masked latents (appendix B.1).
+    """CAE v2's head, which visible and masked latents share (appendix B.1).
 
     Attributes:
-      order: "ln_fc" (code) or "fc_ln" (paper).
-      out: derived by the method, the teacher's width.
+      order: "ln_fc" = LayerNorm, then linear (code); "fc_ln" = linear, then LayerNorm (paper).
+        Derived by the method.
+      out: width of the teacher; derived by the method.
     """
 
     order: Literal["ln_fc", "fc_ln"] = "ln_fc"

@@ -1,7 +1,8 @@
-"""The plain vision transformer encoder and its published sizes.
+"""The plain vision transformer encoder, its published sizes, and what every encoder returns.
 
-Reads either all patches or the visible ones; keeps every block's output, because methods, probes
-and pictures read inner layers (unread ones are dead code to the compiler).
+The encoder reads all patches or the visible ones alone. It returns every block's output, because
+methods, probes and pictures read inner layers; the compiler removes those that nobody reads. Heads
+and decoders are no part of it. Sources: MAE (section 3), BootMAE (section 3.2), BEiT and CAE.
 """
 
 from __future__ import annotations
@@ -14,12 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mimjax.models.attention import Bias, Block, RelativeBias
 from mimjax.models.layers import (
-    Bias,
-    Block,
     Dtype,
     InitScheme,
-    RelativeBias,
     clipped_normal,
     drop_rate,
     layer_norm,
@@ -42,10 +41,13 @@ SIZES = {
 
 
 def sincos_table(grid: tuple[int, int], width: int, order: str) -> np.ndarray:
-    """Fixed 2-D sine-cosine positions, float32 [n width], computed in float64.
+    """Return fixed 2-D sine-cosine positions, float32 [n width], computed in float64.
 
-    Channel quarters are [sin, cos] of the first coordinate, then of the second. `order` names the
-    first: "xy" = column first (MAE), "yx" = row first (BootMAE); the tables are transposes.
+    The quarters of the channels are [sin, cos] of the first coordinate, then of the second.
+
+    Args:
+      grid: (height, width) in patches.
+      order: which coordinate comes first: "xy" = the column (MAE), "yx" = the row (BootMAE).
     """
     rate = 10000.0 ** -(np.arange(width // 4, dtype=np.float64) / (width // 4))
     y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
@@ -55,12 +57,12 @@ def sincos_table(grid: tuple[int, int], width: int, order: str) -> np.ndarray:
 
 
 class Features(NamedTuple):
-    """What an encoder returns.
+    """The output of an encoder.
 
     Attributes:
-      tokens: [b p+n d] after the final norm, prefix (CLS) first.
-      blocks: each block's raw output, [b p+n d].
-      num_prefix: number of prefix tokens; 1 = CLS, 0 = none.
+      tokens: tokens after the final norm, [b p+n d], prefix (CLS) first.
+      blocks: each block's output without a norm, [b p+n d].
+      num_prefix: p, the number of prefix tokens; 1 = CLS, 0 = none.
     """
 
     tokens: jax.Array
@@ -68,11 +70,15 @@ class Features(NamedTuple):
     num_prefix: int
 
     def read(self, pool: str = "mean", layer: int | None = None) -> jax.Array:
-        """The one reader of probes, pictures and export.
+        """Return features of each image; probes, pictures and export read them here.
 
         Args:
-          pool: "cls" or "mean" ([b d]), or "all" ([b p+n d]).
-          layer: block index (negative counts from the end); None = after the final norm.
+          pool: "cls" (the CLS token, [b d]), "mean" (the mean of the patch tokens, [b d]) or "all"
+            (every token, [b p+n d]).
+          layer: index of a block, negative from the end; None = after the final norm.
+
+        Raises:
+          ValueError: pool is "cls", and the encoder has no CLS token.
         """
         x = self.tokens if layer is None else self.blocks[layer]
         if pool == "cls":
@@ -86,21 +92,24 @@ class ViT(nn.Module):
     """Vision transformer of MAE (section 3), BootMAE (section 3.2), BEiT and CAE.
 
     Attributes:
-      width, depth, heads, patch, mlp_ratio: sizes; see `SIZES`.
-      image_size: (height, width) that the data pipeline delivers; the grid follows from the images
-        that are passed in.
+      width, depth, heads: sizes of the transformer; see `SIZES`.
+      patch: side of a patch in pixels.
+      mlp_ratio: hidden width of the MLPs / width.
+      image_size: (height, width) in pixels that the data pipeline delivers; with fixed positions
+        and without a relative bias, images of other sizes can be passed in too.
       pos_embed: "sincos_xy" (MAE) or "sincos_yx" (BootMAE, CAE), fixed, hence no parameter;
         "learned" (BEiT's absolute positions, a row for CLS first) or "none".
       rel_pos: BEiT's relative position bias: "none", "shared" by all blocks or "per_block".
       layer_scale: see `Branch`; None = no factors.
-      fuse_layers: blocks whose outputs are summed before the norm (MR-MAE, section 3.3); the last
-        alone everywhere else.
-      bias, init_scheme: see `Attention`; "mae" also initializes the patch bias as PyTorch does and
-        CLS with std 0.02, "bootmae" with zero and std 1e-6; "cae" and "beit" draw patch kernel and
-        CLS from a normal of std 0.02 truncated at one std.
-      drop_path: the last block's rate, rising linearly from 0.
-      use_mask_token: masked patches enter as a learned token (MAE ablation c) instead of being
-        left out.
+      fuse_layers: blocks whose outputs are summed before the norm (MR-MAE, section 3.3); (-1,) is
+        the last block alone, as in all other methods.
+      bias: see `Attention`.
+      init_scheme: see `kernel_init`. "mae" also initializes the patch bias as PyTorch does and CLS
+        with std 0.02, "bootmae" the bias with zero and CLS with std 1e-6; "cae" and "beit" draw
+        patch kernel and CLS from a normal of std 0.02 truncated at one std.
+      drop_path: the last block's rate; it rises linearly from 0.
+      use_mask_token: whether masked patches enter as a learned token (MAE's ablation c) instead of
+        being left out.
       remat: recompute each block in the backward pass instead of storing its inner activations.
     """
 
@@ -123,10 +132,12 @@ class ViT(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
+        """(height, width) in patches."""
         return self.image_size[0] // self.patch, self.image_size[1] // self.patch
 
     @property
     def num_patches(self) -> int:
+        """Number of patches of an image, n."""
         return self.grid[0] * self.grid[1]
 
     @nn.compact
@@ -137,7 +148,14 @@ class ViT(nn.Module):
         mask: Bool[Array, "b n"] | None = None,
         train: bool = False,
     ) -> Features:
-        """Encodes the patches `ids` (all if None); `mask` marks those shown as the mask token."""
+        """Encode images into [CLS, patches].
+
+        Args:
+          images: normalized images.
+          ids: patches to encode; None = all, in raster order.
+          mask: True where the mask token replaces a patch (with `use_mask_token`).
+          train: whether branches are dropped.
+        """
         x = self.embed(images, ids, mask)
         cls = self.param("cls_token", self.token_init(), (1, 1, self.width), jnp.float32)
         cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, self.width))
@@ -161,7 +179,7 @@ class ViT(nn.Module):
         return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), 1)
 
     def block(self, i: int) -> nn.Module:
-        """Block `i`, recomputed in the backward pass if `remat`."""
+        """Return block `i` as a module; with `remat` the backward pass computes it once more."""
         make = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         return make(
             heads=self.heads,
@@ -176,7 +194,10 @@ class ViT(nn.Module):
         )
 
     def embed(self, images, ids, mask):
-        """Patches to tokens with positions; visible patches are gathered before the projection."""
+        """Return patch tokens with fixed positions, [b v d]; learned ones are added with CLS.
+
+        Visible patches are gathered before the projection, so that masked ones cost nothing.
+        """
         patches = patchify(images, self.patch).astype(self.dtype)
         if ids is not None:
             patches = gather(patches, ids)
@@ -184,8 +205,8 @@ class ViT(nn.Module):
         x = nn.Dense(
             self.width,
             dtype=self.dtype,
-            # All initialize the flattened kernel [p*p*c, width]; MAE's bias keeps PyTorch's
-            # default of a convolution.
+            # Every scheme initializes the flattened kernel [p*p*c, width]; MAE's bias keeps
+            # PyTorch's default of a convolution.
             kernel_init=clipped_normal(0.02) if normal else xavier_uniform(),
             bias_init=torch_uniform(patches.shape[-1]) if mae else nn.initializers.zeros,
             name="patch_embed",
@@ -201,7 +222,7 @@ class ViT(nn.Module):
         return x + (pos if ids is None else pos[ids]).astype(x.dtype)
 
     def token_init(self):
-        """CLS, mask token and learned positions."""
+        """Return the initializer of CLS, mask token and learned positions."""
         if self.init_scheme in ("cae", "beit"):
             return clipped_normal(0.02)
         return nn.initializers.normal(0.02 if self.init_scheme == "mae" else 1e-6)

@@ -1,8 +1,8 @@
 """VQGAN of taming-transformers: encoder, quantizer and decoder, as a frozen tokenizer.
 
-CompVis/taming-transformers (commit 3ba01b2), `taming/modules/diffusionmodules/model.py` and
-`taming/modules/vqvae/quantize.py`. Channels stand last. Inference only: no dropout, no losses, no
-straight-through gradient, no discriminator.
+Source: CompVis/taming-transformers (commit 3ba01b2), `taming/modules/diffusionmodules/model.py` and
+`taming/modules/vqvae/quantize.py`. Activations are [b h w c]. The network is for inference only: it
+has no dropout, no losses, no straight-through gradient and no discriminator.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from mimjax.models.layers import Dtype, attend, shard_batch
+from mimjax.models.attention import attend
+from mimjax.models.layers import Dtype, shard_batch
 from mimjax.values import Count, Length
 
+# The published configurations.
 # gumbel_f8: taming_f8_8192_openimages.yaml as copied in microsoft/VQ-Diffusion (commit cbac204).
 # vq_f16: taming's configs/imagenet_vqgan.yaml (1024 codes) and VQ-Diffusion's
 # vqgan_imagenet_f16_16384.yaml. All have width 128, 2 blocks, 256 channels in the codes.
@@ -32,20 +34,26 @@ VQGAN_SIZES: dict[str, dict[str, Any]] = {
     "vq_f16_1024": _F16 | {"n_embed": 1024},
     "vq_f16_16384": _F16 | {"n_embed": 16384},
 }
-GROUPS = 32  # of every GroupNorm, whatever the width
+GROUPS = 32  # of every GroupNorm, for every width
 
 
 def group_norm(name: str, dtype: Dtype) -> nn.GroupNorm:
-    """GroupNorm with float32 statistics."""
+    """Return a GroupNorm of 32 groups with float32 statistics."""
     return nn.GroupNorm(GROUPS, epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def conv3(features: int, name: str, dtype: Dtype) -> nn.Conv:
+    """Return a 3x3 convolution that keeps height and width."""
     return nn.Conv(features, (3, 3), padding=1, dtype=dtype, name=name)
 
 
 class ResnetBlock(nn.Module):
-    """Twice norm, swish, 3x3 convolution; the shortcut is a 1x1 one where the width changes."""
+    """Residual block: norm, swish and 3x3 convolution, twice.
+
+    Attributes:
+      features: width of the output; where the input's differs, a 1x1 convolution replaces the
+        identity.
+    """
 
     features: int
     dtype: Dtype = jnp.float32
@@ -60,7 +68,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Self-attention of all places: one head over all channels, no positions."""
+    """Self-attention among all positions: one head over all channels, no position embedding."""
 
     dtype: Dtype = jnp.float32
 
@@ -73,14 +81,22 @@ class AttnBlock(nn.Module):
 
 
 def middle(x, dtype: Dtype):
-    """The bottom of both halves; its attention is there whatever `attn_resolutions` says."""
+    """Apply the blocks at the lowest resolution of encoder and decoder, attention included.
+
+    Their attention does not depend on `attn_resolutions`.
+    """
     x = ResnetBlock(x.shape[-1], dtype, name="mid_block_1")(x)
     x = AttnBlock(dtype, name="mid_attn_1")(x)
     return ResnetBlock(x.shape[-1], dtype, name="mid_block_2")(x)
 
 
 class VQGANEncoder(nn.Module):
-    """Images to z, one vector per 2^(levels - 1) pixels. Attributes: see `VQGANModel`."""
+    """Encoder from images to z, one vector per 2^(levels - 1) pixels and side.
+
+    Attributes:
+      attn_levels: numbers of the levels that have attention, 0 = full resolution.
+      ch, ch_mult, num_res_blocks, z_channels: see `VQGANModel`.
+    """
 
     ch: int
     ch_mult: tuple[int, ...]
@@ -99,7 +115,7 @@ class VQGANEncoder(nn.Module):
                 if i in self.attn_levels:
                     x = AttnBlock(self.dtype, name=f"down_{i}_attn_{j}")(x)
             if i < len(self.ch_mult) - 1:
-                # One row below and one column to the right only.
+                # Padding as in the official code: one row below and one column to the right.
                 x = nn.Conv(
                     x.shape[-1],
                     (3, 3),
@@ -113,7 +129,7 @@ class VQGANEncoder(nn.Module):
 
 
 class VQGANDecoder(nn.Module):
-    """z to images, not clipped. Attributes: see `VQGANModel`."""
+    """Decoder from z to images, which are not clipped; attributes as in `VQGANEncoder`."""
 
     ch: int
     ch_mult: tuple[int, ...]
@@ -132,19 +148,19 @@ class VQGANDecoder(nn.Module):
                 if i in self.attn_levels:
                     x = AttnBlock(self.dtype, name=f"up_{i}_attn_{j}")(x)
             if i:
-                x = x.repeat(2, axis=1).repeat(2, axis=2)  # nearest neighbour
+                x = x.repeat(2, axis=1).repeat(2, axis=2)  # nearest neighbor
                 x = conv3(x.shape[-1], f"up_{i}_upsample", self.dtype)(x)
         x = nn.swish(group_norm("norm_out", self.dtype)(x))
         return conv3(3, "conv_out", self.dtype)(x)
 
 
 class VQGANModel(nn.Module):
-    """The tokenizer; the defaults are the published Gumbel f8 with 8192 codes (`VQGAN_SIZES`).
+    """VQGAN's tokenizer; the defaults are the published Gumbel f8 with 8192 codes (`VQGAN_SIZES`).
 
     Attributes:
       ch, ch_mult, num_res_blocks: width, its factor at each level, residual blocks per level.
-      attn_resolutions, resolution: a level has attention if its size at the training `resolution`
-        is among them; the size of the images that come in plays no part.
+      attn_resolutions, resolution: a level has attention if its side at the training `resolution`
+        (pixels) is among them; the size of the images that are passed in plays no part.
       z_channels, embed_dim: widths of the encoder's output and of the codes.
       n_embed: number of codes.
       kind: "gumbel" (a linear map gives logits; the codebook only decodes) or "vq" (nearest code).
@@ -163,10 +179,11 @@ class VQGANModel(nn.Module):
 
     @property
     def step(self) -> int:
-        """Pixels per code in each direction."""
+        """The side of a code in pixels."""
         return 2 ** (len(self.ch_mult) - 1)
 
     def setup(self):
+        """Make the submodules and the codebook, under the names that files are read into."""
         levels = range(len(self.ch_mult))
         attn = tuple(i for i in levels if self.resolution // 2**i in self.attn_resolutions)
         sizes = self.ch, self.ch_mult, self.num_res_blocks, attn
@@ -186,22 +203,23 @@ class VQGANModel(nn.Module):
 
     @property
     def codebook(self) -> Float[Array, "v d"]:
+        """The vectors of all codes, float32."""
         return jnp.asarray(self.embed if self.kind == "gumbel" else self.embedding)
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """There and back (also what makes all parameters)."""
+        """Return images decoded from their codes; `init` calls this, so all parameters are made."""
         grid = images.shape[1] // self.step, images.shape[2] // self.step
         return self.decode(self.scores(self.encode(images)).argmax(-1), grid)
 
     def encode(self, images: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
-        """Vectors before quantization in raster order, from images in [-1, 1]."""
+        """Return vectors before quantization in raster order, from images in [-1, 1]."""
         return rearrange(self.quant_conv(self.encoder(images)), "b h w d -> b (h w) d")
 
     def scores(self, hidden: Float[Array, "b k d"]) -> Float[Array, "b k v"]:
-        """float32; the code of a vector is the argmax (the first one of equals).
+        """Return the score of every code for each vector, float32; the best code is the argmax.
 
-        "gumbel": the logits. "vq": minus the squared distance to each code, without the vector's
-        own square, which no choice depends on.
+        kind "gumbel" gives logits. "vq" gives minus the squared distance to each code, without the
+        vector's own square, which is the same for all codes. Of equal scores the first code counts.
         """
         hidden = hidden.astype(jnp.float32)
         if self.kind == "gumbel":
@@ -210,7 +228,11 @@ class VQGANModel(nn.Module):
         return 2 * product - jnp.square(self.codebook).sum(-1)
 
     def decode(self, ids: Int[Array, "b n"], grid: tuple[int, int]) -> Float[Array, "b h w c"]:
-        """Images from codes in raster order; [-1, 1] is the range of pixels, not clipped."""
+        """Return images from codes in raster order; pixels in [-1, 1], not clipped.
+
+        Args:
+          grid: (height, width) in codes.
+        """
         z = self.codebook[ids].astype(self.dtype)
         z = rearrange(z, "b (h w) d -> b h w d", h=grid[0], w=grid[1])
         return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)

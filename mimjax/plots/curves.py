@@ -1,7 +1,8 @@
-"""Curves as inline SVG: a title, one or more lines over steps, axes with labels. Nothing else.
+"""Curves as inline SVG: a title, one or more lines over steps, and axes with labels.
 
-No plotting library: a report must open anywhere, years later. Colors are CSS variables of the page,
-so that a dark page has dark charts.
+No plotting library is used: a report must open anywhere, years later. Colors are CSS variables that
+`plots/report.html` defines, so that a dark page has dark charts. This module reads no file;
+`run.report` chooses what is drawn.
 """
 
 from __future__ import annotations
@@ -13,15 +14,22 @@ from typing import NamedTuple
 
 WIDTH, HEIGHT = 400, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 40
-COLORS = 6  # --c0 to --c5 of the page
-POINTS = 300  # of a line; more cannot be told apart
+COLORS = 6  # --c0 to --c5 of report.html
+POINTS = 300  # points of a line that are drawn; the eye cannot tell more apart
+MAX_TICKS = 7  # of a logarithmic axis
+DOTTED = 40  # points up to which each is drawn as a dot with its value
 
 
 Point = tuple[float, float | None]
 
 
 class Series(NamedTuple):
-    """One line; a value of None (not finite) leaves a gap."""
+    """One line of a chart.
+
+    Attributes:
+      name: in the legend.
+      steps, values: the points, of equal number; a value of None (not finite) leaves a gap.
+    """
 
     name: str
     steps: Sequence[float]
@@ -29,11 +37,12 @@ class Series(NamedTuple):
 
 
 def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = False) -> str:
-    """A <figure> with a chart; "" if there is nothing to draw.
+    """Return a chart as an HTML <figure>; "" where no series has a value.
 
     Args:
+      title: caption of the figure, plain text.
       unit: label of the vertical axis.
-      log: logarithmic, where every value is above 0.
+      log: whether the vertical axis is logarithmic; it stays linear where a value is 0 or less.
     """
     series = [s for s in series if any(v is not None for v in s.values)]
     if not series:
@@ -54,12 +63,17 @@ def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = Fals
 
 
 class Axis:
-    """Maps values onto pixels; its ticks are round numbers."""
+    """An axis: called with a value it returns the pixel; its `ticks` are round numbers.
+
+    Attributes:
+      low, high: ends of the axis in the unit of the values (their log10 where `log`).
+      start, stop: pixels of the two ends; start > stop for a vertical axis.
+    """
 
     def __init__(self, values: Sequence[float], start: float, stop: float, log: bool = False):
         self.start, self.stop, self.log = start, stop, log
         low, high = self._scale(min(values)), self._scale(max(values))
-        if high - low < 1e-12 * max(abs(high), 1e-300):  # a constant: room on both sides
+        if high - low < 1e-12 * max(abs(high), 1e-300):  # a constant gets room on both sides
             pad = abs(high) * 0.1 or 1.0
             low, high = low - pad, high + pad
         self.low, self.high = low, high
@@ -79,22 +93,26 @@ class Axis:
         return math.log10(value) if self.log else float(value)
 
     def _log_ticks(self) -> list[float]:
-        """1, 2 or 5 times a power of ten, or powers alone; the frame grows to the outer ones."""
+        """Return ticks at 1, 2 or 5 times powers of ten, or at powers of ten where those are many.
+
+        The ends of the axis move out to the ticks around them.
+        """
         powers = range(math.floor(self.low) - 1, math.ceil(self.high) + 1)
         fine = [m * 10.0**d for d in powers for m in (1, 2, 5)]
         below = [v for v in fine if math.log10(v) <= self.low + 1e-9][-1]
         above = next((v for v in fine if math.log10(v) >= self.high - 1e-9), fine[-1])
         self.low, self.high = math.log10(below), math.log10(above)
-        found = [v for v in fine if below <= v <= above]
-        if len(found) > 7:
-            found = [v for v in found if math.log10(v) % 1 < 1e-9 or math.log10(v) % 1 > 1 - 1e-9]
-        while len(found) > 7:
-            found = found[::2]
-        return found
+        inside = [v for v in fine if below <= v <= above]
+        if len(inside) > MAX_TICKS:
+            # log10 of a power of ten may miss the whole number by a rounding on either side
+            inside = [v for v in inside if not 1e-9 <= math.log10(v) % 1 <= 1 - 1e-9]
+        while len(inside) > MAX_TICKS:
+            inside = inside[::2]
+        return inside
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` multiples of 1, 2 or 5 times a power of ten; the first is at most `low`."""
+    """Return about `count` multiples of 1, 2 or 5 times a power of ten; the first is <= `low`."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
@@ -106,7 +124,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def numbers(values: Sequence[float]) -> list[str]:
-    """Ticks of an axis: with as many digits as tell them apart."""
+    """Return the labels of ticks, with as many digits as tell them apart."""
     out: list[str] = []
     for digits in range(4, 10):
         out = [number(value, digits) for value in values]
@@ -116,7 +134,11 @@ def numbers(values: Sequence[float]) -> list[str]:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Short, as on an axis: 12k, 0.05, 3e-05."""
+    """Return a number as an axis shows it: "12k", "0.05", "3.0e-5".
+
+    Args:
+      digits: significant digits.
+    """
     if value == 0:
         return "0"
     size = abs(value)
@@ -129,7 +151,11 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def thin(steps: Sequence[float], values: Sequence[float | None]) -> list[Point]:
-    """At most about POINTS points; of each bin the lowest and the highest, so no spike is lost."""
+    """Return at most about POINTS points of a line.
+
+    Of each bin of steps the lowest and the highest value stay, so that no spike is lost, and one
+    gap, if the bin has any.
+    """
     points = list(zip(steps, values, strict=True))
     if len(points) <= POINTS:
         return points
@@ -145,10 +171,12 @@ def thin(steps: Sequence[float], values: Sequence[float | None]) -> list[Point]:
 
 
 def _value(point: Point) -> float:
+    """Return the value of a point, for sorting; points without a value are left out before."""
     return 0.0 if point[1] is None else point[1]
 
 
 def _grid(x: Axis, y: Axis, unit: str) -> list[str]:
+    """Return the SVG elements of grid lines, ticks and labels."""
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     parts = []
     for value, text in zip(y.ticks, numbers(y.ticks), strict=True):
@@ -173,6 +201,7 @@ def _grid(x: Axis, y: Axis, unit: str) -> list[str]:
 
 
 def _line(s: Series, x: Axis, y: Axis, color: str) -> list[str]:
+    """Return the SVG path of one line, and dots with their values where points are few."""
     points = thin(s.steps, s.values)
     path, pen, dots = [], "M", []
     for step, value in points:
@@ -182,7 +211,7 @@ def _line(s: Series, x: Axis, y: Axis, color: str) -> list[str]:
         place = f"{x(step):.1f} {y(value):.1f}"
         path.append(pen + place)
         pen = "L"
-        if len(points) <= 40:
+        if len(points) <= DOTTED:
             note = html.escape(f"{s.name}, step {step:,.0f}: {value:.5g}")
             cx, cy = place.split()
             dots.append(
@@ -193,7 +222,7 @@ def _line(s: Series, x: Axis, y: Axis, color: str) -> list[str]:
 
 
 def _legend(series: Sequence[Series]) -> str:
-    """Each line's name and last value; the name only where there are several."""
+    """Return the legend: each line's name and last value, or "last" where there is one line."""
     items = []
     for i, s in enumerate(series):
         last = next(v for v in reversed(s.values) if v is not None)

@@ -1,7 +1,8 @@
-"""Pictures of attention: probabilities in, images with a colored layer and a contour out.
+"""Pictures of attention: probabilities in, images under a heat map with a contour out.
 
-The contour is that of CAE's Figure 6: the smallest set of patches that keeps a share of the
-attention. Reads no file and runs no network.
+The contour is that of CAE's Figure 6: it surrounds the smallest set of patches that keeps a share
+of the attention. This module reads no file and runs no network; `models.attention_maps` computes
+the probabilities.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import numpy as np
 
 from mimjax.plots import reconstructions
 
-COLORS = ((24, 16, 92), (138, 26, 122), (236, 104, 60), (252, 236, 110))  # from none to most
+COLORS = ((24, 16, 92), (138, 26, 122), (236, 104, 60), (252, 236, 110))  # RGB, from none to most
 CONTOUR = (0, 230, 255)
-BLEND = 0.6  # of the colors, the rest is the image in gray
+BLEND = 0.6  # weight of the heat map; the rest is the image in gray
 
 
 def on_patches(maps: np.ndarray, queries: str, num_prefix: int) -> np.ndarray:
-    """Attention on patches from one query or from all, [... t t] -> [... n].
+    """Return the attention that patches receive from one query or from all, [... n].
 
     Args:
-      queries: "cls" (the first token) or "mean" (of all tokens).
-      num_prefix: tokens before the patches; what goes to them is left out.
+      maps: attention probabilities, [... t t], query first.
+      queries: "cls" (the first token) or "mean" (the mean of all tokens).
+      num_prefix: tokens before the patches; the attention that they receive is left out.
     """
     rows = maps[..., 0, :] if queries == "cls" else maps.mean(-2)
     return rows[..., num_prefix:]
@@ -29,11 +31,12 @@ def on_patches(maps: np.ndarray, queries: str, num_prefix: int) -> np.ndarray:
 def by_name(
     shares: np.ndarray, layers: list[int], heads: list[int] | None
 ) -> dict[str, np.ndarray]:
-    """Maps by the name of their column, each [b n] with sum 1 per image.
+    """Return maps by the name of their column, each [b n], with sum 1 per image.
 
     Args:
-      shares: [l b h n], for each of `layers`.
-      heads: numbers of the wanted ones; None = the mean of all.
+      shares: attention on patches, [l b h n].
+      layers: numbers of the l blocks.
+      heads: numbers of the heads to show; None = the mean of all heads.
     """
     out = {}
     for layer, share in zip(layers, shares, strict=True):
@@ -45,24 +48,31 @@ def by_name(
 
 
 def smallest_set(share: np.ndarray, mass: float) -> np.ndarray:
-    """The fewest patches that hold `mass` of each row of `share` [b n], bool [b n]."""
+    """Return the fewest patches whose attention sums to a share of the whole, bool [b n].
+
+    Args:
+      share: attention on patches, [b n].
+      mass: the share, 0 to 1.
+    """
     order = np.argsort(-share, axis=-1, kind="stable")
-    held = np.cumsum(np.take_along_axis(share, order, -1), axis=-1, dtype=np.float64)
-    enough = mass * held[:, -1:] * (1 - 1e-6)  # the rounding of a sum asks for no patch more
+    total = np.cumsum(np.take_along_axis(share, order, -1), axis=-1, dtype=np.float64)
+    enough = mass * total[:, -1:] * (1 - 1e-6)  # rounding of the sum must not add a patch
     kept = np.zeros(share.shape, bool)
     # a patch is needed while those before it do not suffice
-    np.put_along_axis(kept, order, np.pad(held, ((0, 0), (1, 0)))[:, :-1] < enough, -1)
+    np.put_along_axis(kept, order, np.pad(total, ((0, 0), (1, 0)))[:, :-1] < enough, -1)
     return kept
 
 
 def overlay(
     images: np.ndarray, share: np.ndarray, grid: tuple[int, int], mass: float = 0.0
 ) -> np.ndarray:
-    """The images in gray under the colors of their maps.
+    """Return the images in gray under the colors of their maps.
 
     Args:
       images: uint8 [b h w 3].
-      share: [b n], patches in raster order; each map's largest value gets the brightest color.
+      share: attention on patches in raster order, [b n]; each map's largest value gets the
+        brightest color.
+      grid: (height, width) in patches.
       mass: share of the attention inside the contour; 0 = no contour.
 
     Returns:
@@ -81,7 +91,12 @@ def overlay(
 
 
 def contour(inside: np.ndarray, width: int) -> np.ndarray:
-    """The outermost `width` pixels of `inside`, bool [b h w]; the image's border closes it."""
+    """Return the outermost `width` pixels of regions, bool [b h w].
+
+    Args:
+      inside: the regions, bool [b h w]; a region that touches the image's border ends there.
+      width: of the contour, in pixels.
+    """
     padded = np.pad(inside, ((0, 0), (width, width), (width, width)))
     core = inside.copy()
     for shift in (-width, width):
@@ -93,7 +108,15 @@ def contour(inside: np.ndarray, width: int) -> np.ndarray:
 def columns(
     images: np.ndarray, shares: dict[str, np.ndarray], grid: tuple[int, int], mass: float
 ) -> dict[str, np.ndarray]:
-    """The originals and one column per map; small images are enlarged first, for the contour."""
+    """Return the columns of a picture: the originals, and one per map.
+
+    Small images are enlarged first, so that the contour is thin compared with a patch.
+
+    Args:
+      images: uint8 [b h w 3].
+      shares: maps by name, each [b n].
+      grid, mass: see `overlay`.
+    """
     zoom = reconstructions.zoom(*images.shape[1:3])
     images = _enlarge(images, zoom, zoom)
     maps = {name: overlay(images, share, grid, mass) for name, share in shares.items()}
@@ -101,7 +124,7 @@ def columns(
 
 
 def caption(queries: str, heads: list[int] | None, mass: float) -> str:
-    """What a reader of the columns must know."""
+    """Return the caption under the columns: whose attention they show, and what the contour is."""
     whose = "CLS" if queries == "cls" else "all tokens, averaged,"
     text = f"Attention of {whose} to the patches of the full image"
     text += ", mean of the heads" if heads is None else ""
@@ -110,5 +133,5 @@ def caption(queries: str, heads: list[int] | None, mass: float) -> str:
 
 
 def _enlarge(images: np.ndarray, rows: int, cols: int) -> np.ndarray:
-    """Each pixel of [b h w ...] as a tile."""
+    """Return [b h w ...] with each pixel repeated to a tile of `rows` x `cols`."""
     return images.repeat(rows, 1).repeat(cols, 2)

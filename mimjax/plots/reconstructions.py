@@ -1,7 +1,8 @@
-"""Pictures of reconstructions: arrays in, Pillow images out. Draws nothing else and reads no file.
+"""Pictures of reconstructions: arrays in, Pillow images out.
 
 A model that predicts normalized patches does not predict their mean and contrast: such pictures
-borrow the true ones, and the caption must say so (`explain`).
+take the true ones, and the caption must say so (`explain`). The grid of captioned columns (`draw`)
+serves other pictures too. This module reads no file and runs no network.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from mimjax import patches as pixels
 
 GRAY = 128  # of masked patches
-TILE = 128  # smaller images are enlarged to about this many pixels
-GAP, MARGIN = 6, 16
-FONT_SIZE = 14
+TILE = 128  # pixels to which smaller images are enlarged, about
+GAP, MARGIN = 6, 16  # pixels between tiles, and around all
+FONT_SIZE = 14  # pixels
 BACKGROUND, INK, FAINT = (255, 255, 255), (32, 32, 32), (110, 110, 110)
 
 
@@ -31,14 +32,14 @@ def reconstruct(
     std: tuple[float, ...],
     norm: str = "none",
 ) -> dict[str, np.ndarray]:
-    """What the model saw and what it made of it.
+    """Return the original, the masked and the reconstructed images.
 
     Args:
       images: uint8 [b h w c].
-      pred: [b m d] predictions at the masked patches, in target space.
-      ids_m: int [b m].
+      pred: predictions at the masked patches in the space of the target, [b m d].
+      ids_m: the masked patches, int [b m].
       patch: side of a patch in pixels.
-      mean, std: of the image normalization.
+      mean, std: of the image normalization, per channel.
       norm: patch normalization of the target; see `targets.pixels.restore_patches`.
 
     Returns:
@@ -63,7 +64,7 @@ def reconstruct(
 
 
 def explain(norm: str) -> str:
-    """The sentence about `norm` that a caption needs."""
+    """Return the sentence about the patch normalization that a caption needs."""
     if norm == "none":
         return "Visible patches are pasted from the original."
     return (
@@ -73,9 +74,9 @@ def explain(norm: str) -> str:
 
 
 def draw(columns: dict[str, np.ndarray], caption: str = "") -> Image.Image:
-    """One row per image under named columns, with a caption below.
+    """Return a picture with one row per image under named columns, and a caption below.
 
-    From four images on there are two images beside each other in a row.
+    From four images on, two images stand beside each other in a row.
 
     Args:
       columns: name -> uint8 [b h w c], all of the same b, h and w.
@@ -112,7 +113,9 @@ def draw(columns: dict[str, np.ndarray], caption: str = "") -> Image.Image:
 
 
 def colors(images: np.ndarray) -> np.ndarray:
-    """The channels that a screen can show: one or two as gray (the first), of more the first three.
+    """Return the channels that a screen can show.
+
+    Of one or two channels it is the first, as gray; of more it is the first three, as RGB.
 
     Args:
       images: uint8 [b h w c].
@@ -124,12 +127,12 @@ def colors(images: np.ndarray) -> np.ndarray:
 
 
 def zoom(h: int, w: int) -> int:
-    """How many times an image of this size is enlarged."""
+    """Return the whole number by which an image of this size in pixels is enlarged."""
     return max(1, round(TILE / max(h, w)))
 
 
 def wrap(text: str, font, width: float) -> list[str]:
-    """Lines of at most `width` pixels, broken between words."""
+    """Return lines of at most `width` pixels, broken between words."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -141,7 +144,7 @@ def wrap(text: str, font, width: float) -> list[str]:
 
 
 def png(image: Image.Image) -> bytes:
-    """The file's bytes."""
+    """Return the bytes of a PNG file."""
     out = io.BytesIO()
     image.save(out, "PNG", optimize=True)
     return out.getvalue()

@@ -1,6 +1,7 @@
-"""A map of points in the plane: coordinates in, a Pillow image out. Reads no file.
+"""A scatter plot: coordinates in the plane in, a Pillow image out.
 
-Points are dots, or small images with a frame; color is the label where there is one.
+Points are dots, or small images with a frame; the color is the label where there is one. This
+module reads no file and computes no coordinates; `plots.embedding` does.
 """
 
 from __future__ import annotations
@@ -12,17 +13,22 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mimjax.plots.reconstructions import BACKGROUND, FAINT, FONT_SIZE, INK, MARGIN, wrap
 
-SIDE = 900  # of the map, in pixels; lower where its points are
-DOT = 4
-FRAME = 2  # of small images
-LEGEND = 170
-ROW = 7  # of it, more than its letters
-MOST_NAMES = 36  # that a legend shows
-NO_LABEL = (70, 110, 170)
+# pixels
+SIDE = 900  # width of the map; its height is that of its points
+DOT = 4  # radius of a dot
+FRAME = 2  # width of the frame of a small image
+LEGEND = 170  # width of the legend
+ROW = 7  # space between two rows of the legend
+
+MOST_NAMES = 36  # names that a legend shows
+NO_LABEL = (70, 110, 170)  # RGB of points without a label
 
 
 def colors(count: int) -> list[tuple[int, int, int]]:
-    """`count` colors, neighbors far apart: hues at the golden angle, three brightnesses."""
+    """Return `count` RGB colors; neighbors in the list are far apart.
+
+    Hues are spaced by the golden angle, with three brightnesses in turn.
+    """
     out = []
     for i in range(count):
         value = (0.85, 0.6, 0.95)[i % 3]
@@ -32,7 +38,7 @@ def colors(count: int) -> list[tuple[int, int, int]]:
 
 
 def spread(points: np.ndarray) -> np.ndarray:
-    """Points [n 2] moved and scaled into [0, 1], one scale for both axes, in the middle."""
+    """Return points [n 2] centered and scaled into [0, 1], by one scale for both axes."""
     low, high = points.min(0), points.max(0)
     scale = max(float((high - low).max()), 1e-12)
     return (points - (low + high) / 2) / scale + 0.5
@@ -46,14 +52,14 @@ def draw(
     caption: str = "",
     size: int = 30,
 ) -> Image.Image:
-    """The map of `points`.
+    """Return the scatter plot of `points`, with a legend where there are labels.
 
     Args:
       points: float [n 2]; the second coordinate grows upwards.
-      labels: int [n], -1 = none; None = no label at all.
-      names: of the labels, for the legend; None = their numbers.
-      thumbnails: uint8 [n h w 3] drawn at the points; None = dots.
-      caption: below the map.
+      labels: int [n], -1 = none; None = no point has a label.
+      names: names of the labels for the legend; None = their numbers.
+      thumbnails: small images drawn at the points, uint8 [n h w 3]; None = dots.
+      caption: text below the map.
       size: longer side of a thumbnail in pixels.
     """
     labels = np.full(len(points), -1) if labels is None else labels
@@ -85,7 +91,15 @@ def draw(
 
 
 def paste(sheet, pen, image: np.ndarray, center, size: int, rim) -> None:
-    """One small image in a frame of its label's color."""
+    """Paste one small image in a frame of its label's color.
+
+    Args:
+      sheet, pen: the picture, and what draws on it.
+      image: uint8 [h w 3].
+      center: (x, y) in pixels.
+      size: longer side of the thumbnail in pixels.
+      rim: RGB of the frame.
+    """
     h, w = image.shape[:2]
     shape = max(1, round(size * w / max(h, w))), max(1, round(size * h / max(h, w)))
     how = Image.Resampling.NEAREST if max(h, w) < size else Image.Resampling.BOX
@@ -95,7 +109,7 @@ def paste(sheet, pen, image: np.ndarray, center, size: int, rim) -> None:
 
 
 def legend(pen, font, palette: dict[int, tuple[int, int, int]], names: list[str] | None) -> None:
-    """Color and name of each label, at the right."""
+    """Draw the color and name of each label at the right of the map."""
     line, x = FONT_SIZE + ROW, SIDE + 2 * MARGIN
     for row, (label, color) in enumerate(list(palette.items())[:MOST_NAMES]):
         y = MARGIN + row * line

@@ -71,8 +71,8 @@ def points() -> int:
         raise ConfigError("--thumbnails: with --of=patches --method=pca; allowed: other maps")
     count = (embedding.SHOWN if colors else embedding.POINTS) if f.count is None else f.count
     workdir.check_flags(count, f.output, f.workdir, picture_name())
-    if count < embedding.LEAST and not colors:
-        raise ConfigError(f"--count: {count}; allowed: {embedding.LEAST} or more for a map")
+    if count < embedding.MIN_POINTS and not colors:
+        raise ConfigError(f"--count: {count}; allowed: {embedding.MIN_POINTS} or more for a map")
     return count
 
 

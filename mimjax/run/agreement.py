@@ -1,4 +1,8 @@
-"""Whether all processes of a run do the same: settings, code, libraries and data are compared."""
+"""The comparison of all processes of a run: settings, code, libraries and data must be the same.
+
+It is made once, before anything is written. This module says what is compared; `run.peers` carries
+it between the processes. A run of one process agrees with itself.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +19,25 @@ from mimjax.schema import Config
 from mimjax.storage import settings
 from mimjax.storage.checkpoints import versions
 
+PACKAGE = pathlib.Path(__file__).parents[1]
+
 
 def check(c: Config, data: Pipeline, workdir: str) -> None:
-    """Compares this process with the others, before anything is written; one alone agrees.
+    """Compare this process with the others of its run.
+
+    Args:
+      workdir: as it was typed.
 
     Raises:
       ConfigError: something differs; the line names it, the processes and their values.
-      PeerError: a process does not come.
+      PeerError: a process did not start in time.
     """
     if run := peers.joined():
         run.compare(facts(c, data, workdir))
 
 
 def facts(c: Config, data: Pipeline, workdir: str) -> dict[str, str]:
-    """What must be the same everywhere, by the name that an error gives it."""
+    """Return what must be the same in all processes, by the name that an error gives it."""
     flat = settings.flatten(json.loads(settings.to_json(c)))
     return {
         **{key: repr(value) for key, value in flat.items()},
@@ -43,8 +52,8 @@ def facts(c: Config, data: Pipeline, workdir: str) -> dict[str, str]:
 
 @functools.cache
 def code_digest() -> str:
-    """16 hex digits of every Python file of the package."""
-    root, digest = pathlib.Path(__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    """Return a digest of every Python file of the package, 16 hex digits of sha256."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(str(path.relative_to(PACKAGE)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -1,10 +1,10 @@
-"""What may change in a workdir, and what a new length means for a run that has begun.
+"""Changed settings of a run that has begun: which may change, and what a new length means.
 
-Other epochs, another batch size, more or fewer files: one rule for every cause.
-
-Schedules span a run's length, so most runs that are extended are not the longer run from the
-start. Where nothing in the train step depends on the length (optimizer.schedule=constant and a
-method without schedules over the whole run) they are, and the lowered program itself proves it.
+The length changes with the epochs, the batch size or the number of files; one rule serves all
+causes. Schedules span a run's length, so a run that is made longer is in most cases not the run
+that had the new length from the start. It is that run where nothing in the train step depends on
+the length (a constant rate and a method without schedules over the whole run), and the lowered
+programs prove it. Where a run starts is decided in `run.restore`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mimjax.train.run import Length
 Say = Callable[[str], None]
 # A checkpoint fits only while these stay the same; all other settings may change between starts.
 STRUCTURE = ("task", "method.", "optimizer.name")
-# settings that change neither a batch nor a step
+# Settings that change neither a batch nor a step.
 NEUTRAL = (
     *("steps", "epochs", "log_every", "checkpoint_every", "keep_", "eval.", "wandb"),
     *("on_nonfinite", "data.workers", "data.threads", "restart", "init_from", "resume"),
@@ -35,7 +35,12 @@ NEUTRAL = (
 
 
 class Version(NamedTuple):
-    """A run's length and learning rate, before or now."""
+    """A run's length and learning rate, as it was saved or as it goes on.
+
+    Attributes:
+      rate: learning rate by step.
+      program: its train step; None = not compared.
+    """
 
     length: Length
     rate: Schedule
@@ -50,16 +55,17 @@ def explain(
     changed: Mapping[str, tuple[Any, Any]],
     say: Callable[[str], None],
 ) -> None:
-    """Says what becomes of length, epoch and learning rate, whatever the cause.
+    """Report how length, epoch and learning rate change; nothing is said where they do not.
 
     Args:
       step: updates made.
       old, new: the run as it was saved, and as it goes on.
-      make: program and rate of today's settings at any length.
-      changed: settings that changed: what they were, what they are.
+      make: makes the program and the rate of today's settings at any length.
+      changed: changed settings by name -> (value before, value now).
+      say: gets each line.
 
     Raises:
-      ConfigError: the run is longer already.
+      ConfigError: more updates were made than the new length has.
     """
     before, now = old.length, new.length
     cause = causes(before, now, changed)
@@ -96,13 +102,13 @@ def explain(
 
 
 def in_words(length: Length) -> str:
-    """Return "60.0 epochs of 12 steps = 720 steps"."""
+    """Return a length in words: "60.0 epochs of 12 steps = 720 steps"."""
     clock = length.clock
     return f"{clock.epochs:.1f} epochs of {clock.steps_per_epoch} steps = {clock.total_steps} steps"
 
 
 def causes(before: Length, now: Length, changed: Mapping[str, tuple[Any, Any]]) -> str:
-    """Name what changed the length, an epoch or the rate, with numbers before and after."""
+    """Return what changed the length, an epoch or the rate, with numbers before and after."""
     keys = [k for k in changed if k in ("steps", "epochs") or k.startswith("optimizer.")]
     out = [f"{k} {changed[k][0]} -> {changed[k][1]}" for k in keys]
     for name in ("batch_size", "images"):
@@ -118,7 +124,7 @@ def say_difference(
     make: Callable[[Clock], tuple[Program, Schedule]],
     say: Callable[[str], None],
 ) -> None:
-    """Says whether the result is the run that had the new length from the start."""
+    """Report whether the run that goes on is the run that had the new length from the start."""
     old_program, old_rate = make(before.clock)
     made, total = np.arange(step), new.length.total_steps
     then, after = np.asarray(old_rate(made)), np.asarray(new.rate(made))
@@ -142,29 +148,32 @@ def say_difference(
 
 
 def _text(program: Program) -> str:
-    """The lowered train step, which tells two programs apart."""
+    """Return the lowered train step as text; equal texts are equal computations."""
     return program.trace().lower().as_text()
 
 
 def check_workdir(
-    c: Config, workdir: Workdir, found: dict[str, Any], say: Say, key: str = "--workdir"
+    c: Config, workdir: Workdir, saved: dict[str, Any], say: Say, key: str = "--workdir"
 ) -> dict[str, tuple[Any, Any]]:
-    """Compare the config with the one that made a workdir's checkpoints; say what changed.
+    """Compare the config with the one that made a workdir's checkpoints; report what changed.
 
     Args:
-      found: that one, as `own_settings` returns it; {} = there is nothing to continue from.
+      saved: settings of the checkpoints, as `own_settings` returns them; {} = there are none to
+        continue from.
+      say: gets a line for each change, where `key` is "--workdir".
       key: the flag or setting that names the workdir, for errors.
 
     Returns:
-      The changed settings by dotted name: what they were, what they are.
+      The changed settings by dotted name -> (value before, value now).
 
     Raises:
-      ConfigError: task, method or optimizer differ: the checkpoints do not fit.
+      ConfigError: task, method or optimizer differ, so that the checkpoints do not fit.
     """
-    if not found:
+    if not saved:
         return {}
-    old, new = flatten(found), flatten(json.loads(to_json(c)))
-    keys = sorted(old.keys() | new.keys(), key=lambda k: (k != "task", k))  # the cause first
+    old, new = flatten(saved), flatten(json.loads(to_json(c)))
+    # the task first: where it differs, it is why the settings of the method differ
+    keys = sorted(old.keys() | new.keys(), key=lambda k: (k != "task", k))
     changed = [k for k in keys if old.get(k) != new.get(k)]
     for name in changed:
         if name.startswith(STRUCTURE):

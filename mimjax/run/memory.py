@@ -1,4 +1,8 @@
-"""Tells in one line what helps where memory does not suffice, a device's or the host's."""
+"""Errors of missing memory, a device's or the host's, as one line that says what helps.
+
+The line names settings that make a run smaller, and the command that computes what a step takes.
+Nothing here measures memory; `programs.plan` does.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +14,29 @@ from collections.abc import Iterator
 import jax
 from absl.flags import FlagValues
 
-# what XLA and the GPU driver say; jax has one exception class for all their errors
+# messages of XLA and the GPU driver; jax has one exception class for all their errors
 SHORT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|CUDA_ERROR_OUT_OF_MEMORY|out of memory", re.I)
-LONGEST = 200  # characters of what was said; lists of buffers may follow
+LONGEST = 200  # characters of a message that are shown; lists of buffers may follow them
 
 
 def explain(error: BaseException, flags: FlagValues) -> str:
-    """One line about an error of missing memory, with what can be changed; "" for other errors.
+    """Return one line about an error of missing memory with what can be changed; else "".
 
     Args:
-      flags: of the program; with --config it is a run, whose settings are named.
+      flags: of the program; one with --config trains, so the line names settings of the run.
     """
-    found = next((e for e in causes(error) if is_shortage(e)), None)
-    if found is None:
+    shortage = next((e for e in causes(error) if is_shortage(e)), None)
+    if shortage is None:
         return ""
-    kind = "memory of the host" if isinstance(found, MemoryError) else "device memory"
-    said = (str(found).strip().splitlines() or [type(found).__name__])[0]
+    kind = "memory of the host" if isinstance(shortage, MemoryError) else "device memory"
+    said = (str(shortage).strip().splitlines() or [type(shortage).__name__])[0]
     said = said.removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")[:LONGEST]
     notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()) if "\n" not in note)
     if "config" in flags and flags["config"].value is not None:
         host = ["fewer data.workers", "a smaller eval.max_images"]
-        ways = host * isinstance(found, MemoryError) + settings(flags["config"].value, notes)
+        ways = host * isinstance(shortage, MemoryError) + settings(flags["config"].value, notes)
         devices = f"--topology=cpu:{jax.device_count()}"
-        command = f"mimjax plan {given_config(sys.argv[1:])} {devices}"
+        command = f"mimjax plan {typed_config(sys.argv[1:])} {devices}"
         more = f"; {command} tells what a step takes, without a device"
     else:
         names = [name for name in ("batch_size", "count") if name in flags and flags[name].value]
@@ -42,21 +46,26 @@ def explain(error: BaseException, flags: FlagValues) -> str:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and those that it was raised from."""
+    """Yield the error and those that it was raised from."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether memory was missing: numpy's and Python's error, or one of XLA's."""
+    """Return whether memory was missing: an error of Python or numpy, or one of XLA's."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return SHORT_OF_MEMORY.search(str(error)) is not None
     return isinstance(error, MemoryError)
 
 
 def settings(c, notes: str) -> list[str]:
-    """What makes a run smaller; evaluations have a setting of their own."""
+    """Return the settings that make a run smaller, with what they cost.
+
+    Args:
+      c: the config of the run.
+      notes: of the error; an evaluator's name there adds the batch size of evaluations.
+    """
     smaller = "a smaller eval.batch_size (unset, it is batch_size / accum)"
     remat = "method.encoder.remat=True (activations are computed twice)"
     return [
@@ -67,8 +76,8 @@ def settings(c, notes: str) -> list[str]:
     ]
 
 
-def given_config(argv: list[str]) -> str:
-    """--config and its overrides as they were typed."""
+def typed_config(argv: list[str]) -> str:
+    """Return --config and its overrides as they were typed, quoted for a shell."""
     out, takes_next = [], False
     for word in argv:
         name = word.lstrip("-").partition("=")[0]

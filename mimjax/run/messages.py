@@ -1,22 +1,47 @@
-"""What a run says of itself at the start: the block on the screen and the parameter table."""
+"""The texts of a run: the block and the parameter table at its start, the lines at its end.
+
+They have the same form for every method, whose own words are `task.notes` and `task.story`. Records
+made while a run trains (metrics.jsonl, the progress line) stand in `train.metrics`; report.html in
+`run.report`. This module returns text and prints nothing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
+from typing import TYPE_CHECKING, Any
 
 import jax
 from clu import parameter_overview
 
 from mimjax import __version__, rules
 from mimjax.data.pipeline import Pipeline
+from mimjax.evaluators.pictures import PictureWriter
+from mimjax.models.attention_maps import num_blocks
 from mimjax.schema import Config, build
 from mimjax.task import Clock, View
 from mimjax.train import optimizers
 from mimjax.train.program import Program
 
+if TYPE_CHECKING:
+    from mimjax.storage.files import Workdir
+    from mimjax.train.run import Run
+
+FOLDER = "YOUR_FOLDER"  # stands for a folder of images in the commands at the end
+
+
+# ------------------------------------------------------------------ the start
+
 
 def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> str:
-    """Method, parameters, devices, effective batch, learning rates, length, data."""
+    """Return the block at the start of a run: sizes, devices, batch, rate, length, data, warnings.
+
+    Args:
+      c: the resolved config.
+      program: with the abstract state; nothing is computed.
+      clock: length of the run.
+    """
     params = program.abstract_state.params
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     parts = ", ".join(f"{k} {count(v) / 1e6:,.2f} M" for k, v in params.items())
@@ -61,10 +86,12 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
 
 
 def warnings(c: Config, peak: float, clock: Clock) -> list[str]:
-    """What is allowed in a schedule, but hardly meant.
+    """Return warnings about a schedule that is allowed, but that a user hardly wants.
 
     Args:
-      peak: the rate after the warm-up.
+      c: the resolved config.
+      peak: the learning rate after the warm-up.
+      clock: length of the run.
     """
     o, total = c.optimizer, clock.total_steps
     if o.schedule == "constant":
@@ -87,12 +114,13 @@ def warnings(c: Config, peak: float, clock: Clock) -> list[str]:
 
 
 def _size(view: View) -> str:
+    """Return the size of a view, "224x224"; with the channels where they are not 3."""
     return "x".join(map(str, (*view.size, view.channels) if view.channels != 3 else view.size))
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A parameter's line in the table; the fields' names are its headings."""
+    """A line of the parameter table; the names of the fields are the headings."""
 
     parameter: str
     shape: str
@@ -102,7 +130,7 @@ class Row:
 
 
 def parameter_table(c: Config, program: Program) -> str:
-    """Every parameter with its shape and what the rules decided for it, as text."""
+    """Return a table of every parameter: shape, weight decay, learning-rate scale and sharding."""
     params = program.abstract_state.params
     decay = jax.tree.leaves(rules.match(c.optimizer.decay, params, "optimizer.decay"))
     scale = jax.tree.leaves(rules.match(c.optimizer.lr_scale, params, "optimizer.lr_scale"))
@@ -120,3 +148,68 @@ def parameter_table(c: Config, program: Program) -> str:
     ]
     total = parameter_overview.count_parameters(params)
     return f"{parameter_overview.make_table(rows)}\nTotal: {total:,}\n"
+
+
+# ------------------------------------------------------------------ the end
+def end_lines(run: Run) -> str:
+    """Return the lines at the end of a run: what is predicted, picture, table, what to do next."""
+    picture = newest_picture(run.workdir)
+    table = run.workdir.read_text("table.md").strip()
+    parts = [
+        f"What is predicted: {run.program.task.story}",
+        f"Picture: {picture or why_no_picture(run)}",
+        *([table] if table else []),
+        "\n  ".join(["Next:", *commands(run, bool(picture))]),
+    ]
+    return "\n\n".join(parts)
+
+
+def newest_picture(workdir: Workdir) -> str:
+    """Return the path of the newest reconstruction; "" where there is none."""
+    folder = workdir.file("pictures")
+    names = [p.name for p in folder.iterdir()] if folder.exists() else []
+    names = sorted(n for n in names if n.startswith("reconstruction_") and n.endswith(".png"))
+    return typed_path(workdir.file(f"pictures/{names[-1]}")) if names else ""
+
+
+def why_no_picture(run: Run) -> str:
+    """Return why a run has no picture, in words."""
+    makers = [e.measure for e in run.evaluators if isinstance(e.measure, PictureWriter)]
+    if makers and makers[0].painter.possible is False:
+        return "none, this target predicts nothing that can be shown"
+    return "none was drawn" if makers else "none (eval.pictures=None)"
+
+
+def commands(run: Run, reconstructs: bool) -> list[str]:
+    """Return the commands that apply to this run, one per program.
+
+    The kind of its network decides which these are, and not the name of its method.
+
+    Args:
+      reconstructs: whether its predictions can be drawn.
+    """
+    # imported here, because only the end of a run needs them
+    from mimjax.inference import model
+    from mimjax.torch_io.write import export, formats
+
+    task: Any = run.program.task
+    place = shlex.quote(typed_path(run.workdir.path))
+    program = lambda name, rest: f"python -m mimjax.{name} --workdir={place} {rest}"
+    out = [program("reconstruct", f"--images={FOLDER}")] if reconstructs else []
+    if model.encodes(task):
+        if num_blocks(run.program.abstract_state.params["encoder"]):
+            out.append(program("attention", f"--images={FOLDER}"))
+        out.append(program("features", f"--images={FOLDER} --output=features.npz"))
+    name = next(iter(formats.pairs_of(export.method_of(task))))
+    suffixes = formats.FORMATS[name].suffixes
+    suffix = ".safetensors" if ".safetensors" in suffixes else suffixes[0]  # needs no torch
+    return [*out, program("export", f"--format={name} --output=exported/encoder{suffix}")]
+
+
+def typed_path(path: os.PathLike) -> str:
+    """Return a path as a user would type it: relative to the current folder where it lies below."""
+    full = os.fspath(path)
+    if "://" in full:
+        return full
+    short = os.path.relpath(full)
+    return full if short.startswith("..") else short

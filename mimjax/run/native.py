@@ -1,8 +1,9 @@
-"""What compiled code writes to stderr, and its abrupt end, in runs of several processes.
+"""Filter for the stderr of compiled code, and for its aborts, in runs of several processes.
 
-When the process that holds jax's coordination service is gone, jaxlib prints some thirty lines and
-aborts all others, before Python can answer. Here its lines pass through a pipe, where those about
-lost connections are held back, and an abort that follows them ends with one line and exit code 76.
+When the process with jax's coordination service is gone, jaxlib prints some thirty lines and aborts
+all others, before Python can answer. Here its lines pass through a pipe that keeps back those about
+lost connections, and an abort that follows them ends with one line and exit code 76. Python's own
+lines go to the screen directly.
 """
 
 from __future__ import annotations
@@ -16,34 +17,40 @@ import threading
 import time
 from collections.abc import Callable
 
+# the first line of a message of the C++ loggers: severity, date or 0000, time
 HEAD = re.compile(rb"^(\x1b\[[0-9;]*m)?[IWEF]\d{4} \d\d:\d\d:\d\d|^[IWEF]0000 ")
 LOST = re.compile(rb"coordination|preemption|distributed service|gloo|grpc", re.IGNORECASE)
-_KEPT: list[object] = []  # ctypes frees a callback that nobody holds
+_KEPT: list[object] = []  # ctypes frees a callback without a reference
 
 
 class Filter:
-    """Holds back lines about lost connections, and those that continue them."""
+    """Filter that keeps back messages about lost connections, of one or several lines.
+
+    Attributes:
+      hidden: the lines that were kept back.
+    """
 
     def __init__(self):
-        self.held: list[bytes] = []
-        self._holding = False
+        self.hidden: list[bytes] = []
+        self._hiding = False
 
     def __call__(self, line: bytes) -> bool:
-        """Whether the line is to be shown."""
+        """Return whether the line is to be shown."""
         if HEAD.match(line):
-            self._holding = LOST.search(line) is not None
+            self._hiding = LOST.search(line) is not None
         elif line.startswith((b"terminate called", b"*** Check failure")):
-            self._holding = self._holding or bool(self.held)
-        if self._holding:
-            self.held.append(line)
-        return not self._holding
+            # an abort after lost connections belongs to them; any other is shown
+            self._hiding = self._hiding or bool(self.hidden)
+        if self._hiding:
+            self.hidden.append(line)
+        return not self._hiding
 
 
 def redirect(lost: Callable[[], None]) -> None:
-    """From now on native lines are filtered, and Python's own go to the screen as before.
+    """Filter stderr of compiled code from now on; Python's own lines go to the screen as before.
 
     Args:
-      lost: called when compiled code aborts the process after lines about lost connections; it
+      lost: is called when compiled code aborts the process after lines about lost connections, and
         ends the process.
     """
     screen = os.dup(2)
@@ -65,9 +72,9 @@ def redirect(lost: Callable[[], None]) -> None:
 
     def on_abort(number: int) -> None:
         time.sleep(0.2)  # the last lines may still be in the pipe
-        if keep.held:
+        if keep.hidden:
             lost()
-        libc.signal(number, 0)  # the usual end: `abort` raises the signal once more
+        libc.signal(number, 0)  # the default action: `abort` raises the signal once more
 
     callback = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort)
     _KEPT.append(callback)

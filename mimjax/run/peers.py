@@ -1,8 +1,9 @@
-"""The other processes of a run: whether they live, when all stop, and whether they agree.
+"""The processes of one run: whether they are alive, where all of them stop, whether they agree.
 
-Everything goes through the key-value store of jax's coordination service, which process 0 holds. A
-thread tells the others that this process lives and looks at them, so that a process that hangs in
-a collective, in compiled code, learns that the one it waits for is gone.
+They communicate through the key-value store of jax's coordination service, which process 0 runs. A
+thread in each process writes a sign of life and reads those of the others, so that a process that
+hangs in a collective, in compiled code, learns that the one it waits for is gone. Arrays do not
+pass here: those are jax's collectives.
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ from mimjax.stopping import SIGNALS
 
 ROOT = "mimjax/peers/"
 # seconds
-INTERVAL = 1.0  # between two looks; longer for more than a hundred processes
+INTERVAL = 1.0  # between two reads of the store; longer for more than a hundred processes
 SILENCE = 20.0  # without a sign of life, after which a process counts as dead
 STEP = 1800.0  # without the end of a step: as long as torch.distributed waits for a collective
 LINGER = 3.0  # for which process 0 keeps the store open for others that end with it
-FEW = 5  # differences that are named
+
+FEW = 5  # differences that an error names
 
 
 class Peers:
-    """The processes of one run, from `watch` to `leave`.
+    """The processes of one run as this one knows them, from `watch` to `leave`.
 
     Attributes:
       store: jax's client of the coordination service.
-      number, count: of this process, and of all.
+      number, count: the number of this process, and how many there are.
+      interval: seconds between two reads of the store.
     """
 
     def __init__(self, store: Any, number: int, count: int, interval: float = INTERVAL):
@@ -44,11 +47,12 @@ class Peers:
         self._counting, self._end = threading.Lock(), threading.Event()
 
     def watch(self) -> None:
-        """Starts the thread; from here on the processes stop together."""
+        """Start the thread that watches; from here on the processes stop together."""
         SIGNALS.agree = self.agree
         threading.Thread(target=self._watch, daemon=True, name="peers").start()
 
     def _watch(self) -> None:
+        """Write signs of life and read the store until the end: the body of the thread."""
         beat = 0
         while not self._end.wait(self.interval):
             beat += 1
@@ -58,25 +62,26 @@ class Peers:
                     with contextlib.suppress(Exception):  # another process was first
                         self.store.key_value_set(f"{ROOT}stop", str(int(SIGNALS.asked)))
                     self._told = True
-                found = {k.removeprefix(ROOT): v for k, v in self.store.key_value_dir_get(ROOT)}
+                entries = {k.removeprefix(ROOT): v for k, v in self.store.key_value_dir_get(ROOT)}
             except Exception:  # jaxlib has one kind of error for all that can go wrong
                 if not self._end.is_set():
                     self.lost("process 0, which the others report to, does not answer")
                 return
-            self.look(found, time.monotonic())
-            if "stop" in found:
-                SIGNALS.hear_of(int(found["stop"]))
+            self.look(entries, time.monotonic())
+            if "stop" in entries:
+                SIGNALS.hear_of(int(entries["stop"]))
                 self._told = True
-                self._agree_on_step(found)
+                self._agree_on_step(entries)
 
     # ---------------------------------------------------------------- alive
-    def look(self, found: dict[str, str], now: float) -> None:
-        """Ends this process where another one is gone, or no step ends.
+    def look(self, entries: dict[str, str], now: float) -> None:
+        """End this process where another one is gone, or where no step ends.
 
         Args:
-          found: the store by key; now: seconds of a clock that only this process reads.
+          entries: of the store, by key without `ROOT`.
+          now: seconds of this process's own clock; clocks are not compared between processes.
         """
-        for key, value in found.items():
+        for key, value in entries.items():
             kind, _, number = key.partition("/")
             if kind == "left" and int(number) != self.number:
                 code, _, line = value.partition(" ")
@@ -87,7 +92,7 @@ class Peers:
             if code in BY_SIGNAL and not SIGNALS.running:
                 SIGNALS.end_now(line, code)
             elif code and (code not in BY_SIGNAL or SIGNALS.asked is None):
-                # a process that was asked to stop with this one may end before it
+                # A process that was asked to stop together with this one may end before it.
                 line = line.removeprefix("error: ")
                 why = f"error: process {number} ended with exit code {code}: {line}"
                 SIGNALS.end_now(why, Exit.NO_ANSWER)
@@ -103,14 +108,18 @@ class Peers:
             self.lost(f"no step has ended for {SIGNALS.idle():.0f} s")
 
     def lost(self, why: str) -> None:
-        """Ends this process in one line."""
+        """End this process with one line and exit code 76."""
         SIGNALS.end_now(f"error: {why}; {AGAIN}", Exit.NO_ANSWER)
 
     def explain(self, error: BaseException) -> str:
-        """What ended the others, after an error in a collective; "" = the error is our own."""
+        """Return what ended another process, after an error in a collective; "" for other errors.
+
+        A process that ends in order says why in the store; where one has, the thread ends this
+        process with that line while this function waits.
+        """
         if not is_connection(error):
             return ""
-        deadline = time.monotonic() + 2 * self.interval + 1  # who leaves in order says why
+        deadline = time.monotonic() + 2 * self.interval + 1
         while time.monotonic() < deadline and not any(code for code, _ in self._left.values()):
             time.sleep(0.1)
         others = [str(n) for n in range(self.count) if n != self.number]
@@ -118,7 +127,7 @@ class Peers:
         return f"{who} broke the connection in the middle of a step; {AGAIN}"
 
     def leave(self, code: int, line: str = "") -> None:
-        """Tells the others that this process ends, and with what."""
+        """Tell the others that this process ends, with which exit code and last line."""
         self._end.set()
         SIGNALS.agree = None
         with contextlib.suppress(Exception):
@@ -133,15 +142,19 @@ class Peers:
 
     # ---------------------------------------------------------------- stopping together
     def agree(self) -> bool:
-        """Whether all processes stop at this call; they make the same calls in the same order."""
+        """Return whether all processes stop at this call.
+
+        Each process makes the same calls in the same order, once per step.
+        """
         with self._counting:
             self._calls += 1
             return self._calls == self._stop_at
 
-    def _agree_on_step(self, found: dict[str, str]) -> None:
-        """All stop at the call after the one that the fastest process has made.
+    def _agree_on_step(self, entries: dict[str, str]) -> None:
+        """Choose the call of `agree` at which all processes stop.
 
-        No process makes another call between saying how many it made and knowing the others'.
+        It is the call after the last one that the fastest process has made. No process makes
+        another call between writing its number of calls and knowing those of the others.
         """
         if self._stop_at or not SIGNALS.running:
             return
@@ -149,25 +162,30 @@ class Peers:
             self._set(f"at/{self.number}", str(self._calls))
             while not self._end.wait(0.05):
                 try:
-                    found = dict(self.store.key_value_dir_get(ROOT))
+                    entries = dict(self.store.key_value_dir_get(ROOT))
                 except Exception:
                     self.lost("process 0, which the others report to, does not answer")
-                self.look({k.removeprefix(ROOT): v for k, v in found.items()}, time.monotonic())
+                self.look({k.removeprefix(ROOT): v for k, v in entries.items()}, time.monotonic())
                 self._set(f"beat/{self.number}", f"{time.monotonic()}")
                 if self._left:
                     return  # the run is over
-                calls = [int(v) for k, v in found.items() if k.startswith(f"{ROOT}at/")]
+                calls = [int(v) for k, v in entries.items() if k.startswith(f"{ROOT}at/")]
                 if len(calls) == self.count:
                     self._stop_at = max(calls) + 1
                     return
 
     # ---------------------------------------------------------------- agreeing
     def compare(self, facts: dict[str, str]) -> None:
-        """Waits for all processes, and compares what each says of itself.
+        """Wait for all processes, and compare what each says of itself.
+
+        Digests are compared first: the facts of a process are read only where they differ.
+
+        Args:
+          facts: what must be the same, by the name that an error gives it.
 
         Raises:
           ConfigError: something differs; every process raises it.
-          PeerError: a process does not come.
+          PeerError: a process did not start in time.
         """
         text = json.dumps(facts, sort_keys=True)
         self.store.key_value_set(f"mimjax/facts/{self.number}", text)
@@ -179,11 +197,12 @@ class Peers:
         first = [digests.index(d) for d in dict.fromkeys(digests)][:FEW]
         told = {n: json.loads(self._get(f"mimjax/facts/{n}")) for n in first}
         groups = {n: [str(i) for i, d in enumerate(digests) if d == digests[n]] for n in first}
-        with contextlib.suppress(Exception):  # each reads before the first one ends
+        with contextlib.suppress(Exception):  # all read the store before process 0 may end
             self.store.wait_at_barrier("mimjax/compared", 10_000)
         raise ConfigError(difference(told, groups))
 
     def _get(self, key: str) -> str:
+        """Return an entry of the store; wait for it up to `STEP` seconds."""
         try:
             return self.store.blocking_key_value_get(key, int(1000 * STEP))
         except Exception:
@@ -191,6 +210,7 @@ class Peers:
             raise PeerError(f"process {number} did not start within {STEP:.0f} s") from None
 
     def _set(self, name: str, value: str) -> None:
+        """Write or replace an entry of the store."""
         self.store.key_value_set(ROOT + name, value, allow_overwrite=True)
 
 
@@ -198,11 +218,11 @@ AGAIN = "the same command, on all processes, continues from the newest checkpoin
 
 
 def difference(told: dict[int, dict[str, str]], groups: dict[int, list[str]]) -> str:
-    """One line that names what differs, the processes and their values.
+    """Return one line that names what differs, the processes and their values.
 
     Args:
-      told: the facts of one process for each kind.
-      groups: the same processes -> all of their kind.
+      told: the facts of one process of each group of equal processes, by its number.
+      groups: by the same number, the numbers of all processes of the group.
     """
     keys = list(dict.fromkeys(key for facts in told.values() for key in facts))
     lines = []
@@ -221,7 +241,7 @@ def difference(told: dict[int, dict[str, str]], groups: dict[int, list[str]]) ->
 
 
 def _named(numbers: list[str]) -> str:
-    """Their names: "process 1", or "processes 0, 2 and 3"."""
+    """Return the names of processes: "process 1", or "processes 0, 2 and 3"."""
     if len(numbers) == 1:
         return f"process {numbers[0]}"
     shown = numbers if len(numbers) <= 8 else [*numbers[:7], f"{len(numbers) - 7} more"]
@@ -229,7 +249,7 @@ def _named(numbers: list[str]) -> str:
 
 
 def is_connection(error: BaseException) -> bool:
-    """Whether an error says that a collective lost a process."""
+    """Return whether an error says that a collective lost a process."""
     text = str(error).lower()
     signs = ("gloo", "connection closed", "connection reset", "socket closed", "unavailable:")
     return isinstance(error, RuntimeError | ValueError | OSError) and any(s in text for s in signs)
@@ -239,11 +259,16 @@ _JOINED: list[Peers] = []
 
 
 def join(store: Any, number: int, count: int) -> None:
-    """Begins to watch the processes that jax has joined."""
+    """Begin to watch the processes that jax has joined.
+
+    Args:
+      store: jax's client of the coordination service.
+      number, count: the number of this process, and how many there are.
+    """
     _JOINED[:] = [Peers(store, number, count)]
     _JOINED[0].watch()
 
 
 def joined() -> Peers | None:
-    """The processes of this run; None where there is one."""
+    """Return the processes of this run; None where it has one process."""
     return _JOINED[0] if _JOINED else None

@@ -1,7 +1,8 @@
-"""report.html: all that a run has to show, in one file that needs nothing else.
+"""report.html: curves, pictures, table, warnings, settings and versions of a run in one file.
 
-Curves, pictures, the table, warnings, settings and versions, from the files of the workdir; written
-at every evaluation and at the end. It measures nothing and is read by nobody but people.
+It is made from the files of the workdir, at every evaluation and at the end, and opens without any
+other file or network. Nothing is measured here, and no program reads the report. Its head and style
+stand in `plots/report.html`, its charts in `plots.curves`.
 """
 
 from __future__ import annotations
@@ -9,19 +10,22 @@ from __future__ import annotations
 import base64
 import datetime
 import html
+import importlib.resources
+import string
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mimjax.evaluators.table import render
 from mimjax.plots.curves import Series, chart
-from mimjax.plots.page import STYLE
 from mimjax.storage.files import Workdir
 
 FILE = "report.html"
-STRIP = 5  # earlier pictures
-WARNINGS = 20  # the last ones
+# head and style, light and dark; no font, script or picture from elsewhere
+TEMPLATE = importlib.resources.files("mimjax.plots").joinpath("report.html")
+STRIP = 5  # earlier pictures that are shown
+WARNINGS = 20  # that are shown, the last ones
 
-# chart title, unit, logarithmic, and which names it draws: one, or all under a prefix
+# of each chart: title, unit, whether logarithmic, and the metric or (with a slash) prefix it draws
 SECTIONS: dict[str, list[tuple[str, str, bool, str]]] = {
     "Loss": [("Training loss", "loss", True, "loss/")],
     "Evaluation": [
@@ -58,14 +62,15 @@ def publish(
     recipe: tuple[str, dict[str, Any]] | None = None,
     story: str = "",
 ) -> None:
-    """Writes report.html, process 0 only.
+    """Write report.html into the workdir; process 0 only.
 
     Args:
       evaluators: the table is made of their last values.
-      start: the block that the run said of itself.
+      start: the start block (`messages.start_block`).
+      versions: of packages, by name.
       settings: the resolved config by dotted name.
-      recipe: the config file's name and its own settings.
-      story: what is predicted.
+      recipe: name of the config file, and its settings before any was overridden.
+      story: the sentence about what is predicted.
     """
     if not workdir.writer:
         return
@@ -80,22 +85,18 @@ def publish(
         section("Versions", grid(["package", "version"], list(versions.items()))),
     ]
     name = workdir.path.name
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{html.escape(name)}</title><style>{STYLE}</style></head><body><main>"
-        f"{header(name, rows, settings)}{''.join(parts)}</main></body></html>\n"
-    )
-    workdir.write_text(FILE, page)
+    body = f"{header(name, rows, settings)}{''.join(parts)}"
+    template = string.Template(TEMPLATE.read_text(encoding="utf-8"))
+    workdir.write_text(FILE, template.substitute(title=html.escape(name), body=body))
 
 
 def section(title: str, body: str) -> str:
-    """A titled part of the page, "" without a body."""
+    """Return a titled section in HTML; "" where the body is empty."""
     return f"<section><h2>{html.escape(title)}</h2>{body}</section>" if body else ""
 
 
 def header(name: str, rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
-    """What it is, how far it is, and what went wrong."""
+    """Return the head of the report in HTML: name, task, latest numbers and warnings."""
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     task = str(settings.get("task", "")).rpartition(":")[2]
     last: dict[str, Any] = {}
@@ -115,13 +116,13 @@ def header(name: str, rows: list[dict[str, Any]], settings: dict[str, Any]) -> s
         if last.get(key) is not None:
             tiles.append((title, words(last[key])))
     boxes = "".join(f"<div><b>{html.escape(v)}</b>{k}</div>" for k, v in tiles)
-    found = [(r["step"], r["warning"]) for r in rows if "warning" in r]
+    texts = [(r["step"], r["warning"]) for r in rows if "warning" in r]
     items = "".join(
-        f"<li>step {step:,}: {html.escape(text)}</li>" for step, text in found[-WARNINGS:]
+        f"<li>step {step:,}: {html.escape(text)}</li>" for step, text in texts[-WARNINGS:]
     )
-    more = f" (the last {WARNINGS} of {len(found)})" if len(found) > WARNINGS else ""
+    more = f" (the last {WARNINGS} of {len(texts)})" if len(texts) > WARNINGS else ""
     warnings = (
-        f'<div class="warning"><h2>Warnings{more}</h2><ul>{items}</ul></div>' if found else ""
+        f'<div class="warning"><h2>Warnings{more}</h2><ul>{items}</ul></div>' if texts else ""
     )
     return (
         f"<header><h1>{html.escape(name)}</h1><p>{html.escape(task)} · written {now}</p></header>"
@@ -130,9 +131,9 @@ def header(name: str, rows: list[dict[str, Any]], settings: dict[str, Any]) -> s
 
 
 def curves(rows: list[dict[str, Any]]) -> str:
-    """Sections of charts of every number that was logged."""
+    """Return sections with charts of every number that was logged."""
     names = [k for k in dict.fromkeys(k for r in rows for k in r) if k not in SHOWN_ELSEWHERE]
-    # of one term alone the total says the same
+    # where the loss has one term, its curve is that of the total
     terms = [k for k in names if k.startswith("loss/") and k != "loss/total"]
     names = [k for k in names if k not in (terms if len(terms) == 1 else ())]
     left, out = list(names), []
@@ -142,7 +143,7 @@ def curves(rows: list[dict[str, Any]]) -> str:
             mine = [k for k in names if k == key or (key.endswith("/") and k.startswith(key))]
             left = [k for k in left if k not in mine]
             drawn.append(chart(name, [line(rows, k, key) for k in mine], unit, log))
-        if title == "Optimization":  # a method's own schedules and numbers
+        if title == "Optimization":  # here stand a method's own schedules and numbers too
             rest = [k for k in left if not any(k in key for key in _keys())]
             drawn += [chart(k, [line(rows, k, "")], k.rpartition("/")[2]) for k in rest]
         out.append(section(title, f'<div class="charts">{"".join(drawn)}</div>' * any(drawn)))
@@ -150,19 +151,19 @@ def curves(rows: list[dict[str, Any]]) -> str:
 
 
 def _keys() -> list[str]:
-    """What the sections draw."""
+    """Return the metrics and prefixes that the sections draw."""
     return [key for charts in SECTIONS.values() for *_, key in charts]
 
 
 def line(rows: list[dict[str, Any]], key: str, prefix: str) -> Series:
-    """One curve; a number that was not finite is null in the file and a gap here."""
-    found = [(r["step"], r[key]) for r in rows if key in r]
+    """Return one curve; a number that was not finite is null in the file and a gap here."""
+    points = [(r["step"], r[key]) for r in rows if key in r]
     name = (key.removeprefix(prefix) or key).replace("_", " ")
-    return Series(name, [s for s, _ in found], [v for _, v in found])
+    return Series(name, [s for s, _ in points], [v for _, v in points])
 
 
 def pictures(workdir: Workdir) -> str:
-    """The latest picture, and some earlier ones in a strip."""
+    """Return the latest reconstructions, and some earlier ones in a strip."""
     folder = workdir.file("pictures")
     names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
     names = [n for n in names if n.startswith("reconstruction_") and n.endswith(".png")]
@@ -179,7 +180,7 @@ def pictures(workdir: Workdir) -> str:
 
 
 def image(workdir: Workdir, name: str) -> str:
-    """A picture inside the page."""
+    """Return a picture with its step; the bytes stand in the HTML itself."""
     data = base64.b64encode(workdir.file(f"pictures/{name}").read_bytes()).decode()
     step = int("".join(c for c in name if c.isdigit()) or 0)
     return (
@@ -189,14 +190,14 @@ def image(workdir: Workdir, name: str) -> str:
 
 
 def configuration(settings: dict[str, Any], recipe: tuple[str, dict[str, Any]] | None) -> str:
-    """What differs from the config file, and everything."""
+    """Return a table of settings that differ from the config file, and one of all settings."""
     changed = ""
     if recipe is not None:
-        name, given = recipe
+        name, original = recipe
         rows = [
-            (k, repr(given.get(k)), repr(v))
+            (k, repr(original.get(k)), repr(v))
             for k, v in sorted(settings.items())
-            if given.get(k) != v
+            if original.get(k) != v
         ]
         body = grid(["setting", "in the file", "in this run"], rows) if rows else "<p>Nothing.</p>"
         changed = f"<h3>Changed against {html.escape(name)}</h3>{body}"
@@ -205,14 +206,17 @@ def configuration(settings: dict[str, Any], recipe: tuple[str, dict[str, Any]] |
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table."""
+    """Return an HTML table with a row of headings."""
     cells = lambda row, tag: "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in row)
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     return f"<table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def markdown(text: str) -> str:
-    """HTML of what `table.render` writes: tables, lists and paragraphs."""
+    """Return the HTML of Markdown as `evaluators.table.render` writes it.
+
+    It knows tables, lists and paragraphs.
+    """
     out, table, items = [], [], []
     for raw in [*text.splitlines(), ""]:
         if raw.startswith("|"):

@@ -1,7 +1,9 @@
-"""Where a run starts: its own checkpoints, another run's state, weights, or random weights.
+"""The start of a run: from its own checkpoints, another run's state, weights, or random weights.
 
-`choose` decides by what was found, as a pure function. A run starts from scratch only where no
-checkpoint was ever saved, or where that is asked for.
+`choose` decides it, as a pure function of the checkpoints and records in the workdir. A run starts
+from scratch only where no checkpoint was ever saved, or where the settings ask for it; files of a
+run before are moved aside and never deleted. What changed settings mean for a run that continues
+stands in `run.changes`.
 """
 
 from __future__ import annotations
@@ -26,19 +28,19 @@ from mimjax.task import TrainState
 from mimjax.train.program import Program
 
 Say = Callable[[str], None]
-FOLDER = "broken"  # of a workdir: what was set aside
+FOLDER = "broken"  # in a workdir, for files that are set aside
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where a run starts.
+    """The decision about where a run starts.
 
     Attributes:
-      kind: "continue" = the newest checkpoint that can be read; "resume" = another run's state;
-        "init_from" = weights alone; "scratch" = random weights.
+      kind: "continue" = from the newest checkpoint that can be read; "resume" = from another run's
+        state; "init_from" = from weights alone; "scratch" = from random weights.
       damaged: checkpoints to be set aside before the run saves its own.
       anew: whether records of an earlier run are to be set aside too, because its checkpoints are
-        lost and a new start was asked for.
+        lost and the settings ask for a new start.
     """
 
     kind: Literal["continue", "resume", "init_from", "scratch"]
@@ -58,12 +60,13 @@ def choose(
 
     Args:
       where: the workdir, for errors.
-      outcomes: of its checkpoints, newest first, up to the first that is not damaged.
-      began: which record in the workdir speaks of updates that were made; "" = none does.
+      outcomes: what reading its checkpoints gave, newest first, up to the first that is not
+        damaged.
+      began: the record in the workdir that proves earlier updates, in words; "" = there is none.
       restart, resume, init_from: the settings of these names.
 
     Raises:
-      ConfigError: there are checkpoints and none can be continued, or there were some.
+      ConfigError: no checkpoint can be continued, though there are some or were some.
     """
     damaged = tuple(o for o in outcomes if o.problem == "damaged")
     last = outcomes[-1] if outcomes else None
@@ -96,7 +99,7 @@ def choose(
 
 
 def records(workdir: Workdir) -> str:
-    """Return which record in a workdir speaks of updates that were made, in words; "" = none."""
+    """Return the record in a workdir that proves earlier updates, in words; "" = there is none."""
     steps = [row["step"] for row in workdir.read_lines("metrics.jsonl")[0]]
     if steps and max(steps) > 0:
         return f"metrics.jsonl speaks of step {max(steps)}"
@@ -116,7 +119,15 @@ def own_start(
     resume: str | None = None,
     init_from: str | None = None,
 ) -> tuple[Start, Restored | None]:
-    """Read the workdir's checkpoints and decide; nothing is moved yet.
+    """Read the workdir's checkpoints and decide where the run starts; nothing is moved yet.
+
+    Args:
+      like: the abstract state into which checkpoints are restored.
+      say: gets lines for screen and log.
+      restart, resume, init_from: the settings of these names.
+
+    Returns:
+      The decision, and the newest checkpoint that can be read (None = there is none).
 
     Raises:
       ConfigError: see `choose`.
@@ -132,7 +143,7 @@ def own_start(
 
 
 def set_aside(start: Start, workdir: Workdir, checkpoints: Checkpoints, say: Say) -> None:
-    """Move what a run cannot continue out of its way, into `broken/`; nothing is deleted."""
+    """Move files that a run cannot continue from into `broken/`; nothing is deleted."""
     checkpoints.set_aside(list(start.damaged), say)
     if start.anew:
         for name in ("metrics.jsonl", "table.md", "config.json"):
@@ -144,12 +155,12 @@ def set_aside(start: Start, workdir: Workdir, checkpoints: Checkpoints, say: Say
 
 
 class Begin(NamedTuple):
-    """Where a run begins.
+    """The state with which a run begins, and what the checkpoint says of it.
 
     Attributes:
-      state: its arrays.
+      state: parameters, averages, optimizer slots and step.
       skipped: batches that are left out.
-      data, meta: the checkpoint's items, {} for a new run.
+      data, meta: items of the checkpoint, {} for a new run.
       same_data: whether the training data are those of the checkpoint.
     """
 
@@ -163,11 +174,14 @@ class Begin(NamedTuple):
 def first_state(
     start: Start, restored: Restored | None, c: Config, program: Program, fingerprint: str, say: Say
 ) -> Begin:
-    """The state to begin with; one line says where it is from.
+    """Return the state to begin with; one line in the log says where it is from.
 
     Args:
       restored: the workdir's own checkpoint, where `start` continues from it.
       fingerprint: of the training data.
+
+    Raises:
+      ConfigError: the file or workdir that the settings name cannot be read or does not fit.
     """
     where = "this workdir"
     if start.kind == "resume":
@@ -192,7 +206,7 @@ def first_state(
 
 
 def continued(restored: Restored, where: str, fingerprint: str, say: Say) -> Begin:
-    """A checkpoint's state, and what goes with it."""
+    """Return the state of a checkpoint, and what was saved with it."""
     data = restored.data
     say(f"weights: continued from step {data['step']} of {where}")
     skipped, same = tuple(data.get("skipped", ())), data["fingerprint"] == fingerprint
@@ -201,14 +215,14 @@ def continued(restored: Restored, where: str, fingerprint: str, say: Say) -> Beg
             "the data are not those of the checkpoint (files, crops or batch size changed): "
             "the run continues, but is not the uninterrupted one"
         )
-        skipped = ()  # they name batches of the old data
+        skipped = ()  # these numbers count batches of the old data
     if skipped:
         say(f"batches left out after numbers that were not finite: {skipped}")
     return Begin(restored.state, skipped, data, restored.meta, same)
 
 
 def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> TrainState:
-    """The state at step 0 with the weights that `init_from` names."""
+    """Return the state at step 0 with the weights that `init_from` names."""
     like, task = program.abstract_state.params, program.task
     contradictions.check(c.init_from, "init_from", contradictions.own_readers(task, like), say)
     params = read_params(c.init_from, like, "init_from", say, grid_of(task), order_of(task))
@@ -218,7 +232,7 @@ def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> Tr
         state.params,
         is_leaf=lambda x: x is None,
     )
-    # EMA targets start as copies of the weights, not of the random ones
+    # averaged weights start as copies of these weights and not of the random ones
     ema = jax.jit(
         task.init_ema,
         out_shardings=jax.tree.map(lambda x: x.sharding, program.abstract_state.ema),
@@ -231,7 +245,7 @@ def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> Tr
 
 
 def warmup_words(c: Config) -> str:
-    """The warm-up as the config gives it."""
+    """Return the warm-up as the config states it, in epochs or steps."""
     o = c.optimizer
     if o.warmup_steps is None:
         return f"{o.warmup_epochs:g} epochs"

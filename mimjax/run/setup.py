@@ -123,7 +123,7 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
     agreement.check(c, data, workdir_path)
     there = os.path.exists(workdir_path)
     workdir = Workdir(workdir_path, writer=jax.process_index() == 0)
-    log, lock = Log(workdir, held=True), RunLock(workdir)
+    log, lock = Log(workdir, deferred=True), RunLock(workdir)
     try:
         lock.acquire(log.say)
         run = Run(

@@ -1,10 +1,10 @@
 """FLOPs of a task's train step, counted on the traced program: dots and convolutions only.
 
-One multiply-add is 2 FLOPs. It is a count of the code that runs, for every method, with no formula
-to keep in step; `benchmarks/flops.py` holds the published formulas, and a test compares the two.
-What no output depends on is not counted: XLA removes it too (a teacher whose loss has weight 0).
-Elementwise work is left out, so XLA's own figure is a few percent higher; recomputation under
-`remat` is work that runs, so it is counted.
+One multiply-add is 2 FLOPs. The count follows the code of every method, so no formula has to be
+kept up to date; `benchmarks/flops.py` holds the published formulas, and a test compares the two.
+Operations on which no output depends are not counted, as XLA removes them (a teacher whose loss has
+weight 0). Elementwise operations are left out, so XLA's own figure is a few percent higher;
+recomputation under `remat` runs, so it is counted.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from mimjax.task import Task
 
 
 def step_flops(task: Task) -> float:
-    """FLOPs per image of one train step: `prepare`, loss and gradient; the optimizer has no dots.
+    """Return the FLOPs per image of one train step: `prepare`, loss and gradient.
 
-    Tracing takes a second or two; nothing is compiled or computed.
+    The optimizer has no dots, so it adds none. The step is traced for a batch of one image, which
+    takes a second or two; nothing is compiled or computed.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, model_state = jax.eval_shape(task.init, key)
@@ -51,10 +52,10 @@ def step_flops(task: Task) -> float:
 
 
 def count(jaxpr: ClosedJaxpr | Jaxpr) -> float:
-    """FLOPs of the dots and convolutions that an output depends on.
+    """Return the FLOPs of the dots and convolutions on which an output depends.
 
-    A scan's body counts once per iteration. Of a `cond`'s branches the dearest counts; a `while`
-    body, whose length is unknown, counts once.
+    The body of a scan counts once per iteration. Of the branches of a `cond` the most expensive
+    one counts. The body of a `while` counts once, since its number of iterations is unknown.
     """
     program = getattr(jaxpr, "jaxpr", jaxpr)
     read, _ = dce_jaxpr(program, [True] * len(program.outvars))
@@ -62,7 +63,7 @@ def count(jaxpr: ClosedJaxpr | Jaxpr) -> float:
 
 
 def count_all(jaxpr: ClosedJaxpr | Jaxpr) -> float:
-    """FLOPs of all dots and convolutions, whether an output depends on them or not."""
+    """Return the FLOPs of all dots and convolutions, whether an output depends on them or not."""
     total = 0.0
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if eqn.primitive.name == "dot_general":
@@ -78,7 +79,7 @@ def count_all(jaxpr: ClosedJaxpr | Jaxpr) -> float:
 
 
 def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr | Jaxpr]:
-    """The programs inside an equation (jit, scan, remat, custom derivatives, ...)."""
+    """Yield the programs inside an equation (jit, scan, remat, custom derivatives, ...)."""
     for value in eqn.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, (ClosedJaxpr, Jaxpr)):
@@ -86,14 +87,14 @@ def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr | Jaxpr]:
 
 
 def dot_flops(eqn: JaxprEqn) -> float:
-    """2 x output elements x contracted elements."""
+    """Return the FLOPs of a dot: 2 x output elements x contracted elements."""
     (contracted, _), _ = eqn.params["dimension_numbers"]
     left, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     return 2.0 * math.prod(out) * math.prod(left[i] for i in contracted)
 
 
 def conv_flops(eqn: JaxprEqn) -> float:
-    """2 x output elements x kernel elements that each of them reads."""
+    """Return the FLOPs of a convolution: 2 x output elements x kernel elements that each reads."""
     out: Any = eqn.outvars[0].aval.shape
     kernel = eqn.invars[1].aval.shape
     out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]

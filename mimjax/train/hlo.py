@@ -1,8 +1,8 @@
-"""Reads the collectives out of a compiled program's text (optimized HLO).
+"""Parser of the collectives in a compiled program's text (optimized HLO).
 
-Only what `plan` and the communication tests need: every collective that one run of the program
-executes, bodies of loops multiplied by their trip count, asynchronous pairs counted once. It is no
-general HLO parser: what it does not know, it skips.
+`plan` and the communication tests read every collective that one run of the program executes:
+those in loops are multiplied by the loop's trip count, and the two halves of an asynchronous one
+count once. This is no general HLO parser: it skips every line that it does not know.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ SOURCE = re.compile(r'op_name="([^"]*)"')
 
 
 class Shape(NamedTuple):
-    """An array type, "f32" and (3, 4)."""
+    """The type of an array: dtype "f32" and dims (3, 4) for f32[3,4]."""
 
     dtype: str
     dims: tuple[int, ...]
 
     @property
     def bytes(self) -> float:
+        """Bytes of the array."""
         bits = re.search(r"\d+", self.dtype)
-        # pred takes a byte; f8e4m3fn and the like name their size first
+        # "pred" has no number and takes a byte; f8e4m3fn and the like name their bits first
         return math.prod(self.dims) * (int(bits.group()) / 8 if bits else 1)
 
     def __str__(self) -> str:
@@ -49,7 +50,13 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation."""
+    """One line of a computation.
+
+    Attributes:
+      type: text of the result's type.
+      arguments: text between the parentheses after the opcode.
+      attributes: text after them.
+    """
 
     name: str
     opcode: str
@@ -59,6 +66,7 @@ class Instruction:
 
     @property
     def operands(self) -> list[str]:
+        """Names of the instructions that make the arguments."""
         return re.findall(r"%([\w.\-]+)", self.arguments)
 
 
@@ -68,9 +76,10 @@ class Collective:
 
     Attributes:
       kind: one of `KINDS`.
+      name: of its instruction.
       operands, results: types on one device; a combined collective has several.
       times: how often one run of the program executes it; 0 = inside a loop of unknown length.
-      source: the operation it was made from, as JAX named it.
+      source: name that JAX gave the operation which the compiler turned into this collective.
     """
 
     kind: str
@@ -82,18 +91,18 @@ class Collective:
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """The whole arrays: what an all-gather makes, what a reduce-scatter takes."""
+        """Types of the whole arrays: the results of an all-gather, a reduce-scatter's operands."""
         sizes = [sum(s.bytes for s in shapes) for shapes in (self.operands, self.results)]
         return self.operands if sizes[0] >= sizes[1] else self.results
 
     @property
     def bytes(self) -> float:
-        """Bytes of the whole arrays, over all executions."""
+        """Bytes of the whole arrays, summed over all executions."""
         return self.times * sum(s.bytes for s in self.shapes)
 
 
 def collectives(text: str) -> list[Collective]:
-    """Every collective of a program in optimized HLO text.
+    """Return every collective of a program in optimized HLO text.
 
     Raises:
       ValueError: the text has no ENTRY computation.
@@ -103,22 +112,26 @@ def collectives(text: str) -> list[Collective]:
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """Computations by name, and the name of the entry."""
+    """Return the instructions of each computation by its name, and the name of the entry.
+
+    Raises:
+      ValueError: the text has no ENTRY computation.
+    """
     computations: dict[str, list[Instruction]] = {}
     current, entry = None, None
     for line in text.splitlines():
         if not line.startswith((" ", "}")) and (head := COMPUTATION.match(line)):
             current = computations.setdefault(head.group(2), [])
             entry = head.group(2) if head.group(1) else entry
-        elif current is not None and (found := INSTRUCTION.match(line)):
-            current += _instruction(*found.groups())
+        elif current is not None and (match := INSTRUCTION.match(line)):
+            current += _instruction(*match.groups())
     if entry is None:
         raise ValueError("no ENTRY computation: this is no HLO module")
     return computations, entry
 
 
 def _instruction(name: str, rest: str) -> list[Instruction]:
-    """The instruction, or nothing if the line is none."""
+    """Return the line's instruction, or an empty list where the line holds none."""
     # The type may be a tuple and hold layouts with parentheses of their own: {1,0:T(8,128)}.
     end = _balanced(rest) if rest.startswith("(") else rest.find(" ")
     opcode, paren, tail = rest[end:].strip().partition("(")
@@ -129,7 +142,7 @@ def _instruction(name: str, rest: str) -> list[Instruction]:
 
 
 def _balanced(text: str) -> int:
-    """The index after the parenthesis that closes the first one."""
+    """Return the index after the parenthesis that closes the first one."""
     depth = 0
     for i, char in enumerate(text):
         depth += (char == "(") - (char == ")")
@@ -139,7 +152,7 @@ def _balanced(text: str) -> int:
 
 
 def shapes(text: str) -> tuple[Shape, ...]:
-    """All array types in a type's text, in order."""
+    """Return all array types in the text of a type, in order."""
     return tuple(
         Shape(dtype, tuple(int(d.strip("<=")) for d in dims.split(",") if d))
         for dtype, dims in SHAPE.findall(text)
@@ -150,6 +163,7 @@ def shapes(text: str) -> tuple[Shape, ...]:
 def _walk(
     computations: dict[str, list[Instruction]], name: str, times: int, caller: str
 ) -> Iterator[Collective]:
+    """Yield the collectives of computation `name`, which `caller` runs `times` times."""
     body = computations.get(name, [])
     types = {i.name: i.type for i in body}
     for i in body:
@@ -172,10 +186,12 @@ def _walk(
 def _collective(
     i: Instruction, kind: str, types: dict[str, str], times: int, caller: str
 ) -> Collective:
+    """Return the collective of instruction `i`; `types` holds those of the same computation."""
     operands = tuple(s for o in i.operands for s in shapes(types.get(o, "")))
     results = shapes(i.type)
     if i.opcode.endswith("-start") and kind in ("all-gather", "collective-permute"):
-        # ((operands), (results), contexts): the results are the second half of what is no context
+        # The type is ((operands), (results), contexts); contexts are scalars of type u32, so the
+        # results are the second half of the rest.
         results = tuple(s for s in results if s.dims or s.dtype != "u32")
         results = results[len(results) // 2 :]
     if kind == "all-reduce" and caller.startswith("all-reduce-scatter"):
@@ -185,9 +201,9 @@ def _collective(
 
 
 def _trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int:
-    """How often a loop runs: as the compiler noted, else the bound in its condition, else 0."""
-    if found := TRIPS.search(loop.attributes):
-        return int(found.group(1))
+    """Return the iterations of a loop: the compiler's note, else its bound, else 0 (unknown)."""
+    if match := TRIPS.search(loop.attributes):
+        return int(match.group(1))
     condition = dict(CALLED.findall(loop.attributes)).get("condition", "")
     bounds = [i.arguments for i in computations.get(condition, []) if i.opcode == "constant"]
     return int(bounds[0]) if len(bounds) == 1 and bounds[0].isdigit() else 0

@@ -1,7 +1,8 @@
 """The one training loop: pretraining and every other task run through it.
 
-It knows the task's contract and nothing of any method. Per step: batch, compiled step; when due:
-one device_get with a finite check, a checkpoint, the evaluators.
+It knows the task's contract and no method. Each step takes a batch and runs the compiled train
+step; when due, the loop fetches the metrics and checks that they are finite (one device_get), saves
+a checkpoint and runs the evaluators. The mathematics of a step stand in `train.step`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from mimjax.train.run import Run
 
 
 def train(run: Run) -> TrainState:
-    """Trains from run.state to run.clock.total_steps; returns the final state.
+    """Train from `run.state` to `run.clock.total_steps` and return the final state.
 
     Raises:
       NonFiniteError: a loss or norm is not finite, and the run may not roll back (again).
-      Stopped: a signal asked the run to stop, and it did, with a checkpoint.
+      Stopped: a signal asked the run to stop, and it stopped after saving a checkpoint.
     """
     state = run.state
     run.state = None  # type: ignore[assignment]  # its buffers are donated below
@@ -33,7 +34,8 @@ def train(run: Run) -> TrainState:
         if not run.checkpoints.steps():
             with stopping.saving():
                 run.save(state)
-                run.checkpoints.wait()  # from here on a workdir without a checkpoint has lost it
+                # From here on, a workdir without a checkpoint is one that has lost it.
+                run.checkpoints.wait()
         stopping.SIGNALS.saved = True
         compiled, meter = compile_step(run)
         stopping.check()
@@ -45,8 +47,9 @@ def train(run: Run) -> TrainState:
                 try:
                     state = advance(run, compiled, meter, state)
                     break
-                except m.NonFiniteError as found:
-                    error = found.with_traceback(None)  # its frames hold the broken state
+                except m.NonFiniteError as raised:
+                    # the frames of the traceback keep the broken state in memory
+                    error = raised.with_traceback(None)
                 state = nonfinite.recover(run, compiled, error)
             with stopping.saving():
                 run.checkpoints.close()
@@ -55,7 +58,16 @@ def train(run: Run) -> TrainState:
 
 
 def advance(run: Run, compiled: Any, meter: m.Meter, state: TrainState) -> TrainState:
-    """Trains from `state` (donated) to the end, or to where the run is asked to stop."""
+    """Train from `state` (donated) to the end, and return the state there.
+
+    Args:
+      compiled: the compiled train step.
+      meter: measures the speed.
+
+    Raises:
+      NonFiniteError: a metric that was fetched is not finite.
+      Stopped: the run was asked to stop, and has saved a checkpoint.
+    """
     checked, total, mesh = int(state.step), run.clock.total_steps, run.program.mesh
     meter.start(checked)
     bar = progress.steps(checked, total, quiet=not run.workdir.writer)
@@ -69,6 +81,7 @@ def advance(run: Run, compiled: Any, meter: m.Meter, state: TrainState) -> Train
             evaluating = evaluation_due(run, step)
             asked = stopping.due()
             saving = due(step, run.checkpoint_every, total) or asked
+            # Every checkpoint and evaluation is of a state whose metrics were finite.
             if logging or saving or evaluating:
                 values = m.fetch(metrics, checked + 1, step)
                 run.lock.check()
@@ -88,7 +101,11 @@ def advance(run: Run, compiled: Any, meter: m.Meter, state: TrainState) -> Train
 
 
 def evaluate_or_stop(run: Run, state: TrainState, step: int) -> None:
-    """Evaluates; a signal ends that between two batches, with a checkpoint."""
+    """Run the evaluators; where a signal ends them between two batches, save and stop.
+
+    Raises:
+      Stopped: the run was asked to stop, and has saved a checkpoint.
+    """
     try:
         evaluate(run, state, step)
     except stopping.Stopped:
@@ -96,7 +113,7 @@ def evaluate_or_stop(run: Run, state: TrainState, step: int) -> None:
 
 
 def stop(run: Run, state: TrainState) -> stopping.Stopped:
-    """Saves and says so; returns what ends the program."""
+    """Save a checkpoint, log that the run stops, and return the exception that ends the program."""
     step, signals = int(state.step), stopping.SIGNALS
     by = stopping.NAMES[signals.asked]
     with stopping.saving():
@@ -108,7 +125,7 @@ def stop(run: Run, state: TrainState) -> stopping.Stopped:
 
 
 def due(step: int, every: int, total: int) -> bool:
-    """Every `every` steps (0 = never) and at the last."""
+    """Return whether `step` is a multiple of `every` (0 = never) or the last one."""
     return step == total or (every > 0 and step % every == 0)
 
 
@@ -119,7 +136,7 @@ def evaluation_due(run: Run, step: int) -> bool:
 
 
 def compile_step(run: Run):
-    """Compiles the train step once, ahead of time, and says what it costs."""
+    """Compile the train step ahead of time; return it and the meter that knows its FLOPs."""
     begin = time.perf_counter()
     traced = run.program.trace()
     compiled = run.program.compile(traced)
@@ -134,6 +151,7 @@ def compile_step(run: Run):
 
 
 def timed_next(batches: Iterator, meter: m.Meter):
+    """Return the next batch, and add the seconds that it took to the meter."""
     begin = time.perf_counter()
     batch = next(batches)
     meter.waited += time.perf_counter() - begin
@@ -141,7 +159,7 @@ def timed_next(batches: Iterator, meter: m.Meter):
 
 
 def report(run: Run, meter: m.Meter, step: int, values: dict[str, float]) -> None:
-    """One line of metrics.jsonl and one on the screen."""
+    """Write one line of metrics.jsonl and one on the screen about update `step`."""
     values = {
         "epoch": step / run.clock.steps_per_epoch,
         **values,

@@ -1,7 +1,8 @@
-"""What a run says: metrics.jsonl, train.log, boards, the progress line.
+"""The records of a run: metrics.jsonl, train.log, boards and the progress line.
 
-One device_get per logged step; losses and norms are those of that very step, so a restarted run
-writes the same lines. Rates and shares are those since the line before.
+One device_get is made per logged step. Losses and norms are those of that step alone, so a
+restarted run writes the same lines; rates and shares are those since the line before. What a run
+says once, at its start and end, stands in `run.messages`; the boards themselves in `train.boards`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mimjax import progress as bars
 from mimjax.storage.files import Workdir
 from mimjax.train.boards import Board
 
-# bf16 FLOP/s per chip, datasheets
+# dense bfloat16 FLOP/s of one chip, from the makers' data sheets
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100": 989e12,
@@ -38,8 +39,8 @@ class NonFiniteError(RuntimeError):
     """A loss or norm became NaN or infinite; the message names the steps.
 
     Attributes:
-      names: of the metrics that are not finite.
-      last: the update after which that was seen.
+      names: names of the metrics that are not finite.
+      last: number of the update whose metrics were fetched.
     """
 
     def __init__(self, message: str, names: list[str], last: int):
@@ -48,71 +49,79 @@ class NonFiniteError(RuntimeError):
 
 
 def peak_flops(kind: str) -> float | None:
-    """The chip's bf16 peak, None where it is not known (CPUs)."""
+    """Return the bfloat16 FLOP/s of a chip; None where they are not known (CPUs).
+
+    Args:
+      kind: name of the chip, as `jax.Device.device_kind` has it.
+    """
     return next((v for k, v in PEAK_FLOPS.items() if k.lower() in kind.lower()), None)
 
 
 class Log:
-    """Writes what a run says; process 0 only.
+    """Writer of a run's screen, train.log, metrics.jsonl, pictures and boards; process 0 only.
 
     Attributes:
-      boards: get the numbers of every line too.
-      held: lines that are to stand in train.log once the run begins; None = it has begun.
+      boards: receive the numbers of every line of metrics.jsonl too.
+      pending: lines that wait for `begin` before they are written to train.log; None = none wait,
+        each line is written at once.
     """
 
-    def __init__(self, workdir: Workdir, held: bool = False):
-        """Begins at once, or with `held` at `begin`: until then no file is written."""
+    def __init__(self, workdir: Workdir, deferred: bool = False):
+        """Make a log of `workdir`; with `deferred`, no file is written before `begin`."""
         self.workdir = workdir
         self.boards: list[Board] = []
-        self.held: list[str] | None = [] if held else None
+        self.pending: list[str] | None = [] if deferred else None
 
     def begin(self) -> None:
-        """Writes the lines that were held back, and from now on each at once."""
-        lines, self.held = self.held, None
+        """Write the pending lines to train.log, and from now on each line at once."""
+        lines, self.pending = self.pending, None
         if lines:
             self.workdir.append("train.log", "\n".join(lines))
 
     def say(self, text: str) -> None:
-        """A line on the screen and in train.log."""
+        """Write a line to the screen and to train.log."""
         if not self.workdir.writer:
             return
         bars.say(text)
-        if self.held is not None:
-            self.held.append(text)
+        if self.pending is not None:
+            self.pending.append(text)
         else:
             self.workdir.append("train.log", text)
 
     def end(self, text: str) -> None:
-        """The line that ends a run, with the time in train.log."""
+        """Write the line that ends a run to the screen and, with the time, to train.log."""
         if self.workdir.writer:
             bars.say(text)
             self.record(text)
 
     def record(self, text: str) -> None:
-        """A line in train.log alone, with the time: errors are on the screen already."""
+        """Write a line with the time to train.log alone, as errors are on the screen already."""
         now = datetime.datetime.now().astimezone()
         self.workdir.append("train.log", f"{now:%Y-%m-%d %H:%M:%S %z} {text}")
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of metrics.jsonl and the same values to the boards."""
+        """Write the values of a step to metrics.jsonl and to the boards.
+
+        A value that is not finite becomes null in the file.
+        """
         self.note(step, {k: _json(v) for k, v in values.items()})
         for board in self.boards:
             board.write(step, values)
 
     def note(self, step: int, facts: dict[str, Any]) -> None:
-        """One line of metrics.jsonl that is no curve."""
+        """Write a line to metrics.jsonl that no board draws as a curve."""
         self.workdir.append("metrics.jsonl", json.dumps({"step": step} | facts))
 
     def warn(self, step: int, text: str, **facts: Any) -> None:
-        """A line on the screen, and in metrics.jsonl, from where the report takes it."""
+        """Write a warning to screen, train.log and metrics.jsonl, where the report reads it."""
         self.say(f"WARNING: step {step}: {text}")
         self.note(step, {"warning": text} | facts)
 
     def truncate(self, step: int, rollbacks: bool = False) -> None:
-        """Drops the lines of updates after `step`: they will be made again.
+        """Drop the lines of updates after `step` from metrics.jsonl, since they will be made again.
 
         Args:
-          rollbacks: keep what was said of batches that stay left out.
+          rollbacks: keep the lines about batches that stay left out.
         """
         rows, bad = self.workdir.read_lines("metrics.jsonl")
         if bad and self.workdir.writer:
@@ -128,30 +137,41 @@ class Log:
             board.rewind(step)
 
     def picture(self, name: str, data: bytes) -> None:
-        """A PNG file in pictures/, "what_0001000.png" with its step, and on the boards."""
+        """Write a PNG file to pictures/ and to the boards.
+
+        Args:
+          name: "what_0001000.png", with the step.
+          data: bytes of the file.
+        """
         self.workdir.write_bytes(f"pictures/{name}", data)
         what, _, step = name.removesuffix(".png").rpartition("_")
         for board in self.boards:
             board.picture(int(step), what, data)
 
     def evaluated(self, step: int) -> bool:
-        """Whether metrics.jsonl has an evaluation of `step`."""
+        """Return whether metrics.jsonl has an evaluation of `step`."""
         rows, _ = self.workdir.read_lines("metrics.jsonl")
         return any(r["step"] == step and any(k.startswith("eval/") for k in r) for r in rows)
 
     def close(self) -> None:
+        """Close the boards."""
         for board in self.boards:
             board.close()
         self.boards = []
 
 
 def _json(value: float) -> float | None:
+    """Return a value as JSON can hold it: None for NaN and infinity."""
     value = float(value)
     return value if math.isfinite(value) else None
 
 
 def fetch(metrics: dict[str, jax.Array], first: int, last: int) -> dict[str, float]:
-    """Metrics of update `last` on the host.
+    """Return the metrics of update `last` on the host.
+
+    Args:
+      metrics: scalars on the devices.
+      first: the first update since metrics were fetched before, for the error.
 
     Raises:
       NonFiniteError: a value is NaN or infinite; it arose in updates `first` to `last`.
@@ -170,13 +190,13 @@ def fetch(metrics: dict[str, jax.Array], first: int, last: int) -> dict[str, flo
 
 
 class Meter:
-    """What happened between two log lines: rates, waiting for data, clipped steps.
+    """Clock of training between two log lines: rates, waiting for data, share of clipped steps.
 
-    Rates are those of training: the time of saving and evaluating is left out (`paused`).
+    The time of saving and evaluating is left out of the rates (`paused`).
 
     Attributes:
       waited: seconds spent waiting for batches.
-      norms: of each step's gradient, left on the device until they are read.
+      norms: gradient norm of each step, left on the device until they are read.
     """
 
     def __init__(
@@ -186,7 +206,14 @@ class Meter:
         flops_per_step: float | None,
         clip_norm: float = 0.0,
     ):
-        """`flops_per_step` is that of one device; `clip_norm` 0 = gradients are never clipped."""
+        """Make a meter that stands at step 0.
+
+        Args:
+          batch_size: images of an update, on all devices.
+          total_steps: of the run, for the time to go.
+          flops_per_step: FLOPs of an update on one device; None = unknown.
+          clip_norm: of the optimizer; 0 = gradients are never clipped.
+        """
         self.batch_size, self.total, self.clip_norm = batch_size, total_steps, clip_norm
         self.flops, self.norms = flops_per_step, []
         self.peak = peak_flops(jax.devices()[0].device_kind)
@@ -195,15 +222,15 @@ class Meter:
         self.rate: float | None = None
 
     def start(self, step: int) -> None:
-        """(Re)starts the clock at `step`: after compilation, and at every log line."""
+        """Start the clock anew at `step`: after compilation, and at every log line."""
         self.last, self.waited, self.norms = (step, time.perf_counter()), 0.0, []
 
     @contextlib.contextmanager
     def paused(self, metrics: dict[str, jax.Array]) -> Iterator[None]:
-        """Stops the clock while something else than training is done.
+        """Stop the clock while the body runs.
 
         Args:
-          metrics: of the last step; they are waited for first, as that step's time is training's.
+          metrics: of the last step; the clock stops when they are ready, as that step is training.
         """
         jax.block_until_ready(metrics)
         begin = time.perf_counter()
@@ -214,12 +241,12 @@ class Meter:
             self.last = step, since + time.perf_counter() - begin
 
     def count(self, metrics: dict[str, jax.Array]) -> None:
-        """To be called at every step; waits for nothing."""
+        """Note the gradient norm of a step without waiting for it; to be called at every step."""
         if self.clip_norm:
             self.norms.append(metrics["grad_norm"])
 
     def read(self, step: int) -> dict[str, float]:
-        """Rates since the last call; empty if no step was made."""
+        """Return rates and shares since the last call; {} where no step was made since."""
         now = time.perf_counter()
         steps, seconds = step - self.last[0], now - self.last[1]
         if steps <= 0:
@@ -241,7 +268,7 @@ class Meter:
 
 
 def progress(step: int, total: int, values: dict[str, Any]) -> str:
-    """The progress line."""
+    """Return the line about a logged step: losses, rate, speed, waiting for data, time to go."""
     terms = [
         f"{k.removeprefix('loss/')} {v:.4f}"
         for k, v in values.items()

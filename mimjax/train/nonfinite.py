@@ -1,9 +1,10 @@
-"""After a loss or norm that is not finite: back to the last good checkpoint, without the batch.
+"""Rollback after a loss or norm that is not finite: the run continues without the batch.
 
-The run is made again from the checkpoint, with a look at every step, until the first one that
-breaks; that step is examined; its batch is left out from then on and the run continues just before
-it. What is left out is saved with the data's position, so a restart decides the same. Once more
-through the same steps, and not a copy of the state at each of them: memory is scarcer than time.
+The updates are made again from the last checkpoint, checking each, up to the first one that is not
+finite. That update is examined, its batch is left out from then on, and the run continues from the
+state before it. The batches left out are saved with the data's position, so that a restart decides
+the same. Updates are made again because copies of the state would need memory, which is scarcer
+than time.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ FEW = 5  # names in a sentence
 
 
 def recover(run: Run, compiled: Any, error: m.NonFiniteError) -> TrainState:
-    """The state before the first update that is not finite; `run.data` skips that update's batch.
+    """Return the state before the first update that is not finite.
+
+    `run.data` skips that update's batch from now on, and the run's log says so.
 
     Args:
-      compiled: the train step.
-      error: what stopped the run.
+      compiled: the compiled train step.
+      error: what the loop raised.
 
     Raises:
-      NonFiniteError: the run is to stop, or has gone back as often as it may.
+      NonFiniteError: the run may not roll back, or has rolled back as often as it may.
     """
     used = len(run.data.skip) + run.flukes
     if used >= run.rollbacks:
@@ -48,12 +51,12 @@ def recover(run: Run, compiled: Any, error: m.NonFiniteError) -> TrainState:
         run.publish()
         raise error
     run.log.say(f"{', '.join(error.names)} not finite at step {error.last}: rolling back")
-    found = first_broken(run, compiled, error.last)
-    step, names = found or (error.last, error.names)
+    broken = first_broken(run, compiled, error.last)
+    step, names = broken or (error.last, error.names)
     state = replay(run, compiled, step - 1)
     run.log.truncate(step - 1, rollbacks=True)
     times = f"({used + 1} of at most {run.rollbacks}); the run continues from step {step - 1}"
-    if found is None:
+    if broken is None:
         run.flukes += 1
         run.log.warn(
             step,
@@ -70,7 +73,10 @@ def recover(run: Run, compiled: Any, error: m.NonFiniteError) -> TrainState:
 
 
 def first_broken(run: Run, compiled: Any, last: int) -> tuple[int, list[str]] | None:
-    """The first update up to `last` that is not finite, and which of its metrics are not."""
+    """Return the first update up to `last` that is not finite, and the names of its metrics.
+
+    None means that all of them were finite this time.
+    """
     state = newest(run)
     start, mesh = int(state.step), run.program.mesh
     with run.feed(start, last) as batches:
@@ -85,7 +91,7 @@ def first_broken(run: Run, compiled: Any, last: int) -> tuple[int, list[str]] | 
 
 
 def replay(run: Run, compiled: Any, step: int) -> TrainState:
-    """The state after update `step`, from the last checkpoint before it."""
+    """Return the state after update `step`, made again from the last checkpoint before it."""
     state, mesh = newest(run), run.program.mesh
     with run.feed(int(state.step), step) as batches:
         for batch in batches:
@@ -96,27 +102,35 @@ def replay(run: Run, compiled: Any, step: int) -> TrainState:
 
 def newest(run: Run) -> TrainState:
     """The state of the last checkpoint; the loop saves none that is not finite."""
-    found = run.checkpoints.newest(run.program.abstract_state, run.log.say)
-    if found is None:
+    restored = run.checkpoints.newest(run.program.abstract_state, run.log.say)
+    if restored is None:
         raise RuntimeError(f"{run.workdir.path}: no readable checkpoint to roll back to")
-    return found.state
+    return restored.state
 
 
 def examine(run: Run, state: TrainState, step: int, names: list[str]) -> dict[str, Any]:
-    """What is broken in update `step`, made from `state`.
+    """Return what is not finite in update `step`, as metrics.jsonl keeps it.
+
+    Args:
+      state: the state before the update.
+      names: the metrics that are not finite.
 
     Returns:
-      "step"; "metrics" that are not finite; "parameters" whose gradient is not, by path, with the
-      share of numbers that are not, and "of" how many; "examples", places in the source whose own
-      error is not finite, None where the task has no such error; "batch", all places in it.
+      "step": the update.
+      "metrics": `names`.
+      "parameters": paths of parameters whose gradient is not finite -> share of such numbers.
+      "of": how many parameters these are, and how many there are.
+      "examples": indices in the data of examples whose own error is not finite; None where the task
+        has no error per example.
+      "batch": indices in the data of all examples of the batch.
     """
     program = run.program
     with run.feed(step - 1, step) as batches:
         batch = sharding.to_global(program.mesh, next(batches))
-    found = faults(
+    on_device = faults(
         state, run.frozen, batch, task=program.task, seed=program.seed, accum=program.accum
     )
-    shares, errors = jax.device_get(found)
+    shares, errors = jax.device_get(on_device)
     named = zip(rules.paths(shares), jax.tree.leaves(shares), strict=True)
     broken = {path: round(float(share), 4) for path, share in named if share}
     places, bad = run.data.indices(step - 1), None
@@ -137,19 +151,23 @@ def examine(run: Run, state: TrainState, step: int, names: list[str]) -> dict[st
 def faults(
     state: TrainState, frozen: PyTree, batch: Batch, *, task: Task, seed: int, accum: int
 ) -> tuple[PyTree, jax.Array | None]:
-    """The share of each parameter's gradient that is not finite, and each example's error [b]."""
+    """Return the share of each parameter's gradient that is not finite, and each error, [b].
+
+    The errors are None where the task has no error per example.
+    """
     tx = optax.identity()
     bare = state.replace(opt_state=tx.init(state.params))
-    # without an optimizer the update is the gradient itself, added to finite parameters
+    # Without an optimizer the update is the gradient itself, added to finite parameters: what is
+    # not finite in the new parameters is not finite in the gradient.
     new, _ = train_step(bare, frozen, batch, task=task, tx=tx, seed=seed, accum=accum)
     shares = jax.tree.map(lambda x: jnp.mean(~jnp.isfinite(x)), new.params)
     errors = eval_step(state, frozen, batch, task=task, seed=seed)[1].preds.get("error")
-    # every process reads all of it
+    # replicated, because every process reads all of them
     return lax.with_sharding_constraint((shares, errors), PartitionSpec())
 
 
 def describe(facts: dict[str, Any]) -> str:
-    """`examine` in words."""
+    """Return the facts of `examine` as sentences."""
     few = lambda names: ", ".join(map(str, names[:FEW])) + (", ..." if len(names) > FEW else "")
     lines = [f"{', '.join(facts['metrics'])} not finite."]
     count, total = facts["of"]

@@ -1,6 +1,7 @@
-"""The jitted functions of a run under their shardings: what the loop runs and `plan` compiles.
+"""The jitted functions of a run under their shardings: the loop runs them, `plan` compiles them.
 
-Shapes come first: shardings are computed on abstract trees, and the state is created under them.
+Shapes come first: shardings are computed on abstract trees, and the state is created under them, so
+that no device ever holds more than its share. Sharding rules themselves stand in `sharding`.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A task made runnable on a mesh.
+    """A task with its jitted functions on a mesh.
 
     Attributes:
       abstract_state: shapes, dtypes and shardings of the state; checkpoints restore into it.
-      abstract_frozen, abstract_batch: likewise for the other inputs of the step.
-      init: () -> state at step 0, created in place.
-      step: the jitted train step (state donated).
-      seed, accum: bound in `step`.
+      abstract_frozen, abstract_batch: the same of the other inputs of the step.
+      init: () -> state at step 0, created under its shardings.
+      step: the jitted train step; it donates the state.
+      seed, accum: arguments that are bound in `step`.
     """
 
     task: Task
@@ -48,12 +49,16 @@ class Program:
     accum: int = 1
 
     def compile(self, traced=None):
-        """The train step, `traced` or traced here, compiled for this mesh; never compiled twice."""
+        """Return the train step compiled for this mesh.
+
+        Args:
+          traced: what `trace` returned; None = it is traced here.
+        """
         with jax.set_mesh(self.mesh):
             return (traced or self.trace()).lower().compile()
 
     def trace(self):
-        """The train step as a traced program: `.jaxpr`, and `.lower().compile()` for this mesh."""
+        """Return the traced train step; it has `.jaxpr` and `.lower()`."""
         with jax.set_mesh(self.mesh):
             return self.step.trace(self.abstract_state, self.abstract_frozen, self.abstract_batch)
 
@@ -69,10 +74,14 @@ def make_program(
     accum: int = 1,
     small: int = sharding.SMALL,
 ) -> Program:
-    """Shapes, shardings and jitted functions; nothing is computed yet.
+    """Return a task's shapes, shardings and jitted functions; nothing is computed yet.
 
     Args:
+      tx: the optimizer.
       rules: sharding rules (regex, "fsdp" | "replicate") over parameter paths.
+      batch_size: images of an update, on all devices.
+      seed: of all random numbers of the run.
+      accum: micro-batches of an update.
       small: tensors with fewer elements are replicated.
     """
     init = functools.partial(init_state, step_key(seed, "init", 0), task=task, tx=tx)
@@ -99,11 +108,12 @@ def make_program(
 
 
 def _with_sharding(x, s) -> jax.ShapeDtypeStruct:
+    """Return an abstract array with its sharding."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
 
 
 def abstract_batch(task: Task, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The global batch that the data pipeline delivers, as shapes under the batch sharding."""
+    """Return the global batch of the data pipeline as abstract arrays with the batch's sharding."""
     rows = sharding.batch_sharding(mesh)
     make = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
     batch = {

@@ -1,4 +1,8 @@
-"""Everything that `build.py` makes of a config, as the loop and the rollback take it."""
+"""A run that can begin: all that the training loop and the rollback take, in one object.
+
+`run.setup` makes it of a config. It holds the parts (task, data, log, checkpoints, lock) and passes
+batches and checkpoints between them; the loop itself stands in `train.loop`.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +43,12 @@ class Evaluation(NamedTuple):
 
 
 class Length(NamedTuple):
-    """How long a run is, and what decides it.
+    """The length of a run, and the numbers that decide it.
 
     Attributes:
       steps_per_epoch, total_steps: as in `Clock`.
       batch_size: images of an update.
-      images: in the training data.
+      images: number of images in the training data.
     """
 
     steps_per_epoch: int
@@ -54,21 +58,22 @@ class Length(NamedTuple):
 
     @property
     def clock(self) -> Clock:
+        """The clock of a run of this length."""
         return Clock(self.steps_per_epoch, self.total_steps)
 
     def to_json(self) -> dict[str, int]:
-        """As a checkpoint keeps it."""
+        """Return the length as a checkpoint keeps it."""
         return self._asdict()
 
     @classmethod
-    def from_json(cls, found: Any) -> Length | None:
-        """What `to_json` gave; None for checkpoints of older versions."""
-        fits = isinstance(found, dict) and found.keys() == set(cls._fields)
-        return cls(**found) if fits else None
+    def from_json(cls, value: Any) -> Length | None:
+        """Return the length that `to_json` wrote; None for checkpoints of older versions."""
+        fits = isinstance(value, dict) and value.keys() == set(cls._fields)
+        return cls(**value) if fits else None
 
 
-def nothing() -> None:
-    """What is called where nobody listens."""
+def no_report() -> None:
+    """Write no report: the default of `Run.publish`."""
 
 
 @dataclasses.dataclass
@@ -76,18 +81,20 @@ class Run:
     """A run that can begin.
 
     Attributes:
-      program: task, mesh, jitted functions.
-      state: where the run begins (donated to the first step).
-      frozen: parameters that nothing updates.
-      data: the training data; `workers` and `threads` make it ahead of time.
+      program: task, mesh and jitted functions.
+      state: where the run begins; donated to the first step.
+      frozen: parameters that nothing updates (teachers, tokenizers).
+      data: the training data; `workers` processes and `threads` prepare batches ahead of time.
       clock, lr: length and learning rate.
+      log, checkpoints: the writers of records and states.
+      lock: keeps other runs out of the workdir.
       evaluators: measurements beside training.
       eval_every: steps between two reports; 0 = at the first and the last step only.
       meta: written into every checkpoint.
-      clip_norm: of the optimizer; 0 = off.
+      log_every, checkpoint_every: steps between two log lines, and between two checkpoints.
+      clip_norm: of the optimizer; 0 = no clipping.
       rollbacks: how often the run may go back after a number that is not finite; 0 = it stops.
       flukes: how often it went back after one that did not come again.
-      lock: says that the workdir is this run's.
       publish: writes the report.
     """
 
@@ -111,20 +118,23 @@ class Run:
     clip_norm: float = 0.0
     rollbacks: int = 0
     flukes: int = 0
-    publish: Callable[[], None] = nothing
+    publish: Callable[[], None] = no_report
 
     @property
     def length(self) -> Length:
-        """How long the run is, and what decides it."""
+        """The length of the run, and the numbers that decide it."""
         return Length(*self.clock, self.data.batch_size, len(self.data.source))
 
     def feed(self, start: int, stop: int) -> Prefetched:
-        """Batches of updates start + 1 to stop, the rows of this process."""
+        """Return the batches of updates start + 1 to stop: the rows that this process makes."""
         rows = sharding.local_rows(self.program.mesh, self.data.batch_size)
         return self.data.iterate(start, stop, rows=rows, workers=self.workers, threads=self.threads)
 
     def save(self, state: TrainState) -> None:
-        """Step, fingerprint and metadata go with the state: a restart needs nothing else."""
+        """Save a checkpoint: the state, and with it all that a restart needs.
+
+        That is the step, the data's fingerprint, the batches left out, the length and `meta`.
+        """
         data = {
             "step": int(state.step),
             "fingerprint": self.data.fingerprint,

@@ -1,7 +1,7 @@
 """The pure train and evaluation steps: the whole algorithm, for every task.
 
-No config, no flags, no device code: bind `task`, `tx`, `seed` and `accum` with functools.partial,
-then jit.
+They know no config, no flags and no devices. Bind `task`, `tx`, `seed` and `accum` with
+functools.partial and jit the result, as `train.program` does.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ def train_step(
     seed: int = 0,
     accum: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer update.
+    """Make one optimizer update.
 
     Args:
       state: donated by the caller.
       frozen: parameters that nothing updates (teachers, tokenizers).
       batch: the global batch as the data pipeline delivers it.
+      tx: the optimizer.
+      seed: of all random numbers of the run.
       accum: number of micro-batches; gradients and metrics are averaged over them.
 
     Returns:
       The new state and float32 scalar metrics.
     """
     step, key = state.step, step_key(seed, "train", state.step)
-    # Once on the whole batch: teachers run outside the gradient, targets do not depend on accum.
+    # `prepare` runs once on the whole batch: teachers stand outside the gradient, and targets do
+    # not depend on accum.
     batch = task.prepare(state.ema, frozen, batch, named(key, "prepare"), step, True)
 
     def loss_fn(params, model_state, micro, key):
@@ -79,7 +82,9 @@ def train_step(
 def eval_step(
     state: TrainState, frozen: PyTree, batch: Batch, *, task: Task, seed: int = 0
 ) -> tuple[Batch, LossOutput]:
-    """The loss without training behavior; the same key at every call, so that values compare.
+    """Compute the loss of a batch without training behavior (no drop path, no update).
+
+    Every call uses the same random key, so that values of different steps can be compared.
 
     Returns:
       The prepared batch (ids, targets) and the loss with its `preds`.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mimjax import losses
-from mimjax.models import layers
+from mimjax.models import attention, layers
 from mimjax.models.vit import ViT
 from mimjax.patches import patchify, unpatchify
 
@@ -48,12 +48,12 @@ def test_attend_is_softmax_attention():
         return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
 
     q, k, v = random(1, 2, 5, 3, 8), random(2, 2, 9, 3, 8), random(3, 2, 9, 3, 8)
-    both(layers.attend, plain, q, k, v)
-    both(layers.attend, plain, 30 * q, k, v)  # large logits do not overflow
+    both(attention.attend, plain, q, k, v)
+    both(attention.attend, plain, 30 * q, k, v)  # large logits do not overflow
 
 
 def test_drop_path_keeps_the_expectation_and_is_off_in_evaluation():
-    block = layers.Block(heads=2, drop_path=0.5)
+    block = attention.Block(heads=2, drop_path=0.5)
     x = random(4, 512, 3, 8)
     params = block.init(jax.random.key(0), x)
     still = block.apply(params, x)
@@ -66,7 +66,7 @@ def test_drop_path_keeps_the_expectation_and_is_off_in_evaluation():
         jnp.ones((4000, 1, 1)),
         "gamma",
         True,
-        method=layers.Block.residual,
+        method=attention.Block.residual,
         rngs={"drop_path": jax.random.key(2)},
     )
     assert set(np.unique(kept)) == {0.0, 2.0}
@@ -80,12 +80,12 @@ def test_attend_adds_a_bias_of_the_batch_or_of_each_image(rows):
         return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), v)
 
     q, k, v = random(1, 2, 5, 3, 8), random(2, 2, 9, 3, 8), random(3, 2, 9, 3, 8)
-    both(layers.attend, plain, q, k, v, random(4, rows, 3, 5, 9))
+    both(attention.attend, plain, q, k, v, random(4, rows, 3, 5, 9))
 
 
 def test_relative_bias_of_some_patches_is_that_of_all_gathered():
-    module = layers.RelativeBias(2, (2, 3))
-    table = {"params": {"table": random(5, layers.table_rows((2, 3)), 2)}}
+    module = attention.RelativeBias(2, (2, 3))
+    table = {"params": {"table": random(5, attention.table_rows((2, 3)), 2)}}
     full, ids = module.apply(table), jnp.asarray([[0, 4], [5, 1]])
     some = module.apply(table, ids)
     for row, picked in zip(some, ids):
@@ -124,7 +124,7 @@ def test_half_precision_computes_in_bfloat16_and_keeps_float32(name):
         results[dtype] = jax.device_get(metrics)
         floats = [x.dtype for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
         assert set(floats) == {jnp.dtype("float32")}
-        block = layers.Block(heads=2, dtype=jnp.dtype(dtype))
+        block = attention.Block(heads=2, dtype=jnp.dtype(dtype))
         x = jnp.ones((1, 3, 8), dtype)
         assert block.apply(block.init(jax.random.key(0), x), x).dtype == dtype
     for key, value in results["float32"].items():

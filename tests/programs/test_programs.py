@@ -26,11 +26,12 @@ from mimjax.inference import workdir as trained
 from mimjax.inference.attention import Attention
 from mimjax.inference.features import FeatureBank
 from mimjax.inference.samples import Bench, Subset
-from mimjax.models.layers import Block, layer_norm
+from mimjax.models.attention import Block
+from mimjax.models.layers import layer_norm
 from mimjax.patches import patchify
 from mimjax.plots import embedding, heat_maps, reconstructions
 from mimjax.programs import attention, cli
-from mimjax.run import ending
+from mimjax.run import messages
 from mimjax.sharding import make_mesh
 from mimjax.storage import tables
 from mimjax.task import View
@@ -531,7 +532,7 @@ def test_every_method_says_what_it_predicts(name):
     assert task.story.endswith(".")
     assert type(task).__name__ not in task.story
     workdir = types.SimpleNamespace(path="runs/a b")
-    found = ending.commands(types.SimpleNamespace(program=compiled, workdir=workdir), True)
+    found = messages.commands(types.SimpleNamespace(program=compiled, workdir=workdir), True)
     wanted = ["reconstruct", "attention", "features", "export"]
     if name == "dvae":
         wanted = ["reconstruct", "export"]

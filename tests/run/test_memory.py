@@ -94,4 +94,4 @@ def test_the_other_errors_of_jax_stay_as_they_are():
 
 def test_a_config_that_was_given_as_two_words_is_passed_on():
     words = ["--config", "configs/a b.py", "--workdir", "x", "-config.accum=2", "--configs=3"]
-    assert memory.given_config(words) == "--config 'configs/a b.py' -config.accum=2"
+    assert memory.typed_config(words) == "--config 'configs/a b.py' -config.accum=2"

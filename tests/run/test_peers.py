@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mimjax.errors import ConfigError, Exit
-from mimjax.run import native, peers
+from mimjax.run import agreement, native, peers
 from mimjax.run.peers import Peers, difference
 from mimjax.stopping import Signals
 
@@ -161,4 +161,15 @@ def test_native_lines_about_lost_connections_are_held_back():
         (b"a worker's own line\n", True),
     ]
     assert [keep(line) for line, _ in lines] == [shown for _, shown in lines]
-    assert len(keep.held) == 3
+    assert len(keep.hidden) == 3
+
+
+def test_the_digest_of_the_code_covers_every_room(tmp_path, monkeypatch):
+    digest = agreement.code_digest.__wrapped__
+    assert {"main.py", "models", "train"} <= {p.name for p in agreement.PACKAGE.iterdir()}
+    monkeypatch.setattr(agreement, "PACKAGE", tmp_path)
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "file.py").write_text("x = 1\n")
+    before = digest()
+    (tmp_path / "room" / "file.py").write_text("x = 2\n")
+    assert digest() != before

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mimjax.errors import ConfigError
-from mimjax.models.layers import table_rows
+from mimjax.models.attention import table_rows
 from mimjax.models.positions import bicubic_weights, resize_absolute
 from mimjax.models.vit import ViT
 from mimjax.torch_io.read import load, positions

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.interpolate import RectBivariateSpline
 
 from mimjax.errors import ConfigError
-from mimjax.models.layers import table_rows
+from mimjax.models.attention import table_rows
 from mimjax.models.positions import Grid, resize_absolute
 from mimjax.models.vit import sincos_table
 
@@ -55,8 +55,8 @@ def resize_relative(table: np.ndarray, source: Grid, target: Grid) -> np.ndarray
     """Return a relative-position table for another grid, float32 [rows h] (BEiT's fine-tuning).
 
     Args:
-      table: [rows h] for the source; rows as in `models.layers.relative_index`.
-      source, target: (height, width) in patches; each axis has its own coordinates.
+      table: [rows h] for the source; rows as in `models.attention.relative_index`.
+      source, target: (height, width) in patches; each axis has coordinates of its own.
 
     Raises:
       ConfigError: a side of the source has one patch and thus no distances.
