@@ -57,7 +57,7 @@ def find(name: str) -> str:
     return known[short]
 
 
-def module(name: str) -> ModuleType:
+def import_config(name: str) -> ModuleType:
     """Import the config file that `find` returns for this name, once per process.
 
     Raises:
@@ -94,7 +94,7 @@ def load(text: str) -> Config:
       UserCodeError: another error that the file's code raises.
     """
     name, _, arg = text.partition(":")
-    get_config, path = module(name).get_config, find(name)
+    get_config, path = import_config(name).get_config, find(name)
     if arg and not inspect.signature(get_config).parameters:
         raise ConfigError(f"config argument {arg!r}: {path} takes none; allowed: none")
     try:
