@@ -62,7 +62,7 @@ def test_a_wheel_s_configs_hide_a_package_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr(config_files, "FOLDERS", folders)
     assert list(config_files.shipped()) == ["mae", "recipes/one_gpu"]
     assert find("mae") == str(tmp_path / "mimjax/configs/mae.py")
-    with pytest.raises(ConfigError, match=r"config 'other': not found; allowed: FILE\.py, mae, rec"):
+    with pytest.raises(ConfigError, match=r"not found; allowed: FILE\.py, mae, recipes"):
         find("other")
 
 
