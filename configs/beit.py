@@ -69,6 +69,7 @@ def get_config(arg=None):
 
     # data
     c.data.augment.scale = (0.08, 1.0)  # torchvision's default, as datasets.py
+    c.data.augment.flip = 0.5
     c.data.augment.color_jitter = 0.4
     return (demo(c, a.data, a.tokenizer or "dvae") if a.demo else c).lock()
 

@@ -61,6 +61,7 @@ def get_config(arg=None):
 
     # data
     c.data.augment.scale = (0.2, 1.0)  # RandomResizedCrop of datasets.py
+    c.data.augment.flip = 0.5
     return (demo(c, a.data) if a.demo else c).lock()
 
 

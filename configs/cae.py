@@ -78,6 +78,7 @@ def get_config(arg=None):
 
     # data
     c.data.augment.scale = (0.08, 1.0)  # furnace/datasets.py
+    c.data.augment.flip = 0.5
     return (demo(c, a.data, a.tokenizer or "dvae") if a.demo else c).lock()
 
 

@@ -78,6 +78,7 @@ def get_config(arg=None):
 
     # data
     c.data.augment.scale = (0.4, 1.0)  # the scripts' crop_min_size
+    c.data.augment.flip = 0.5
     c.data.augment.color_jitter = 0.4
     return (demo(c, a.data, a.tokenizer or "encoder") if a.demo else c).lock()
 

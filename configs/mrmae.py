@@ -46,13 +46,12 @@ def quarters(depth):
 def get_config(arg=None):
     a = arguments(
         arg,
-        default="clip",
         size="b",
         res=224,
         backbone=("conv", "vit"),
         demo=False,
         data=("digits", "photos"),
-        teacher=TEACHERS,
+        teacher=tuple(TEACHERS),
         path="",
     )
     conv = a.backbone == "conv"
@@ -86,6 +85,7 @@ def get_config(arg=None):
 
     # data
     c.data.augment.scale = (0.2, 1.0)  # MCMAE's
+    c.data.augment.flip = 0.5
     return (demo(c, a.data, CONV_VITS if conv else VITS) if a.demo else c).lock()
 
 

@@ -68,12 +68,8 @@ def import_config(name: str) -> ModuleType:
     try:
         imported = plugs.import_file(path)
     except UserCodeError as error:
-        cause = error.__cause__
-        if isinstance(cause, ConfigError):  # of a config that it builds on
-            raise cause from None
-        if isinstance(cause, SyntaxError):
-            place = f"{cause.filename}, line {cause.lineno}"
-            raise ConfigError(f"{place}: {cause.msg}; allowed: Python code") from None
+        if line := _explain(path, error.__cause__):
+            raise ConfigError(line) from None
         raise
     if not callable(getattr(imported, "get_config", None)):
         raise ConfigError(
@@ -102,26 +98,37 @@ def load(text: str) -> Config:
     except (ConfigError, UserCodeError):
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        if os.path.dirname(ml_collections.__file__) not in frames[-1].filename:
-            raise UserCodeError(path) from error
-        raise ConfigError(f"{_place(path, frames)}: {_refusal(error)}") from None
+        if line := _explain(path, error):
+            raise ConfigError(line) from None
+        raise UserCodeError(path) from error
     if not isinstance(c, ConfigDict):
-        line = get_config.__code__.co_firstlineno
+        code = getattr(get_config, "__code__", None)
+        place = f"{path}, line {code.co_firstlineno if code else 1}"
         raise ConfigError(
-            f"{path}, line {line}: `get_config` returns {type(c).__name__}; allowed: a ConfigDict"
+            f"{place}: `get_config` returns {type(c).__name__}; allowed: a ConfigDict"
         )
     return c.lock()
 
 
-def _place(path: str, frames: traceback.StackSummary) -> str:
-    """Return "FILE, line N": the innermost line of the config file that the error went through."""
+def _explain(path: str, error: BaseException | None) -> str:
+    """Return one line for an error of Python's parser or of a ConfigDict; "" for any other error.
+
+    The line names the innermost line of the config file that the error went through.
+    """
+    if isinstance(error, ConfigError):  # of a config that this one builds on
+        return str(error)
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}; allowed: Python code"
+    frames = traceback.extract_tb(error.__traceback__) if error else []
+    if error is None or os.path.dirname(ml_collections.__file__) not in frames[-1].filename:
+        return ""
     lines = [f.lineno for f in frames if os.path.abspath(path) == f.filename]
-    return f"{path}, line {lines[-1]}" if lines else path
+    place = f"{path}, line {lines[-1]}" if lines else path
+    return f"{place}: {_refusal(error)}"
 
 
-def _refusal(error: Exception) -> str:
-    """Return one line for an error of a ConfigDict."""
+def _refusal(error: BaseException) -> str:
+    """Return what a ConfigDict refuses, in one line."""
     while error.args and isinstance(error.args[0], Exception):  # an AttributeError of a KeyError
         error = error.args[0]
     text = str(error.args[0] if error.args else error)

@@ -42,10 +42,11 @@ Weights = Annotated[str, Text("a workdir, .safetensors, .pth")]
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """How many devices hold other images, and how many other parts of the parameters.
+    """The grid of devices.
 
     Attributes:
-      data: None = all that `fsdp` leaves.
+      data: groups of devices that hold different images; None = as many as `fsdp` leaves.
+      fsdp: devices of a group, which hold different parts of the parameters.
     """
 
     data: Count | None = None
@@ -57,7 +58,7 @@ class Teacher:
     """Frozen weights that a method reads.
 
     Attributes:
-      path: of several networks, separated by commas.
+      path: a file or workdir; the paths of several networks are separated by commas.
     """
 
     path: Weights | None = None
@@ -118,24 +119,25 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything but the task's own settings.
+    """The top level of a config: everything but the task's own settings.
 
     Attributes:
       task: the class whose settings `method` holds.
-      dtype: of computation; "auto" = bfloat16 on accelerators, float32 on CPU.
-      batch_size: effective: over all devices and accumulation steps.
+      dtype: the type of computation; "auto" = bfloat16 on accelerators, float32 on CPU.
+      batch_size: images per update, over all devices and accumulation steps.
       accum: micro-batches per update.
-      epochs, steps: the run's length; the steps win unless they are None.
-      init_from: weights only; `resume`: a whole state, another workdir's.
-      restart: True = begin anew where a workdir's checkpoints are lost; what is there is kept.
-      sharding: rules (regex, "fsdp" or "replicate"); what they mean is decided by `mesh.fsdp`; 1 =
-        all is replicated.
+      epochs, steps: the run's length; `steps` counts unless it is None.
+      init_from: where the first weights come from.
+      resume: an earlier run whose whole state this one continues.
+      restart: True = begin anew where a workdir's checkpoints are lost; other files are kept.
+      sharding: rules (regex, "fsdp" or "replicate"): whether a parameter is divided among the
+        `mesh.fsdp` devices of a group; with 1 device every parameter is replicated.
       log_every, checkpoint_every: steps; 0 = never.
-      keep_checkpoints: the last ones.
-      keep_every: steps; also every checkpoint whose step it divides is kept, for good.
-      on_nonfinite: "rollback" = to the last good checkpoint, without the batch.
+      keep_checkpoints: how many of the newest checkpoints are kept.
+      keep_every: steps; a checkpoint whose step it divides is kept for good.
+      on_nonfinite: "rollback" = return to the last good checkpoint and leave the batch out.
       on_nonfinite_retries: rollbacks in the whole run.
-      wandb: "offline" = files in the workdir; it and "online" need mimjax[wandb].
+      wandb: "offline" writes files into the workdir; "offline" and "online" need mimjax[wandb].
     """
 
     task: Annotated[str, Text("module:Class of a task")] = ""

@@ -126,6 +126,10 @@ WRONG = {
         OWN + "def get_config():\n    return base()\n",
         "config argument 'size=l': mine.py takes none",
     ),
+    "locked on import": (
+        OWN + "c = base().lock()\nc.epoch = 3\nget_config = lambda: c\n",
+        "mine.py, line 3: key 'epoch' is added to a locked config; allowed: ",
+    ),
     "a config that it builds on": (
         OWN + "c = load('mae:size=x')\ndef get_config(arg=None):\n    return c\n",
         "config argument size='x'; allowed: ti, s, b, l, h$",
