@@ -25,7 +25,6 @@ SIZES = {  # width, depth, heads, patch
     "l": (1024, 24, 16, 16),
     "h": (1280, 32, 16, 14),  # MAE's
 }
-
 DECAY = (  # BEiT's code: 1-D tensors, biases, positions and CLS; mask token and table are decayed
     (VECTORS, 0.0),
     ("encoder/(cls_token|pos_embed)", 0.0),

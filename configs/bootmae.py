@@ -22,7 +22,6 @@ SIZES = {  # width, depth, heads, patch
     "l": (1024, 24, 16, 16),
     "h": (1280, 32, 16, 14),  # MAE's
 }
-
 DECAY = (  # BootMAE's code spares cls_token and pos_embed, but decays both mask tokens
     (VECTORS, 0.0),
     ("encoder/(cls_token|pos_embed)", 0.0),
@@ -46,7 +45,8 @@ def get_config(arg=None):
     # what is hidden, what is learned
     m.masking.ratio = 0.75  # 147 of 196 patches, 120 of them in blocks (code)
     m.pixel_weight, m.feature_weight = 1.0, 1.0  # equation 6, lambda = 1
-    m.ema_end = 0.9999 if large else 0.99999  # the dynamic momentum: a flag of the Base script
+    m.ema_start, m.ema_mid = 0.999, 0.9999  # over 100 epochs, and to the last over 300 more (code)
+    m.ema_end = 0.9999 if large else 0.99999  # the last is a flag of the Base script alone
 
     # optimizer: run_pretraining.py and the two scripts
     c.epochs = 801.0  # the schedule spans 801; the published checkpoint is epoch index 799

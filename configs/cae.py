@@ -26,7 +26,7 @@ SIZES = {  # width, depth, heads, patch; the small sizes keep 12 heads (code), D
     "s": (384, 12, 12, 16),
     "b": (768, 12, 12, 16),
     "l": (1024, 24, 16, 16),
-    "h": (1280, 32, 16, 14),  # MAE's; nothing of CAE has it
+    "h": (1280, 32, 16, 14),  # MAE's; CAE published none
 }
 DECAY = (  # CAE's code decays cls_token and mask_token: only 1-D tensors and biases are spared
     (VECTORS, 0.0),

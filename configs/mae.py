@@ -23,7 +23,6 @@ SIZES = {  # width, depth, heads, patch
     "l": (1024, 24, 16, 16),
     "h": (1280, 32, 16, 14),
 }
-
 DECAY = (  # MAE's code decays cls_token and mask_token: only 1-D tensors and biases are spared
     (VECTORS, 0.0),
     (".*", 1.0),

@@ -63,7 +63,7 @@ def get_config(arg=None):
     student = load(f"{'mcmae' if conv else 'mae'}:size={a.size},res={a.res}").method.encoder
     m.encoder.update(student.to_dict())
     m.encoder.fuse_layers = quarters(m.encoder.depth)
-    m.decoder.width, m.decoder.depth, m.decoder.heads = 512, 8, 16  # 8: section 4.1; MAE's
+    m.decoder.width, m.decoder.depth, m.decoder.heads = 512, 8, 16  # depth: section 4.1; else MAE's
 
     # what is hidden, what is learned
     m.masking.ratio = 0.75  # section 4.1's "mask ratio 25 %" is the visible share (ours)

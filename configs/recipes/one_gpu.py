@@ -9,9 +9,9 @@ An update sums the gradients of batch / images micro-batches: the same update as
 Hardware, calculated and not measured, at 256 images in bfloat16: activations of MAE-B and BootMAE-B
 take 10 to 15 GB, of CAE-B 13 to 20, of BEiT-B, whose encoder sees all patches, 16 to 24; of ViT-L
 18 to 27, 27 to 40 and 40 to 60. Tokenizers and teachers run before them and are freed: DALL-E's
-needs up to 8 GB, VQGAN 5, VQ-KD 4, CLIP 2. images=64 takes a quarter of it all. The state
-takes 16 to 20 bytes for each parameter beside. `mimjax plan` prints what the step takes
-on a TPU chip. Expected for MAE-B (mmpretrain's runs): fine-tuned 83.1 % after 300 epochs, 83.3 %
+needs up to 8 GB, VQGAN 5, VQ-KD 4, CLIP 2. images=64 takes a quarter of all these. The state takes
+16 to 20 bytes per parameter in addition. `mimjax plan` prints what the step takes on a TPU chip.
+Expected for MAE-B (mmpretrain's runs): fine-tuned 83.1 % after 300 epochs, 83.3 %
 after 800.
 """
 

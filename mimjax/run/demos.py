@@ -94,6 +94,7 @@ def small_target(c: Config, data: str, name: str) -> None:
 
 
 def _target(data: str, name: str) -> Target:
+    """Return a target with the network sizes of the demo that trains it."""
     if name == "dvae":
         vocab, hidden, layers, codebook = TOKENIZERS[data]
         encoder = DVAEEncoder(vocab=vocab, hidden=hidden, num_layers=layers)
