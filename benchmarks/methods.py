@@ -8,7 +8,6 @@ size; decoders, regressors and tokenizers are the methods' own.
 
 from __future__ import annotations
 
-import importlib
 import random
 import time
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mimjax import schema
+from mimjax.run.sections import load
 
 METHODS = ("mae", "bootmae", "beit", "cae", "caev2", "mcmae", "mrmae")
 SMALLEST = {"mcmae": "s", "mrmae": "s"}  # sizes that a method does not have
@@ -23,9 +23,8 @@ SMALLEST = {"mcmae": "s", "mrmae": "s"}  # sizes that a method does not have
 
 def config(name: str, shape: str, batch: int) -> Any:
     """The published configuration of a size; "tiny" = the demo's, to try the program itself."""
-    module = importlib.import_module(f"configs.{name}")
     size = SMALLEST.get(name, shape) if shape == "ti" else shape
-    c = module.get_config("demo" if shape == "tiny" else f"size={size}").unlock()
+    c = load(f"{name}:demo" if shape == "tiny" else f"{name}:size={size}").unlock()
     c.batch_size, c.teacher.path = batch, "random"
     return c
 

@@ -56,13 +56,13 @@ def mimjax_step(shape: Shape, **_):
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 
-    from configs import mae
     from mimjax import sharding
     from mimjax.run import setup
+    from mimjax.run.sections import load
     from mimjax.task import Clock
     from mimjax.train import program
 
-    c = mae.get_config()
+    c = load("mae")
     c.batch_size, c.dtype = shape.batch, "float32"
     c.method.encoder.update(
         width=shape.width,

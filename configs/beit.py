@@ -13,11 +13,18 @@ v2's tables).
 `--config.method.masking.kind=block_at_most` is the official sampler, which masks at most 75.
 """
 
-from configs import common
 from mimjax.methods.beit import BEiT
 from mimjax.rules import VECTORS
-from mimjax.schema import section
+from mimjax.run.demos import small_run, small_target
+from mimjax.run.sections import arguments, base, beit_recipe, find_target, section
 
+SIZES = {  # width, depth, heads, patch
+    "ti": (192, 12, 3, 16),  # Ti and S: DeiT's; BEiT published B and L
+    "s": (384, 12, 6, 16),
+    "b": (768, 12, 12, 16),
+    "l": (1024, 24, 16, 16),
+    "h": (1280, 32, 16, 14),  # MAE's
+}
 DECAY = (  # BEiT's code: 1-D tensors, biases, positions and CLS; mask token and table are decayed
     (VECTORS, 0.0),
     ("encoder/(cls_token|pos_embed)", 0.0),
@@ -26,30 +33,50 @@ DECAY = (  # BEiT's code: 1-D tensors, biases, positions and CLS; mask token and
 
 
 def get_config(arg=None):
-    a = common.parse_arg(arg, size="b", res=224, demo=False, data="digits", tokenizer="", path="")
+    a = arguments(
+        arg,
+        size=SIZES,
+        default="b",
+        res=224,
+        demo=False,
+        data=("digits", "photos"),
+        tokenizer="",
+        path="",
+    )
     large = a.size in ("l", "h")
-    c = common.base()
+    c = base()
     c.task = "mimjax.methods.beit:BEiT"
-    encoder = common.encoder_size(a.size, a.res)
-    encoder["layer_scale"] = 1e-5 if large else 0.1  # --layer_scale_init_value
-    target = common.find_target(a.tokenizer or "dalle") if not a.demo else {}
-    c.method = section(BEiT, encoder=encoder, target=target)
+    c.method = m = section(BEiT)
+
+    # networks
+    m.encoder.width, m.encoder.depth, m.encoder.heads, m.encoder.patch = SIZES[a.size]
+    m.encoder.image_size = (a.res, a.res)
+    m.encoder.layer_scale = 1e-5 if large else 0.1  # --layer_scale_init_value
+    m.encoder.drop_path = 0.1  # --drop_path
+
+    # what is hidden, what is learned
+    m.masking.kind, m.masking.ratio = "block", 0.38  # 75 of 196 patches, --num_mask_patches
     c.teacher.path = a.path or None
+    if not a.demo:
+        m.target = section(find_target(a.tokenizer or "dalle"))
+
+    # optimizer: run_beit_pretraining.py
     c.epochs = 800.0
-    common.beit_recipe(c)
+    beit_recipe(c)  # batch, rate, betas, weight decay, clipping
     c.optimizer.warmup_epochs = 10.0
     c.optimizer.decay = DECAY
+
+    # data
     c.data.augment.scale = (0.08, 1.0)  # torchvision's default, as datasets.py
+    c.data.augment.flip = 0.5
     c.data.augment.color_jitter = 0.4
-    if a.demo:
-        demo(c, a.data, a.tokenizer or "dvae")
-    return c.lock()
+    return (demo(c, a.data, a.tokenizer or "dvae") if a.demo else c).lock()
 
 
 def demo(c, data, tokenizer):
-    """Digits or photographs, minutes on two CPU cores, with a tokenizer trained before."""
-    common.demo(c, data)
-    common.demo_target(c, data, tokenizer)
+    """Minutes on two CPU cores, with a tokenizer trained before; no published number is behind."""
+    small_run(c, data)  # data set, sizes of the encoder, steps, evaluations
+    small_target(c, data, tokenizer)
     c.data.augment.color_jitter = 0.0
     if data == "digits":
         # The published recipe's relative bias starts at zero and learns slowly where a patch is;
@@ -58,3 +85,4 @@ def demo(c, data, tokenizer):
         # 87.5 %, like this 83.0 and 96.4, with a masked error 39 % below the naive predictor's.
         c.method.encoder.pos_embed, c.method.masking.kind = "learned", "random"
         c.method.encoder.layer_scale, c.method.encoder.drop_path = None, 0.0
+    return c

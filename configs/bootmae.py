@@ -10,11 +10,18 @@ for B. Expected (published, not reproduced by this project): ViT-B fine-tuned 84
 difference is an option of `mimjax.methods.bootmae.BootMAE`.
 """
 
-from configs import common
 from mimjax.methods.bootmae import BootMAE
 from mimjax.rules import VECTORS
-from mimjax.schema import section
+from mimjax.run.demos import small_run
+from mimjax.run.sections import arguments, base, section
 
+SIZES = {  # width, depth, heads, patch
+    "ti": (192, 12, 3, 16),  # Ti and S: DeiT's; BootMAE published B and L
+    "s": (384, 12, 6, 16),
+    "b": (768, 12, 12, 16),
+    "l": (1024, 24, 16, 16),
+    "h": (1280, 32, 16, 14),  # MAE's
+}
 DECAY = (  # BootMAE's code spares cls_token and pos_embed, but decays both mask tokens
     (VECTORS, 0.0),
     ("encoder/(cls_token|pos_embed)", 0.0),
@@ -23,16 +30,25 @@ DECAY = (  # BootMAE's code spares cls_token and pos_embed, but decays both mask
 
 
 def get_config(arg=None):
-    a = common.parse_arg(arg, size="b", res=224, demo=False, data="digits")
+    a = arguments(arg, size=SIZES, default="b", res=224, demo=False, data=("digits", "photos"))
     large = a.size in ("l", "h")
-    c = common.base()
+    c = base()
     c.task = "mimjax.methods.bootmae:BootMAE"
-    c.method = section(
-        BootMAE,
-        encoder=common.encoder_size(a.size, a.res),
-        # the dynamic momentum is a flag of the Base script alone
-        ema_end=0.9999 if large else 0.99999,
-    )
+    c.method = m = section(BootMAE)
+
+    # networks: section 4.1; both decoders take the encoder's number of heads, as in the code
+    m.encoder.width, m.encoder.depth, m.encoder.heads, m.encoder.patch = SIZES[a.size]
+    m.encoder.image_size = (a.res, a.res)
+    m.pixel_decoder.width, m.pixel_decoder.depth = 512, 2
+    m.feature_decoder.width, m.feature_decoder.depth = None, 2  # None: the encoder's width
+
+    # what is hidden, what is learned
+    m.masking.ratio = 0.75  # 147 of 196 patches, 120 of them in blocks (code)
+    m.pixel_weight, m.feature_weight = 1.0, 1.0  # equation 6, lambda = 1
+    m.ema_start, m.ema_mid = 0.999, 0.9999  # over 100 epochs, and to the last over 300 more (code)
+    m.ema_end = 0.9999 if large else 0.99999  # the last is a flag of the Base script alone
+
+    # optimizer: run_pretraining.py and the two scripts
     c.epochs = 801.0  # the schedule spans 801; the published checkpoint is epoch index 799
     c.batch_size = 4096  # 16 GPUs x 256 (Base) or 32 x 128 (Large), paper section 4.1
     c.optimizer.base_lr = 1.5e-4
@@ -42,21 +58,22 @@ def get_config(arg=None):
     c.optimizer.b1, c.optimizer.b2 = 0.9, 0.95
     c.optimizer.schedule = "beit"
     c.optimizer.decay = DECAY
+
+    # data
     c.data.augment.scale = (0.2, 1.0)  # RandomResizedCrop of datasets.py
-    if a.demo:
-        demo(c, a.data)
-    return c.lock()
+    c.data.augment.flip = 0.5
+    return (demo(c, a.data) if a.demo else c).lock()
 
 
 def demo(c, data):
-    """Digits or photographs, minutes on two CPU cores."""
-    common.demo(c, data)
+    """Minutes on two CPU cores; no published number stands behind these settings."""
+    small_run(c, data)  # data set, sizes of the encoder, steps, evaluations
+    m = c.method
     # 100 and 300 epochs of the EMA schedule are far longer than the demo: 0.99 all the way
-    c.method.ema_start = c.method.ema_mid = c.method.ema_end = 0.99
-    c.method.pixel_decoder.width = 96
+    m.ema_start = m.ema_mid = m.ema_end = 0.99
     # Few patches leave little to predict from, and hundreds of steps are no 801 epochs.
-    c.method.masking.ratio, c.method.feature_weight = 0.5, 0.3
-    if data == "digits":
-        # small decoders make the encoder work
-        c.method.pixel_decoder.width = 32
-        c.method.pixel_decoder.depth = c.method.feature_decoder.depth = 1
+    m.masking.ratio, m.feature_weight = 0.5, 0.3
+    m.pixel_decoder.width = 32 if data == "digits" else 96
+    if data == "digits":  # small decoders make the encoder work
+        m.pixel_decoder.depth = m.feature_decoder.depth = 1
+    return c

@@ -3,8 +3,9 @@
   mimjax train --config=configs/cae.py:path=DALLE --workdir=DIR --config.data.path=DATA
   (DATA holds train/ and val/; DALLE: facebook/flava-image-codebook, .safetensors or .bin; see
   the README, "Weights of tokenizers and teachers")
-  arguments: configs/cae.py:size=l  size=ti|s|b|l, res=224, demo, data=digits|photos,
-  tokenizer=dalle|dvae|vqkd|vqgan|pixels|clip|..., path=FILE or WORKDIR ('random' = noise)
+  arguments: configs/cae.py:size=l  size=ti|s|b|l, res=224, epochs=800 (with the
+  scripts' warm-up for that length), demo, data=digits|photos, path=FILE or WORKDIR ('random' =
+  noise), tokenizer=dalle|dvae|vqkd|vqgan|pixels|clip|...
 
 Hardware: not published; batches of 2048. Expected (published, not reproduced by this project):
 ViT-B 800 epochs 83.8 % fine-tuned, 68.6 % linear, 75.9 % attentive probe; 1600 epochs 83.9, 70.4,
@@ -15,23 +16,22 @@ gives the regressor's width: the encoder's is a guess, after CAE v2's ViT-S, and
 is `--config.method.regressor.width=768`, behind a projection.
 """
 
-from configs import common
 from mimjax.methods.cae import CAE
 from mimjax.rules import VECTORS
-from mimjax.schema import section
+from mimjax.run.demos import small_run, small_target
+from mimjax.run.sections import arguments, base, beit_recipe, find_target, section
 
-HEADS = {"ti": 12, "s": 12}  # the code's small sizes keep 12 heads
+SIZES = {  # width, depth, heads, patch; the small sizes keep 12 heads (code), DeiT's have fewer
+    "ti": (192, 12, 12, 16),
+    "s": (384, 12, 12, 16),
+    "b": (768, 12, 12, 16),
+    "l": (1024, 24, 16, 16),
+    "h": (1280, 32, 16, 14),  # MAE's; CAE published none
+}
 DECAY = (  # CAE's code decays cls_token and mask_token: only 1-D tensors and biases are spared
     (VECTORS, 0.0),
     (".*", 1.0),
 )
-
-
-def cae_size(size, res):
-    """The code's encoder sizes, which differ from DeiT's in the heads of the small ones."""
-    encoder = common.encoder_size(size, res)
-    encoder["heads"] = HEADS.get(size, encoder["heads"])
-    return encoder
 
 
 def warmup(epochs):
@@ -40,34 +40,56 @@ def warmup(epochs):
 
 
 def get_config(arg=None):
-    a = common.parse_arg(arg, size="b", res=224, demo=False, data="digits", tokenizer="", path="")
-    c = common.base()
+    a = arguments(
+        arg,
+        size=SIZES,
+        default="b",
+        res=224,
+        epochs=800.0,
+        demo=False,
+        data=("digits", "photos"),
+        tokenizer="",
+        path="",
+    )
+    c = base()
     c.task = "mimjax.methods.cae:CAE"
-    encoder = cae_size(a.size, a.res)
-    regressor = {}
-    if a.size == "l":
-        encoder["layer_scale"] = 1e-5  # cae_large_1600e.sh
-        regressor["width"] = 768
-    target = common.find_target(a.tokenizer or "dalle") if not a.demo else {}
-    c.method = section(CAE, encoder=encoder, regressor=regressor, target=target)
+    c.method = m = section(CAE)
+
+    # networks: regressor and decoder have 4 blocks (section 4.1) of 12 heads (code) for all sizes
+    m.encoder.width, m.encoder.depth, m.encoder.heads, m.encoder.patch = SIZES[a.size]
+    m.encoder.image_size = (a.res, a.res)
+    m.encoder.layer_scale = 1e-5 if a.size == "l" else 0.1  # cae_large_1600e.sh
+    m.regressor.width = 768 if a.size == "l" else None  # None: the encoder's width
+    m.regressor.depth, m.regressor.heads = 4, 12
+    m.decoder.depth, m.decoder.heads = 4, 12
+
+    # what is hidden, what is learned
+    m.masking.kind, m.masking.ratio = "block", 0.5  # 98 of 196 patches
+    m.align_weight = 2.0  # section 4.1
     c.teacher.path = a.path or None
-    common.beit_recipe(c)
+    if not a.demo:
+        m.target = section(find_target(a.tokenizer or "dalle"))
+
+    # optimizer: the scripts of CAE
+    beit_recipe(c)  # batch, rate, betas, weight decay, clipping
     c.optimizer.decay = DECAY
-    c.epochs = 800.0
+    c.epochs = a.epochs
     c.optimizer.warmup_epochs = warmup(c.epochs)
+
+    # data
     c.data.augment.scale = (0.08, 1.0)  # furnace/datasets.py
-    if a.demo:
-        demo(c, a.data, a.tokenizer or "dvae")
-    return c.lock()
+    c.data.augment.flip = 0.5
+    return (demo(c, a.data, a.tokenizer or "dvae") if a.demo else c).lock()
 
 
 def demo(c, data, tokenizer):
-    """Digits or photographs, minutes on two CPU cores, with a tokenizer trained before."""
-    common.demo(c, data)
-    common.demo_target(c, data, tokenizer)
+    """Minutes on two CPU cores, with a tokenizer trained before; no published number is behind."""
+    small_run(c, data)  # data set, sizes of the encoder, steps, evaluations
+    small_target(c, data, tokenizer)
     m = c.method
     m.regressor.depth, m.regressor.heads = 2, m.encoder.heads
     m.decoder.depth, m.decoder.heads = 1, m.encoder.heads
     # a block of half a small grid leaves little to predict from: one of three seeds learned no
     # more than the codes' frequencies
     m.masking.kind = "random"
+    return c

@@ -13,57 +13,81 @@ after 300 epochs: ViT-Ti 69.3 % linear, 77.8 % fine-tuned; S 77.5, 83.1; B 80.7,
 for S (12 in the code). For L no script was released: it is the paper's tables.
 """
 
-from configs import common
-from configs.cae import DECAY, cae_size
 from mimjax.methods.caev2 import CAEv2
-from mimjax.schema import section
+from mimjax.rules import VECTORS
+from mimjax.run.demos import small_run, small_target
+from mimjax.run.sections import arguments, base, beit_recipe, find_target, section
 
+SIZES = {  # width, depth, heads, patch; the small sizes keep 12 heads (code), DeiT's have fewer
+    "ti": (192, 12, 12, 16),
+    "s": (384, 12, 12, 16),
+    "b": (768, 12, 12, 16),
+    "l": (1024, 24, 16, 16),
+}
+REGRESSOR = {  # depth, width, heads: project/CAEv2/scripts; L: appendix B.1
+    "ti": (1, 96, 12),
+    "s": (1, 384, 12),
+    "b": (4, 768, 12),
+    "l": (4, 1024, 16),  # heads: ours, 12 do not divide 1024
+}
 # Block-wise 30, 49, 98 of 196 in the scripts; 60 % for L in the paper (118, as 30 is ceil(29.4)).
 # Random masks (Table 5) have int(n ratio) of them, as CAE's generator: 29, 49, 98.
 RATIO = {"ti": 0.15, "s": 0.25, "b": 0.5, "l": 0.6}
-REGRESSOR = {  # depth and width: project/CAEv2/scripts; L: appendix B.1
-    "ti": {"depth": 1, "width": 96},
-    "s": {"depth": 1, "width": 384},
-    "b": {"depth": 4, "width": 768},
-    "l": {"depth": 4, "width": 1024, "heads": 16},  # heads: ours, 12 do not divide 1024
-}
+DECAY = (  # as CAE's code: only 1-D tensors and biases are spared
+    (VECTORS, 0.0),
+    (".*", 1.0),
+)
 
 
 def get_config(arg=None):
-    a = common.parse_arg(arg, size="b", res=224, demo=False, data="digits", tokenizer="", path="")
-    if a.size not in RATIO:
-        raise common.ConfigError(f"config argument size={a.size!r}; allowed: {', '.join(RATIO)}")
-    c = common.base()
-    c.task = "mimjax.methods.caev2:CAEv2"
-    encoder = cae_size(a.size, a.res)
-    regressor = dict(REGRESSOR[a.size])
-    if a.size == "l":
-        # Table 8: one rate, for encoder and regressor; layer scale as in the other sizes
-        encoder["drop_path"] = regressor["drop_path"] = 0.2
-    teacher = a.tokenizer or ("clip_l14" if a.size == "l" else "clip")  # section 3.1
-    c.method = section(
-        CAEv2,
-        encoder=encoder,
-        masking={"ratio": RATIO[a.size]},
-        regressor=regressor,
-        target=common.find_target(teacher) if not a.demo else {},
+    a = arguments(
+        arg,
+        size=SIZES,
+        default="b",
+        res=224,
+        demo=False,
+        data=("digits", "photos"),
+        tokenizer="",
+        path="",
     )
+    c = base()
+    c.task = "mimjax.methods.caev2:CAEv2"
+    c.method = m = section(CAEv2)
+
+    # networks
+    m.encoder.width, m.encoder.depth, m.encoder.heads, m.encoder.patch = SIZES[a.size]
+    m.encoder.image_size = (a.res, a.res)
+    m.regressor.depth, m.regressor.width, m.regressor.heads = REGRESSOR[a.size]
+    # Table 8: one rate, for encoder and regressor; L's layer scale is that of the other sizes
+    m.encoder.drop_path = m.regressor.drop_path = 0.2 if a.size == "l" else 0.1
+
+    # what is hidden, what is learned
+    m.masking.kind, m.masking.ratio = "block", RATIO[a.size]
+    m.distance = "cosine"  # equation 2
+    m.visible_weight, m.masked_weight = 1.0, 1.0
     c.teacher.path = a.path or None
-    common.beit_recipe(c)
+    if not a.demo:
+        teacher = "clip_l14" if a.size == "l" else "clip"  # section 3.1
+        m.target = section(find_target(a.tokenizer or teacher))
+
+    # optimizer: project/CAEv2/scripts
+    beit_recipe(c)  # batch, rate, betas, weight decay, clipping
     c.optimizer.decay = DECAY
     c.epochs = 300.0
     c.optimizer.warmup_epochs = 10.0
+
+    # data
     c.data.augment.scale = (0.4, 1.0)  # the scripts' crop_min_size
+    c.data.augment.flip = 0.5
     c.data.augment.color_jitter = 0.4
-    if a.demo:
-        demo(c, a.data, a.tokenizer or "encoder")
-    return c.lock()
+    return (demo(c, a.data, a.tokenizer or "encoder") if a.demo else c).lock()
 
 
 def demo(c, data, tokenizer):
-    """Digits or photographs; the teacher is no CLIP, but an encoder of configs/mae.py:demo."""
-    common.demo(c, data)
-    common.demo_target(c, data, tokenizer)
+    """Minutes on two CPU cores; the teacher is no CLIP, but an encoder of configs/mae.py:demo."""
+    small_run(c, data)  # data set, sizes of the encoder, steps, evaluations
+    small_target(c, data, tokenizer)
     m = c.method
     m.regressor.depth, m.regressor.heads, m.regressor.width = 1, m.encoder.heads, None
     c.data.augment.color_jitter = 0.0
+    return c

@@ -11,23 +11,31 @@ appendix A.2), which saw 250 million other images for 3 million updates. The len
 with it the temperature's: 0.6 of the run, which are DALL-E's 150,000 updates on ImageNet.
 """
 
-from configs import common
-from mimjax.errors import ConfigError
 from mimjax.methods.dvae import DiscreteVAE
 from mimjax.rules import VECTORS
-from mimjax.schema import section
+from mimjax.run.demos import small_tokenizer
+from mimjax.run.sections import arguments, base, section
 
 DECAY = ((VECTORS, 0.0), (".*", 1.0))
 
 
 def get_config(arg=None):
-    a = common.parse_arg(arg, res=112, demo=False, data="digits")
-    c = common.base()
+    a = arguments(arg, res=112, demo=False, data=("digits", "photos"))
+    c = base()
     c.task = "mimjax.methods.dvae:DiscreteVAE"
-    # 8192 codes of 512 values, width 256, 3 layers: `get_d_vae` of CAE's furnace/utils.py
-    c.method = section(DiscreteVAE, image_size=(a.res, a.res))
+    c.method = m = section(DiscreteVAE)
+
+    # networks: `get_d_vae` of CAE's furnace/utils.py
+    m.image_size = (a.res, a.res)
+    m.encoder.vocab, m.encoder.hidden, m.encoder.num_layers = 8192, 256, 3
+    m.decoder.codebook_dim = 512
+
+    # what is learned: codes that harden while the temperature falls
+    m.temperature, m.temperature_end = 1.0, 1 / 16  # DALL-E A.2
     # the same shares of a run of any length: 150,000 and 5,000 updates (DALL-E A.2) of the 250,000
-    c.method.temperature_steps = c.method.kl_steps = None
+    m.temperature_steps = m.kl_steps = None
+
+    # optimizer
     c.batch_size = 512  # DALL-E A.2: 8 on each of 64 GPUs
     c.epochs = 100.0  # ours: 250,000 updates
     c.optimizer.lr = 1e-4  # DALL-E A.2: 1e-4 to 1.25e-6 on a cosine, without warm-up
@@ -36,30 +44,14 @@ def get_config(arg=None):
     c.optimizer.weight_decay = 1e-4  # DALL-E A.2
     c.optimizer.b1, c.optimizer.b2 = 0.9, 0.999  # DALL-E A.2
     c.optimizer.decay = DECAY
+
+    # data
     c.data.augment.scale = (0.2, 1.0)  # ours
-    if a.demo:
-        demo(c, a.data)
-    return c.lock()
+    c.data.augment.flip = 0.5
+    return (demo(c, a.data) if a.demo else c).lock()
 
 
 def demo(c, data):
-    """Digits or photographs; the grid of codes is that of the other demos' patches."""
-    if data not in common.DEMO_DVAE:
-        raise ConfigError(f"config argument data={data!r}; allowed: {', '.join(common.DEMO_DVAE)}")
-    m = c.method
-    vocab, m.encoder.hidden, layers, m.decoder.codebook_dim = common.DEMO_DVAE[data]
-    m.encoder.vocab, m.encoder.num_layers = vocab, layers
-    m.image_size = common.DEMO_ENCODER[data]["image_size"]
-    c.data.source = data
-    c.steps = 1500 if data == "digits" else 800
-    c.batch_size = 128 if data == "digits" else 32
-    c.optimizer.lr, c.optimizer.min_lr = 2e-3, 1e-5
-    c.optimizer.warmup_steps = 100
-    # the relaxed codes harden within the run
-    m.temperature_steps, m.temperature_end = c.steps, 0.1
-    m.kl_weight, m.kl_steps = 0.002, 1
-    c.log_every, c.checkpoint_every = 100, 500
-    c.eval.every, c.eval.batch_size = 500 if data == "digits" else 400, 256
-    if data == "digits":
-        c.data.augment.flip = 0.0  # a mirrored digit is another shape,
-        c.data.augment.scale = (0.8, 1.0)  # and a fifth of one is none
+    """Minutes on two CPU cores; the codes have the grid of the other demos' patches."""
+    small_tokenizer(c, data)  # data set, sizes, steps, evaluations
+    return c

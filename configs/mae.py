@@ -11,11 +11,18 @@ Table 6) or 85.5 % (PRETRAIN.md). After 1600 epochs B 83.66 %, L 85.95 % (FINETU
 probes of 67.8 % and 76.0 % (README).
 """
 
-from configs import common
 from mimjax.methods.mae import MAE
 from mimjax.rules import VECTORS
-from mimjax.schema import section
+from mimjax.run.demos import small_run
+from mimjax.run.sections import arguments, base, section
 
+SIZES = {  # width, depth, heads, patch
+    "ti": (192, 12, 3, 16),  # Ti and S: DeiT's; MAE published B, L and H
+    "s": (384, 12, 6, 16),
+    "b": (768, 12, 12, 16),
+    "l": (1024, 24, 16, 16),
+    "h": (1280, 32, 16, 14),
+}
 DECAY = (  # MAE's code decays cls_token and mask_token: only 1-D tensors and biases are spared
     (VECTORS, 0.0),
     (".*", 1.0),
@@ -23,11 +30,21 @@ DECAY = (  # MAE's code decays cls_token and mask_token: only 1-D tensors and bi
 
 
 def get_config(arg=None):
-    a = common.parse_arg(arg, size="b", res=224, demo=False, data="digits")
-    c = common.base()
+    a = arguments(arg, size=SIZES, default="b", res=224, demo=False, data=("digits", "photos"))
+    c = base()
     c.task = "mimjax.methods.mae:MAE"
-    # Decoder 512 wide, 8 deep, 16 heads for every size; normalized pixels: the published recipe.
-    c.method = section(MAE, encoder=common.encoder_size(a.size, a.res))
+    c.method = m = section(MAE)
+
+    # networks: one decoder for encoders of all sizes
+    m.encoder.width, m.encoder.depth, m.encoder.heads, m.encoder.patch = SIZES[a.size]
+    m.encoder.image_size = (a.res, a.res)
+    m.decoder.width, m.decoder.depth, m.decoder.heads = 512, 8, 16  # models_mae.py
+
+    # what is hidden, what is learned
+    m.masking.ratio = 0.75  # 147 of 196 patches (section 3)
+    m.pixel_norm = "mae"  # --norm_pix_loss of PRETRAIN.md
+
+    # optimizer: PRETRAIN.md and main_pretrain.py
     c.epochs = 800.0  # PRETRAIN.md; the paper's best runs have 1600
     c.batch_size = 4096  # 64 GPUs x 64
     c.optimizer.base_lr = 1.5e-4  # --blr
@@ -36,15 +53,16 @@ def get_config(arg=None):
     c.optimizer.b1, c.optimizer.b2 = 0.9, 0.95
     c.optimizer.schedule = "mae"
     c.optimizer.decay = DECAY
+
+    # data
     c.data.augment.scale = (0.2, 1.0)  # RandomResizedCrop of main_pretrain.py
-    if a.demo:
-        demo(c, a.data)
-    return c.lock()
+    c.data.augment.flip = 0.5
+    return (demo(c, a.data) if a.demo else c).lock()
 
 
 def demo(c, data):
-    """Digits or photographs, minutes on two CPU cores."""
-    common.demo(c, data)
-    c.method.decoder.width, c.method.decoder.depth, c.method.decoder.heads = 48, 2, 4
-    if data == "photos":
-        c.method.decoder.width = 96
+    """Minutes on two CPU cores; no published number stands behind these settings."""
+    small_run(c, data)  # data set, sizes of the encoder, steps, evaluations
+    m = c.method
+    m.decoder.width, m.decoder.depth, m.decoder.heads = 48 if data == "digits" else 96, 2, 4
+    return c

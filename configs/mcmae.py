@@ -23,41 +23,56 @@ file, `mimjax convert` takes depths, ratios and patch from it; no tensor shows t
 which are the config's or `--heads=`.
 """
 
-from configs import common
-from mimjax.errors import ConfigError
 from mimjax.methods.mcmae import MCMAE
-from mimjax.models.conv_vit import CONV_ALTERNATIVES, CONV_SIZES
 from mimjax.rules import VECTORS
-from mimjax.schema import section
+from mimjax.run.demos import CONV_VITS, small_run
+from mimjax.run.sections import arguments, base, section
 
+SIZES = {  # two stages: widths, depths, MLP ratios; transformer: width, depth, heads
+    "s": ((128, 256), (2, 2), (4.0, 4.0), 384, 11, 6),
+    "b": ((256, 384), (2, 2), (4.0, 4.0), 768, 11, 12),
+    "l": ((384, 768), (2, 2), (8.0, 8.0), 1024, 23, 16),
+    "h": ((768, 1024), (2, 2), (8.0, 8.0), 1280, 31, 16),
+    # other readings of S, L and H
+    "s12": ((128, 256), (2, 2), (4.0, 4.0), 384, 11, 12),
+    "l4": ((384, 768), (2, 2), (4.0, 4.0), 1024, 23, 16),
+    "l20": ((384, 768), (2, 2), (4.0, 4.0), 1024, 20, 16),
+    "l12": ((384, 768), (4, 4), (4.0, 4.0), 1024, 12, 16),
+    "h4": ((768, 1024), (2, 2), (4.0, 4.0), 1280, 31, 16),
+}
 DECAY = (  # the code decays mask_token: only 1-D tensors and biases are spared
     (VECTORS, 0.0),
     (".*", 1.0),
 )
-STAGES = {"stage_widths": (32, 64), "stage_depths": (1, 1)}
-DEMO_ENCODER = {  # the other demos' patch on digits, twice theirs on photographs
-    "digits": STAGES
-    | {"width": 96, "depth": 3, "heads": 4, "strides": (1, 2, 1), "image_size": (8, 8)},
-    "photos": STAGES
-    | {"width": 128, "depth": 3, "heads": 4, "strides": (4, 2, 2), "image_size": (64, 64)},
-}
-
-
-def encoder_size(size, res):
-    """Settings of a published size at `res` x `res` pixels."""
-    sizes = CONV_SIZES | CONV_ALTERNATIVES
-    if size not in sizes:
-        raise ConfigError(f"config argument size={size!r}; allowed: {', '.join(sizes)}")
-    names = ("stage_widths", "stage_depths", "stage_mlp_ratios", "width", "depth", "heads")
-    return dict(zip(names, sizes[size], strict=True)) | {"image_size": (res, res)}
 
 
 def get_config(arg=None):
-    a = common.parse_arg(arg, size="b", res=224, fast=False, demo=False, data="digits")
-    c = common.base()
+    a = arguments(
+        arg,
+        size=SIZES,
+        default="b",
+        res=224,
+        fast=False,
+        demo=False,
+        data=("digits", "photos"),
+    )
+    c = base()
     c.task = "mimjax.methods.mcmae:MCMAE"
-    # Decoder 512 wide, 8 deep, 16 heads; normalized pixels: --norm_pix_loss of PRETRAIN.md
-    c.method = section(MCMAE, encoder=encoder_size(a.size, a.res), fast=a.fast)
+    c.method = m = section(MCMAE)
+
+    # networks: one decoder for encoders of all sizes
+    net = m.encoder
+    net.stage_widths, net.stage_depths, net.stage_mlp_ratios = SIZES[a.size][:3]
+    net.width, net.depth, net.heads = SIZES[a.size][3:]
+    net.image_size = (a.res, a.res)
+    m.decoder.width, m.decoder.depth, m.decoder.heads = 512, 8, 16
+
+    # what is hidden, what is learned
+    m.masking.ratio = 0.75  # of the patches that the last stage sees (section 3.2)
+    m.pixel_norm = "mae"  # --norm_pix_loss of PRETRAIN.md
+    m.fast = a.fast
+
+    # optimizer
     c.epochs = 50.0 if a.fast else 1600.0  # PRETRAIN.md of each repository
     c.batch_size = 512 if a.fast else 3072  # 24 GPUs x 128 (ConvMAE issue 6 says 2048)
     c.optimizer.base_lr = 6e-4 if a.fast else 1.5e-4  # --blr
@@ -66,15 +81,16 @@ def get_config(arg=None):
     c.optimizer.b1, c.optimizer.b2 = 0.9, 0.95
     c.optimizer.schedule = "mae"
     c.optimizer.decay = DECAY
+
+    # data
     c.data.augment.scale = (0.2, 1.0)  # RandomResizedCrop of main_pretrain.py
-    if a.demo:
-        demo(c, a.data)
-    return c.lock()
+    c.data.augment.flip = 0.5
+    return (demo(c, a.data) if a.demo else c).lock()
 
 
 def demo(c, data):
-    """Digits or photographs, minutes on two CPU cores."""
-    common.demo(c, data, DEMO_ENCODER)
-    c.method.decoder.width, c.method.decoder.depth, c.method.decoder.heads = 48, 2, 4
-    if data == "photos":
-        c.method.decoder.width = 96
+    """Minutes on two CPU cores; no published number stands behind these settings."""
+    small_run(c, data, CONV_VITS)  # data set, sizes of the encoder, steps, evaluations
+    m = c.method
+    m.decoder.width, m.decoder.depth, m.decoder.heads = 48 if data == "digits" else 96, 2, 4
+    return c

@@ -16,14 +16,12 @@ h4). The released files ("ConvMAE-v2") have a CLS token, which neither paper nor
 (ConvMAE issue 19), and contradict the paper in the sizes of L and H (issue 32).
 """
 
-from configs import common
-from configs.mcmae import DECAY, encoder_size
-from configs.mcmae import DEMO_ENCODER as CONV_DEMO
-from mimjax.errors import ConfigError
 from mimjax.methods.mrmae import MRMAE
 from mimjax.models.conv_vit import ConvViT
 from mimjax.models.vit import ViT
-from mimjax.schema import section
+from mimjax.rules import VECTORS
+from mimjax.run.demos import CONV_VITS, VITS, small_run, small_target
+from mimjax.run.sections import TARGETS, arguments, base, load, section
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dino import DINO
 from mimjax.targets.joint import Joint
@@ -32,8 +30,12 @@ TEACHERS = {  # patch tokens after the last norm, not projected
     "clip": CLIP(project=False),
     "dino": DINO(),
     "joint": Joint(CLIP(project=False), DINO()),  # Table 4
-    "encoder": common.TARGETS["encoder"],
+    "encoder": TARGETS["encoder"],
 }
+DECAY = (  # MCMAE's: only 1-D tensors and biases are spared
+    (VECTORS, 0.0),
+    (".*", 1.0),
+)
 
 
 def quarters(depth):
@@ -41,36 +43,36 @@ def quarters(depth):
     return tuple(sorted({-(-depth * k // 4) - 1 for k in (1, 2, 3, 4)}))
 
 
-def make_encoder(backbone, size, res):
-    """The student: MCMAE's encoder, or MAE's ViT for the ablations."""
-    if backbone not in ("conv", "vit"):
-        raise ConfigError(f"config argument backbone={backbone!r}; allowed: conv, vit")
-    if backbone == "conv":
-        settings = encoder_size(size, res)
-        return ConvViT(**settings, fuse_layers=quarters(settings["depth"]))
-    settings = common.encoder_size(size, res)
-    return ViT(**settings, fuse_layers=quarters(settings["depth"]))
-
-
 def get_config(arg=None):
-    a = common.parse_arg(
+    a = arguments(
         arg,
         size="b",
         res=224,
-        backbone="conv",
+        backbone=("conv", "vit"),
         demo=False,
-        data="digits",
-        teacher="clip",
+        data=("digits", "photos"),
+        teacher=tuple(TEACHERS),
         path="",
     )
-    if a.teacher not in TEACHERS:
-        raise ConfigError(f"config argument teacher={a.teacher!r}; allowed: {', '.join(TEACHERS)}")
-    c = common.base()
+    conv = a.backbone == "conv"
+    c = base()
     c.task = "mimjax.methods.mrmae:MRMAE"
-    c.method = section(
-        MRMAE, encoder=make_encoder(a.backbone, a.size, a.res), target=TEACHERS[a.teacher]
-    )
+    c.method = m = section(MRMAE, encoder=ConvViT() if conv else ViT(), target=TEACHERS[a.teacher])
+
+    # networks: MCMAE's encoder, or MAE's for the ablations, in their sizes
+    student = load(f"{'mcmae' if conv else 'mae'}:size={a.size},res={a.res}").method.encoder
+    m.encoder.update(student.to_dict())
+    m.encoder.fuse_layers = quarters(m.encoder.depth)
+    m.decoder.width, m.decoder.depth, m.decoder.heads = 512, 8, 16  # depth: section 4.1; else MAE's
+
+    # what is hidden, what is learned
+    m.masking.ratio = 0.75  # section 4.1's "mask ratio 25 %" is the visible share (ours)
+    m.select = "topk"  # the patches that the teacher attends to are visible (section 3.3)
+    m.pixel_weight, m.mimic_weight = 0.5, 0.5  # section 4.1
+    m.pixel_norm = "mae"  # MCMAE's command; the paper says nothing
     c.teacher.path = a.path or None
+
+    # optimizer
     c.epochs = 400.0  # section 4.1
     c.batch_size = 1024  # section 4.1
     # "maximum learning rate 1.5e-4": taken as the rate per 256 images (ours), as MCMAE's --blr
@@ -80,23 +82,20 @@ def get_config(arg=None):
     c.optimizer.b1, c.optimizer.b2 = 0.9, 0.95  # MCMAE's
     c.optimizer.schedule = "mae"
     c.optimizer.decay = DECAY
+
+    # data
     c.data.augment.scale = (0.2, 1.0)  # MCMAE's
-    if a.demo:
-        demo(c, a.data, a.backbone)
-    return c.lock()
+    c.data.augment.flip = 0.5
+    return (demo(c, a.data, CONV_VITS if conv else VITS) if a.demo else c).lock()
 
 
-def demo(c, data, backbone):
-    """Digits or photographs; the teacher is no CLIP, but an encoder of configs/mae.py:demo."""
-    if backbone == "conv":
-        common.demo(c, data, CONV_DEMO)
-    else:
-        common.demo(c, data)
-    c.method.encoder.fuse_layers = quarters(c.method.encoder.depth)
-    common.demo_target(c, data, "encoder")
+def demo(c, data, encoders):
+    """Minutes on two CPU cores; the teacher is no CLIP, but an encoder of configs/mae.py:demo."""
+    small_run(c, data, encoders)  # data set, sizes of the encoder, steps, evaluations
+    small_target(c, data, "encoder")
     m = c.method
-    m.decoder.width, m.decoder.depth, m.decoder.heads = 48, 2, 4
+    m.encoder.fuse_layers = quarters(m.encoder.depth)
+    m.decoder.width, m.decoder.depth, m.decoder.heads = 48 if data == "digits" else 96, 2, 4
     # the largest attention of a small teacher is always at the same places: draw by it instead
     m.select = "sample"
-    if data == "photos":
-        m.decoder.width = 96
+    return c

@@ -45,7 +45,7 @@ def find_class(path: Any, key: str) -> Any:
     if moved:
         module, _, name = moved.partition(":")
     try:
-        return getattr(_file(module) if module.endswith(".py") else _module(module), name)
+        return getattr(import_file(module) if module.endswith(".py") else _module(module), name)
     except (ModuleNotFoundError, FileNotFoundError, AttributeError, ValueError):
         raise ConfigError(
             f"{key}: {path!r} not found; allowed: 'module:Class' or 'file.py:Class', like "
@@ -67,7 +67,7 @@ def _module(name: str) -> Any:
         raise UserCodeError(name) from error
 
 
-def _file(path: str) -> Any:
+def import_file(path: str) -> Any:
     """Import a file as a module, once; `sys.modules` holds it, so its classes can be pickled."""
     path = os.path.abspath(os.path.expanduser(path))
     if path not in _FILES:

@@ -12,27 +12,19 @@ import jax
 import numpy as np
 from absl import flags as absl_flags
 
-from configs import beit, bootmae, cae, caev2, dvae, mae, mcmae, mrmae
 from mimjax import schema, sharding
 from mimjax.data import configured
 from mimjax.programs import cli
 from mimjax.run import setup
+from mimjax.run.config_files import import_config
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
 from mimjax.task import Clock
 from mimjax.train.program import make_program
 
 ROOT = pathlib.Path(__file__).parent.parent
-CONFIGS = {
-    "mae": mae,
-    "bootmae": bootmae,
-    "beit": beit,
-    "cae": cae,
-    "caev2": caev2,
-    "dvae": dvae,
-    "mcmae": mcmae,
-    "mrmae": mrmae,
-}
+METHODS = ("mae", "bootmae", "beit", "cae", "caev2", "dvae", "mcmae", "mrmae")
+CONFIGS = {name: import_config(name) for name in METHODS}
 # what makes an encoder small; methods whose encoder is no ViT have settings of their own
 NARROW = {"method.encoder.width": 32, "method.encoder.depth": 2}
 SMALL = {

@@ -12,11 +12,14 @@ import jax
 import numpy as np
 import pytest
 
-from configs.recipes import continued, multi_channel, one_gpu, small_data
 from mimjax import rules, schema
 from mimjax.errors import ConfigError
+from mimjax.run.config_files import import_config
 from mimjax.task import Clock
 from mimjax.torch_io.read import detect
+
+RECIPES = ("continued", "multi_channel", "one_gpu", "small_data")
+continued, multi_channel, one_gpu, small_data = (import_config(f"recipes/{r}") for r in RECIPES)
 
 
 def spared(name, shape, skip=()):

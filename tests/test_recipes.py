@@ -6,21 +6,15 @@ import pytest
 from PIL import Image
 from test_ablations import parse
 
-from configs.recipes import continued, multi_channel, one_gpu, small_data
 from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.run import setup
+from mimjax.run.sections import load
 from mimjax.task import Clock
 from mimjax.train.loop import train
 
 pytestmark = pytest.mark.xdist_group("recipes")  # one worker makes the runs they share
 
-RECIPES = {
-    "small_data": small_data,
-    "one_gpu": one_gpu,
-    "multi_channel": multi_channel,
-    "continued": continued,
-}
 WHOLE = {
     "small_data": ["", ":size=s,res=64,patch=4,labels"],
     "one_gpu": ["", ":method=bootmae,size=l,images=64", ":method=cae,path=random", ":method=mcmae"],
@@ -30,8 +24,8 @@ WHOLE = {
 
 
 def test_every_recipe_is_covered():
-    found = {p.stem for p in (helpers.ROOT / "configs/recipes").glob("*.py")} - {"__init__"}
-    assert found == set(RECIPES)
+    found = {p.stem for p in (helpers.ROOT / "configs/recipes").glob("*.py")}
+    assert found == set(WHOLE)
 
 
 @pytest.mark.parametrize(
@@ -64,24 +58,25 @@ def test_whole(name, arg, monkeypatch):
     ],
 )
 def test_one_gpu_warms_up_as_published_for_its_length(arg, warmup):
-    c = one_gpu.get_config(arg)
+    c = load(f"recipes/one_gpu:{arg}")
     assert c.optimizer.warmup_epochs == pytest.approx(warmup)
-    assert one_gpu.get_config(f"{arg},images=64").accum == 4 * c.accum
+    assert load(f"recipes/one_gpu:{arg},images=64").accum == 4 * c.accum
 
 
 @pytest.mark.parametrize(
     ("recipe", "arg", "line"),
     [
-        (one_gpu, "images=100", "images=100; allowed: divisors of the batch 4096"),
-        (one_gpu, "method=dvae", "method='dvae'; allowed: mae, "),
-        (one_gpu, "path=a.pth", "path='a.pth' with method=mae"),
-        (continued, "", "path: missing"),
-        (multi_channel, "channels=0", "channels=0"),
+        ("one_gpu", "images=100", "images=100; allowed: divisors of the batch 4096"),
+        ("one_gpu", "method=dvae", "method='dvae'; allowed: mae, "),
+        ("one_gpu", "path=a.pth", "path='a.pth' with method=mae"),
+        ("continued", "", "path: missing"),
+        ("multi_channel", "channels=0", "channels=0"),
+        ("small_data", "size=xl", "size='xl'; allowed: ti, s, b, l, h"),
     ],
 )
 def test_wrong_arguments(recipe, arg, line):
     with pytest.raises(ConfigError, match=line):
-        recipe.get_config(arg)
+        load(f"recipes/{recipe}:{arg}")
 
 
 @pytest.fixture(scope="module")
@@ -121,15 +116,15 @@ def run(c, path, workdir):
 def test_runs_on_photographs(folder, tmp_path):
     """Small data, its weights continued, and accumulation."""
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
-    run(small_data.get_config("labels"), folder / "photos", first)
-    said = run(continued.get_config(f"path={first}"), folder / "photos", second)
+    run(load("recipes/small_data:labels"), folder / "photos", first)
+    said = run(load(f"recipes/continued:path={first}"), folder / "photos", second)
     assert f"weights: all of decoder, encoder from {first}" in said
     assert "schedule: from its beginning" in said
-    said = run(one_gpu.get_config("images=1024"), folder / "photos", third)
+    said = run(load("recipes/one_gpu:images=1024"), folder / "photos", third)
     assert "batch       32 = 8 devices x 1 x 4 accumulated" in said
 
 
 def test_runs_on_bands(folder, tmp_path):
-    c = multi_channel.get_config("bits=12")
+    c = load("recipes/multi_channel:bits=12")
     said = run(c, folder / "bands", tmp_path / "run")
     assert "image 16x16x12" in said

@@ -19,8 +19,6 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from configs import mrmae
-from configs.recipes import continued, multi_channel, one_gpu, small_data
 from mimjax import schema, values
 from mimjax.data import configured
 from mimjax.data.bundled import Photos
@@ -36,7 +34,7 @@ from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT
 from mimjax.programs import cli
 from mimjax.run import setup
-from mimjax.run.sections import Settings
+from mimjax.run.sections import Settings, load
 from mimjax.sharding import make_mesh
 from mimjax.storage import config_version, settings
 from mimjax.targets.clip import CLIP
@@ -379,9 +377,9 @@ def test_a_config_of_version_1_is_the_same_task(name):
 # ------------------------------------------------------------------ every setting has an annotation
 SHIPPED = [
     *(config.get_config(arg) for config in helpers.CONFIGS.values() for arg in (None, "demo")),
-    *(mrmae.get_config(arg) for arg in ("teacher=joint,backbone=vit", "teacher=dino")),
-    *(r.get_config() for r in (small_data, one_gpu, multi_channel)),
-    continued.get_config("path=/weights"),
+    *(load(f"mrmae:{arg}") for arg in ("teacher=joint,backbone=vit", "teacher=dino")),
+    *(load(f"recipes/{name}") for name in ("small_data", "one_gpu", "multi_channel")),
+    load("recipes/continued:path=/weights"),
     *(
         helpers.CONFIGS["cae"].get_config(f"tokenizer={name}")
         for name in ("dalle", "dvae", "vqkd", "vqgan", "pixels", "clip", "encoder")

@@ -14,29 +14,27 @@ method's config. For other sizes than the published ones convert the file first
 (`mimjax convert`), then path=WORKDIR.
 """
 
-import importlib
-
-from configs import common
 from mimjax.errors import ConfigError
+from mimjax.run.sections import arguments, load
 
 METHODS = ("mae", "bootmae", "mcmae")  # those that read no tokenizer or teacher beside
 
 
 def get_config(arg=None):
-    a = common.parse_arg(arg, path="", method="mae", size="b", epochs=100.0)
-    if a.method not in METHODS:
-        raise ConfigError(f"config argument method={a.method!r}; allowed: {', '.join(METHODS)}")
+    a = arguments(arg, path="", method=METHODS, size="b", epochs=100.0)
     if not a.path:
         raise ConfigError("config argument path: missing; allowed: a workdir, .safetensors, .pth")
-    official = importlib.import_module(f"configs.{a.method}")
-    c = official.get_config(f"size={a.size}").unlock()
+    c = load(f"{a.method}:size={a.size}")
     c.init_from = a.path
+    c.batch_size = 1024
+
+    # optimizer
     c.epochs = a.epochs
     c.optimizer.warmup_epochs = min(5.0, a.epochs / 10)  # Adam's averages, not the weights, need it
-    c.batch_size = 1024
     # A third of the peak, by 256 images where the method has it so: what was learned is kept.
     c.optimizer.base_lr = c.optimizer.base_lr / 3
     if c.optimizer.lr is not None:
         c.optimizer.lr = c.optimizer.lr / 3
+
     c.checkpoint_every, c.eval.every = 500, 1000
     return c.lock()

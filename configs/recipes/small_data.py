@@ -11,27 +11,31 @@ and seconds on a GPU (calculated, not timed). Watch the held-out masked error:
 while it falls beside the training loss, more epochs help; where it turns, stop there.
 """
 
-from configs import common
-from configs import mae as official
 from mimjax.evaluators.probes import Probes
-from mimjax.methods.mae import MAE
-from mimjax.schema import section
+from mimjax.run.sections import arguments, load, section
 
 
 def get_config(arg=None):
-    a = common.parse_arg(arg, size="ti", res=96, patch=8, labels=False)
-    c = official.get_config().unlock()
+    a = arguments(arg, size="ti", res=96, patch=8, labels=False)
     # A small encoder: MAE of ViT-Ti still learns more than no pretraining (MAE-Lite, README).
-    encoder = common.encoder_size(a.size, a.res) | {"patch": a.patch}
+    c = load(f"mae:size={a.size},res={a.res}")
+
+    # networks
+    encoder, decoder = c.method.encoder, c.method.decoder
+    encoder.patch = a.patch
     # As wide as the encoder at most (ours): the published decoder, 512 wide, would outgrow ViT-Ti.
-    width, heads = min(encoder["width"], 512), min(encoder["heads"], 8)
-    c.method = section(MAE, encoder=encoder, decoder={"width": width, "depth": 4, "heads": heads})
+    decoder.width, decoder.heads = min(encoder.width, 512), min(encoder.heads, 8)
+    decoder.depth = 4
+
+    # optimizer
     c.batch_size = 256  # solo-learn, scripts/pretrain/cifar/mae.yaml
     c.optimizer.base_lr = 2e-4  # there, for 256 images; also weight decay 0.05, betas 0.9 and 0.95
     c.epochs = 800.0  # supmae issue 1: CIFAR-10, 192 wide; solo-learn has 1000
     c.optimizer.warmup_epochs = 40.0  # MAE's
-    # Whole objects fill small images: crops of a fifth, as of ImageNet's, show little (ours).
+
+    # data: whole objects fill small images; crops of a fifth, as of ImageNet's, show little (ours)
     c.data.augment.scale = (0.4, 1.0)
+
     # An epoch has some twenty steps (ours): look every 50 epochs or so, lose minutes at most.
     c.log_every, c.checkpoint_every, c.eval.every = 20, 250, 1000
     c.eval.probes = section(Probes()) if a.labels else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import sys
@@ -16,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from mimjax import stopping
 from mimjax.errors import ConfigError, Exit, PeerError, RunError, code_of
 from mimjax.programs import overrides
+from mimjax.run import sections
 from mimjax.schema import Config
 from mimjax.storage import files
 from mimjax.torch_io.read.files import SUFFIXES
@@ -114,6 +114,11 @@ def check_config_flags(argv: list[str]) -> None:
     if not paths:
         return
     config = load_config(paths[-1])
+    for i, word in enumerate(argv):  # ml_collections, which reads them next, knows paths alone
+        flag, _, text = word.partition("=")
+        if flag.lstrip("-") == "config" and text:
+            name, _, arg = text.partition(":")
+            argv[i] = f"{flag}={sections.find(name)}" + (f":{arg}" if arg else "")
     for name, _, _ in given:
         node, where = config, "config"
         for key in name.split(".")[1:]:
@@ -125,17 +130,8 @@ def check_config_flags(argv: list[str]) -> None:
 
 
 def load_config(path: str) -> Config:
-    """The config that "configs/mae.py:size=l" names."""
-    file, _, arg = path.partition(":")
-    spec = importlib.util.spec_from_file_location("config_file", file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"--config: {file!r} is no Python file; allowed: configs/METHOD.py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except FileNotFoundError:
-        raise ConfigError(f"--config: no file {file!r}; allowed: configs/METHOD.py") from None
-    return module.get_config(arg or None)
+    """The config that "mae:size=l" or "configs/mae.py:size=l" names."""
+    return sections.load(path)
 
 
 def config_name() -> str:

@@ -1,20 +1,41 @@
-"""The settings of a run that no method owns: the top of every config, as dataclasses.
+"""The settings of a run that no method owns, and what config files are written and read with.
 
-`configs/common.py` writes them out as a ConfigDict, `build.check_settings` holds a config against
-them. What a task reads stands in `config.method`, whose schema is the class that `task` names.
+The dataclasses are the schema of a config's top level; `setup.check_settings` checks a config
+against them. What a task reads stands in `config.method`, whose schema is the class that `task`
+names. Below them stand the helpers that a config file calls: `base`, `arguments`, `find_target`,
+and `load`, which returns another config by its name.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import re
 from typing import Annotated, Any, ClassVar, Literal
+
+from ml_collections import ConfigDict
 
 from mimjax.data.augment import Augment
 from mimjax.data.decoding import MAX_PIXELS, Decoding
+from mimjax.errors import ConfigError
 from mimjax.evaluators.base import Evaluator
 from mimjax.evaluators.error import MaskedError
 from mimjax.evaluators.health import Health
 from mimjax.evaluators.pictures import Pictures
+from mimjax.models.clip import CLIP_SIZES, CLIPVision
+from mimjax.models.vqgan import VQGAN_SIZES, VQGANModel
+from mimjax.run.config_files import find as find
+from mimjax.run.config_files import load as load
+from mimjax.schema import Config, section
+from mimjax.targets.base import Target
+from mimjax.targets.clip import CLIP
+from mimjax.targets.dalle import DallE
+from mimjax.targets.dino import DINO
+from mimjax.targets.dvae import DVAE
+from mimjax.targets.encoder import EncoderFeatures
+from mimjax.targets.pixels import Pixels
+from mimjax.targets.vqgan import VQGAN
+from mimjax.targets.vqkd import VQKD
 from mimjax.train.optimizers import OptimizerConfig
 from mimjax.values import Count, Number, Positive, Range, Rate, Text, Whole
 
@@ -25,10 +46,11 @@ Weights = Annotated[str, Text("a workdir, .safetensors, .pth")]
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """How many devices hold other images, and how many other parts of the parameters.
+    """The grid of devices.
 
     Attributes:
-      data: None = all that `fsdp` leaves.
+      data: groups of devices that hold different images; None = as many as `fsdp` leaves.
+      fsdp: devices of a group, which hold different parts of the parameters.
     """
 
     data: Count | None = None
@@ -40,7 +62,7 @@ class Teacher:
     """Frozen weights that a method reads.
 
     Attributes:
-      path: of several networks, separated by commas.
+      path: a file or workdir; the paths of several networks are separated by commas.
     """
 
     path: Weights | None = None
@@ -117,24 +139,25 @@ class Eval:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything but the task's own settings.
+    """The top level of a config: everything but the task's own settings.
 
     Attributes:
       task: the class whose settings `method` holds.
-      dtype: of computation; "auto" = bfloat16 on accelerators, float32 on CPU.
-      batch_size: effective: over all devices and accumulation steps.
+      dtype: the type of computation; "auto" = bfloat16 on accelerators, float32 on CPU.
+      batch_size: images per update, over all devices and accumulation steps.
       accum: micro-batches per update.
-      epochs, steps: the run's length; the steps win unless they are None.
-      init_from: weights only; `resume`: a whole state, another workdir's.
-      restart: True = begin anew where a workdir's checkpoints are lost; what is there is kept.
-      sharding: rules (regex, "fsdp" or "replicate"); what they mean is decided by `mesh.fsdp`; 1 =
-        all is replicated.
+      epochs, steps: the run's length; `steps` counts unless it is None.
+      init_from: where the first weights come from.
+      resume: an earlier run whose whole state this one continues.
+      restart: True = begin anew where a workdir's checkpoints are lost; other files are kept.
+      sharding: rules (regex, "fsdp" or "replicate"): whether a parameter is divided among the
+        `mesh.fsdp` devices of a group; with 1 device every parameter is replicated.
       log_every, checkpoint_every: steps; 0 = never.
-      keep_checkpoints: the last ones.
-      keep_every: steps; also every checkpoint whose step it divides is kept, for good.
-      on_nonfinite: "rollback" = to the last good checkpoint, without the batch.
+      keep_checkpoints: how many of the newest checkpoints are kept.
+      keep_every: steps; a checkpoint whose step it divides is kept for good.
+      on_nonfinite: "rollback" = return to the last good checkpoint and leave the batch out.
       on_nonfinite_retries: rollbacks in the whole run.
-      wandb: "offline" = files in the workdir; it and "online" need mimjax[wandb].
+      wandb: "offline" writes files into the workdir; "offline" and "online" need mimjax[wandb].
     """
 
     task: Annotated[str, Text("module:Class of a task")] = ""
@@ -163,3 +186,107 @@ class Settings:
     wandb: Literal["off", "offline", "online"] = "off"
     wandb_project: Annotated[str, Text("a name")] = "mimjax"
     eval: Eval = Eval()
+
+
+# ------------------------------------------------------------------ what a config is written with
+def base() -> Config:
+    """Return an unlocked config with the defaults of `Settings` and an empty `method`."""
+    c = section(Settings)
+    c.method = ConfigDict()
+    return c
+
+
+def beit_recipe(c: Config) -> None:
+    """Set batch and optimizer of BEiT's scripts, which those of CAE and CAE v2 take over."""
+    c.batch_size = 2048
+    c.optimizer.lr = 1.5e-3  # absolute; for 2048 images
+    c.optimizer.min_lr = 1e-5
+    c.optimizer.weight_decay = 0.05
+    c.optimizer.b1, c.optimizer.b2 = 0.9, 0.999  # PyTorch's; CAE's scripts set none
+    c.optimizer.clip_norm = 3.0
+    c.optimizer.schedule = "beit"
+
+
+TARGETS: dict[str, Target] = {
+    "dalle": DallE(),
+    "dvae": DVAE(),  # trained by configs/dvae.py, or CAE's "customized" file
+    "vqkd": VQKD(),
+    "vqgan": VQGAN(),  # Gumbel f8, 8192 codes (CAE, Table 7)
+    "vqgan_f16_1024": VQGAN(network=VQGANModel(**VQGAN_SIZES["vq_f16_1024"])),
+    "vqgan_f16_16384": VQGAN(network=VQGANModel(**VQGAN_SIZES["vq_f16_16384"])),
+    "pixels": Pixels(norm="mae"),
+    "clip": CLIP(),  # ViT-B/16
+    "clip_l14": CLIP(network=CLIPVision(**CLIP_SIZES["l14"])),  # reads 196 px for a 14x14 grid
+    "dino": DINO(),
+    "encoder": EncoderFeatures(),  # an encoder of this project, ViT-B/16 as configs/mae.py's
+}
+
+
+def find_target(name: str) -> Target:
+    """Return the target of this name, with its published settings.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if name not in TARGETS:
+        raise ConfigError(f"config argument tokenizer={name!r}; allowed: {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+# ------------------------------------------------------------------ arguments of a config
+# name, and value: in double or single quotes, or up to the next comma
+ARGUMENT = re.compile(r"""([^,=]*)(?:=("[^"]*"|'[^']*'|[^,]*))?(?:,|$)""")
+
+
+def arguments(arg: str | None, *, default: str = "", **known: Any) -> Config:
+    """Parse what stands behind the colon of `--config=mae:size=l,demo`.
+
+    A name without a value means True. A value with commas stands in quotes: `path="a,b"`.
+
+    Args:
+      arg: the text; None or "" = no argument.
+      default: which key of the dict is taken where no argument names one: `size=SIZES`.
+      known: each argument with its default (a bool, number or string), or with its allowed words:
+        a tuple, of which the first is the default, or a dict.
+
+    Returns:
+      A ConfigDict with the value of each argument.
+
+    Raises:
+      ConfigError: an unknown name, or a value that is not allowed.
+    """
+    words = {k: tuple(v) for k, v in known.items() if isinstance(v, tuple | dict)}
+    values = known | {k: default if isinstance(known[k], dict) else v[0] for k, v in words.items()}
+    chosen: dict[str, Any] = {}
+    for match in ARGUMENT.finditer(arg or ""):
+        name, text = match[1].strip(), match[2] or ""
+        if not name and not text:
+            continue  # two commas, or the end
+        if name not in values:
+            allowed = ", ".join(sorted(values))
+            raise ConfigError(f"config argument {name!r}: unknown; allowed: {allowed}")
+        if text[:1] in ("'", '"'):
+            if len(text) == 1 or text[-1] != text[0]:
+                raise ConfigError(f"config argument {name}={text}; allowed: a quote that is closed")
+            text = text[1:-1]
+        if text not in words.get(name, (text,)):
+            allowed = ", ".join(words[name])
+            raise ConfigError(f"config argument {name}={text!r}; allowed: {allowed}")
+        chosen[name] = text if name in words else _typed(name, text, values[name])
+    if "data" in chosen and not (values | chosen).get("demo", True):
+        raise ConfigError(f"config argument data={chosen['data']!r}; allowed: beside demo alone")
+    return ConfigDict(values | chosen)
+
+
+def _typed(name: str, text: str, default: Any) -> Any:
+    """Return an argument's text as a value of the default's type."""
+    if isinstance(default, str):
+        return text
+    try:
+        value = ast.literal_eval(text or "True")
+    except (ValueError, SyntaxError):
+        value = text
+    value = float(value) if isinstance(default, float) and type(value) is int else value
+    if type(value) is not type(default):
+        raise ConfigError(f"config argument {name}={text!r}: no {type(default).__name__}")
+    return value

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import bootmae as config
 from golden_checks import common
 from mimjax.masking.base import Masking
 from mimjax.masking.block import block_mask, block_random_mask, neighbor_weight
@@ -15,9 +14,12 @@ from mimjax.models.decoders import InjectedDecoder
 from mimjax.models.vit import ViT, sincos_table
 from mimjax.patches import unpatchify
 from mimjax.rng import step_key
+from mimjax.run.config_files import import_config
 from mimjax.task import Clock
 from mimjax.torch_io.read import load
 from mimjax.train import optimizers
+
+config = import_config("bootmae")
 
 STYLE = {"pos_embed": "sincos_yx", "bias": "qv", "init_scheme": "bootmae"}
 

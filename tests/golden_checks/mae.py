@@ -3,16 +3,18 @@
 import jax
 import numpy as np
 
-from configs import mae as config
 from golden_checks import common
 from mimjax.masking.base import Masking
 from mimjax.methods.mae import MAE
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT, sincos_table
 from mimjax.rng import step_key
+from mimjax.run.config_files import import_config
 from mimjax.task import Clock
 from mimjax.torch_io.read import load
 from mimjax.train import optimizers
+
+config = import_config("mae")
 
 
 def build(c, clock):

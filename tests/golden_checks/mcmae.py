@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import mcmae as config
 from golden_checks import common
 from golden_checks.mae import without_key_bias
 from mimjax import rules
@@ -16,9 +15,12 @@ from mimjax.models.positions import resize_absolute
 from mimjax.models.vit import sincos_table
 from mimjax.patches import patchify
 from mimjax.rng import step_key
+from mimjax.run.config_files import import_config
 from mimjax.task import Clock
 from mimjax.torch_io.read import detect, load
 from mimjax.train import optimizers
+
+config = import_config("mcmae")
 
 KEY = step_key(0, "train", 0)
 VIEWS = 4  # of FastConvMAE, at its only ratio

@@ -5,12 +5,14 @@ import method_runs as runs
 import numpy as np
 import pytest
 
-from configs import caev2 as config
 from mimjax.errors import ConfigError
 from mimjax.losses import distance
 from mimjax.methods.caev2 import CAEv2
 from mimjax.models.regressor import Regressor
+from mimjax.run.config_files import import_config
 from mimjax.targets.pixels import Pixels
+
+config = import_config("caev2")
 
 
 def make(depth=1, image_size=(16, 16), **options):

@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import dvae as config
 from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.methods import dvae
 from mimjax.methods.dvae import DiscreteVAE
 from mimjax.models.dvae import DVAEEncoder
+from mimjax.run.config_files import import_config
 from mimjax.task import Clock
+
+config = import_config("dvae")
 
 
 def test_published_schedules():

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from configs import mcmae as config
-from configs import mrmae
 from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.inference.weights import read_params
@@ -20,9 +18,12 @@ from mimjax.models.conv_vit import CONV_ALTERNATIVES, CONV_SIZES, ConvViT, depth
 from mimjax.models.vit import sincos_table
 from mimjax.rng import step_key
 from mimjax.rules import paths
+from mimjax.run.config_files import import_config
 from mimjax.task import Clock
 from mimjax.torch_io.read import detect, load
 from mimjax.torch_io.read import sizes as derive
+
+config, mrmae = import_config("mcmae"), import_config("mrmae")
 
 TINY = {
     "width": 16,
@@ -207,11 +208,16 @@ def parameters(task):
     return count(shapes), count(shapes["encoder"]) - count(fused)
 
 
+def published(size):
+    """The task of a size's config."""
+    return schema.make_task(config.get_config(f"size={size}"), Clock(1, 1))
+
+
 def test_published_sizes():
     """Pretraining B has 114.79 M; encoders as fine-tuned (S, L, H by a formula that gives B)."""
     table = {"s": 22.33, "b": 85.37, "l": 322.98, "h": 680.74}  # with a head of 1000 classes
     for size, expected in table.items():
-        encoder = ConvViT(**config.encoder_size(size, 224))
+        encoder = published(size).encoder
         total, alone = parameters(MCMAE(encoder=encoder))
         # the fine-tuned model has positions to learn and a head
         head = (encoder.width * 1001 - encoder.width + 1000 + 196 * encoder.width) / 1e6
@@ -219,11 +225,12 @@ def test_published_sizes():
         if size == "b":
             assert total == pytest.approx(114.79, abs=0.005)
     assert set(table) == set(CONV_SIZES)
+    assert config.SIZES == CONV_SIZES | CONV_ALTERNATIVES
 
 
 @pytest.mark.parametrize("size", [*CONV_SIZES, *CONV_ALTERNATIVES])
 def test_guessed_sizes_say_so_and_have_alternatives(size):
-    task = MCMAE(encoder=ConvViT(**config.encoder_size(size, 224)))
+    task = published(size)
     assert bool(task.notes) == (size != "b")
     for other in CONV_ALTERNATIVES:
         if size[0] == other[0]:

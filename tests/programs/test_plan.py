@@ -2,10 +2,12 @@
 
 import pytest
 
-from configs import bootmae, mae
 from mimjax.errors import ConfigError
 from mimjax.programs import plan
+from mimjax.run.config_files import import_config
 from mimjax.train import hlo
+
+bootmae, mae = import_config("bootmae"), import_config("mae")
 
 LOOP = """HloModule jit_step, entry_computation_layout={(f32[8,4]{1,0})->f32[8,4]{1,0}}
 

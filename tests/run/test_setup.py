@@ -5,10 +5,9 @@ from unittest import mock
 import helpers
 import pytest
 
-from configs import common
-from configs.recipes import one_gpu
 from mimjax.evaluators.error import MaskedError
 from mimjax.run import setup
+from mimjax.run.sections import base, load
 from mimjax.schema import section
 
 
@@ -16,7 +15,7 @@ from mimjax.schema import section
 def test_evaluations_take_the_micro_batch(accum, given, rows, monkeypatch):
     """Accumulation is asked for where a whole batch does not fit; it would not fit here either."""
     c = helpers.small("mae", **{"accum": accum, "eval.error": section(MaskedError())})
-    c.eval.batch_size = given or common.base().eval.batch_size
+    c.eval.batch_size = given or base().eval.batch_size
     asked = mock.Mock()
     monkeypatch.setattr(setup, "Bench", asked)
     monkeypatch.setattr(setup, "Subset", mock.Mock())
@@ -26,6 +25,6 @@ def test_evaluations_take_the_micro_batch(accum, given, rows, monkeypatch):
 
 
 def test_one_gpu_evaluates_what_it_trains_on_at_once():
-    c = one_gpu.get_config("images=128")
-    assert c.eval.batch_size == common.base().eval.batch_size
+    c = load("recipes/one_gpu:images=128")
+    assert c.eval.batch_size == base().eval.batch_size
     assert c.batch_size // c.accum == 128

@@ -6,9 +6,11 @@ import helpers
 import jax
 import numpy as np
 
-from configs import mrmae
+from mimjax.run.config_files import import_config
 from mimjax.torch_io.write import formats
 from mimjax.torch_io.write.export import Export
+
+mrmae = import_config("mrmae")
 
 ABOUT = {"step": "7", "weights": "online", "config_sha256": "0" * 64}
 # heads: no preset of a library has so few channels per head

@@ -11,11 +11,13 @@ from golden_checks import cae as golden_cae
 from golden_checks import common
 from golden_checks import mae as golden_mae
 
-from configs import beit, cae, mae, mcmae
 from mimjax import schema
+from mimjax.run.config_files import import_config
 from mimjax.task import Clock
 from mimjax.torch_io.read import load
 from mimjax.torch_io.write.export import Export
+
+beit, cae, mae, mcmae = map(import_config, ("beit", "cae", "mae", "mcmae"))
 
 HERE = pathlib.Path(__file__).parent
 MODELS = json.loads((HERE / "manifests.json").read_text())["models"]

@@ -8,15 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from configs import cae
 from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.inference import weights
 from mimjax.models.vit import sincos_table
 from mimjax.rules import paths
+from mimjax.run.config_files import import_config
 from mimjax.task import Clock
 from mimjax.torch_io.read import detect, load
 from mimjax.torch_io.write import formats, settings
+
+cae = import_config("cae")
 
 
 def flat(tree):
