@@ -67,7 +67,7 @@ def section(thing: Any, **overrides: Any) -> Config:
             if type(override) is not type(value):
                 inner.update(naming(type(override)))
             out[name] = inner
-        elif given is None:
+        elif override is None:
             out[name] = leaf(values.fields(cls)[name], None)
         elif dataclasses.is_dataclass(value):
             out[name] = section(value, **override)

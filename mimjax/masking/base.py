@@ -35,7 +35,7 @@ def random_mask(rng: random.Random, num_patches: int, num_masked: int) -> np.nda
 
 
 def grid_mask(grid: Grid) -> np.ndarray:
-    """Return the mask that keeps the top-left patch of every 2x2 cell (MAE's ablation f, "grid 75")."""
+    """Return the mask that keeps the top-left patch of every 2x2 cell (MAE's "grid 75")."""
     mask = np.ones(grid, bool)
     mask[::2, ::2] = False
     return mask.reshape(-1)

@@ -108,7 +108,8 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
     """Everything a run needs, from a config and a workdir; prints the start block.
 
     Args:
-      recipe: the config file's name and its `resolved` settings before any was overridden, for the report.
+      recipe: the config file's name and its `resolved` settings before any was overridden; the
+        report shows what differs.
 
     Raises:
       ConfigError: any wrong setting, or a workdir that refuses it; then nothing was written.
