@@ -183,7 +183,7 @@ class VQGANModel(nn.Module):
         return 2 ** (len(self.ch_mult) - 1)
 
     def setup(self):
-        """Make the submodules and the codebook, under the names that files are read into."""
+        """Make the submodules and the codebook."""
         levels = range(len(self.ch_mult))
         attn = tuple(i for i in levels if self.resolution // 2**i in self.attn_resolutions)
         sizes = self.ch, self.ch_mult, self.num_res_blocks, attn
