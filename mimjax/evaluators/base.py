@@ -61,8 +61,8 @@ raises `ConfigError` where its settings do not suit the task or the data. Its ar
   - `warn(step, text)`: tells the reader of the curves and of the report what they must know.
 
 The function that `make` returns is called at the first step, every `every` steps and at the last.
-Its arguments are the state (`params`, `ema`, `step`, ...) and the parameters of the frozen networks;
-it returns or yields pairs of a metric's name and a number. The next update donates the state's
+Its arguments are the state (`params`, `ema`, `step`, ...) and the frozen networks' parameters; it
+returns or yields pairs of a metric's name and a number. The next update donates the state's
 buffers, so the function keeps nothing of the state. In a run of several processes each process
 calls it, and all must run the same computations. An exception ends the run and names the evaluator.
 """
