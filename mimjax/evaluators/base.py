@@ -2,7 +2,7 @@
 
 An evaluator is a frozen dataclass. Its fields are the settings of a section of `config.eval`; its
 method `make` returns the function that the training loop calls. The run makes one evaluator from
-every section of `config.eval` that is not None. A user's own stands in a file anywhere:
+every section of `config.eval` that is not None. A user's own evaluator may stand in any file:
 
     # norms.py
     import dataclasses
@@ -46,25 +46,25 @@ may name one class. A config file writes the same as
 `section(FeatureNorm(pool="cls"))` where the class can be imported (`mimjax.schema.section`,
 `mimjax.plugs.find_plug`).
 
-When it is made. `make` is called once, after every other setting was checked and before the run
-writes anything. It raises `ConfigError` where its settings do not suit the data. It gets a
-`Bench` (`mimjax/inference/samples.py`):
+`make` is called once, after every other setting was checked and before the run writes anything. It
+raises `ConfigError` where its settings do not suit the task or the data. Its argument is a `Bench`
+(`mimjax/inference/samples.py`), which offers:
   - `task`, `mesh`, `seed`: those of the run; `task.encoder`, `task.mean` and `task.std` exist in
     every pretraining task.
   - `train`, `test`: at most `eval.max_images` images of each split, the same at every step and
     restart, with `labels()` where the source has labels.
   - `batches(split, views, mask_fn)`: global batches on the mesh. Each view, as a rule those of
     `task.views`, is an entry of uint8 images [b h w c]; `mask_fn=task.mask_fn` adds the masks of
-    methods that make them on the host; `weight` [b] is 0 for rows that count for nothing.
+    methods that make them on the host; `weight` [b] is 0 for rows that must not count.
   - `jit(fn)`: compiles a function whose outputs every process can read.
-  - `write(name, png)`: writes a picture; `warn(step, text)`: says what a reader of the curves must
-    know.
+  - `write(name, png)`: writes a picture into the workdir's pictures/.
+  - `warn(step, text)`: tells the reader of the curves and of the report what they must know.
 
-When it is called. The function gets the state (`params`, `ema`, `step`, ...) and the parameters of
-the frozen networks, and returns or yields pairs of a metric's name and a number. It is called at
-the first step, every `every` steps and at the last. The next update donates the state's buffers,
-so the function keeps nothing of the state. In a run of several processes each calls it, and all
-must compute the same. An exception ends the run with the evaluator's name.
+The function that `make` returns is called at the first step, every `every` steps and at the last.
+Its arguments are the state (`params`, `ema`, `step`, ...) and the frozen networks' parameters; it
+returns or yields pairs of a metric's name and a number. The next update donates the state's
+buffers, so the function keeps nothing of the state. In a run of several processes each process
+calls it, and all must run the same computations. An exception ends the run and names the evaluator.
 """
 
 from __future__ import annotations
