@@ -253,10 +253,10 @@ FAULTS = [
         "mae_schedules",
     ),
     Fault(
-        "largest noise stays visible",
+        "one patch fewer is masked",
         "mimjax/masking/base.py",
-        "np.argsort(noise,",
-        "np.argsort(-noise,",
+        "masked = n - int(n * (1 - self.ratio))",
+        "masked = n - int(n * (1 - self.ratio)) - 1",
         "mae_masking",
     ),
     Fault(
