@@ -37,7 +37,7 @@ def get_config(arg=None):
     c.teacher.path = a.path or None
     c.epochs = 800.0
     common.beit_recipe(c)
-    c.optimizer.warmup_epochs = 10.0
+    c.optimizer.schedule.warmup_epochs = 10.0
     c.optimizer.decay = DECAY
     c.data.augment.scale = (0.08, 1.0)  # torchvision's default, as datasets.py
     c.data.augment.color_jitter = 0.4

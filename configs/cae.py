@@ -54,7 +54,7 @@ def get_config(arg=None):
     common.beit_recipe(c)
     c.optimizer.decay = DECAY
     c.epochs = 800.0
-    c.optimizer.warmup_epochs = warmup(c.epochs)
+    c.optimizer.schedule.warmup_epochs = warmup(c.epochs)
     c.data.augment.scale = (0.08, 1.0)  # furnace/datasets.py
     if a.demo:
         demo(c, a.data, a.tokenizer or "dvae")

@@ -11,12 +11,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mimjax.data.sources import find_source
 from mimjax.errors import ConfigError
 from mimjax.models.clip import CLIP_SIZES, CLIPVision
 from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.models.vit import SIZES, ViT
 from mimjax.models.vqgan import VQGAN_SIZES, VQGANModel
 from mimjax.run.sections import Settings
+from mimjax.schedules import BEiTCosine
 from mimjax.schema import Config, section
 from mimjax.targets.base import Target
 from mimjax.targets.clip import CLIP
@@ -80,11 +82,11 @@ def beit_recipe(c: Config) -> None:
     """BEiT's optimizer, which CAE's and CAE v2's scripts take over."""
     c.batch_size = 2048
     c.optimizer.lr = 1.5e-3  # absolute; for 2048 images
-    c.optimizer.min_lr = 1e-5
+    c.optimizer.schedule = section(BEiTCosine)
+    c.optimizer.schedule.min_lr = 1e-5
     c.optimizer.weight_decay = 0.05
-    c.optimizer.b1, c.optimizer.b2 = 0.9, 0.999  # PyTorch's; CAE's scripts set none
+    c.optimizer.rule.b1, c.optimizer.rule.b2 = 0.9, 0.999  # PyTorch's; CAE's scripts set none
     c.optimizer.clip_norm = 3.0
-    c.optimizer.schedule = "beit"
 
 
 TARGETS: dict[str, Target] = {
@@ -124,10 +126,10 @@ def demo(c: Config, data: str, encoders: dict[str, dict] = DEMO_ENCODER) -> None
     """
     if data not in encoders:
         raise ConfigError(f"config argument data={data!r}; allowed: {', '.join(encoders)}")
-    c.data.source = data
+    c.data.source = section(find_source(data))
     c.method.encoder.update(encoders[data])
     c.optimizer.lr = 2e-3 if data == "digits" else 1e-3
-    c.optimizer.warmup_epochs, c.optimizer.warmup_steps = 0.0, 100
+    c.optimizer.schedule.warmup_epochs, c.optimizer.schedule.warmup_steps = 0.0, 100
     c.batch_size = 128 if data == "digits" else 64
     c.steps = 1500 if data == "digits" else 800
     c.log_every, c.checkpoint_every = 100, 500

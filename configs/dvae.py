@@ -12,6 +12,7 @@ with it the temperature's: 0.6 of the run, which are DALL-E's 150,000 updates on
 """
 
 from configs import common
+from mimjax.data.sources import find_source
 from mimjax.errors import ConfigError
 from mimjax.methods.dvae import DiscreteVAE
 from mimjax.rules import VECTORS
@@ -31,10 +32,10 @@ def get_config(arg=None):
     c.batch_size = 512  # DALL-E A.2: 8 on each of 64 GPUs
     c.epochs = 100.0  # ours: 250,000 updates
     c.optimizer.lr = 1e-4  # DALL-E A.2: 1e-4 to 1.25e-6 on a cosine, without warm-up
-    c.optimizer.min_lr = 1.25e-6
-    c.optimizer.warmup_epochs = 0.0
+    c.optimizer.schedule.min_lr = 1.25e-6
+    c.optimizer.schedule.warmup_epochs = 0.0
     c.optimizer.weight_decay = 1e-4  # DALL-E A.2
-    c.optimizer.b1, c.optimizer.b2 = 0.9, 0.999  # DALL-E A.2
+    c.optimizer.rule.b1, c.optimizer.rule.b2 = 0.9, 0.999  # DALL-E A.2
     c.optimizer.decay = DECAY
     c.data.augment.scale = (0.2, 1.0)  # ours
     if a.demo:
@@ -50,11 +51,11 @@ def demo(c, data):
     vocab, m.encoder.hidden, layers, m.decoder.codebook_dim = common.DEMO_DVAE[data]
     m.encoder.vocab, m.encoder.num_layers = vocab, layers
     m.image_size = common.DEMO_ENCODER[data]["image_size"]
-    c.data.source = data
+    c.data.source = section(find_source(data))
     c.steps = 1500 if data == "digits" else 800
     c.batch_size = 128 if data == "digits" else 32
-    c.optimizer.lr, c.optimizer.min_lr = 2e-3, 1e-5
-    c.optimizer.warmup_steps = 100
+    c.optimizer.lr, c.optimizer.schedule.min_lr = 2e-3, 1e-5
+    c.optimizer.schedule.warmup_steps = 100
     # the relaxed codes harden within the run
     m.temperature_steps, m.temperature_end = c.steps, 0.1
     m.kl_weight, m.kl_steps = 0.002, 1

@@ -14,6 +14,7 @@ probes of 67.8 % and 76.0 % (README).
 from configs import common
 from mimjax.methods.mae import MAE
 from mimjax.rules import VECTORS
+from mimjax.schedules import MAECosine
 from mimjax.schema import section
 
 DECAY = (  # MAE's code decays cls_token and mask_token: only 1-D tensors and biases are spared
@@ -31,10 +32,10 @@ def get_config(arg=None):
     c.epochs = 800.0  # PRETRAIN.md; the paper's best runs have 1600
     c.batch_size = 4096  # 64 GPUs x 64
     c.optimizer.base_lr = 1.5e-4  # --blr
-    c.optimizer.warmup_epochs = 40.0  # --warmup_epochs
+    c.optimizer.schedule = section(MAECosine)
+    c.optimizer.schedule.warmup_epochs = 40.0  # --warmup_epochs
     c.optimizer.weight_decay = 0.05
-    c.optimizer.b1, c.optimizer.b2 = 0.9, 0.95
-    c.optimizer.schedule = "mae"
+    c.optimizer.rule.b1, c.optimizer.rule.b2 = 0.9, 0.95
     c.optimizer.decay = DECAY
     c.data.augment.scale = (0.2, 1.0)  # RandomResizedCrop of main_pretrain.py
     if a.demo:

@@ -3,8 +3,9 @@
 `section` writes a dataclass's settings out as a ConfigDict, so that each can be overridden by
 name; `build` reads such a section back, naming the key of anything that does not fit what the
 field's annotation allows (`mimjax.values`). A field whose class is PLUGGABLE (a method's target, an
-optimizer's rule) may hold any subclass, and a network may be replaced by one of another class
-(MR-MAE's encoder); such a section names its class in `type`. `mimjax.plugs` finds classes.
+optimizer's rule) may hold any subclass, a field dict[str, Base] any number of them by name, and a
+network may be replaced by one of another class (MR-MAE's encoder); such a section names its class
+in `type`. `mimjax.plugs` finds classes.
 
 Last, a config becomes a task (`make_task`).
 """
@@ -12,6 +13,7 @@ Last, a config becomes a task (`make_task`).
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +70,8 @@ def section(thing: Any, **overrides: Any) -> Config:
             out[name] = inner
         elif dataclasses.is_dataclass(value):
             out[name] = section(value, **given)
+        elif plugs_by_name(values.fields(cls)[name]):
+            out[name] = ConfigDict({k: section(v) for k, v in (value | given).items()})
         else:
             out[name] = leaf(values.fields(cls)[name], overrides.get(name, value))
     return out
@@ -77,6 +81,12 @@ def naming(cls: type) -> dict[str, str]:
     """What a section says of its class: where it stands, and for a user's file the file's digest."""
     digest = digest_of(cls)
     return {"type": class_path(cls)} | ({"digest": digest} if digest else {})
+
+
+def plugs_by_name(hint: Any) -> type | None:
+    """Return the base class of the plugs that an annotation dict[str, Base] holds, or None."""
+    args = typing.get_args(hint) if typing.get_origin(hint) is dict else ()
+    return args[1] if args and pluggable(args[1]) else None
 
 
 class Setting(FieldReference):
@@ -131,9 +141,19 @@ def build(thing: Any, settings: Config, where: str) -> Any:
             new[name] = build(known[name], value, key)
         elif dataclasses.is_dataclass(part) and value is not None:  # a network that may be left out
             new[name] = build(part, value, key)
+        elif base := plugs_by_name(hints[name]):
+            new[name] = _build_by_name(base, value, key)
         else:
             new[name] = values.fit(hints[name], value, key)
     return thing(**new) if isinstance(thing, type) else dataclasses.replace(thing, **new)
+
+
+def _build_by_name(base: type, settings: Config, where: str) -> dict[str, Any]:
+    """Return the plugs of a section that holds a section for each; one that is None is left out."""
+    if not isinstance(settings, ConfigDict | Mapping):
+        raise ConfigError(f"{where}: {settings!r}; allowed: a section for each {base.__name__}")
+    wanted = {name: inner for name, inner in settings.items() if inner is not None}
+    return {name: build(base, inner, f"{where}.{name}") for name, inner in wanted.items()}
 
 
 def compute_dtype(name: str) -> Any:

@@ -68,7 +68,7 @@ def shrink(c):
     if c.teacher.path:
         c.teacher.path = "random"
     c.batch_size, c.accum, c.epochs, c.steps, c.data.source = 2, 1, 1.0, 2, "synthetic"
-    c.optimizer.warmup_epochs = 0.0
+    c.optimizer.schedule.warmup_epochs = 0.0
     return c
 
 

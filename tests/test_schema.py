@@ -79,11 +79,11 @@ WRONG = {
         ("method.pixel_norm=None", "none, mae, channel"),
         ("method.target=pixel", "pixels, pca, features"),
         ("method.pca_components=0", "1 or more"),
-        ("optimizer.name=adam", "adamw"),
+        ("optimizer.rule.type=adam", "adamw"),
         ("optimizer.schedule=cosine", "mae, beit, constant"),
-        ("optimizer.b1=2.0", "0 up to below 1"),
-        ("optimizer.b2=-0.1", "0 up to below 1"),
-        ("optimizer.eps=0.0", "above 0"),
+        ("optimizer.rule.b1=2.0", "0 up to below 1"),
+        ("optimizer.rule.b2=-0.1", "0 up to below 1"),
+        ("optimizer.rule.eps=0.0", "above 0"),
         ("optimizer.lr=inf", "0 or more, or None"),
         ("optimizer.weight_decay=-0.1", "0 or more"),
         ("optimizer.weight_decay_end=-1.0", "0 or more, or None"),
@@ -218,7 +218,7 @@ def test_wrong_values_are_refused(name, typed, line, monkeypatch):
         (lambda: VQGAN(size=(8, -8)), "method.target.size: -8 in"),
         (lambda: Masking(ratio=float("nan")), "method.masking.ratio: nan"),
         (lambda: Masking(min_block=True), "method.masking.min_block: True"),
-        (lambda: OptimizerConfig(b2=1.0), "optimizer.b2: 1.0"),
+        (lambda: OptimizerConfig(b2=1.0), "optimizer.rule.b2: 1.0"),
         (lambda: Decoding(channels=0), "data.channels: 0"),
         (lambda: Synthetic("train", length=0), "data.length: 0"),
         (lambda: Photos("train", length=0), "data.length: 0"),
@@ -255,13 +255,23 @@ def test_what_is_none_can_be_given_and_taken_back(monkeypatch):
     assert (task.encoder.layer_scale, task.masking.max_block) == (1e-5, 4)
     back = parse(
         monkeypatch,
-        *("steps=None", "data.path=None", "optimizer.lr=none", "optimizer.warmup_steps=None"),
+        *(
+            "steps=None",
+            "data.path=None",
+            "optimizer.lr=none",
+            "optimizer.schedule.warmup_steps=None",
+        ),
         *("method.masking.max_block=None", "data.value_range=None", "eval.batch_size=None"),
         "steps=7",
         "steps=None",
     )
     task = checked(back)
-    found = back.steps, back.optimizer.lr, back.optimizer.warmup_steps, back.eval.batch_size
+    found = (
+        back.steps,
+        back.optimizer.lr,
+        back.optimizer.schedule.warmup_steps,
+        back.eval.batch_size,
+    )
     assert found == (None,) * 4
     assert task.masking.max_block is None
     assert configured.decoding(back).value_range is None

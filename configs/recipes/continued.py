@@ -32,7 +32,9 @@ def get_config(arg=None):
     c = official.get_config(f"size={a.size}").unlock()
     c.init_from = a.path
     c.epochs = a.epochs
-    c.optimizer.warmup_epochs = min(5.0, a.epochs / 10)  # Adam's averages, not the weights, need it
+    c.optimizer.schedule.warmup_epochs = min(
+        5.0, a.epochs / 10
+    )  # Adam's averages, not the weights, need it
     c.batch_size = 1024
     # A third of the peak, by 256 images where the method has it so: what was learned is kept.
     c.optimizer.base_lr = c.optimizer.base_lr / 3

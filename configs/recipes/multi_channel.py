@@ -42,6 +42,6 @@ def get_config(arg=None):
     # Left and right are not alike in a body; `flip` for satellites and cells.
     c.data.augment.flip = 0.5 if a.flip else 0.0
     c.batch_size = 512  # one accelerator
-    c.epochs, c.optimizer.warmup_epochs = 400.0, 20.0  # half of MAE's, for smaller data
+    c.epochs, c.optimizer.schedule.warmup_epochs = 400.0, 20.0  # half of MAE's, for smaller data
     c.checkpoint_every, c.eval.every = 500, 1000
     return c.lock()

@@ -28,7 +28,7 @@ def get_config(arg=None):
     c.batch_size = 256  # solo-learn, scripts/pretrain/cifar/mae.yaml
     c.optimizer.base_lr = 2e-4  # there, for 256 images; also weight decay 0.05, betas 0.9 and 0.95
     c.epochs = 800.0  # supmae issue 1: CIFAR-10, 192 wide; solo-learn has 1000
-    c.optimizer.warmup_epochs = 40.0  # MAE's
+    c.optimizer.schedule.warmup_epochs = 40.0  # MAE's
     # Whole objects fill small images: crops of a fifth, as of ImageNet's, show little (ours).
     c.data.augment.scale = (0.4, 1.0)
     # An epoch has some twenty steps (ours): look every 50 epochs or so, lose minutes at most.

@@ -6,6 +6,6 @@ Nothing here normalizes, touches a device or knows a method.
 
 from mimjax.data.augment import Augment
 from mimjax.data.pipeline import Pipeline, eval_batches
-from mimjax.data.sources import Source, make_source
+from mimjax.data.sources import Source, SourceConfig, make_source
 
-__all__ = ["Augment", "Pipeline", "Source", "eval_batches", "make_source"]
+__all__ = ["Augment", "Pipeline", "Source", "SourceConfig", "eval_batches", "make_source"]

@@ -3,7 +3,7 @@
 Other epochs, another batch size, more or fewer files: one rule for every cause.
 
 Schedules span a run's length, so most runs that are extended are not the longer run from the
-start. Where nothing in the train step depends on the length (optimizer.schedule=constant and a
+start. Where nothing in the train step depends on the length (optimizer.schedule=Constant and a
 method without schedules over the whole run) they are, and the lowered program itself proves it.
 """
 
@@ -20,16 +20,16 @@ from mimjax.schema import Config
 from mimjax.storage.files import Workdir
 from mimjax.storage.settings import flatten, to_json
 from mimjax.task import Clock
-from mimjax.train.optimizers import Schedule
+from mimjax.train.optimizers import ByStep
 from mimjax.train.program import Program
 from mimjax.train.run import Length
 
 Say = Callable[[str], None]
 # A checkpoint fits only while these stay the same; all other settings may change between starts.
-STRUCTURE = ("task", "method.", "optimizer.name")
+STRUCTURE = ("task", "method.", "optimizer.rule.type")
 # settings that change neither a batch nor a step
 NEUTRAL = (
-    *("steps", "epochs", "log_every", "checkpoint_every", "keep_", "eval.", "wandb"),
+    *("steps", "epochs", "log_every", "checkpoint_every", "keep_", "eval.", "boards."),
     *("on_nonfinite", "data.workers", "data.threads", "restart", "init_from", "resume"),
 )
 
@@ -38,7 +38,7 @@ class Version(NamedTuple):
     """A run's length and learning rate, before or now."""
 
     length: Length
-    rate: Schedule
+    rate: ByStep
     program: Program | None = None
 
 
@@ -46,7 +46,7 @@ def explain(
     step: int,
     old: Version,
     new: Version,
-    make: Callable[[Clock], tuple[Program, Schedule]],
+    make: Callable[[Clock], tuple[Program, ByStep]],
     changed: Mapping[str, tuple[Any, Any]],
     say: Callable[[str], None],
 ) -> None:
@@ -115,7 +115,7 @@ def say_difference(
     step: int,
     before: Length,
     new: Version,
-    make: Callable[[Clock], tuple[Program, Schedule]],
+    make: Callable[[Clock], tuple[Program, ByStep]],
     say: Callable[[str], None],
 ) -> None:
     """Says whether the result is the run that had the new length from the start."""

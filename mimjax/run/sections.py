@@ -7,10 +7,12 @@ them. What a task reads stands in `config.method`, whose schema is the class tha
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from mimjax.data.augment import Augment
 from mimjax.data.decoding import MAX_PIXELS, Decoding
+from mimjax.data.sources import Folder, SourceConfig
+from mimjax.train.boards import Board, shipped_boards
 from mimjax.train.optimizers import OptimizerConfig
 from mimjax.values import Count, Number, Positive, Range, Rate, Text, Whole
 
@@ -47,9 +49,9 @@ class Data:
     """Where images come from.
 
     Attributes:
+      source: its class and settings, see `mimjax/data/sources.py`.
       splits: "auto" = folders as train/ and val/ below `path` are splits; "none" = classes like
         others.
-      options: of the source, see `mimjax/data/sources.py`.
       channels: others than 3 need `method.mean` and `std` of as many numbers, see
         `mimjax/programs/stats.py`.
       value_range, max_pixels: see `decoding.Decoding`.
@@ -58,10 +60,9 @@ class Data:
       workers: processes that decode; 0 = threads in this one.
     """
 
-    source: Literal["digits", "folder", "photos", "synthetic", "tfds"] = "folder"
+    source: SourceConfig = Folder()
     path: Annotated[str, Text("a folder, local or gs://")] | None = None
     splits: Literal["auto", "none"] = "auto"
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     channels: Count = Decoding.channels
     value_range: tuple[Number, Number] | None = Decoding.value_range
     max_pixels: Count = MAX_PIXELS
@@ -114,7 +115,7 @@ class Settings:
       keep_every: steps; also every checkpoint whose step it divides is kept, for good.
       on_nonfinite: "rollback" = to the last good checkpoint, without the batch.
       on_nonfinite_retries: rollbacks in the whole run.
-      wandb: "offline" = files in the workdir; it and "online" need mimjax[wandb].
+      boards: where curves and pictures are shown besides the workdir's own files, by name.
     """
 
     task: Annotated[str, Text("module:Class of a task")] = ""
@@ -140,6 +141,5 @@ class Settings:
     keep_every: Count | None = None
     on_nonfinite: Literal["stop", "rollback"] = "stop"
     on_nonfinite_retries: Count = 3
-    wandb: Literal["off", "offline", "online"] = "off"
-    wandb_project: Annotated[str, Text("a name")] = "mimjax"
+    boards: dict[str, Board] = dataclasses.field(default_factory=shipped_boards)
     eval: Eval = Eval()

@@ -22,7 +22,12 @@ def _quick(monkeypatch):
 
 
 def config(epochs, schedule, **overrides):
-    settings = {"epochs": epochs, "steps": None, "batch_size": 472, "optimizer.warmup_epochs": 1.0}
+    settings = {
+        "epochs": epochs,
+        "steps": None,
+        "batch_size": 472,
+        "optimizer.schedule.warmup_epochs": 1.0,
+    }
     settings |= {"optimizer.schedule": schedule, "optimizer.lr": 1e-3}
     return helpers.small("mae", **inside.TINY, **settings | overrides)
 
@@ -55,7 +60,10 @@ def test_two_epochs_and_one_more_are_three(finished, tmp_path):
     [
         # warm-up over, rate constant, but the decay of the weights spans the run
         ({"optimizer.weight_decay_end": 0.2}, "another schedule (weight decay or the method's)"),
-        ({"optimizer.b2": 0.99}, "other settings changed too (optimizer.b2): it is another run"),
+        (
+            {"optimizer.rule.b2": 0.99},
+            "other settings changed too (optimizer.rule.b2): it is another run",
+        ),
         ({"optimizer.schedule": "mae"}, "optimizer.schedule): it is another run"),
     ],
 )

@@ -26,7 +26,7 @@ def test_the_start_block_says_what_people_debug_from():
     ):
         assert part in text, text
     # BootMAE's absolute min_lr of 1e-4 is above this peak
-    assert "WARNING     optimizer.min_lr 0.0001 is above the peak rate" in text
+    assert "WARNING     optimizer.schedule.min_lr 0.0001 is above the peak rate" in text
     c.optimizer.lr = 1e-3
     assert "WARNING" not in block(c)
 

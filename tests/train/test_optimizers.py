@@ -90,7 +90,7 @@ def test_scaling_rule():
 def test_errors_name_the_key():
     with pytest.raises(ConfigError, match=r"optimizer\.schedule"):
         optimizers.OptimizerConfig(schedule="poly")
-    with pytest.raises(ConfigError, match=r"optimizer\.min_lr"):
+    with pytest.raises(ConfigError, match=r"optimizer\.schedule\.min_lr"):
         optimizers.OptimizerConfig(min_lr=float("nan"))
 
 
@@ -104,8 +104,8 @@ def test_a_run_shorter_than_its_warm_up_names_the_override_to_add(name):
     """Of the published configs; what the error prints is taken as it stands."""
     c = helpers.CONFIGS[name].get_config().unlock()
     clock = Clock(312, 312 * 2)  # two epochs of ImageNet at batch 4096
-    if c.optimizer.warmup_epochs <= 2:
-        c.optimizer.warmup_steps = 1000
+    if c.optimizer.schedule.warmup_epochs <= 2:
+        c.optimizer.schedule.warmup_steps = 1000
     with pytest.raises(ConfigError, match="but the run has 624; allowed: at most") as error:
         learning_rate(c, clock)
     words = re.search(r"add --config\.(optimizer\.\w+)=(\S+) \(5% of the run\)", str(error.value))
