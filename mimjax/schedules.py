@@ -327,8 +327,7 @@ class RSqrt(Warmup, Schedule):
         return jnp.where(step < warmup, peak * step / max(warmup, 1), falling)
 
     def words(self) -> str:
-        end = f", over the last {self.cooldown_steps} steps" if self.cooldown_steps else ", at most"
-        return (
-            f"warm-up {self.warmup_words}, then 1 / sqrt(1 + steps / {self.timescale:g}){end} "
-            f"down to {self.min_lr:g}"
-        )
+        falls = f"warm-up {self.warmup_words}, then 1 / sqrt(1 + steps / {self.timescale:g})"
+        if self.cooldown_steps:
+            return f"{falls}, over the last {self.cooldown_steps} steps down to {self.min_lr:g}"
+        return f"{falls}, never below {self.min_lr:g}" if self.min_lr else falls

@@ -1,5 +1,6 @@
 """What tests share: small configs, a run as a real subprocess, its results."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -56,7 +57,7 @@ SMALL = {
 
 
 def small(name, **overrides):
-    """A method's demo config with a small encoder, unlocked; overrides by dotted name."""
+    """Return a method's demo config, small and unlocked; overrides by dotted name."""
     c = CONFIGS[name].get_config("demo").unlock()
     c.batch_size, c.steps, c.optimizer.schedule.warmup_steps = 16, 8, None
     c.eval.every, c.log_every, c.optimizer.lr = 0, 1, None
@@ -68,7 +69,8 @@ def small(name, **overrides):
         for parent in parents:
             node = node[parent]
         assert last in node, key
-        node[last] = value
+        # an instance of a plug stands for its section
+        node[last] = schema.section(value) if dataclasses.is_dataclass(value) else value
     return c
 
 
@@ -196,5 +198,7 @@ def flags(c):
     name = c.task.rsplit(":", 1)[0].rsplit(".", 1)[1]
     base = flatten(CONFIGS[name].get_config("demo").to_dict())
     new = flatten(c.to_dict())
-    changed = [f"--config.{k}={v}" for k, v in new.items() if base[k] != v]
-    return [f"--config=configs/{name}.py:demo", *changed]
+    changed = {k: v for k, v in new.items() if k not in base or base[k] != v}
+    # another class of a plug is given by the plug's own name
+    words = [f"--config.{k.removesuffix('.type')}={v}" for k, v in changed.items()]
+    return [f"--config=configs/{name}.py:demo", *words]
