@@ -90,7 +90,7 @@ VALUES = {
     ),
     "two means for three channels": main("method.mean", "--config.method.mean=(0.5,0.5)"),
     "warm-up longer than the run": main(
-        "optimizer.warmup", "--config.optimizer.schedule.warmup_steps=99"
+        "optimizer.schedule.warmup", "--config.optimizer.schedule.warmup_steps=99"
     ),
     "negative warm-up": main(
         "optimizer.schedule.warmup_epochs: -1",
@@ -110,7 +110,7 @@ VALUES = {
     "unknown dtype": main("dtype", "--config.dtype=float8", slow=True),
     "unknown answer to NaN": main("on_nonfinite: 'skip'", "--config.on_nonfinite=skip", slow=True),
     "no retry": main("on_nonfinite_retries: 0", "--config.on_nonfinite_retries=0", slow=True),
-    "unknown board": main("wandb: 'on'", "--config.boards.wandb.mode=on", slow=True),
+    "unknown board": main("boards.wandb.mode: 'on'", "--config.boards.wandb.mode=on", slow=True),
 }
 DEVICES = {
     "batch and devices": main(

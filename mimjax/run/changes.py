@@ -121,7 +121,8 @@ def say_difference(
     """Says whether the result is the run that had the new length from the start."""
     old_program, old_rate = make(before.clock)
     made, total = np.arange(step), new.length.total_steps
-    then, after = np.asarray(old_rate(made)), np.asarray(new.rate(made))
+    # a user's schedule may give one number for all steps
+    then, after = (np.broadcast_to(rate(made), made.shape) for rate in (old_rate, new.rate))
     if new.program is not None and _text(old_program) == _text(new.program):
         say(
             f"  no schedule depends on the length: this is the run that had {total} steps from "

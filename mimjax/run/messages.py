@@ -8,9 +8,10 @@ import jax
 from clu import parameter_overview
 
 from mimjax import __version__, rules
+from mimjax.data.configured import source_config
 from mimjax.data.pipeline import Pipeline
 from mimjax.schedules import in_words
-from mimjax.schema import Config, build
+from mimjax.schema import Config, build, defaults
 from mimjax.task import Clock, View
 from mimjax.train.optimizers import OptimizerConfig
 from mimjax.train.program import Program
@@ -44,7 +45,7 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
         f"  lr          {peak:.3g} ({rate}), {o.schedule.words()}",
         f"  length      {clock.total_steps} steps = {clock.epochs:,.1f} epochs of "
         f"{clock.steps_per_epoch} steps",
-        f"  data        {data.source.name}: {len(data.source):,} images, "
+        f"  data        {data.source.name}{source_words(c)}: {len(data.source):,} images, "
         + ", ".join(f"{k} {_size(v)}" for k, v in data.views.items())
         + f"{masks}; fingerprint {data.fingerprint}",
     ]
@@ -59,6 +60,14 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
     lines += [f"  WARNING     {text}" for text in found]
     lines += [f"  NOTE        {note}" for note in program.task.notes]
     return "\n".join(lines)
+
+
+def source_words(c: Config) -> str:
+    """Return " (size 12)": the settings of the data source that are not the defaults."""
+    config = source_config(c)
+    default = defaults(type(config))
+    changed = {k: v for k, v in defaults(config).items() if v != default[k]}
+    return f" ({', '.join(f'{k} {v}' for k, v in changed.items())})" if changed else ""
 
 
 def _size(view: View) -> str:

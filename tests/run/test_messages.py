@@ -46,7 +46,7 @@ def test_the_start_block_names_the_parts_and_their_settings():
     text = block(c)
     assert "  optimizer   Lion b1 0.9, b2 0.98\n" in text
     assert ", warm-up 2 steps, then constant, over the last 50 % of the run down to 0" in text
-    assert "synthetic: 64 images" in text
+    assert "synthetic (length 64, side 8): 64 images" in text
 
 
 @pytest.mark.parametrize(
