@@ -63,7 +63,7 @@ def get_config(arg=None):
     # optimizer: run_beit_pretraining.py
     c.epochs = 800.0
     beit_recipe(c)  # batch, rate, betas, weight decay, clipping
-    c.optimizer.warmup_epochs = 10.0
+    c.optimizer.schedule.warmup_epochs = 10.0
     c.optimizer.decay = DECAY
 
     # data

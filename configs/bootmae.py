@@ -14,6 +14,7 @@ from mimjax.methods.bootmae import BootMAE
 from mimjax.rules import VECTORS
 from mimjax.run.demos import small_run
 from mimjax.run.sections import arguments, base, section
+from mimjax.schedules import BEiTCosine
 
 SIZES = {  # width, depth, heads, patch
     "ti": (192, 12, 3, 16),  # Ti and S: DeiT's; BootMAE published B and L
@@ -52,11 +53,11 @@ def get_config(arg=None):
     c.epochs = 801.0  # the schedule spans 801; the published checkpoint is epoch index 799
     c.batch_size = 4096  # 16 GPUs x 256 (Base) or 32 x 128 (Large), paper section 4.1
     c.optimizer.base_lr = 1.5e-4
-    c.optimizer.min_lr = 1e-5 if large else 1e-4  # absolute; only the Base script sets 1e-4
-    c.optimizer.warmup_epochs = 40.0
+    c.optimizer.schedule = section(BEiTCosine)
+    c.optimizer.schedule.min_lr = 1e-5 if large else 1e-4  # absolute; 1e-4: the Base script alone
+    c.optimizer.schedule.warmup_epochs = 40.0
     c.optimizer.weight_decay = 0.05
-    c.optimizer.b1, c.optimizer.b2 = 0.9, 0.95
-    c.optimizer.schedule = "beit"
+    c.optimizer.rule.b1, c.optimizer.rule.b2 = 0.9, 0.95
     c.optimizer.decay = DECAY
 
     # data

@@ -74,7 +74,7 @@ def get_config(arg=None):
     beit_recipe(c)  # batch, rate, betas, weight decay, clipping
     c.optimizer.decay = DECAY
     c.epochs = a.epochs
-    c.optimizer.warmup_epochs = warmup(c.epochs)
+    c.optimizer.schedule.warmup_epochs = warmup(c.epochs)
 
     # data
     c.data.augment.scale = (0.08, 1.0)  # furnace/datasets.py

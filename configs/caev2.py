@@ -9,7 +9,8 @@
 Hardware: not published; batches of 2048. Expected (published, not reproduced by this project)
 after 300 epochs: ViT-Ti 69.3 % linear, 77.8 % fine-tuned; S 77.5, 83.1; B 80.7, 85.5; L 84.4,
 87.6. Where code and paper differ this is the code; `method.head_order=fc_ln` and
-`method.loss_form=paper` are the paper's, as are `optimizer.b2=0.98` and `method.encoder.heads=6`
+`method.loss_form=paper` are the paper's, as are `optimizer.rule.b2=0.98` and
+`method.encoder.heads=6`
 for S (12 in the code). For L no script was released: it is the paper's tables.
 """
 
@@ -74,7 +75,7 @@ def get_config(arg=None):
     beit_recipe(c)  # batch, rate, betas, weight decay, clipping
     c.optimizer.decay = DECAY
     c.epochs = 300.0
-    c.optimizer.warmup_epochs = 10.0
+    c.optimizer.schedule.warmup_epochs = 10.0
 
     # data
     c.data.augment.scale = (0.4, 1.0)  # the scripts' crop_min_size

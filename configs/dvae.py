@@ -39,10 +39,10 @@ def get_config(arg=None):
     c.batch_size = 512  # DALL-E A.2: 8 on each of 64 GPUs
     c.epochs = 100.0  # ours: 250,000 updates
     c.optimizer.lr = 1e-4  # DALL-E A.2: 1e-4 to 1.25e-6 on a cosine, without warm-up
-    c.optimizer.min_lr = 1.25e-6
-    c.optimizer.warmup_epochs = 0.0
+    c.optimizer.schedule.min_lr = 1.25e-6
+    c.optimizer.schedule.warmup_epochs = 0.0
     c.optimizer.weight_decay = 1e-4  # DALL-E A.2
-    c.optimizer.b1, c.optimizer.b2 = 0.9, 0.999  # DALL-E A.2
+    c.optimizer.rule.b1, c.optimizer.rule.b2 = 0.9, 0.999  # DALL-E A.2
     c.optimizer.decay = DECAY
 
     # data

@@ -15,6 +15,7 @@ from mimjax.methods.mae import MAE
 from mimjax.rules import VECTORS
 from mimjax.run.demos import small_run
 from mimjax.run.sections import arguments, base, section
+from mimjax.schedules import MAECosine
 
 SIZES = {  # width, depth, heads, patch
     "ti": (192, 12, 3, 16),  # Ti and S: DeiT's; MAE published B, L and H
@@ -48,10 +49,10 @@ def get_config(arg=None):
     c.epochs = 800.0  # PRETRAIN.md; the paper's best runs have 1600
     c.batch_size = 4096  # 64 GPUs x 64
     c.optimizer.base_lr = 1.5e-4  # --blr
-    c.optimizer.warmup_epochs = 40.0  # --warmup_epochs
+    c.optimizer.schedule = section(MAECosine)
+    c.optimizer.schedule.warmup_epochs = 40.0  # --warmup_epochs
     c.optimizer.weight_decay = 0.05
-    c.optimizer.b1, c.optimizer.b2 = 0.9, 0.95
-    c.optimizer.schedule = "mae"
+    c.optimizer.rule.b1, c.optimizer.rule.b2 = 0.9, 0.95
     c.optimizer.decay = DECAY
 
     # data

@@ -27,6 +27,7 @@ from mimjax.methods.mcmae import MCMAE
 from mimjax.rules import VECTORS
 from mimjax.run.demos import CONV_VITS, small_run
 from mimjax.run.sections import arguments, base, section
+from mimjax.schedules import MAECosine
 
 SIZES = {  # two stages: widths, depths, MLP ratios; transformer: width, depth, heads
     "s": ((128, 256), (2, 2), (4.0, 4.0), 384, 11, 6),
@@ -76,10 +77,10 @@ def get_config(arg=None):
     c.epochs = 50.0 if a.fast else 1600.0  # PRETRAIN.md of each repository
     c.batch_size = 512 if a.fast else 3072  # 24 GPUs x 128 (ConvMAE issue 6 says 2048)
     c.optimizer.base_lr = 6e-4 if a.fast else 1.5e-4  # --blr
-    c.optimizer.warmup_epochs = 10.0 if a.fast else 40.0
+    c.optimizer.schedule = section(MAECosine)
+    c.optimizer.schedule.warmup_epochs = 10.0 if a.fast else 40.0
     c.optimizer.weight_decay = 0.05
-    c.optimizer.b1, c.optimizer.b2 = 0.9, 0.95
-    c.optimizer.schedule = "mae"
+    c.optimizer.rule.b1, c.optimizer.rule.b2 = 0.9, 0.95
     c.optimizer.decay = DECAY
 
     # data

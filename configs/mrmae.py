@@ -22,6 +22,7 @@ from mimjax.models.vit import ViT
 from mimjax.rules import VECTORS
 from mimjax.run.demos import CONV_VITS, VITS, small_run, small_target
 from mimjax.run.sections import TARGETS, arguments, base, load, section
+from mimjax.schedules import MAECosine
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dino import DINO
 from mimjax.targets.joint import Joint
@@ -77,10 +78,10 @@ def get_config(arg=None):
     c.batch_size = 1024  # section 4.1
     # "maximum learning rate 1.5e-4": taken as the rate per 256 images (ours), as MCMAE's --blr
     c.optimizer.base_lr = 1.5e-4
-    c.optimizer.warmup_epochs = 80.0  # section 4.1
+    c.optimizer.schedule = section(MAECosine)
+    c.optimizer.schedule.warmup_epochs = 80.0  # section 4.1
     c.optimizer.weight_decay = 0.05
-    c.optimizer.b1, c.optimizer.b2 = 0.9, 0.95  # MCMAE's
-    c.optimizer.schedule = "mae"
+    c.optimizer.rule.b1, c.optimizer.rule.b2 = 0.9, 0.95  # MCMAE's
     c.optimizer.decay = DECAY
 
     # data

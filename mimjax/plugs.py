@@ -88,6 +88,17 @@ def import_file(path: str) -> Any:
     return _FILES[path]
 
 
+def user_files() -> tuple[str, ...]:
+    """Return the absolute paths of the users' files that this process imported."""
+    return tuple(_FILES)
+
+
+def import_files(paths: tuple[str, ...]) -> None:
+    """Import users' files, so that objects of their classes can be unpickled in this process."""
+    for path in paths:
+        _file(path)
+
+
 def class_path(cls: type) -> str:
     """Return the name by which `find_class` finds a class; a user's file has its absolute path."""
     file = file_of(cls)

@@ -50,7 +50,7 @@ SMALL = {
 def small(name, **overrides):
     """A method's demo config with a small encoder, unlocked; overrides by dotted name."""
     c = CONFIGS[name].get_config("demo").unlock()
-    c.batch_size, c.steps, c.optimizer.warmup_steps = 16, 8, None
+    c.batch_size, c.steps, c.optimizer.schedule.warmup_steps = 16, 8, None
     c.eval.every, c.log_every, c.optimizer.lr = 0, 1, None
     c.eval.probes, c.eval.error, c.eval.pictures, c.eval.health = None, None, None, None
     c.teacher.path = "random"  # for those that read one

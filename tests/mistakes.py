@@ -8,7 +8,7 @@ from mimjax.errors import Exit
 MAE, BOOT, CAE = (f"--config=configs/{name}.py:demo" for name in ("mae", "bootmae", "cae"))
 SHORT = ["--config.steps=2", "--config.eval.probes=None", "--config.eval.error=None"]
 SHORT += ["--config.eval.health=None", "--config.eval.pictures=None", "--config.batch_size=16"]
-SHORT += ["--config.optimizer.warmup_steps=0"]
+SHORT += ["--config.optimizer.schedule.warmup_steps=0"]
 SHORT += ["--config.method.encoder.width=32", "--config.method.encoder.depth=2"]
 
 
@@ -89,9 +89,13 @@ VALUES = {
         "method.pixel_layer", "--config.method.pixel_layer=9", config=BOOT, slow=True
     ),
     "two means for three channels": main("method.mean", "--config.method.mean=(0.5,0.5)"),
-    "warm-up longer than the run": main("optimizer.warmup", "--config.optimizer.warmup_steps=99"),
+    "warm-up longer than the run": main(
+        "optimizer.warmup", "--config.optimizer.schedule.warmup_steps=99"
+    ),
     "negative warm-up": main(
-        "optimizer.warmup_epochs: -1", "--config.optimizer.warmup_epochs=-1.0", slow=True
+        "optimizer.schedule.warmup_epochs: -1",
+        "--config.optimizer.schedule.warmup_epochs=-1.0",
+        slow=True,
     ),
     "negative rate": main("optimizer.lr: -1", "--config.optimizer.lr=-1.0", slow=True),
     "unknown schedule": main("optimizer.schedule", "--config.optimizer.schedule=poly", slow=True),
@@ -106,7 +110,7 @@ VALUES = {
     "unknown dtype": main("dtype", "--config.dtype=float8", slow=True),
     "unknown answer to NaN": main("on_nonfinite: 'skip'", "--config.on_nonfinite=skip", slow=True),
     "no retry": main("on_nonfinite_retries: 0", "--config.on_nonfinite_retries=0", slow=True),
-    "unknown board": main("wandb: 'on'", "--config.wandb=on", slow=True),
+    "unknown board": main("wandb: 'on'", "--config.boards.wandb.mode=on", slow=True),
 }
 DEVICES = {
     "batch and devices": main(

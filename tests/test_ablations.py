@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from mimjax import schema
 from mimjax.data.augment import Augment
 from mimjax.data.pipeline import Pipeline
-from mimjax.data.sources import make_source
+from mimjax.data.sources import Synthetic, make_source
 from mimjax.methods.masked import MaskedTask
 from mimjax.programs import cli
 from mimjax.run import setup
@@ -67,8 +67,9 @@ def shrink(c):
         method.pca_components = 4
     if c.teacher.path:
         c.teacher.path = "random"
-    c.batch_size, c.accum, c.epochs, c.steps, c.data.source = 2, 1, 1.0, 2, "synthetic"
-    c.optimizer.warmup_epochs = 0.0
+    c.batch_size, c.accum, c.epochs, c.steps = 2, 1, 1.0, 2
+    c.data.source = schema.section(Synthetic)
+    c.optimizer.schedule.warmup_epochs = 0.0
     return c
 
 

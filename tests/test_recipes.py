@@ -59,7 +59,7 @@ def test_whole(name, arg, monkeypatch):
 )
 def test_one_gpu_warms_up_as_published_for_its_length(arg, warmup):
     c = load(f"recipes/one_gpu:{arg}")
-    assert c.optimizer.warmup_epochs == pytest.approx(warmup)
+    assert c.optimizer.schedule.warmup_epochs == pytest.approx(warmup)
     assert load(f"recipes/one_gpu:{arg},images=64").accum == 4 * c.accum
 
 
@@ -97,7 +97,7 @@ def folder(tmp_path_factory):
 def run(c, path, workdir):
     """Two updates of a narrow copy; what the run said, and its losses."""
     c.unlock()
-    c.data.path, c.steps, c.optimizer.warmup_steps, c.log_every = str(path), 2, 1, 1
+    c.data.path, c.steps, c.optimizer.schedule.warmup_steps, c.log_every = str(path), 2, 1, 1
     c.batch_size = 8 * c.accum  # eight devices
     e, m = c.method.encoder, c.method
     e.width, e.depth, e.heads, e.patch, e.image_size = 16, 1, 2, 4, (16, 16)

@@ -30,7 +30,9 @@ def get_config(arg=None):
 
     # optimizer
     c.epochs = a.epochs
-    c.optimizer.warmup_epochs = min(5.0, a.epochs / 10)  # Adam's averages, not the weights, need it
+    c.optimizer.schedule.warmup_epochs = min(
+        5.0, a.epochs / 10
+    )  # Adam's averages, not the weights, need it
     # A third of the peak, by 256 images where the method has it so: what was learned is kept.
     c.optimizer.base_lr = c.optimizer.base_lr / 3
     if c.optimizer.lr is not None:

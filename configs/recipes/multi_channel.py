@@ -36,7 +36,7 @@ def get_config(arg=None):
 
     # optimizer
     c.batch_size = 512  # one accelerator
-    c.epochs, c.optimizer.warmup_epochs = 400.0, 20.0  # half of MAE's, for smaller data
+    c.epochs, c.optimizer.schedule.warmup_epochs = 400.0, 20.0  # half of MAE's, for smaller data
 
     # data
     c.data.channels = a.channels

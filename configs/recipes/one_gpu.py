@@ -46,8 +46,8 @@ def get_config(arg=None):
     c.epochs = a.epochs  # mmpretrain: 0.2 % below 800 for MAE-B
     # Warm-up: what a method's scripts have for this length, or as published; at most a fifth of the
     # run, which is the longest that any of them has (MR-MAE: 80 of 400 epochs).
-    warmup = c.optimizer.warmup_epochs
-    c.optimizer.warmup_epochs = min(warmup, 0.2 * a.epochs)
+    warmup = c.optimizer.schedule.warmup_epochs
+    c.optimizer.schedule.warmup_epochs = min(warmup, 0.2 * a.epochs)
 
     # A step is many passes (ours): save and look more often than a pod does.
     c.checkpoint_every, c.log_every, c.eval.every = 200, 10, 2000

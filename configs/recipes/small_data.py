@@ -31,7 +31,7 @@ def get_config(arg=None):
     c.batch_size = 256  # solo-learn, scripts/pretrain/cifar/mae.yaml
     c.optimizer.base_lr = 2e-4  # there, for 256 images; also weight decay 0.05, betas 0.9 and 0.95
     c.epochs = 800.0  # supmae issue 1: CIFAR-10, 192 wide; solo-learn has 1000
-    c.optimizer.warmup_epochs = 40.0  # MAE's
+    c.optimizer.schedule.warmup_epochs = 40.0  # MAE's
 
     # data: whole objects fill small images; crops of a fifth, as of ImageNet's, show little (ours)
     c.data.augment.scale = (0.4, 1.0)

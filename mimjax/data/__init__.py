@@ -6,6 +6,6 @@ Normalization and devices are the trainer's work, and no module here knows a met
 
 from mimjax.data.augment import Augment
 from mimjax.data.pipeline import Pipeline, eval_batches
-from mimjax.data.sources import Source, make_source
+from mimjax.data.sources import Source, SourceConfig, make_source
 
-__all__ = ["Augment", "Pipeline", "Source", "eval_batches", "make_source"]
+__all__ = ["Augment", "Pipeline", "Source", "SourceConfig", "eval_batches", "make_source"]

@@ -18,7 +18,6 @@ from PIL import Image
 from mimjax.data.decoding import decode
 from mimjax.data.images import Lazy, fingerprint
 from mimjax.task import ConfigError
-from mimjax.values import Count, fit
 
 # Only files inside the wheels: scikit-image's other pictures would be downloaded.
 PICTURES = (
@@ -54,7 +53,7 @@ def _picture_path(name: str) -> Path:
 
 
 @dataclasses.dataclass
-class Photos(Lazy):
+class PhotosSplit(Lazy):
     """Crops of twelve photographs; the label is the picture that a crop comes from.
 
     Attributes:
@@ -62,14 +61,13 @@ class Photos(Lazy):
     """
 
     split: str
-    length: Count | None = None
+    length: int | None = None
 
     name = "photos"
     num_classes = len(PICTURES)
     label_name = "source picture"
 
     def __post_init__(self):
-        fit(Count | None, self.length, "data.length")
         if self.length is None:
             self.length = 2000 if self.split == "train" else 400
         for name in PICTURES:

@@ -11,7 +11,7 @@ from mimjax.data.bad_files import BadFiles
 from mimjax.data.decoding import Decoding
 from mimjax.data.index import Index
 from mimjax.data.pipeline import Pipeline
-from mimjax.data.sources import Source, make_source
+from mimjax.data.sources import Files, Source, SourceConfig, open_source
 from mimjax.errors import ConfigError
 from mimjax.schema import Config, build
 from mimjax.task import Task
@@ -53,15 +53,18 @@ def make_bad_files(c: Config) -> BadFiles:
 
 
 def make_split(c: Config, split: str, index: Index | None = None) -> Source:
-    """The configured source; what is not the default must be an option of it."""
-    options = dict(c.data.options)
-    if c.data.path:
-        options["path"] = c.data.path
-    how, default = dataclasses.asdict(decoding(c)), dataclasses.asdict(Decoding())
-    options |= {k: v for k, v in how.items() if v != default[k]}
-    if (splits := c.data.get("splits", "auto")) != "auto":
-        options["splits"] = splits
-    return make_source(c.data.source, split, index=index, **options)
+    """Return the images of a split of the configured source.
+
+    Raises:
+      ConfigError: a setting that the source does not read; missing files or packages.
+    """
+    files = Files(c.data.path or None, c.data.get("splits", "auto"), decoding(c), index)
+    return open_source(source_config(c), split, files)
+
+
+def source_config(c: Config) -> SourceConfig:
+    """Return the settings of the configured source."""
+    return build(SourceConfig, c.data.source, "data.source")
 
 
 def decoding(c: Config) -> Decoding:

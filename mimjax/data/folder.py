@@ -37,7 +37,7 @@ from mimjax.data.images import Lazy, fingerprint
 from mimjax.data.index import Index, holds_image, is_file_of, scan, shown
 from mimjax.storage.files import checked_path
 from mimjax.task import ConfigError
-from mimjax.values import Count, Rate, fit
+from mimjax.values import Count, fit
 
 # suffixes of the formats in `decoding.FORMATS`; browsers save JPEG as .jfif
 JPEGS = (".jfif", ".jif", ".jpe", ".jpeg", ".jpg")
@@ -133,7 +133,7 @@ def folders_at(root: str) -> list[str]:
 
 
 @dataclasses.dataclass
-class Folder(Lazy):
+class FolderSplit(Lazy):
     """JPEG, PNG, WebP, GIF, TIFF and BMP files below a folder; NumPy arrays too if not RGB.
 
     Folders at the top of `path` with names like "train" and "val" are the splits (see
@@ -160,7 +160,7 @@ class Folder(Lazy):
 
     split: str
     path: str
-    test_fraction: Rate = 0.1
+    test_fraction: float = 0.1
     splits: Literal["auto", "none"] = "auto"
     channels: Count = 3
     max_pixels: Count = MAX_PIXELS
@@ -181,7 +181,6 @@ class Folder(Lazy):
     def __post_init__(self, index: Index | None):
         self.how = Decoding(self.channels, self.max_pixels, self.value_range)
         self.path = checked_path(os.fspath(self.path), KEY)
-        fit(Rate, self.test_fraction, "data.test_fraction")
         fit(Literal["auto", "none"], self.splits, "data.splits")
         if not epath.Path(self.path).is_dir():
             raise ConfigError(f"data.path: {self.path!r} is no folder; allowed: a folder of images")

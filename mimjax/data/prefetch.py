@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import jax
@@ -27,6 +27,7 @@ from absl import flags
 
 from mimjax import stopping
 from mimjax.errors import RunError
+from mimjax.plugs import import_files, user_files
 
 NumpyBatch = dict[str, np.ndarray]
 SHM, SHM_MIN_FREE = "/dev/shm", 1 << 20  # bytes
@@ -141,12 +142,22 @@ class _Pieces:
     def __init__(self, make: Callable[[int, slice], NumpyBatch], rows: slice, pieces: int):
         self.make, self.rows, self.pieces = make, rows, pieces
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a worker process imports users' files before it reads the state, which may need them
+        return _without_state, (user_files(),), self.__dict__
+
     def __call__(self, number: int) -> NumpyBatch:
         step, piece = divmod(int(number), self.pieces)
         size = self.rows.stop - self.rows.start
         start = self.rows.start + piece * size // self.pieces
         stop = self.rows.start + (piece + 1) * size // self.pieces
         return self.make(step, slice(start, stop))
+
+
+def _without_state(files: tuple[str, ...]) -> _Pieces:
+    """Return an empty object to unpickle into, once the users' files are imported."""
+    import_files(files)
+    return _Pieces.__new__(_Pieces)
 
 
 def _concatenate(parts: Sequence[NumpyBatch]) -> NumpyBatch:

@@ -19,7 +19,7 @@ from mimjax.task import ConfigError
 
 
 @dataclasses.dataclass
-class ArrayRecords(Lazy):
+class RecordsSplit(Lazy):
     """One split of a TFDS data set with a feature `image` and perhaps `label`.
 
     "test" is the split `validation` where it exists (ImageNet's `test` has no labels), else
@@ -49,7 +49,7 @@ class ArrayRecords(Lazy):
         features = builder.info.features or {}
         if "image" not in features:
             raise ConfigError(
-                f"data.dataset: {self.dataset!r} has the features {', '.join(features)}; "
+                f"data.source.dataset: {self.dataset!r} has the features {', '.join(features)}; "
                 "allowed: data sets with a feature 'image'"
             )
         self._tfds_split = self._find_split(sizes)
@@ -64,7 +64,7 @@ class ArrayRecords(Lazy):
         held_out = [name for name in ("validation", "test") if sizes.get(name)]
         if not sizes.get("train") and not (held_out and self.split == "test"):
             raise ConfigError(
-                f"data.dataset: {self.dataset!r} has the splits {', '.join(sizes) or '-'}; "
+                f"data.source.dataset: {self.dataset!r} has the splits {', '.join(sizes) or '-'}; "
                 "allowed: data sets with a non-empty split 'train'"
             )
         if self.split == "test":
@@ -80,7 +80,7 @@ class ArrayRecords(Lazy):
         except Exception as err:  # tfds raises many kinds, some with pages of suggestions
             first_line = (str(err).strip().splitlines() or [""])[0]
             raise ConfigError(
-                f"data.dataset: cannot open {self.dataset!r} in "
+                f"data.source.dataset: cannot open {self.dataset!r} in "
                 f"{self.data_dir or 'the default data_dir'} ({type(err).__name__}: {first_line})"
             ) from err
 
@@ -95,7 +95,7 @@ class ArrayRecords(Lazy):
         except Exception as err:
             first_line = (str(err).strip().splitlines() or [""])[0]
             raise ConfigError(
-                f"data.dataset: {self.dataset!r} is not readable by index ({first_line}); "
+                f"data.source.dataset: {self.dataset!r} is not readable by index ({first_line}); "
                 "allowed: data sets stored as array_record, with the array_record package"
             ) from err
 
@@ -106,7 +106,7 @@ class ArrayRecords(Lazy):
         value = self._records[index]["image"]
         if isinstance(value, bytes):
             name = f"{self.dataset} {self._tfds_split}[{index}]"
-            image = decode(value, name, "data.dataset", Decoding(max_pixels=self.max_pixels))
+            image = decode(value, name, "data.source.dataset", Decoding(max_pixels=self.max_pixels))
             assert isinstance(image, Image.Image)  # three channels
             return image
         array = np.asarray(value)

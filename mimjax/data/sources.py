@@ -1,41 +1,54 @@
-"""Where images come from: one small protocol and the sources that need no folder of files.
+"""Where images come from: the protocol of a source, the classes that a config names, two sources.
 
-`make_source` is the only entry. `folder` lives in `folder.py`, `photos` in `photos.py`, `tfds` in
-`array_records.py`. A source gives whole images (RGB, or `Bands` of another number of channels) and
-labels by index; it never crops, shuffles or batches. Pickling one is cheap: arrays are loaded on
-demand in each process.
+`data.source` is a section of one of the `SourceConfig`s below, or of a user's own:
+
+    @dataclasses.dataclass(frozen=True)
+    class Tiles(SourceConfig):              # my.py; --config.data.source=my.py:Tiles
+        size: Count = 64                    # --config.data.source.size=32
+
+        def open(self, split, files):       # "train" or "test"
+            return TilesSplit(split, self.size)
+
+What `open` returns has the members of `Source`. A source gives whole images (RGB, or `Bands` of
+another number of channels) and labels by index; it never crops, shuffles or batches. It is pickled
+for worker processes (`data.workers`), so that large arrays are better loaded when they are first
+read (`images.Lazy`). `folder` is read in `folder.py`, `photos` in `bundled.py`, `tfds` in
+`records.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
 
+from mimjax import values
 from mimjax.data.bands import Bands
-from mimjax.data.bundled import Photos
-from mimjax.data.folder import Folder
+from mimjax.data.bundled import PhotosSplit
+from mimjax.data.decoding import Decoding
+from mimjax.data.folder import FolderSplit
 from mimjax.data.images import Lazy, check_split, fingerprint
 from mimjax.data.index import Index
-from mimjax.data.records import ArrayRecords
-from mimjax.task import ConfigError
-from mimjax.values import Count, Whole, fit
+from mimjax.data.records import RecordsSplit
+from mimjax.errors import ConfigError
+from mimjax.plugs import find_plug
+from mimjax.values import Count, Rate, Text, Whole
 
 
 class Source(Protocol):
     """Random access to the images of one split.
 
     Attributes:
-      name: the name in the config, "folder".
+      name: short, for messages: "folder".
       num_classes: 0 = no labels.
       label_name: what a label means: "digit", "class folder", "source picture".
       fingerprint: short hex that changes when the data change.
 
     A source of files also has `file(index)`, the path, `how` it is decoded, and `notes`, which are
-    said at the start.
+    said at the start. `fingerprint` and `len` must be the same in every process.
     """
 
     name: str
@@ -60,8 +73,197 @@ class Source(Protocol):
         ...
 
 
+# ------------------------------------------------------------------ what a config names
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """What the section `data` says besides the source.
+
+    Attributes:
+      path: `data.path`; None = not given.
+      splits: `data.splits`.
+      how: channels, max_pixels and value_range.
+      index: of the source's files, which both splits share; None = one of its own.
+    """
+
+    path: str | None = None
+    splits: str = "auto"
+    how: Decoding = Decoding()
+    index: Index | None = None
+
+    def named(self) -> dict[str, Any]:
+        """Return the settings by name."""
+        return {"path": self.path, "splits": self.splits, **dataclasses.asdict(self.how)}
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Base class of the settings of a source.
+
+    Attributes:
+      READS: settings of `data` that the source reads, of path, splits, channels, max_pixels,
+        value_range and trust_index; others must have their defaults.
+    """
+
+    PLUGGABLE: ClassVar[bool] = True
+    HOME: ClassVar[tuple[str, ...]] = ("mimjax.data.sources",)
+    READS: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self):
+        values.check(self, "data.source")
+
+    def open(self, split: str, files: Files) -> Source:
+        """Return the images of a split, "train" or "test".
+
+        Raises:
+          ConfigError: files or packages are missing.
+        """
+        raise NotImplementedError(type(self).__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder(SourceConfig):
+    """Images below the folder `data.path`, local or gs://.
+
+    Attributes:
+      test_fraction: share of the test split where no folders define one.
+    """
+
+    READS = ("path", "splits", "channels", "max_pixels", "value_range", "trust_index")
+
+    test_fraction: Rate = 0.1
+
+    def open(self, split: str, files: Files) -> FolderSplit:
+        if not files.path:
+            raise ConfigError("data.path: missing; source 'folder' needs it")
+        how = dataclasses.asdict(files.how)
+        splits: Any = files.splits
+        return FolderSplit(split, files.path, self.test_fraction, splits, index=files.index, **how)
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits(SourceConfig):
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels; it has no settings."""
+
+    def open(self, split: str, files: Files) -> DigitsSplit:
+        return DigitsSplit(split)
+
+
+@dataclasses.dataclass(frozen=True)
+class Photos(SourceConfig):
+    """Crops of twelve photographs, see `bundled.py`.
+
+    Attributes:
+      length: number of crops; None = 2000 for train and 400 for test.
+    """
+
+    length: Count | None = None
+
+    def open(self, split: str, files: Files) -> PhotosSplit:
+        return PhotosSplit(split, self.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Synthetic(SourceConfig):
+    """Smooth colored waves for tests, benchmarks and dry runs, see `SyntheticSplit`.
+
+    Attributes:
+      length: number of images.
+      num_classes: label = index % num_classes; 0 = no labels.
+      side: height and width in pixels.
+    """
+
+    length: Count = 1024
+    num_classes: Whole = 10
+    side: Count = 64
+
+    def open(self, split: str, files: Files) -> SyntheticSplit:
+        return SyntheticSplit(split, self.length, self.num_classes, self.side)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds(SourceConfig):
+    """A TensorFlow Datasets data set stored as array_record, see `records.py`.
+
+    Attributes:
+      dataset: the name, "imagenet2012" or "my_set/config:1.0.0".
+      data_dir: the folder that holds it; None = TFDS' default.
+    """
+
+    READS = ("max_pixels",)
+
+    dataset: Annotated[str, Text("the name of a data set")] | None = None
+    data_dir: Annotated[str, Text("a folder")] | None = None
+
+    def open(self, split: str, files: Files) -> RecordsSplit:
+        if not self.dataset:
+            raise ConfigError("data.source.dataset: missing; source 'tfds' needs it")
+        return RecordsSplit(split, self.dataset, self.data_dir, files.how.max_pixels)
+
+
+def find_source(name: str) -> type[SourceConfig]:
+    """Return the class of a source: "digits", "module:Class" or "file.py:Class".
+
+    Raises:
+      ConfigError: there is none of this name.
+    """
+    return find_plug(SourceConfig, name, "data.source")
+
+
+def short_name(config: SourceConfig) -> str:
+    """Return how messages name a source: "folder"."""
+    return type(config).__name__.lower()
+
+
+def open_source(config: SourceConfig, split: str, files: Files) -> Source:
+    """Return the images of a split, "train" or "test".
+
+    Raises:
+      ConfigError: a setting of `data` that the source does not read; missing files or packages.
+    """
+    check_split(split)
+    name, default = short_name(config), Files().named()
+    for key, value in files.named().items():
+        if value == default[key] or key in config.READS:
+            continue
+        if key == "channels":
+            raise ConfigError(
+                f"data.channels: {value}, but source {name!r} has 3; allowed: 3, or source folder"
+            )
+        raise ConfigError(
+            f"data.{key}: {value!r}, but source {name!r} does not read it; allowed: {default[key]}"
+        )
+    return config.open(split, files)
+
+
+def make_source(name: str, split: str, *, index: Index | None = None, **options: Any) -> Source:
+    """Return the images of a split of the source called `name`.
+
+    Args:
+      name: "digits", "folder", "photos", "synthetic", "tfds", "module:Class" or "file.py:Class".
+      split: "train" or "test".
+      index: of the source's files, see `Files`.
+      **options: settings of the source, and those of `data` that it reads.
+
+    Raises:
+      ConfigError: an unknown name or option, a wrong value, missing files or packages.
+    """
+    cls = find_source(name)
+    own, shared = values.fields(cls), Files().named()
+    for option in options:
+        if option not in own and option not in shared:
+            allowed = ", ".join([*own, *(key for key in shared if key in cls.READS)])
+            raise ConfigError(
+                f"data.source.{option}: unknown for source {name!r}; allowed: {allowed or '-'}"
+            )
+    config = cls(**{key: value for key, value in options.items() if key in own})
+    rest = {key: value for key, value in options.items() if key not in own}
+    path, splits = rest.pop("path", None), rest.pop("splits", "auto")
+    return open_source(config, split, Files(path, splits, Decoding(**rest), index))
+
+
+# ------------------------------------------------------------------ sources without files
 @dataclasses.dataclass
-class Digits(Lazy):
+class DigitsSplit(Lazy):
     """scikit-learn's 1,797 handwritten 8x8 digits, gray replicated to RGB.
 
     The split is 80 % / 20 % per digit by a fixed permutation, the same for every run seed.
@@ -105,7 +307,7 @@ class Digits(Lazy):
 
 
 @dataclasses.dataclass
-class Synthetic(Lazy):
+class SyntheticSplit(Lazy):
     """Smooth colored waves made from the index alone: for tests, benchmarks and dry runs.
 
     The label sets the main direction and hue of the waves, so that a classifier has something to
@@ -118,16 +320,12 @@ class Synthetic(Lazy):
     """
 
     split: str
-    length: Count = 1024
-    num_classes: Whole = 10
-    side: Count = 64
+    length: int = 1024
+    num_classes: int = 10
+    side: int = 64
 
     name = "synthetic"
     label_name = "wave"
-
-    def __post_init__(self):
-        for name, hint in (("length", Count), ("num_classes", Whole), ("side", Count)):
-            fit(hint, getattr(self, name), f"data.{name}")
 
     @property
     def fingerprint(self) -> str:
@@ -154,47 +352,3 @@ class Synthetic(Lazy):
 
     def label(self, index: int) -> int:
         return index % self.num_classes if self.num_classes else -1
-
-
-_SOURCES = {
-    "digits": Digits,
-    "folder": Folder,
-    "photos": Photos,
-    "synthetic": Synthetic,
-    "tfds": ArrayRecords,
-}
-
-
-def make_source(name: str, split: str, *, index: Index | None = None, **options: Any) -> Source:
-    """The source called `name`.
-
-    Args:
-      name: "digits", "folder", "photos", "synthetic" or "tfds".
-      split: "train" or "test".
-      index: of the source's files, see `Folder`; other sources have none.
-      **options: the fields of the source's dataclass besides `split`.
-
-    Raises:
-      ConfigError: an unknown name or option, a wrong value, missing files or packages.
-    """
-    if name not in _SOURCES:
-        raise ConfigError(f"data.source: found {name!r}; allowed: {', '.join(_SOURCES)}")
-    check_split(split)
-    kind = _SOURCES[name]
-    fields = [f for f in dataclasses.fields(kind) if f.init and f.name != "split"]
-    allowed = [f.name for f in fields]
-    for option, value in options.items():
-        if option == "channels" and option not in allowed:
-            raise ConfigError(
-                f"data.channels: {value}, but source {name!r} has 3; allowed: 3, or source folder"
-            )
-        if option not in allowed:
-            raise ConfigError(
-                f"data.{option}: unknown for source {name!r}; allowed: {', '.join(allowed) or '-'}"
-            )
-    for field in fields:
-        required = field.default is dataclasses.MISSING
-        if required and options.get(field.name) in (None, ""):
-            raise ConfigError(f"data.{field.name}: missing; source {name!r} needs it")
-    shared = {"index": index} if kind is Folder else {}
-    return kind(split=split, **shared, **options)

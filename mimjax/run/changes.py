@@ -20,16 +20,16 @@ from mimjax.schema import Config
 from mimjax.storage.files import Workdir
 from mimjax.storage.settings import flatten, to_json
 from mimjax.task import Clock
-from mimjax.train.optimizers import Schedule
+from mimjax.train.optimizers import ByStep
 from mimjax.train.program import Program
 from mimjax.train.run import Length
 
 Say = Callable[[str], None]
 # A checkpoint fits only while these stay the same; all other settings may change between starts.
-STRUCTURE = ("task", "method.", "optimizer.name")
+STRUCTURE = ("task", "method.", "optimizer.rule.type")
 # Settings that change neither a batch nor a step.
 NEUTRAL = (
-    *("steps", "epochs", "log_every", "checkpoint_every", "keep_", "eval.", "wandb"),
+    *("steps", "epochs", "log_every", "checkpoint_every", "keep_", "eval.", "boards."),
     *("on_nonfinite", "data.workers", "data.threads", "restart", "init_from", "resume"),
 )
 
@@ -43,7 +43,7 @@ class Version(NamedTuple):
     """
 
     length: Length
-    rate: Schedule
+    rate: ByStep
     program: Program | None = None
 
 
@@ -51,7 +51,7 @@ def explain(
     step: int,
     old: Version,
     new: Version,
-    make: Callable[[Clock], tuple[Program, Schedule]],
+    make: Callable[[Clock], tuple[Program, ByStep]],
     changed: Mapping[str, tuple[Any, Any]],
     say: Callable[[str], None],
 ) -> None:
@@ -121,13 +121,14 @@ def say_difference(
     step: int,
     before: Length,
     new: Version,
-    make: Callable[[Clock], tuple[Program, Schedule]],
+    make: Callable[[Clock], tuple[Program, ByStep]],
     say: Callable[[str], None],
 ) -> None:
     """Report whether the run that goes on is the run that had the new length from the start."""
     old_program, old_rate = make(before.clock)
     made, total = np.arange(step), new.length.total_steps
-    then, after = np.asarray(old_rate(made)), np.asarray(new.rate(made))
+    # a user's schedule may give one number for all steps
+    then, after = (np.broadcast_to(rate(made), made.shape) for rate in (old_rate, new.rate))
     if new.program is not None and _text(old_program) == _text(new.program):
         say(
             f"  no schedule depends on the length: this is the run that had {total} steps from "

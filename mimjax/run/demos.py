@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mimjax.data.sources import find_source
 from mimjax.errors import ConfigError
 from mimjax.evaluators.probes import Probes
 from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
@@ -45,10 +46,10 @@ def small_run(c: Config, data: str, encoders: Encoders = VITS) -> None:
       encoders: settings of the encoder for each.
     """
     check_data(data)
-    c.data.source = data
+    c.data.source = section(find_source(data))
     c.method.encoder.update(encoders[data])
     c.optimizer.lr = 2e-3 if data == "digits" else 1e-3
-    c.optimizer.warmup_epochs, c.optimizer.warmup_steps = 0.0, 100
+    c.optimizer.schedule.warmup_epochs, c.optimizer.schedule.warmup_steps = 0.0, 100
     c.batch_size = 128 if data == "digits" else 64
     c.steps = 1500 if data == "digits" else 800
     c.log_every, c.checkpoint_every = 100, 500
@@ -69,11 +70,11 @@ def small_tokenizer(c: Config, data: str) -> None:
     m = c.method
     m.encoder.vocab, m.encoder.hidden, m.encoder.num_layers, width = TOKENIZERS[data]
     m.decoder.codebook_dim, m.image_size = width, VITS[data]["image_size"]
-    c.data.source = data
+    c.data.source = section(find_source(data))
     c.steps = 1500 if data == "digits" else 800
     c.batch_size = 128 if data == "digits" else 32
-    c.optimizer.lr, c.optimizer.min_lr = 2e-3, 1e-5
-    c.optimizer.warmup_steps = 100
+    c.optimizer.lr, c.optimizer.schedule.min_lr = 2e-3, 1e-5
+    c.optimizer.schedule.warmup_steps = 100
     # the relaxed codes harden within the run
     m.temperature_steps, m.temperature_end = c.steps, 0.1
     m.kl_weight, m.kl_steps = 0.002, 1

@@ -16,12 +16,14 @@ import jax
 from clu import parameter_overview
 
 from mimjax import __version__, rules
+from mimjax.data.configured import source_config
 from mimjax.data.pipeline import Pipeline
 from mimjax.evaluators.pictures import PictureWriter
 from mimjax.models.attention_maps import num_blocks
-from mimjax.schema import Config, build
+from mimjax.schedules import in_words
+from mimjax.schema import Config, build, defaults
 from mimjax.task import Clock, View
-from mimjax.train import optimizers
+from mimjax.train.optimizers import OptimizerConfig
 from mimjax.train.program import Program
 
 if TYPE_CHECKING:
@@ -48,15 +50,13 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
     ema, frozen = count(program.abstract_state.ema), count(program.abstract_frozen)
     mesh, device = program.mesh, jax.devices()[0]
     per_device = c.batch_size // mesh.size // c.accum
-    o = c.optimizer
-    peak = o.base_lr * c.batch_size / 256 if o.lr is None else o.lr
+    o = build(OptimizerConfig, c.optimizer, "optimizer")
+    peak = o.peak_lr(c.batch_size)
     rate = f"base {o.base_lr:g} x {c.batch_size} / 256" if o.lr is None else "absolute"
-    warmup = (o.warmup_epochs, "epochs") if o.warmup_steps is None else (o.warmup_steps, "steps")
     masks = ""
     if "mask" in program.abstract_batch:
         n = program.abstract_batch["mask"].shape[1]
         masks = f", {n} patches, {getattr(program.task, 'num_masked', 0)} masked"
-    end = "then constant" if o.schedule == "constant" else f"down to {o.min_lr:g}"
     lines = [
         f"mimjax {__version__}  {c.task}  (jax {jax.__version__}, compute {c.dtype})",
         f"  parameters  {count(params) / 1e6:,.2f} M ({parts})"
@@ -66,10 +66,11 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
         f"mesh data={mesh.shape['data']} fsdp={mesh.shape['fsdp']}",
         f"  batch       {c.batch_size} = {mesh.size} devices x {per_device} x {c.accum} "
         "accumulated",
-        f"  lr          {peak:.3g} ({rate}), warm-up {warmup[0]:g} {warmup[1]}, {end}",
+        f"  optimizer   {in_words(o.rule)}",
+        f"  lr          {peak:.3g} ({rate}), {o.schedule.words()}",
         f"  length      {clock.total_steps} steps = {clock.epochs:,.1f} epochs of "
         f"{clock.steps_per_epoch} steps",
-        f"  data        {c.data.source}: {len(data.source):,} images, "
+        f"  data        {data.source.name}{source_words(c)}: {len(data.source):,} images, "
         + ", ".join(f"{k} {_size(v)}" for k, v in data.views.items())
         + f"{masks}; fingerprint {data.fingerprint}",
     ]
@@ -80,37 +81,18 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
                 f"  {name}  the same crop resized to {view.size[0]}x{view.size[1]}, so that the "
                 f"target has one token per patch of the student's {student[0]}x{student[1]}"
             )
-    lines += [f"  WARNING     {text}" for text in warnings(c, peak, clock)]
+    found = o.schedule.warnings(clock, peak, "optimizer.schedule")
+    lines += [f"  WARNING     {text}" for text in found]
     lines += [f"  NOTE        {note}" for note in program.task.notes]
     return "\n".join(lines)
 
 
-def warnings(c: Config, peak: float, clock: Clock) -> list[str]:
-    """Return warnings about a schedule that is allowed, but that a user hardly wants.
-
-    Args:
-      c: the resolved config.
-      peak: the learning rate after the warm-up.
-      clock: length of the run.
-    """
-    o, total = c.optimizer, clock.total_steps
-    if o.schedule == "constant":
-        return []
-    if o.min_lr > peak:
-        return [
-            f"optimizer.min_lr {o.min_lr:g} is above the peak rate {peak:.3g}: "
-            "the rate will rise; it is absolute and does not follow a smaller batch"
-        ]
-    rate = optimizers.learning_rate(
-        build(optimizers.OptimizerConfig, o, "optimizer"), clock, c.batch_size
-    )
-    if total > 1 and rate(total - 1) > rate(total - 2):
-        key = "warmup_steps" if o.warmup_steps else "warmup_epochs"
-        return [
-            f"optimizer.{key} {o[key]:g} is the whole run of {total} steps: the rate never decays; "
-            + optimizers.shorter_warmup(key, clock)
-        ]
-    return []
+def source_words(c: Config) -> str:
+    """Return " (size 12)": the settings of the data source that are not the defaults."""
+    config = source_config(c)
+    default = defaults(type(config))
+    changed = {k: v for k, v in defaults(config).items() if v != default[k]}
+    return f" ({', '.join(f'{k} {v}' for k, v in changed.items())})" if changed else ""
 
 
 def _size(view: View) -> str:

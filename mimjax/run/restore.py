@@ -19,12 +19,13 @@ from mimjax.errors import ConfigError
 from mimjax.inference import contradictions
 from mimjax.inference.weights import existing, grid_of, order_of, read_params
 from mimjax.run.changes import check_workdir
-from mimjax.schema import Config
+from mimjax.schema import Config, build
 from mimjax.storage.checkpoints import Checkpoints, Restored
 from mimjax.storage.files import Workdir
 from mimjax.storage.settings import own_settings
 from mimjax.storage.verdicts import Outcome, in_words
 from mimjax.task import TrainState
+from mimjax.train.optimizers import OptimizerConfig
 from mimjax.train.program import Program
 
 Say = Callable[[str], None]
@@ -237,16 +238,9 @@ def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> Tr
         task.init_ema,
         out_shardings=jax.tree.map(lambda x: x.sharding, program.abstract_state.ema),
     )(params)
+    schedule = build(OptimizerConfig, c.optimizer, "optimizer").schedule
     say(
-        f"schedule: from its beginning, with a warm-up of {warmup_words(c)}; optimizer slots "
+        f"schedule: from its beginning ({schedule.words()}); optimizer slots "
         "are empty (a whole state: --config.resume)"
     )
     return state.replace(params=params, ema=ema)
-
-
-def warmup_words(c: Config) -> str:
-    """Return the warm-up as the config states it, in epochs or steps."""
-    o = c.optimizer
-    if o.warmup_steps is None:
-        return f"{o.warmup_epochs:g} epochs"
-    return f"{o.warmup_steps} steps"

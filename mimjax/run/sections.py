@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from mimjax.data.augment import Augment
 from mimjax.data.decoding import MAX_PIXELS, Decoding
+from mimjax.data.sources import Folder, SourceConfig
 from mimjax.errors import ConfigError
 from mimjax.evaluators.base import Evaluator
 from mimjax.evaluators.error import MaskedError
@@ -26,6 +27,7 @@ from mimjax.models.clip import CLIP_SIZES, CLIPVision
 from mimjax.models.vqgan import VQGAN_SIZES, VQGANModel
 from mimjax.run.config_files import find as find
 from mimjax.run.config_files import load as load
+from mimjax.schedules import BEiTCosine
 from mimjax.schema import Config, section
 from mimjax.targets.base import Target
 from mimjax.targets.clip import CLIP
@@ -36,6 +38,7 @@ from mimjax.targets.encoder import EncoderFeatures
 from mimjax.targets.pixels import Pixels
 from mimjax.targets.vqgan import VQGAN
 from mimjax.targets.vqkd import VQKD
+from mimjax.train.boards import Board, shipped_boards
 from mimjax.train.optimizers import OptimizerConfig
 from mimjax.values import Count, Number, Positive, Range, Rate, Text, Whole
 
@@ -73,9 +76,9 @@ class Data:
     """Where images come from.
 
     Attributes:
+      source: its class and settings, see `mimjax/data/sources.py`.
       splits: "auto" = folders as train/ and val/ below `path` are splits; "none" = classes like
         others.
-      options: of the source, see `mimjax/data/sources.py`.
       channels: others than 3 need `method.mean` and `std` of as many numbers, see
         `mimjax/programs/stats.py`.
       value_range, max_pixels: see `decoding.Decoding`.
@@ -84,10 +87,9 @@ class Data:
       workers: processes that decode; 0 = threads in this one.
     """
 
-    source: Literal["digits", "folder", "photos", "synthetic", "tfds"] = "folder"
+    source: SourceConfig = Folder()
     path: Annotated[str, Text("a folder, local or gs://")] | None = None
     splits: Literal["auto", "none"] = "auto"
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     channels: Count = Decoding.channels
     value_range: tuple[Number, Number] | None = Decoding.value_range
     max_pixels: Count = MAX_PIXELS
@@ -157,7 +159,7 @@ class Settings:
       keep_every: steps; a checkpoint whose step it divides is kept for good.
       on_nonfinite: "rollback" = return to the last good checkpoint and leave the batch out.
       on_nonfinite_retries: rollbacks in the whole run.
-      wandb: "offline" writes files into the workdir; "offline" and "online" need mimjax[wandb].
+      boards: where curves and pictures are shown besides the workdir's own files, by name.
     """
 
     task: Annotated[str, Text("module:Class of a task")] = ""
@@ -183,8 +185,7 @@ class Settings:
     keep_every: Count | None = None
     on_nonfinite: Literal["stop", "rollback"] = "stop"
     on_nonfinite_retries: Count = 3
-    wandb: Literal["off", "offline", "online"] = "off"
-    wandb_project: Annotated[str, Text("a name")] = "mimjax"
+    boards: dict[str, Board] = dataclasses.field(default_factory=shipped_boards)
     eval: Eval = Eval()
 
 
@@ -200,11 +201,11 @@ def beit_recipe(c: Config) -> None:
     """Set batch and optimizer of BEiT's scripts, which those of CAE and CAE v2 take over."""
     c.batch_size = 2048
     c.optimizer.lr = 1.5e-3  # absolute; for 2048 images
-    c.optimizer.min_lr = 1e-5
+    c.optimizer.schedule = section(BEiTCosine)
+    c.optimizer.schedule.min_lr = 1e-5
     c.optimizer.weight_decay = 0.05
-    c.optimizer.b1, c.optimizer.b2 = 0.9, 0.999  # PyTorch's; CAE's scripts set none
+    c.optimizer.rule.b1, c.optimizer.rule.b2 = 0.9, 0.999  # PyTorch's; CAE's scripts set none
     c.optimizer.clip_norm = 3.0
-    c.optimizer.schedule = "beit"
 
 
 TARGETS: dict[str, Target] = {

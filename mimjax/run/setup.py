@@ -19,10 +19,10 @@ from ml_collections import ConfigDict
 
 from mimjax.data import values
 from mimjax.data.augment import Augment
-from mimjax.data.configured import make_data, make_split, sample_images
+from mimjax.data.configured import make_data, make_split, sample_images, source_config
 from mimjax.data.index import INDEX_FILE, Index
 from mimjax.data.pipeline import Pipeline
-from mimjax.data.sources import Source
+from mimjax.data.sources import Source, short_name
 from mimjax.errors import ConfigError
 from mimjax.evaluators import make_evaluators
 from mimjax.inference import weights
@@ -36,7 +36,8 @@ from mimjax.storage.checkpoints import Checkpoints, versions
 from mimjax.storage.files import Workdir
 from mimjax.storage.lock import RunLock
 from mimjax.task import Clock
-from mimjax.train import boards, optimizers
+from mimjax.train import optimizers
+from mimjax.train.boards import open_boards
 from mimjax.train.metrics import Log
 from mimjax.train.program import Program, make_program
 from mimjax.train.run import Evaluation, Length, Run
@@ -48,9 +49,11 @@ def make_index(c: Config, workdir: str) -> tuple[Index, Index | None]:
     Raises:
       ConfigError: a list is to be trusted for a source that has none.
     """
-    if c.data.trust_index and c.data.source != "folder":
+    source = source_config(c)
+    if c.data.trust_index and "trust_index" not in source.READS:
         raise ConfigError(
-            f"data.trust_index: True, but source {c.data.source!r} lists no files; allowed: False"
+            f"data.trust_index: True, but source {short_name(source)!r} lists no files; "
+            "allowed: False"
         )
     place = Workdir(workdir, writer=False).file(INDEX_FILE)
     kept = Index.from_bytes(place.read_bytes()) if place.exists() else None
@@ -83,7 +86,7 @@ def make_tx(c: Config, params: Any, clock: Clock):
     return optimizers.make_optimizer(cfg, params, lr, optimizers.weight_decay(cfg, clock)), lr
 
 
-def make_length(c: Config, mesh: Mesh, clock: Clock) -> tuple[Program, optimizers.Schedule]:
+def make_length(c: Config, mesh: Mesh, clock: Clock) -> tuple[Program, optimizers.ByStep]:
     """Program and learning rate of a run of this length."""
     task = make_task(c, clock)
     params = jax.eval_shape(task.init, jax.random.key(0))[0]
@@ -100,8 +103,9 @@ def check_choices(c: Config) -> None:
     Raises:
       ConfigError: a value that its annotation in `mimjax.run.sections` does not allow.
     """
-    build(Settings, {k: v for k, v in c.items() if k != "method"}, "")
-    boards.check(c.wandb)
+    found = build(Settings, {k: v for k, v in c.items() if k != "method"}, "")
+    for name, board in found.boards.items():
+        board.check(f"boards.{name}")
 
 
 def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = None) -> Run:
@@ -194,7 +198,8 @@ def open_run(
     number = jax.process_index()
     name = f"bad_files_{number}.txt" if number else "bad_files.txt"
     run.data.bad_files.open(Workdir(str(workdir.path)), name, say)
-    log.boards = boards.open_boards(workdir, c.wandb, c.wandb_project, c.to_dict(), run.state.step)
+    wanted = build(Settings, {"boards": c.boards}, "").boards.values()
+    log.boards = open_boards(wanted, workdir, c.to_dict(), run.state.step)
     if workdir.writer and index.listings:
         workdir.write_bytes(INDEX_FILE, index.to_bytes())
     config = json.loads(settings.config_json(c))

@@ -93,8 +93,8 @@ def masking_from_1(settings: Settings) -> Settings:
 
 
 def from_2(settings: Settings) -> Settings:
-    """Translate version 2: classes stood in other modules, evaluators had no sections."""
-    return eval_from_2(with_new_places(settings))
+    """Translate version 2: classes stood in other modules, and parts were named without a class."""
+    return with_new_places(eval_from_2(with_plugs(settings)))
 
 
 # What an evaluator did that version 2 had switched on.
@@ -135,6 +135,72 @@ def with_new_places(settings: Settings) -> Settings:
         else value
         for name, value in settings.items()
     }
+
+
+# What version 2 called the schedules of the learning rate, and which settings each of them read.
+SCHEDULES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "mae": ("mimjax.schedules:MAECosine", ("warmup_epochs", "warmup_steps", "min_lr")),
+    "beit": ("mimjax.schedules:BEiTCosine", ("warmup_epochs", "warmup_steps", "min_lr")),
+    "constant": ("mimjax.schedules:Constant", ("warmup_epochs", "warmup_steps")),
+}
+# What version 2 called the data sources, and the settings of each with their defaults.
+SOURCES: dict[str, tuple[str, Settings]] = {
+    "digits": ("mimjax.data.sources:Digits", {}),
+    "folder": ("mimjax.data.sources:Folder", {"test_fraction": 0.1}),
+    "photos": ("mimjax.data.sources:Photos", {"length": None}),
+    "synthetic": (
+        "mimjax.data.sources:Synthetic",
+        {"length": 1024, "num_classes": 10, "side": 64},
+    ),
+    "tfds": ("mimjax.data.sources:Tfds", {"dataset": None, "data_dir": None}),
+}
+
+
+def with_plugs(settings: Settings) -> Settings:
+    """Write the optimizer, the data source and the boards as sections that name a class."""
+    settings = dict(settings)
+    if "optimizer" in settings:
+        settings["optimizer"] = optimizer_from_2(settings["optimizer"])
+    if "data" in settings:
+        settings["data"] = data_from_2(settings["data"])
+    wandb = {
+        "mode": settings.pop("wandb", "off"),
+        "project": settings.pop("wandb_project", "mimjax"),
+    }
+    settings["boards"] = {
+        "tensorboard": {"type": "mimjax.train.boards:TensorBoard"},
+        "wandb": {"type": "mimjax.train.boards:WandB"} | wandb,
+    }
+    return settings
+
+
+def optimizer_from_2(old: Settings) -> Settings:
+    """Give rule and schedule sections of their own; a setting that neither reads is dropped."""
+    old = dict(old)
+    old.pop("name", None)  # "adamw", the only one there was
+    rule = {name: old.pop(name) for name in ("b1", "b2", "eps") if name in old}
+    place, reads = SCHEDULES[old.pop("schedule", "mae")]
+    read = {
+        name: old.pop(name) for name in ("warmup_epochs", "warmup_steps", "min_lr") if name in old
+    }
+    schedule = {name: value for name, value in read.items() if name in reads}
+    if place.endswith(":Constant"):
+        schedule["value"] = 1.0
+    return old | {
+        "rule": {"type": "mimjax.train.optimizers:AdamW"} | rule,
+        "schedule": {"type": place} | schedule,
+    }
+
+
+def data_from_2(old: Settings) -> Settings:
+    """Make a section of the source's name and its options."""
+    old = dict(old)
+    place, defaults = SOURCES[old.pop("source", "folder")]
+    options = defaults | old.pop("options", {})
+    # a folder's options could also be given where all sources have them
+    shared = {name: value for name, value in options.items() if name not in defaults}
+    own = {name: value for name, value in options.items() if name in defaults}
+    return old | shared | {"source": {"type": place} | own}
 
 
 TRANSLATIONS: dict[int, Callable[[Settings], Settings]] = {1: from_1, 2: from_2}

@@ -1,4 +1,12 @@
-"""Where curves are watched from outside: TensorBoard events, and Weights & Biases if asked for.
+"""Where curves are watched from outside: TensorBoard events, Weights & Biases, a user's own board.
+
+`boards` holds a section for each, by name. A user's own is a dataclass that derives from `Board`:
+
+    @dataclasses.dataclass
+    class Lines(Board):                    # my.py; --config.boards.lines=my.py:Lines
+        path: Annotated[str, Text("a file")] = "lines.txt"
+
+        def write(self, step, values): ...
 
 Nothing here decides anything: a run without boards is the same run. wandb is imported in the modes
 "offline" (files in the workdir, sent by `wandb sync` when somebody wants to) and "online" alone.
@@ -6,52 +14,87 @@ Nothing here decides anything: a run without boards is the same run. wandb is im
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import io
 import sys
 import uuid
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
 from mimjax.data.decoding import open_image
 from mimjax.errors import ConfigError
 from mimjax.storage.files import Workdir
+from mimjax.values import Text
 
 ID_FILE = "wandb_id.txt"  # a restart continues the same run there too
 
 
-class Board(Protocol):
-    """Gets the numbers of every line of metrics.jsonl, and the pictures."""
+@dataclasses.dataclass
+class Board:
+    """Base class: gets the numbers of every line of metrics.jsonl, and the pictures.
+
+    The fields of a subclass are its settings; what it opens it keeps in other attributes. Its
+    methods are called in one process only, the one that writes.
+    """
+
+    PLUGGABLE: ClassVar[bool] = True
+    HOME: ClassVar[tuple[str, ...]] = ("mimjax.train.boards",)
+
+    def check(self, where: str) -> None:
+        """Look for what the board needs, before anything is written.
+
+        Args:
+          where: names the section in errors, "boards.wandb".
+
+        Raises:
+          ConfigError: a package is missing.
+        """
+
+    def wanted(self, workdir: Workdir) -> bool:
+        """Return whether the board is to be opened for a run with this workdir."""
+        return True
+
+    def open(self, workdir: Workdir, config: dict[str, Any], step: int) -> None:
+        """Begin or continue.
+
+        Args:
+          config: every setting of the run, nested.
+          step: updates made; those after it are to come (at 0 its evaluation too).
+        """
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """`values` as measured, NaN included."""
-        ...
+        """Show numbers as they were measured, NaN included."""
+        raise NotImplementedError(type(self).__name__)
 
     def picture(self, step: int, name: str, data: bytes) -> None:
-        """A PNG file."""
-        ...
+        """Show the bytes of a PNG file."""
 
     def rewind(self, step: int) -> None:
-        """The steps after `step` will be made again."""
-        ...
+        """Prepare for the steps after `step`, which will be made again."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End; the run is over or stops."""
 
 
-class TensorBoard:
-    """Event files in the workdir.
+@dataclasses.dataclass
+class TensorBoard(Board):
+    """Event files in the workdir, where that is local; it has no settings.
 
     Each begins with a mark that takes back the points from its first step on: those that a run has
     made before it was killed, and makes again.
     """
 
-    def __init__(self, workdir: Workdir, step: int = 0):
-        """`step` = updates made; those after it are to come (at 0 its evaluation too)."""
-        self.folder = str(workdir.path)
-        self._open(step)
+    def wanted(self, workdir: Workdir) -> bool:
+        return workdir.is_local
 
-    def _open(self, step: int) -> None:
+    def open(self, workdir: Workdir, config: dict[str, Any], step: int) -> None:
+        self.folder = str(workdir.path)
+        self._begin(step)
+
+    def _begin(self, step: int) -> None:
         # files of one second would have one name, and the second one would be the first, emptied
         suffix = f".{uuid.uuid4().hex[:8]}"
         first = step + 1 if step > 0 else 0
@@ -64,7 +107,7 @@ class TensorBoard:
 
     def rewind(self, step: int) -> None:
         self.writer.close()
-        self._open(max(step, 0))
+        self._begin(max(step, 0))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -91,20 +134,36 @@ def summary_writer() -> Any:
     return SummaryWriter
 
 
-class WandB:
-    """A Weights & Biases run with the whole configuration."""
+@dataclasses.dataclass
+class WandB(Board):
+    """A Weights & Biases run with the whole configuration.
 
-    def __init__(self, workdir: Workdir, mode: str, project: str, config: dict[str, Any]):
+    Attributes:
+      mode: "offline" = files in the workdir; it and "online" need mimjax[wandb].
+      project: the project's name there.
+    """
+
+    mode: Literal["off", "offline", "online"] = "off"
+    project: Annotated[str, Text("a name")] = "mimjax"
+
+    def check(self, where: str) -> None:
+        if self.mode != "off":
+            import_wandb(self.mode, where)
+
+    def wanted(self, workdir: Workdir) -> bool:
+        return self.mode != "off"
+
+    def open(self, workdir: Workdir, config: dict[str, Any], step: int) -> None:
         name = workdir.read_text(ID_FILE).strip()
         if not name:
             name = uuid.uuid4().hex[:8]
             workdir.write_text(ID_FILE, name + "\n")
-        self.run = import_wandb(mode).init(
-            project=project,
+        self.run = import_wandb(self.mode).init(
+            project=self.project,
             id=name,
             name=workdir.path.name,
             resume="allow",
-            mode=mode,
+            mode=self.mode,
             dir=str(workdir.path) if workdir.is_local else None,
             config=config,
             save_code=False,
@@ -118,49 +177,44 @@ class WandB:
 
     def picture(self, step: int, name: str, data: bytes) -> None:
         with open_image(io.BytesIO(data)) as image:
-            self.run.log({"step": step, name: import_wandb("online").Image(image)})
+            self.run.log({"step": step, name: import_wandb(self.mode).Image(image)})
 
-    def rewind(self, step: int) -> None:
-        pass  # its curves are drawn over "step", and the later of two points wins
+    # no rewind: curves are drawn over "step", and the later of two points wins
 
     def close(self) -> None:
         self.run.finish()
 
 
-def check(mode: str) -> None:
-    """Before anything is written.
+def import_wandb(mode: str, where: str = "boards.wandb") -> Any:
+    """Return the module.
 
     Raises:
-      ConfigError: wandb is wanted and not installed.
+      ConfigError: it is not installed.
     """
-    if mode != "off":
-        import_wandb(mode)
-
-
-def import_wandb(mode: str) -> Any:
-    """The module."""
     try:
         return importlib.import_module("wandb")
     except ImportError:
         raise ConfigError(
-            f"wandb: {mode!r}, but wandb is not installed; allowed: off, or "
+            f"{where}.mode: {mode!r}, but wandb is not installed; allowed: off, or "
             'pip install "mimjax[wandb]"'
         ) from None
 
 
+def shipped_boards() -> dict[str, Board]:
+    """Return the boards of every config by name."""
+    return {"tensorboard": TensorBoard(), "wandb": WandB()}
+
+
 def open_boards(
-    workdir: Workdir, mode: str, project: str, config: dict[str, Any], step: Any = 0
+    boards: Iterable[Board], workdir: Workdir, config: dict[str, Any], step: Any = 0
 ) -> list[Board]:
-    """The boards of a run; none in processes that do not write.
+    """Open the boards of a run and return them; none in processes that do not write.
 
     Args:
-      mode: of wandb: "off", "offline" or "online".
-      config: shown on wandb's page.
+      config: every setting of the run, nested, which wandb shows.
       step: updates that the run has made, a number or an array; the curves go on after it.
     """
-    boards: list[Board] = []
-    if workdir.writer and workdir.is_local:
-        boards.append(TensorBoard(workdir, int(step)))
-    if workdir.writer and mode != "off":
-        boards.append(WandB(workdir, mode, project, config))
-    return boards
+    opened = [b for b in boards if workdir.writer and b.wanted(workdir)]
+    for board in opened:
+        board.open(workdir, config, int(step))
+    return opened

@@ -1,146 +1,172 @@
-"""Schedules and the optimizer, from plain numbers to one optax chain.
+"""The optimizer, from plain numbers to one optax chain.
 
-The chain's structure depends only on the optimizer's name and options, never on rates or lengths,
-so a checkpoint fits after those change.
+The chain's structure depends only on the class of the rule, never on rates, lengths or a rule's
+settings, so a checkpoint fits after those change.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from mimjax import rules, values
-from mimjax.errors import ConfigError
+from mimjax.schedules import Cosine, MAECosine, Schedule
 from mimjax.task import Clock
-from mimjax.values import NonNegative, Positive, Rate, Rule, Whole
-
-WARMUP_SHARE = 0.05  # 40 of 800 epochs (MAE's code)
+from mimjax.values import NonNegative, Positive, Rate
 
 PyTree = Any
-Schedule = Callable[[Any], jax.Array]
+ByStep = Callable[[Any], jax.Array]  # a number as a function of the step (from 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How a gradient becomes a direction, before weight decay and the learning rate.
+
+    A user's own rule is a frozen dataclass that derives from this class; its fields are settings.
+    """
+
+    PLUGGABLE: ClassVar[bool] = True
+    HOME: ClassVar[tuple[str, ...]] = ("mimjax.train.optimizers",)
+
+    def transformation(self) -> optax.GradientTransformation:
+        """Return what stands between clipping and decay; its state has one structure per class."""
+        raise NotImplementedError(type(self).__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(Rule):
+    """Adam's first over the root of its second moment; with the chain's decay it is AdamW.
+
+    Attributes:
+      b1, b2: decay of the two moments; the defaults are those of MAE's code.
+      eps: added to the root; 1e-8 is PyTorch's.
+    """
+
+    b1: Rate = 0.9
+    b2: Rate = 0.95
+    eps: Positive = 1e-8
+
+    def transformation(self) -> optax.GradientTransformation:
+        return optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lion(Rule):
+    """The sign of a momentum (Chen et al. 2023, arXiv:2302.06675).
+
+    Its authors take a rate of a third to a tenth of AdamW's and a decay larger by as much.
+
+    Attributes:
+      b1: share of the momentum in the direction; the defaults are those of algorithm 2.
+      b2: decay of the momentum.
+    """
+
+    b1: Rate = 0.9
+    b2: Rate = 0.99
+
+    def transformation(self) -> optax.GradientTransformation:
+        return optax.scale_by_lion(b1=self.b1, b2=self.b2)
+
+
+@dataclasses.dataclass(frozen=True)
+class LARS(Rule):
+    """Momentum of gradients that are as long as a share of their parameter (arXiv:1708.03888).
+
+    Parameters of one dimension are not scaled. The defaults are those of the optimizer with which
+    MAE's code trains linear probes; there weight decay, which is 0, would enter the ratio.
+
+    Attributes:
+      momentum: decay of the momentum.
+      trust_coefficient: length of a scaled gradient over that of its parameter.
+    """
+
+    momentum: Rate = 0.9
+    trust_coefficient: Positive = 0.001
+
+    def transformation(self) -> optax.GradientTransformation:
+        ratio = optax.scale_by_trust_ratio(trust_coefficient=self.trust_coefficient)
+        matrices = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)
+        return optax.chain(optax.masked(ratio, matrices), optax.trace(decay=self.momentum))
+
+
+@dataclasses.dataclass(frozen=True)
+class SGD(Rule):
+    """Gradient descent with momentum, as PyTorch's.
+
+    Attributes:
+      momentum: decay of the momentum; 0.9 is that of MoCo v3's linear probe.
+      nesterov: whether the momentum is looked at one step ahead.
+    """
+
+    momentum: Rate = 0.9
+    nesterov: bool = False
+
+    def transformation(self) -> optax.GradientTransformation:
+        return optax.trace(decay=self.momentum, nesterov=self.nesterov)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up and cosine decay.
+    """What a swap of the rule or the schedule keeps, and the two.
 
     Attributes:
-      name: "adamw" (all methods of this project).
       base_lr: learning rate per 256 images; the rate is base_lr * batch / 256.
       lr: absolute learning rate, which replaces base_lr; None = not given.
-      min_lr: absolute rate at the end.
-      warmup_epochs, warmup_steps: linear warm-up from 0; the steps win unless they are None.
-      schedule: "mae" = from fractional epochs (MAE's code); "beit" = a table per step whose
-        warm-up includes both ends (BEiT's and BootMAE's code); "constant" = MAE's warm-up, then the
-        peak without end: a run that is extended later is the longer run from the start.
+      rule: how gradients become directions.
+      schedule: of the learning rate, whose peak `base_lr` or `lr` gives.
       weight_decay, weight_decay_end: decoupled decay, on a cosine from the first to the second
         (None = constant).
-      b1, b2, eps: Adam's.
       clip_norm: global gradient norm above which gradients are scaled down; None = off.
       decay: rules (regex, factor) for the weight decay of each parameter.
       lr_scale: rules (regex, factor) for its learning rate.
     """
 
-    name: Literal["adamw"] = "adamw"
     base_lr: NonNegative = 1.5e-4
     lr: NonNegative | None = None
-    min_lr: NonNegative = 0.0
-    warmup_epochs: NonNegative = 40.0
-    warmup_steps: Whole | None = None
-    schedule: Literal["mae", "beit", "constant"] = "mae"
+    rule: Rule = AdamW()
+    schedule: Schedule = MAECosine()
     weight_decay: NonNegative = 0.05
     weight_decay_end: NonNegative | None = None
-    b1: Rate = 0.9
-    b2: Rate = 0.95
-    eps: Positive = 1e-8
     clip_norm: Positive | None = None
-    decay: tuple[Rule, ...] = ((rules.VECTORS, 0.0), (".*", 1.0))
-    lr_scale: tuple[Rule, ...] = ((".*", 1.0),)
+    decay: tuple[values.Rule, ...] = ((rules.VECTORS, 0.0), (".*", 1.0))
+    lr_scale: tuple[values.Rule, ...] = ((".*", 1.0),)
 
     def __post_init__(self):
         values.check(self, "optimizer")
 
     def peak_lr(self, batch_size: int) -> float:
-        """The rate after warm-up, for an effective batch of `batch_size` images."""
+        """Return the rate after warm-up, for an effective batch of `batch_size` images."""
         return self.base_lr * batch_size / 256 if self.lr is None else self.lr
 
 
-def cosine(start: float, end: float, left: Any, of: float):
-    """Half a cosine from `start` to `end`; `left` steps of `of` remain.
+def learning_rate(cfg: OptimizerConfig, clock: Clock, batch_size: int) -> ByStep:
+    """Return the learning rate as a function of the step (from 0).
 
-    sin^2 of what is left equals (1 + cos) / 2 of what is done, without its cancellation at the end.
+    Raises:
+      ConfigError: the schedule does not fit into the run.
     """
-    share = jnp.clip(left / max(of, 1), 0, 1)
-    return end + (start - end) * jnp.square(jnp.sin(jnp.pi / 2 * share))
-
-
-def mae_lr(clock: Clock, peak: float, min_lr: float, warmup_steps: float) -> Schedule:
-    """MAE's rate: peak * e / w while warming up, then min + (peak - min) (1 + cos) / 2."""
-    rest = clock.total_steps - warmup_steps
-
-    def lr(step):
-        falling = cosine(peak, min_lr, clock.total_steps - step, rest)
-        return jnp.where(step < warmup_steps, peak * step / max(warmup_steps, 1), falling)
-
-    return lr
-
-
-def beit_lr(clock: Clock, peak: float, min_lr: float, warmup_steps: int) -> Schedule:
-    """BEiT's table: linspace(0, peak, w) with both ends, then a cosine over the n - w that remain.
-
-    Its last entry is one step short of `min_lr`.
-    """
-    rest = clock.total_steps - warmup_steps
-
-    def lr(step):
-        falling = cosine(peak, min_lr, clock.total_steps - step, rest)
-        return jnp.where(step < warmup_steps, peak * step / max(warmup_steps - 1, 1), falling)
-
-    return lr
-
-
-def learning_rate(cfg: OptimizerConfig, clock: Clock, batch_size: int) -> Schedule:
-    """The learning rate as a function of the step (from 0)."""
-    warmup = cfg.warmup_epochs * clock.steps_per_epoch
-    if cfg.warmup_steps is not None:
-        warmup = cfg.warmup_steps
-    if warmup > clock.total_steps:
-        key = "warmup_epochs" if cfg.warmup_steps is None else "warmup_steps"
-        raise ConfigError(
-            f"optimizer.{key}: {getattr(cfg, key):g} is a warm-up of {warmup:g} steps, but the run "
-            f"has {clock.total_steps}; allowed: at most that many; {shorter_warmup(key, clock)}"
-        )
+    cfg.schedule.check(clock, "optimizer.schedule")
     peak = cfg.peak_lr(batch_size)
-    if cfg.schedule == "constant":
-        return lambda step: jnp.where(step < warmup, peak * step / max(warmup, 1), peak)
-    if cfg.schedule == "mae":
-        return mae_lr(clock, peak, cfg.min_lr, warmup)
-    return beit_lr(clock, peak, cfg.min_lr, int(warmup))
+    return lambda step: cfg.schedule.rate(step, clock, peak)
 
 
-def shorter_warmup(key: str, clock: Clock) -> str:
-    """The override of "warmup_epochs" or "warmup_steps" that suits a run of this length."""
-    steps = max(round(WARMUP_SHARE * clock.total_steps), 1)
-    value = steps if key == "warmup_steps" else steps / clock.steps_per_epoch
-    return f"add --config.optimizer.{key}={value:.3g} ({WARMUP_SHARE:.0%} of the run)"
-
-
-def weight_decay(cfg: OptimizerConfig, clock: Clock) -> Schedule:
-    """The weight decay as a function of the step."""
+def weight_decay(cfg: OptimizerConfig, clock: Clock) -> ByStep:
+    """Return the weight decay as a function of the step."""
     if cfg.weight_decay_end is None:
         return lambda step: jnp.asarray(cfg.weight_decay)
-    return beit_lr(clock, cfg.weight_decay, cfg.weight_decay_end, 0)
+    schedule = Cosine(cfg.weight_decay, cfg.weight_decay_end)
+    return lambda step: schedule(step, clock)
 
 
 def make_optimizer(
-    cfg: OptimizerConfig, params: PyTree, lr: Schedule, decay: Schedule
+    cfg: OptimizerConfig, params: PyTree, lr: ByStep, decay: ByStep
 ) -> optax.GradientTransformation:
-    """Clip (outermost: inside a group it would clip per group), Adam, decay, per-parameter scale.
+    """Chain clipping (over all parameters), the rule, decay, per-parameter scale and rate.
 
     Args:
       params: parameters or their shapes, for the rules.
@@ -152,15 +178,15 @@ def make_optimizer(
         clip = optax.clip_by_global_norm(cfg.clip_norm)
     return optax.chain(
         clip,
-        optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps),
+        cfg.rule.transformation(),
         decay_weights(decay, factors),
         optax.stateless(lambda u, _: jax.tree.map(jnp.multiply, u, scales)),
         optax.scale_by_learning_rate(lr),
     )
 
 
-def decay_weights(decay: Schedule, factors: PyTree) -> optax.GradientTransformation:
-    """Adds decay(step) * factor * parameter to each update (decoupled, as in AdamW)."""
+def decay_weights(decay: ByStep, factors: PyTree) -> optax.GradientTransformation:
+    """Add decay(step) * factor * parameter to each update (decoupled, as in AdamW)."""
 
     def update(updates, state, params):
         rate = decay(state.count)

@@ -18,7 +18,7 @@ from mimjax.storage.files import Workdir
 from mimjax.storage.lock import RunLock
 from mimjax.task import Clock, TrainState
 from mimjax.train import metrics as m
-from mimjax.train.optimizers import Schedule
+from mimjax.train.optimizers import ByStep
 from mimjax.train.program import Program
 
 PyTree = Any
@@ -103,7 +103,7 @@ class Run:
     frozen: PyTree
     data: Pipeline
     clock: Clock
-    lr: Schedule
+    lr: ByStep
     log: m.Log
     lock: RunLock
     checkpoints: Checkpoints

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mixed_folder")]
 
 GOOD, BAD = 285, 15
 RUN = ["--config=configs/mae.py:demo,data=photos", "--config.data.source=folder"]
-RUN += ["--config.batch_size=64", "--config.steps=4", "--config.optimizer.warmup_steps=0"]
+RUN += ["--config.batch_size=64", "--config.steps=4", "--config.optimizer.schedule.warmup_steps=0"]
 RUN += ["--config.method.encoder.depth=2", "--config.method.encoder.width=64"]
 RUN += ["--config.method.encoder.image_size=(32,32)", "--config.data.max_bad_fraction=0.2"]
 RUN += ["--config.log_every=1", "--config.eval.batch_size=64", "--config.eval.pictures.count=4"]

@@ -15,6 +15,7 @@ from mimjax.models.vit import ViT, sincos_table
 from mimjax.patches import unpatchify
 from mimjax.rng import step_key
 from mimjax.run.config_files import import_config
+from mimjax.schedules import BEiTCosine
 from mimjax.task import Clock
 from mimjax.torch_io.read import load
 from mimjax.train import optimizers
@@ -43,16 +44,12 @@ def build(c, clock, masked):
 
 
 def optimizer(c):
-    cfg = config.get_config().optimizer.to_dict()
-    return optimizers.OptimizerConfig(
-        **cfg
-        | {
-            "lr": c["lr"],
-            "min_lr": c["min_lr"],
-            "warmup_epochs": c["warm"],
-            "weight_decay": c["wd"],
-            "weight_decay_end": c["wd_end"],
-        }
+    return common.optimizer(
+        config.get_config().optimizer,
+        {"min_lr": c["min_lr"], "warmup_epochs": c["warm"]},
+        lr=c["lr"],
+        weight_decay=c["wd"],
+        weight_decay_end=c["wd_end"],
     )
 
 
@@ -208,13 +205,8 @@ def schedules(z, meta):
     step = np.arange(clock.total_steps)
 
     def lr(epochs, steps=0):
-        cfg = optimizers.OptimizerConfig(
-            lr=meta["lr"],
-            min_lr=meta["min_lr"],
-            warmup_epochs=epochs,
-            warmup_steps=steps or None,
-            schedule="beit",
-        )
+        schedule = BEiTCosine(epochs, steps or None, meta["min_lr"])
+        cfg = optimizers.OptimizerConfig(lr=meta["lr"], schedule=schedule)
         return optimizers.learning_rate(cfg, clock, 256)(step)
 
     common.rel("lr", lr(meta["warmup_epochs"]), z["lr"], 1e-6)

@@ -18,6 +18,7 @@ from mimjax.models.regressor import LatentDecoder, Regressor
 from mimjax.models.vit import ViT, sincos_table
 from mimjax.patches import gather
 from mimjax.rng import step_key
+from mimjax.schedules import BEiTCosine
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dalle import DallE
 from mimjax.task import Clock, TrainState
@@ -173,11 +174,9 @@ def steps(z, meta):
     task = given(c, clock)
     cfg = optimizers.OptimizerConfig(
         lr=c["lr"],
-        min_lr=c["min_lr"],
-        warmup_epochs=c["warmup_epochs"],
-        schedule="beit",
+        rule=optimizers.AdamW(b2=0.999),
+        schedule=BEiTCosine(c["warmup_epochs"], min_lr=c["min_lr"]),
         weight_decay=c["weight_decay"],
-        b2=0.999,
         clip_norm=c["clip_grad"] or None,
         decay=(SPARED, (".*", 1.0)),
     )
@@ -211,11 +210,9 @@ def steps_ema(z, meta):
     task = given(c, clock, **align)
     cfg = optimizers.OptimizerConfig(
         lr=c["lr"],
-        min_lr=c["lr"],
-        warmup_epochs=0.0,
-        schedule="beit",
+        rule=optimizers.AdamW(b2=0.999),
+        schedule=BEiTCosine(0.0, min_lr=c["lr"]),
         weight_decay=c["weight_decay"],
-        b2=0.999,
         clip_norm=c["clip_grad"] or None,
         decay=(SPARED, (".*", 1.0)),
     )

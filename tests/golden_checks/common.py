@@ -1,5 +1,6 @@
 """What the golden checks of several methods share."""
 
+import dataclasses
 import functools
 import random
 import tempfile
@@ -143,6 +144,13 @@ def check_groups(meta, cfg, params, layout):
         ours[factor > 0] |= set(row.keys)
     for group in meta["param_groups"]:
         assert ours[group["weight_decay"] > 0] == set(group["params"])
+
+
+def optimizer(section, schedule, **changes):
+    """A config's optimizer with other settings; `schedule` holds those of its schedule."""
+    cfg = schema.build(optimizers.OptimizerConfig, section, "optimizer")
+    schedule = dataclasses.replace(cfg.schedule, **schedule)
+    return dataclasses.replace(cfg, schedule=schedule, **changes)
 
 
 def run_steps(z, meta, task, cfg, clock, ema, layout):

@@ -10,6 +10,7 @@ from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT, sincos_table
 from mimjax.rng import step_key
 from mimjax.run.config_files import import_config
+from mimjax.schedules import MAECosine
 from mimjax.task import Clock
 from mimjax.torch_io.read import load
 from mimjax.train import optimizers
@@ -28,16 +29,9 @@ def build(c, clock):
 
 
 def optimizer(c):
-    cfg = config.get_config().optimizer.to_dict()
-    return optimizers.OptimizerConfig(
-        **cfg
-        | {
-            "lr": c["lr"],
-            "min_lr": c["min_lr"],
-            "warmup_epochs": c["warm"],
-            "weight_decay": c["wd"],
-        }
-    )
+    schedule = {"min_lr": c["min_lr"], "warmup_epochs": c["warm"]}
+    section = config.get_config().optimizer
+    return common.optimizer(section, schedule, lr=c["lr"], weight_decay=c["wd"])
 
 
 def pretrain(z, meta):
@@ -130,12 +124,8 @@ def masking(z, meta):
 
 def schedules(z, meta):
     clock = Clock(meta["niter_per_epoch"], meta["niter_per_epoch"] * meta["epochs"])
-    cfg = optimizers.OptimizerConfig(
-        lr=meta["lr"],
-        min_lr=meta["min_lr"],
-        warmup_epochs=meta["warmup_epochs"],
-        schedule="mae",
-    )
+    schedule = MAECosine(meta["warmup_epochs"], min_lr=meta["min_lr"])
+    cfg = optimizers.OptimizerConfig(lr=meta["lr"], schedule=schedule)
     lr = np.asarray(optimizers.learning_rate(cfg, clock, 256)(np.arange(clock.total_steps)))
     common.rel("lr", lr, z["lr"], 1e-6)
     common.rel("lr_scaled", lr * meta["lr_scale"], z["lr_scaled"], 1e-6)

@@ -18,7 +18,6 @@ from mimjax.rng import step_key
 from mimjax.run.config_files import import_config
 from mimjax.task import Clock
 from mimjax.torch_io.read import detect, load
-from mimjax.train import optimizers
 
 config = import_config("mcmae")
 
@@ -202,15 +201,9 @@ def steps(z, meta):
     c, o = meta["config"], meta["optim"]
     clock = Clock(o["steps_per_epoch"], o["steps_per_epoch"] * o["epochs"])
     task = build(c, clock)
-    cfg = optimizers.OptimizerConfig(
-        **config.get_config().optimizer.to_dict()
-        | {
-            "lr": o["lr"],
-            "min_lr": o["min_lr"],
-            "warmup_epochs": float(o["warmup_epochs"]),
-            "weight_decay": o["wd"],
-        }
-    )
+    schedule = {"min_lr": o["min_lr"], "warmup_epochs": float(o["warmup_epochs"])}
+    section = config.get_config().optimizer
+    cfg = common.optimizer(section, schedule, lr=o["lr"], weight_decay=o["wd"])
     check_decay(meta, cfg, common.shapes(task))
     keep = int(z["in/noise"].shape[-1] * (1 - c["mask_ratio"]))
     data = {

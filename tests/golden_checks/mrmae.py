@@ -17,6 +17,7 @@ from mimjax.models.clip import CLIPVision
 from mimjax.models.conv_vit import ConvViT
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT
+from mimjax.schedules import MAECosine
 from mimjax.targets.clip import CLIP
 from mimjax.task import Clock, TrainState
 from mimjax.torch_io.read import load
@@ -164,12 +165,9 @@ def steps(z, meta):
     task = Given(**vars(task))
     cfg = optimizers.OptimizerConfig(
         lr=o["lr"],
-        min_lr=o["min_lr"],
-        warmup_epochs=o["warmup_epochs"],
-        schedule="mae",
+        rule=optimizers.AdamW(0.9, 0.95),
+        schedule=MAECosine(o["warmup_epochs"], min_lr=o["min_lr"]),
         weight_decay=o["wd"],
-        b1=0.9,
-        b2=0.95,
         decay=((".*/(bias|scale)", 0.0), (".*", 1.0)),
     )
     sd = common.arrays(z, "sd")

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from mimjax.data.sources import Digits, Folder
 from mimjax.errors import ConfigError
 from mimjax.evaluators.pictures import Pictures
 from mimjax.inference import workdir as trained
@@ -40,7 +41,7 @@ def folder(tmp_path_factory):
 
 def config(folder, method="mae", **overrides):
     settings = {
-        "data.source": "folder",
+        "data.source": Folder(),
         "data.path": str(folder),
         "data.channels": 4,
         "data.max_bad_fraction": 0.1,
@@ -179,13 +180,13 @@ def test_every_kind_of_method_reads_four_channels(name, folder):
         ({"method.std": (0.1, 0.2)}, "method.mean, method.std: "),
         ({"method.encoder.image_size": (30, 48)}, "method.encoder.image_size: height 30 is not"),
         (
-            {"data.source": "digits", "data.path": None},
+            {"data.source": Digits(), "data.path": None},
             "data.channels: 4, but source 'digits' has 3",
         ),
         ({"data.max_bad_fraction": 1.5}, "data.max_bad_fraction: 1.5; allowed"),
         ({"data.max_pixels": 0}, "data.max_pixels: 0; allowed"),
         (
-            {"data.trust_index": True, "data.source": "digits"},
+            {"data.trust_index": True, "data.source": Digits()},
             "data.trust_index: True, but source 'digits'",
         ),
     ],

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.xdist_group("programs")  # one worker makes the runs th
 
 SHORT = ["--config.steps=2", "--config.eval.probes=None", "--config.eval.error=None"]
 SHORT += ["--config.eval.pictures.count=3", "--config.batch_size=16", "--config.checkpoint_every=1"]
-SHORT += ["--config.optimizer.warmup_steps=0", "--config.seed=5"]
+SHORT += ["--config.optimizer.schedule.warmup_steps=0", "--config.seed=5"]
 SHORT += [f"--config.method.encoder.{k}" for k in ("width=32", "depth=2")]
 RUNS = {"mae": "configs/mae.py:demo", "cae": "configs/cae.py:demo,tokenizer=pixels"}
 TILE = reconstructions.TILE + reconstructions.GAP

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from train import inside
 
+from mimjax.data.sources import Folder
 from mimjax.errors import ConfigError
 from mimjax.run import changes, setup
+from mimjax.schedules import Constant, MAECosine
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
-from mimjax.storage.settings import to_json
+from mimjax.storage.settings import config_json
 from mimjax.train.run import Length
 
 pytestmark = pytest.mark.xdist_group("extend")  # one worker makes the runs they share
@@ -22,9 +24,12 @@ def _quick(monkeypatch):
     inside.quick(monkeypatch)
 
 
+SCHEDULES = {"mae": MAECosine(warmup_epochs=1.0), "constant": Constant(warmup_epochs=1.0)}
+
+
 def config(epochs, schedule, **overrides):
-    settings = {"epochs": epochs, "steps": None, "batch_size": 472, "optimizer.warmup_epochs": 1.0}
-    settings |= {"optimizer.schedule": schedule, "optimizer.lr": 1e-3}
+    settings = {"epochs": epochs, "steps": None, "batch_size": 472, "optimizer.lr": 1e-3}
+    settings["optimizer.schedule"] = SCHEDULES[schedule]
     return helpers.small("mae", **inside.TINY, **settings | overrides)
 
 
@@ -56,15 +61,18 @@ def test_two_epochs_and_one_more_are_three(finished, tmp_path):
     [
         # warm-up over, rate constant, but the decay of the weights spans the run
         ({"optimizer.weight_decay_end": 0.2}, "another schedule (weight decay or the method's)"),
-        ({"optimizer.b2": 0.99}, "other settings changed too (optimizer.b2): it is another run"),
-        ({"optimizer.schedule": "mae"}, "optimizer.schedule): it is another run"),
+        (
+            {"optimizer.rule.b2": 0.99},
+            "other settings changed too (optimizer.rule.b2): it is another run",
+        ),
+        ({"optimizer.schedule": SCHEDULES["mae"]}, "optimizer.schedule.value): it is another run"),
     ],
 )
 def test_what_makes_it_another_run_is_said(finished, tmp_path, overrides, words, capsys):
     workdir = shutil.copytree(finished, tmp_path / "copy")
     if "optimizer.weight_decay_end" in overrides:  # as if it had been so from the start
         Workdir(str(workdir)).write_text(
-            "config.json", to_json(config(2.0, "constant", **overrides))
+            "config.json", config_json(config(2.0, "constant", **overrides))
         )
     run = setup.make_run(config(3.0, "constant", **overrides), str(workdir))
     run.lock.release()
@@ -74,7 +82,7 @@ def test_what_makes_it_another_run_is_said(finished, tmp_path, overrides, words,
 
 def test_a_cosine_is_made_anew_and_its_jump_is_said(finished, tmp_path, capsys):
     workdir = shutil.copytree(finished, tmp_path / "copy")
-    text = to_json(config(2.0, "mae"))
+    text = config_json(config(2.0, "mae"))
     Workdir(str(workdir)).write_text("config.json", text)
     run = setup.make_run(config(3.0, "mae"), str(workdir))
     run.lock.release()
@@ -127,7 +135,10 @@ def test_init_from_begins_the_schedule_anew(finished, tmp_path, capsys):
     inside.assert_same(run.state.params, helpers.final_params(finished, c))
     assert int(run.state.step) == 0
     assert float(run.lr(0)) == 0.0
-    assert "schedule: from its beginning, with a warm-up of 1 epochs" in capsys.readouterr().out
+    assert (
+        "schedule: from its beginning (warm-up 1 epochs, down to 0); optimizer"
+        in capsys.readouterr().out
+    )
 
 
 def lengths(step, before, now, changed=None, rates=(1e-3, 1e-3)):
@@ -195,7 +206,7 @@ def test_a_folder_with_another_name_is_the_same_run(tmp_path, capsys):
         place = tmp_path / f"images/{i}.png"
         place.parent.mkdir(exist_ok=True)
         Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(place)
-    settings = {"data.source": "folder", "batch_size": 16, "data.path": str(tmp_path / "images")}
+    settings = {"data.source": Folder(), "batch_size": 16, "data.path": str(tmp_path / "images")}
     inside.go(config(1.0, "constant", **settings), tmp_path / "run")
     (tmp_path / "images").rename(tmp_path / "renamed")
     settings["data.path"] = str(tmp_path / "renamed")

@@ -4,8 +4,12 @@ import pytest
 
 from mimjax import schema
 from mimjax.data import configured
+from mimjax.data.sources import Synthetic
 from mimjax.run import messages
+from mimjax.schedules import WSD, Constant
+from mimjax.schema import section
 from mimjax.task import Clock
+from mimjax.train.optimizers import Lion
 
 
 def block(c):
@@ -26,9 +30,23 @@ def test_the_start_block_says_what_people_debug_from():
     ):
         assert part in text, text
     # BootMAE's absolute min_lr of 1e-4 is above this peak
-    assert "WARNING     optimizer.min_lr 0.0001 is above the peak rate" in text
+    assert "WARNING     optimizer.schedule.min_lr 0.0001 is above the peak rate" in text
     c.optimizer.lr = 1e-3
     assert "WARNING" not in block(c)
+
+
+def test_the_start_block_names_the_parts_and_their_settings():
+    c = helpers.small("mae")
+    text = block(c)
+    assert "  optimizer   AdamW b1 0.9, b2 0.95, eps 1e-08\n" in text
+    assert "x 16 / 256), warm-up 0 epochs, down to 0\n" in text
+    c.optimizer.rule = section(Lion, b2=0.98)
+    c.optimizer.schedule = section(WSD, warmup_steps=2, decay_share=0.5, form="linear")
+    c.data.source = section(Synthetic, length=64, side=8)
+    text = block(c)
+    assert "  optimizer   Lion b1 0.9, b2 0.98\n" in text
+    assert ", warm-up 2 steps, then constant, over the last 50 % of the run down to 0" in text
+    assert "synthetic (length 64, side 8): 64 images" in text
 
 
 @pytest.mark.parametrize(
@@ -36,14 +54,15 @@ def test_the_start_block_says_what_people_debug_from():
 )
 def test_a_warm_up_that_is_the_whole_run_is_a_warning(key, whole, override):
     """Of the block's eight steps in two epochs."""
-    c = helpers.small("mae", **{f"optimizer.{key}": whole})
-    line = f"WARNING     optimizer.{key} {whole:g} is the whole run of 8 steps: the rate never"
+    c = helpers.small("mae", **{f"optimizer.schedule.{key}": whole})
+    line = f"WARNING     optimizer.schedule.{key} {whole:g} is the whole run of 8 steps: "
+    line += "the rate never"
     text = block(c)
     assert line in text
-    assert text.endswith(f"add --config.optimizer.{key}={override} (5% of the run)")
-    c.optimizer[key] = type(whole)(override)
+    assert text.endswith(f"add --config.optimizer.schedule.{key}={override} (5% of the run)")
+    c.optimizer.schedule[key] = type(whole)(override)
     assert "WARNING" not in block(c)
-    c.optimizer[key], c.optimizer.schedule = whole, "constant"  # to be extended later
+    c.optimizer.schedule = section(Constant, **{key: whole})  # to be extended later
     assert "WARNING" not in block(c)
 
 

@@ -107,7 +107,9 @@ def test_init_from_a_published_file_and_from_a_workdir(name, tmp_path):
     encoder["pos_embed"] = np.concatenate([np.zeros((1, 32), np.float32), table])[None]
     save_file(encoder, tmp_path / "encoder.safetensors")
     # No learning: what the checkpoint holds after a step is what was read.
-    c = helpers.small(name, **{"steps": 1, "optimizer.base_lr": 0.0, "optimizer.min_lr": 0.0})
+    c = helpers.small(
+        name, **{"steps": 1, "optimizer.base_lr": 0.0, "optimizer.schedule.min_lr": 0.0}
+    )
 
     def run(source, folder):
         c.init_from = str(source)

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimjax import rules, sharding
+from mimjax import rules, schema, sharding
+from mimjax.data.sources import Folder
 from mimjax.errors import Exit
 
 SLOW = functools.partial(pytest.param, marks=pytest.mark.slow)
@@ -157,7 +158,7 @@ def test_one_of_two_processes_that_fails_ends_the_run(tmp_path):
             pixels = np.random.default_rng(i).integers(256, size=(16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(file)
     c = helpers.small("mae", steps=100, log_every=10)
-    c.data.source, c.data.path = "folder", str(tmp_path / "images")
+    c.data.source, c.data.path = schema.section(Folder), str(tmp_path / "images")
     begin = time.monotonic()
     code, _, err = launch_two(c, tmp_path / "run")
     assert time.monotonic() - begin < 120  # jax would wait 300 s at exit

@@ -9,10 +9,11 @@ from unittest import mock
 
 import helpers
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from PIL import Image
 
-from mimjax import schema
+from mimjax import plugs, schema
 from mimjax.errors import ConfigError
 from mimjax.run.sections import Settings
 from mimjax.storage.files import Workdir
@@ -113,7 +114,8 @@ def test_wandb_gets_every_number_and_a_restart_continues(wandb, tmp_path, mode):
     workdir = Workdir(str(tmp_path / "mine"))
     for step in (1, 2):
         log = metrics.Log(workdir)
-        log.boards = boards.open_boards(workdir, mode, "faces", {"epochs": 3})
+        board = boards.WandB(mode, "faces")
+        log.boards = boards.open_boards([board], workdir, {"epochs": 3})
         log.write(step, {"loss/total": 0.5})
         log.close()
     first, second = (kwargs for name, _, kwargs in wandb if name == "init")
@@ -129,23 +131,72 @@ def test_wandb_gets_every_number_and_a_restart_continues(wandb, tmp_path, mode):
 
 
 def test_wandb_is_not_touched_unless_asked_for(wandb, tmp_path):
-    boards.check("off")
-    (board,) = boards.open_boards(Workdir(str(tmp_path)), "off", "p", {})
+    shipped = boards.shipped_boards()
+    for board in shipped.values():
+        board.check("boards")
+    (board,) = boards.open_boards(shipped.values(), Workdir(str(tmp_path)), {})
     assert isinstance(board, boards.TensorBoard)
     board.close()
     reader = Workdir(str(tmp_path), writer=False)
-    assert boards.open_boards(reader, "online", "p", {}) == []
+    assert boards.open_boards([boards.WandB("online"), board], reader, {}) == []
     assert wandb == []
 
 
 def test_wandb_wanted_and_missing_is_one_clear_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(
-        ConfigError, match=r'wandb: \'online\', but .*pip install "mimjax\[wandb\]"'
+        ConfigError, match=r'^boards.wandb.mode: \'online\', but .*pip install "mimjax\[wandb\]"'
     ):
-        boards.check("online")
-    with pytest.raises(ConfigError, match=r"wandb: 'yes'; allowed: off, offline, online"):
-        schema.build(Settings, {"wandb": "yes"}, "")
+        boards.WandB("online").check("boards.wandb")
+    wanted = {"wandb": schema.section(boards.WandB, mode="yes")}
+    with pytest.raises(
+        ConfigError, match=r"^boards.wandb.mode: 'yes'; allowed: off, offline, online"
+    ):
+        schema.build(Settings, {"boards": wanted}, "")
+
+
+USERS = """
+import dataclasses
+from typing import Annotated
+
+from mimjax.train.boards import Board
+from mimjax.values import Text
+
+
+@dataclasses.dataclass
+class Lines(Board):
+    name: Annotated[str, Text("a file's name")] = "lines.txt"
+
+    def open(self, workdir, config, step):
+        self.workdir, self.seed = workdir, config["seed"]
+
+    def write(self, step, values):
+        self.workdir.append(self.name, f"{self.seed} {step} {sorted(values)[0]}")
+"""
+
+
+def test_a_board_of_a_user_s_own_file(tmp_path):
+    """Beside the shipped ones, of which one is taken away."""
+    (tmp_path / "mine.py").write_text(USERS)
+    c = helpers.small("mae", seed=5)
+    own = plugs.find_plug(boards.Board, f"{tmp_path}/mine.py:Lines", "boards.lines")
+    c.boards.lines = schema.section(own, name="mine.txt")
+    c.boards.tensorboard = None
+    wanted = schema.build(Settings, {"boards": c.boards}, "").boards
+    assert set(wanted) == {"wandb", "lines"}
+    log = metrics.Log(Workdir(str(tmp_path / "run")))
+    log.boards = boards.open_boards(wanted.values(), log.workdir, c.to_dict(), np.int32(3))
+    log.write(4, {"loss": 0.5})
+    log.picture("a_0000004.png", b"")  # the base class shows none
+    log.truncate(3)
+    log.close()
+    assert (tmp_path / "run/mine.txt").read_text() == "5 4 loss\n"
+    c.boards.lines.nmae = "x"
+    with pytest.raises(ConfigError, match=r"^boards.lines.nmae: unknown; allowed: name"):
+        schema.build(Settings, {"boards": c.boards}, "")
+    c.boards.lines.type = "mimjax.train.boards:Nothing"
+    with pytest.raises(ConfigError, match=r"^boards.lines.type: .*Nothing"):
+        schema.build(Settings, {"boards": c.boards}, "")
 
 
 def events(folder):
@@ -177,7 +228,7 @@ def test_tensorboard_goes_on_after_a_restart_and_a_rollback(tmp_path):
     workdir = Workdir(str(tmp_path))
     for start, last in ((0, 5), (2, 4)):
         log = metrics.Log(workdir)
-        log.boards = boards.open_boards(workdir, "off", "p", {}, step=start)
+        log.boards = boards.open_boards([boards.TensorBoard()], workdir, {}, step=start)
         for step in range(start and start + 1, last + 1):
             log.write(step, {"loss": step + start / 16})
         if start:

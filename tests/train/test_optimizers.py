@@ -1,13 +1,16 @@
 import re
 
 import helpers
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from mimjax import plugs
 from mimjax.errors import ConfigError
-from mimjax.schema import build
+from mimjax.schedules import MAECosine
+from mimjax.schema import build, section
 from mimjax.task import Clock
 from mimjax.train import optimizers
 
@@ -59,27 +62,135 @@ def test_clipping_is_over_all_parameters():
     np.testing.assert_allclose(optax.global_norm(mu), 0.1 * 0.3, rtol=1e-5)
 
 
-def test_the_state_s_structure_ignores_rates_and_lengths():
-    import jax
-
-    make = lambda **kw: optimizers.make_optimizer(
-        optimizers.OptimizerConfig(**kw), PARAMS, lambda s: 0.1, lambda s: 0.0
-    ).init(PARAMS)
-    assert jax.tree.structure(make()) == jax.tree.structure(
-        make(clip_norm=1.0, weight_decay=0.3, b2=0.99)
-    )
+RULES = {
+    "AdamW": (optimizers.AdamW(), optimizers.AdamW(0.0, 0.99, 1e-3)),
+    "Lion": (optimizers.Lion(), optimizers.Lion(0.0, 0.5)),
+    "LARS": (optimizers.LARS(), optimizers.LARS(0.0, 0.1)),
+    "SGD": (optimizers.SGD(), optimizers.SGD(0.0, nesterov=True)),
+}
 
 
-def test_the_first_step_has_rate_zero_and_the_last_ends_at_the_minimum():
-    clock = Clock(10, 100)
-    for schedule in ("mae", "beit"):
-        cfg = optimizers.OptimizerConfig(lr=1.0, min_lr=0.1, warmup_epochs=2, schedule=schedule)
-        lr = optimizers.learning_rate(cfg, clock, 256)
-        values = np.asarray([lr(s) for s in range(101)])
-        assert values[0] == 0.0
-        assert values.max() == pytest.approx(1.0)
-        assert values[100] == pytest.approx(0.1)
-        assert np.all(np.diff(values[21:]) <= 0)
+def opt_state(rule, **settings):
+    cfg = optimizers.OptimizerConfig(rule=rule, **settings)
+    return optimizers.make_optimizer(cfg, PARAMS, lambda s: 0.1, lambda s: 0.0).init(PARAMS)
+
+
+def test_every_shipped_rule_is_tested():
+    assert plugs.shipped(optimizers.Rule).keys() == RULES.keys()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_state_s_structure_depends_on_the_rule_s_class_alone(name):
+    plain, other = RULES[name]
+    changed = opt_state(other, clip_norm=1.0, weight_decay=0.3, lr=2.0)
+    assert jax.tree.structure(opt_state(plain)) == jax.tree.structure(changed)
+
+
+def test_the_state_of_adamw_is_that_of_older_checkpoints():
+    """Keys of orbax's files; the numbers are checked by the golden files."""
+    names = [
+        jax.tree_util.keystr(k)
+        for k, _ in jax.tree_util.tree_leaves_with_path(opt_state(optimizers.AdamW()))
+    ]
+    moments = [f"[1].{m}['a']['{k}']" for m in ("mu", "nu") for k in ("bias", "kernel")]
+    assert names == ["[1].count", *moments, "[2].count", "[4].count"]
+
+
+def directions(rule, steps=3):
+    """What a rule makes of GRADS, step after step, in one piece [s ...] per parameter."""
+    tx = rule.transformation()
+    state, out = tx.init(PARAMS), []
+    for i in range(steps):
+        grads = jax.tree.map(lambda g, i=i: g * (1 - 0.7 * i), GRADS)
+        direction, state = tx.update(grads, state, PARAMS)
+        out.append(direction["a"])
+    return {k: np.stack([d[k] for d in out]) for k in ("kernel", "bias")}
+
+
+def given(name):
+    return [np.asarray(GRADS["a"][name]) * (1 - 0.7 * i) for i in range(3)]
+
+
+def test_lion_is_the_sign_of_its_momentum():
+    """Algorithm 2 of the paper, written out."""
+    found = directions(optimizers.Lion(0.3, 0.9))
+    for name in found:
+        momentum = np.zeros_like(PARAMS["a"][name])
+        for gradient, ours in zip(given(name), found[name], strict=True):
+            np.testing.assert_array_equal(ours, np.sign(0.3 * momentum + 0.7 * gradient))
+            momentum = 0.9 * momentum + 0.1 * gradient
+    assert len(np.unique(found["kernel"])) > 1  # the direction changes on the way
+
+
+def test_lars_scales_matrices_alone():
+    """MAE's linear probe: |p| / |g| times the coefficient, then momentum; vectors as SGD."""
+    found, plain = directions(optimizers.LARS(0.9, 0.02)), directions(optimizers.SGD(0.9))
+    np.testing.assert_allclose(found["bias"], plain["bias"], rtol=1e-6)
+    momentum = np.zeros((3, 2))
+    for gradient, ours in zip(given("kernel"), found["kernel"], strict=True):
+        ratio = 0.02 * np.linalg.norm(PARAMS["a"]["kernel"]) / np.linalg.norm(gradient)
+        momentum = 0.9 * momentum + ratio * gradient
+        np.testing.assert_allclose(ours, momentum, rtol=1e-5)
+
+
+def test_lars_leaves_a_matrix_of_zeros_a_way_out():
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    tx = optimizers.LARS().transformation()
+    direction, _ = tx.update(GRADS, tx.init(zeros), zeros)
+    np.testing.assert_array_equal(direction["a"]["kernel"], GRADS["a"]["kernel"])
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_equals_sgd_of_torch(nesterov):
+    import torch
+
+    p = [torch.nn.Parameter(torch.tensor(np.asarray(PARAMS["a"][k]))) for k in ("kernel", "bias")]
+    groups = [{"params": [p[0]]}, {"params": [p[1]]}]
+    sgd = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=nesterov)
+    for _ in range(4):
+        for q, k in zip(p, ("kernel", "bias"), strict=True):
+            q.grad = torch.tensor(np.asarray(GRADS["a"][k]))
+        sgd.step()
+    rule = optimizers.SGD(0.9, nesterov=nesterov)
+    ours = run(optimizers.OptimizerConfig(rule=rule, weight_decay=0.0))
+    np.testing.assert_allclose(ours["a"]["kernel"], p[0].detach(), atol=1e-6)
+    np.testing.assert_allclose(ours["a"]["bias"], p[1].detach(), atol=1e-6)
+
+
+def test_decay_and_scale_follow_the_rule_whatever_it_is():
+    """Decoupled: the direction of Lion is as long with decay as without."""
+    rule = optimizers.Lion()
+    plain = run(optimizers.OptimizerConfig(rule=rule, weight_decay=0.0), 1)["a"]["kernel"]
+    decayed = run(optimizers.OptimizerConfig(rule=rule, weight_decay=0.5), 1)["a"]["kernel"]
+    np.testing.assert_allclose(plain - decayed, 0.1 * 0.5, rtol=1e-5)
+
+
+USERS = """
+import dataclasses
+
+import optax
+
+from mimjax.train.optimizers import Rule
+from mimjax.values import Positive
+
+
+@dataclasses.dataclass(frozen=True)
+class Signed(Rule):
+    size: Positive = 1.0
+
+    def transformation(self):
+        return optax.chain(optax.scale_by_sign(), optax.scale(self.size))
+"""
+
+
+def test_a_rule_of_a_user_s_own_file(tmp_path):
+    (tmp_path / "mine.py").write_text(USERS)
+    c = helpers.CONFIGS["mae"].get_config("demo").unlock()
+    own = plugs.find_plug(optimizers.Rule, f"{tmp_path}/mine.py:Signed", "optimizer.rule")
+    c.optimizer.rule = section(own, size=2.0)
+    cfg = build(optimizers.OptimizerConfig, c.optimizer, "optimizer")
+    np.testing.assert_array_equal(directions(cfg.rule, 1)["bias"], [[-2.0, -2.0]])
+    assert c.optimizer.rule.digest == plugs.digest_of(own)
 
 
 def test_scaling_rule():
@@ -88,10 +199,12 @@ def test_scaling_rule():
 
 
 def test_errors_name_the_key():
-    with pytest.raises(ConfigError, match=r"optimizer\.schedule"):
+    with pytest.raises(ConfigError, match=r"optimizer\.schedule: 'poly'; allowed: Schedule"):
         optimizers.OptimizerConfig(schedule="poly")
-    with pytest.raises(ConfigError, match=r"optimizer\.min_lr"):
-        optimizers.OptimizerConfig(min_lr=float("nan"))
+    with pytest.raises(ConfigError, match=r"optimizer\.schedule\.min_lr: nan"):
+        optimizers.OptimizerConfig(schedule=MAECosine(min_lr=float("nan")))
+    with pytest.raises(ConfigError, match=r"optimizer\.rule\.momentum: 1\.0; allowed: 0 up to"):
+        optimizers.OptimizerConfig(rule=optimizers.SGD(momentum=1.0))
 
 
 def learning_rate(c, clock):
@@ -104,13 +217,15 @@ def test_a_run_shorter_than_its_warm_up_names_the_override_to_add(name):
     """Of the published configs; what the error prints is taken as it stands."""
     c = helpers.CONFIGS[name].get_config().unlock()
     clock = Clock(312, 312 * 2)  # two epochs of ImageNet at batch 4096
-    if c.optimizer.warmup_epochs <= 2:
-        c.optimizer.warmup_steps = 1000
+    if c.optimizer.schedule.warmup_epochs <= 2:
+        c.optimizer.schedule.warmup_steps = 1000
     with pytest.raises(ConfigError, match="but the run has 624; allowed: at most") as error:
         learning_rate(c, clock)
-    words = re.search(r"add --config\.(optimizer\.\w+)=(\S+) \(5% of the run\)", str(error.value))
+    words = re.search(
+        r"add --config\.(optimizer\.schedule\.\w+)=(\S+) \(5% of the run\)", str(error.value)
+    )
     _, _, key = words[1].rpartition(".")
-    c.optimizer[key] = type(c.optimizer[key])(words[2])
+    c.optimizer.schedule[key] = type(c.optimizer.schedule[key])(words[2])
     lr = learning_rate(c, clock)
     rates = [float(lr(step)) for step in (0, 31, 300, 623)]
     assert rates[0] < rates[1] > rates[2] > rates[3]
