@@ -96,7 +96,7 @@ def user_files() -> tuple[str, ...]:
 def import_files(paths: tuple[str, ...]) -> None:
     """Import users' files, so that objects of their classes can be unpickled in this process."""
     for path in paths:
-        _file(path)
+        import_file(path)
 
 
 def class_path(cls: type) -> str:

@@ -2,10 +2,10 @@
 
 `section` writes the settings of a dataclass as a ConfigDict, so that each can be overridden by
 name. `build` reads a section back and names the key of each value that the field's annotation does
-not allow (`values`). A field whose class is PLUGGABLE may hold any subclass, a field dict[str, Base]
-any number of them by name, and a network may be replaced by one of another class; such a section
-names its class in `type` (`plugs`). `make_task` turns a whole config into a task; flags and files
-play no part here.
+not allow (`values`). A field whose class is PLUGGABLE may hold any subclass, a field of type
+dict[str, Base] any number of them by name, and a network may be replaced by one of another class;
+such a section names its class in `type` (`plugs`). `make_task` turns a whole config into a task;
+flags and files play no part here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The house stays in order: where rooms may import from, what each may know, how large files are."""
+"""The house stays in order: imports between rooms, libraries, sizes of files."""
 
 import ast
 

@@ -23,8 +23,8 @@ ATTEMPTS = 10  # BEiT's generator gives up after so many tries that add nothing
 def neighbor_weight(mask: Bool[Array, "b n"], grid: Grid) -> Float[Array, "b n"]:
     """Return BootMAE's loss weight of each patch, m * avgpool3(m) + m.
 
-    Zero padding counts in the average. Patches deep inside a block weigh up to 2, single ones 10/9 (paper appendix C; formula from the
-    official code).
+    Zero padding counts in the average. Patches deep inside a block weigh up to 2, single ones 10/9
+    (paper appendix C; formula from the official code).
     """
     m = mask.astype(jnp.float32).reshape(-1, *grid)
     padded = jnp.pad(m, ((0, 0), (1, 1), (1, 1)))

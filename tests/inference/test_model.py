@@ -1,4 +1,4 @@
-"""`mimjax.programs.convert` and `mimjax.load`: published files as workdirs and as objects in Python."""
+"""`mimjax convert` and `mimjax.load`: published files as workdirs and as objects in Python."""
 
 import json
 import re

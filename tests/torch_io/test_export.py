@@ -1,4 +1,4 @@
-"""The program mimjax.programs.export on a run's workdir, what it refuses, and the README's example."""
+"""`mimjax export` on a run's workdir, what it refuses, and the README's example."""
 
 import dataclasses
 import importlib.metadata
