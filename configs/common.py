@@ -27,6 +27,7 @@ from mimjax.targets.encoder import EncoderFeatures
 from mimjax.targets.pixels import Pixels
 from mimjax.targets.vqgan import VQGAN
 from mimjax.targets.vqkd import VQKD
+from mimjax.values import split_commas
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> Config:
@@ -36,7 +37,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> Config:
       ConfigError: an unknown name or a value of another type.
     """
     values = dict(defaults)
-    for part in filter(None, (arg or "").split(",")):
+    for part in filter(None, split_commas(arg or "")):
         name, _, text = part.partition("=")
         if name not in defaults:
             raise ConfigError(

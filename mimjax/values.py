@@ -164,6 +164,25 @@ def allowed(hint: Any) -> str:
 
 
 # ------------------------------------------------------------------ values
+def split_commas(text: str) -> list[str]:
+    """Return the parts between commas; a quoted part keeps its commas and loses its quotes.
+
+    Raises:
+      ConfigError: a quote that does not end.
+    """
+    out, part, quote = [], "", ""
+    for letter in text:
+        if letter in ("'", '"') and quote in ("", letter):
+            quote = "" if quote else letter
+        elif letter == "," and not quote:
+            out, part = [*out, part], ""
+        else:
+            part += letter
+    if quote:
+        raise ConfigError(f"config argument {text!r}: no end of {quote}; allowed: pairs of quotes")
+    return [*out, part]
+
+
 def square(hint: Any, value: Any) -> Any:
     """The value, or the pair that a plain number means; lists become tuples."""
     if mark(hint, Square):

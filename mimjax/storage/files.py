@@ -25,7 +25,7 @@ STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # address -> its packag
 # orbax has no driver of s3://, so no checkpoint can lie there
 RUNS, IMAGES = ("gs",), ("gs", "s3")
 # flags of programs, and settings, that name places; which stores each may name
-FLAGS = {"workdir": RUNS, "images": IMAGES, "weights": (), "output": IMAGES, "hlo": IMAGES}
+FLAGS = {"workdir": RUNS, "images": IMAGES, "model": RUNS, "output": IMAGES, "hlo": IMAGES}
 WRITTEN = ("workdir", "output", "hlo")
 KEYS = {"init_from": RUNS, "resume": RUNS, "teacher.path": RUNS, "data.path": IMAGES}
 
