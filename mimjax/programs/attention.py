@@ -14,6 +14,7 @@ from typing import Any
 
 from absl import flags
 
+from mimjax.errors import ConfigError
 from mimjax.programs import cli, opening
 
 REQUIRED = ("model",)
@@ -37,6 +38,8 @@ def main() -> None:
 
     f = flags.FLAGS
     opening.check_look(NAME)
+    if f.heads is not None and not opening.is_file(f.model):
+        raise ConfigError("--heads: with a workdir, whose run knows it; allowed: --show_heads")
     opened = opening.open_model()
     bench, notes, params = images_of(opened)
     reader = Attention(bench, f.count, params)

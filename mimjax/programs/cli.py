@@ -66,8 +66,8 @@ def run(program: Program, words: Sequence[str]) -> None:
             print(usage.text(program, names, FLAGS))
             return
         argv = [usage.command(program), *words]
-        start = lambda rest: guard(lambda: _start(program, rest[1:]))
-        app.run(start, argv=argv, flags_parser=lambda argv: parse(program, argv))
+        main = lambda rest: guard(lambda: start(program, rest[1:]))
+        app.run(main, argv=argv, flags_parser=lambda argv: parse(program, argv))
 
 
 @contextlib.contextmanager
@@ -175,7 +175,15 @@ def integers(flag: str, values: list[str], low: int, high: int, others: str = ""
     return out
 
 
-def _start(program: Program, rest: list[str]) -> None:
+def start(program: Program, rest: list[str]) -> None:
+    """Run a program whose flags are parsed.
+
+    Args:
+      rest: words that are no flags.
+
+    Raises:
+      ConfigError: there are such words, a flag is missing, or a place cannot be used.
+    """
     if rest:
         raise ConfigError(f"{rest[0]!r}: no flag; allowed: flags alone, --name=value (see --help)")
     for name in program.REQUIRED:

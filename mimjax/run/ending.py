@@ -54,7 +54,7 @@ def commands(run: Run, reconstructs: bool) -> list[str]:
     """What can be done with this run; its kind of network decides, not its method's name."""
     task: Any = run.program.task
     place = shlex.quote(shown(run.workdir.path))
-    program = lambda name, rest: f"python -m mimjax.{name} --workdir={place} {rest}"
+    program = lambda name, rest: f"mimjax {name} --model={place} {rest}"
     out = [program("reconstruct", f"--images={FOLDER}")] if reconstructs else []
     if model.encodes(task):
         if num_blocks(run.program.abstract_state.params["encoder"]):

@@ -47,7 +47,7 @@ def test_an_unexpected_error_is_one_line(monkeypatch, capsys):
         raise KeyError("blocks")
 
     with pytest.raises(SystemExit) as found:
-        cli._guard(main)
+        cli.guard(main)
     assert found.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: KeyError: 'blocks' (")
