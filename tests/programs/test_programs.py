@@ -257,7 +257,9 @@ def test_numbers_of_a_flag():
     assert cli.integers("layers", ["-1", " 0", "0"], -2, 1) == [-1, 0]
     assert attention.heads_of(["all"], 3) == [0, 1, 2]
     assert attention.heads_of(["mean"], 3) is None
-    with pytest.raises(ConfigError, match="--show_heads: '3'; allowed: mean, all or integers from 0"):
+    with pytest.raises(
+        ConfigError, match="--show_heads: '3'; allowed: mean, all or integers from 0"
+    ):
         attention.heads_of(["3"], 3)
     for bad in ([], ["1.5"], ["x"], ["--1"], ["2"], ["mean", "0"]):
         with pytest.raises(ConfigError, match="--layers"):
