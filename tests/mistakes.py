@@ -92,7 +92,7 @@ KEYS = {
         config=CAE,
     ),
     "target of a module that fails": main(
-        "{failing}", "--config.method.target={failing}:Mine", config=CAE
+        "{failing}", "--config.method.target={failing}:Mine", config=CAE, process=True
     ),
     "no such task": main("task: 'mae'", "--config.task=mae", slow=True),
 }
@@ -192,7 +192,7 @@ WORKDIRS = {
         slow=True,
     ),
     "two runs on one workdir": main(
-        f"in use by another run, process {os.getpid()} on", workdir="{held}"
+        f"in use by another run, process {os.getpid()} on", workdir="{held}", process=True
     ),
     "another method's workdir": main("task", config=BOOT, workdir="{run}"),
     "another depth": main(
@@ -248,7 +248,7 @@ LOOKS = {
     "reconstruct: no workdir": look("reconstruct", "{images}", run="{images}"),
     "reconstruct: no checkpoint": look("reconstruct", "{bare}", run="{bare}", slow=True),
     "reconstruct: broken checkpoint": look("reconstruct", "{unreadable}", run="{unreadable}"),
-    "reconstruct: no such step": look("reconstruct", "--step: 99", "--step=99"),
+    "reconstruct: no such step": look("reconstruct", "--step: 99", "--step=99", process=True),
     "reconstruct: no image": look("reconstruct", "--count: 0", "--count=0", slow=True),
     "reconstruct: no PNG": look("reconstruct", "--output: 'x.jpg'", "--output=x.jpg"),
     "reconstruct: place": look(
