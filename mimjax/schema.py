@@ -160,9 +160,9 @@ def annotation(settings: type, c: Config, key: str) -> Any:
         node = node.get(name) if isinstance(node, ConfigDict | Mapping) else None
         owner = values.parts(hint)[0]
         owner = owner if isinstance(owner, type) and dataclasses.is_dataclass(owner) else None
-        names_class = isinstance(node, ConfigDict) and "type" in node
-        if names_class and (owner is None or "type" not in values.fields(owner)):
-            owner = find_class(node["type"], f"{key}.type")
+        named = node.get("type") if isinstance(node, ConfigDict) else None
+        if named is not None and (owner is None or "type" not in values.fields(owner)):
+            owner = find_class(named, f"{key}.type")
     return hint
 
 

@@ -256,7 +256,7 @@ LOOKS = {
     ),
     "reconstruct: broken image": look("reconstruct", "{broken}/0.jpg", "--images={broken}"),
     "attention: no such block": look("attention", "--layers: '9'", "--layers=9"),
-    "attention: no such head": look("attention", "--heads: '9'", "--heads=9", slow=True),
+    "attention: no such head": look("attention", "--show_heads: '9'", "--show_heads=9", slow=True),
     "attention: share": look("attention", "--mass=2", "--mass=2"),
     "export: format": look("export", "'onnx'", "--format=onnx", "--output={new}.pth"),
     "export: not this method": look(

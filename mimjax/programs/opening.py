@@ -154,7 +154,8 @@ def open_run() -> Trained:
         raise ConfigError(
             f"--model: {f.model} is a file; allowed: a workdir (mimjax convert makes one of a file)"
         )
-    refuse_file_flags()
+    if "layout" in f:  # the program reads files, too
+        refuse_file_flags()
     try:
         return workdir.open_run(f.model, f.step)
     except ConfigError as error:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import mimjax
 from mimjax.data.augment import Augment
@@ -34,6 +35,7 @@ from mimjax.run import ending
 from mimjax.sharding import make_mesh
 from mimjax.storage import tables
 from mimjax.task import View
+from mimjax.torch_io.read import load
 
 pytestmark = pytest.mark.xdist_group("programs")  # one worker makes the runs they share
 
@@ -139,6 +141,45 @@ def test_attention(runs, images, tmp_path, name, args, columns):
     lines = [line.split()[:2] for line in out.stdout.splitlines() if " of it lies on " in line]
     assert len(lines) == columns - 1
     assert Image.open(place).size[0] == width(columns)
+
+
+def test_published_files_are_drawn_like_runs(images, tmp_path, capsys):
+    """Errors are those of `mimjax.load`; the same statistics may be given; others change them."""
+    task, _ = helpers.make(helpers.small("mae"))
+    params = jax.device_get(jax.jit(task.init)(jax.random.key(0))[0])
+    file, place = str(tmp_path / "mae.safetensors"), tmp_path / "picture.png"
+    save_file(load.to_torch(params, "mae"), file)
+    sizes = "--heads=4", "--decoder_heads=4", "--image_size=8,8"
+    common = f"--model={file}", *sizes, f"--images={images}", f"--output={place}"
+    model = mimjax.load(file, 4, 4, image_size=(8, 8))
+    error = model.reconstruct([images / "b.png", images / "below/a.jpg"], seed=3).error
+    mean, std = (",".join(map(str, x)) for x in model.statistics)
+
+    def errors(*words):
+        helpers.program("reconstruct", *common, "--seed=3", *words)
+        said = capsys.readouterr().out
+        assert "MAE of mae.safetensors: error is mean squared" in said
+        rows = [line.split() for line in said.splitlines() if line.startswith("  ")]
+        return {name: float(value) for name, value in rows}
+
+    for words in ([], [f"--mean={mean}", f"--std={std}", "--layout=mae"]):
+        found = errors(*words)
+        assert Image.open(place).size[0] == width(3)
+        assert found.keys() == {"b.png", "below/a.jpg", "mean"}
+        assert found["mean"] == pytest.approx(error.mean(), abs=1e-3)
+    assert abs(errors("--mean=0.1,0.1,0.1", "--std=1,1,1")["mean"] - error.mean()) > 1e-2
+    helpers.program("attention", *common, "--show_heads=0,3")
+    said = capsys.readouterr().out
+    assert "MAE of mae.safetensors: attention of cls on 2 images" in said
+    assert Image.open(place).size[0] == width(3)
+    for words, text in (
+        (["--step=3"], "--step: with a file"),
+        (["--weights=ema"], "--weights: ema, but .* holds no moving average; allowed: online"),
+        (["--mean=a,b,c"], r"--mean: .*; allowed: a number per channel"),
+        (["--layout=vit"], "--layout: 'vit'; allowed: auto"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            helpers.program("reconstruct", *common, *words)
 
 
 def test_files_that_cannot_be_read_are_named_and_others_shown(runs, tmp_path, capsys):

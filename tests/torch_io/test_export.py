@@ -83,8 +83,8 @@ def test_readme(run, monkeypatch, capsys):
     assert len([line for line in script.splitlines() if line.strip()]) <= 10
     monkeypatch.chdir(run)
     for command in commands:
-        python, _, module, *args = shlex.split(command)
-        assert (python, module) == ("python", "export")
+        command, name, *args = shlex.split(command)
+        assert (command, name) == ("mimjax", "export")
         call(*args)
         assert "verified: " in capsys.readouterr().out
     exec(script, {})
