@@ -70,7 +70,7 @@ def folder(path):
 KEYS = {
     "mistyped key": main("config.method.encoder.widht", "--config.method.encoder.widht=3"),
     "unknown section": main("config.optimiser", "--config.optimiser.lr=3", slow=True),
-    "mistyped flag": main("wrkdir", "--wrkdir=runs/a"),
+    "mistyped flag": main("--wrkdir: no flag (did you mean --workdir?)", "--wrkdir=runs/a"),
     "override without dashes": main("config.steps=3", "config.steps=3"),
     "no workdir": typed("train", "--workdir: missing", MAE, process=True),
     "no such config": main("'configs/nothing.py'", config="--config=configs/nothing.py"),
@@ -252,7 +252,7 @@ LOOKS = {
     "reconstruct: no image": look("reconstruct", "--count: 0", "--count=0", slow=True),
     "reconstruct: no PNG": look("reconstruct", "--output: 'x.jpg'", "--output=x.jpg"),
     "reconstruct: place": look(
-        "reconstruct", "/proc/x.png", "--output=/proc/x.png", "--count=1", begun=True, slow=True
+        "reconstruct", "/proc/x.png", "--output=/proc/x.png", "--count=1", slow=True
     ),
     "reconstruct: broken image": look("reconstruct", "{broken}/0.jpg", "--images={broken}"),
     "attention: no such block": look("attention", "--layers: '9'", "--layers=9"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
 import sys
@@ -126,7 +127,14 @@ def read(program: Program, argv: Sequence[str]) -> list[str]:
     if positional and words[1:] and not words[1].startswith("-"):
         words[1] = f"--{positional}={words[1]}"
     check_old_flags(words[1:])
-    return parser.read(words)
+    try:
+        return parser.read(words)
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        close = difflib.get_close_matches(name, _NAMES, 1)
+        hint = f" (did you mean --{close[0]}?)" if close else ""
+        allowed = ", ".join(f"--{known}" for known in _NAMES)
+        raise ConfigError(f"--{name}: no flag{hint}; allowed: {allowed}") from None
 
 
 def check_old_flags(words: Sequence[str]) -> None:
