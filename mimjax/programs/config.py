@@ -120,21 +120,22 @@ def plug_lines(c: Any) -> list[str]:
     from mimjax.run.sections import Settings
 
     out = []
-    for key in _keys(c, schema.find_class(c.task, "task"), Settings):
+    for key in _keys(c):
         hint = schema.annotation(Settings, c, key)
+        inner, _, optional = values.parts(hint)
         if base := schema.plug_base(hint):
-            out.append(
-                f"{key}: {', '.join(plugs.shipped(base))}" + ", None" * values.parts(hint)[2]
-            )
+            out.append(f"{key}: {', '.join(plugs.shipped(base))}" + ", None" * optional)
+        elif base := getattr(inner, "EXTRA", None):
+            out.append(f"{key}.NAME: {', '.join(plugs.shipped(base))}")
     return out
 
 
-def _keys(section: Any, task: type, cls: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the keys of all sections, and of settings that may hold one."""
+def _keys(section: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the keys of all sections, and of settings that are None and may become one."""
     for name in section:
         value = section[name]
         if isinstance(value, ConfigDict):
             yield prefix + name
-            yield from _keys(value, task, None, f"{prefix}{name}.")
+            yield from _keys(value, f"{prefix}{name}.")
         elif value is None:
             yield prefix + name

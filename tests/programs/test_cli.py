@@ -344,6 +344,22 @@ def test_config_lists_plugs(capsys):
     assert rows["method.target.feature"].endswith("default")
 
 
+def test_plugs_of_sections_that_a_user_names(monkeypatch):
+    monkeypatch.setattr("mimjax.run.sections.Settings", Whole)
+    c = schema.section(Whole)
+    with c.unlocked():
+        c.task = "mimjax.methods.mae:MAE"
+    lines = ["rules.NAME: Fast, Slow", "rules.rule: Fast, Slow", "rules.spare: Fast, Slow, None"]
+    assert config.plug_lines(c) == lines
+
+
+@pytest.mark.parametrize("name", parser.names())
+def test_every_config_can_be_printed(name, capsys):
+    argument = ":path=x" if name == "recipes/continued" else ""
+    helpers.program("config", name + argument)
+    assert f"{name}{argument} of " in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------ errors
 def test_an_unexpected_error_is_one_line(monkeypatch, capsys):
     """It says where, and train.log has the traceback."""
