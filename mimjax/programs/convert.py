@@ -60,12 +60,12 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
         raise ConfigError(f"--workdir: {workdir_path} holds a run already; allowed: a new folder")
     if taken.is_local:
         outputs.check(workdir_path, flag="--workdir")
-    held, average = published.open_file(path, layout, "--model")
-    found = published.fit(c, held, average, choice)
+    tensors, average = published.open_file(path, layout, "--model")
+    found = published.fit(c, tensors, average, choice)
     state = make_state(found)
     text = settings.config_json(found.config)
     meta: dict[str, Any] = {"config": json.loads(text), "versions": versions(), "teacher": {}}
-    meta["weights"] = {"path": path, "sha256": weights.checksum(path, {}), "layout": held.layout}
+    meta["weights"] = {"path": path, "sha256": weights.checksum(path, {}), "layout": tensors.layout}
     place = outputs.staged(workdir_path, flag="--workdir", listed=False)
     with place if taken.is_local else contextlib.nullcontext(workdir_path) as new:
         workdir = Workdir(new)

@@ -1,9 +1,9 @@
 """The settings of a command line: `--config=NAME[:ARGUMENTS]` and `--config.KEY=VALUE`.
 
-Overrides are applied in two passes. The first takes those that name a class (`--config.method
-.target=DINO`) and replaces the section by that class's; the second sets all others in order, so
-that a part can be swapped and its options be given on one command line. The annotation of a setting
-says how its text is read; of a key that is given twice the last value counts.
+Overrides are applied in two passes. The first takes those that name a class, as
+`--config.method.target=DINO`, and replaces the section by that class's; the second sets all others
+in order. So a part can be swapped and its options be set on one command line. The annotation of a
+setting says how its text is read; of a key that is given twice the last value counts.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def split(words: Sequence[str]) -> tuple[list[str], list[Override]]:
     return rest, found
 
 
-def given(flag_values: flags.FlagValues = flags.FLAGS) -> str:
+def config_text(flag_values: flags.FlagValues = flags.FLAGS) -> str:
     """Return the text of --config."""
     flag: Any = flag_values["config"]
     return flag.text

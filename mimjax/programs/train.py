@@ -32,7 +32,7 @@ def main() -> None:
     # after the processes are joined: this asks for devices
     from mimjax.run.setup import make_run, resolved
 
-    name = parser.given()
+    name = parser.config_text()
     recipe = name, resolved(parser.load_config(name))
     run = make_run(flags.FLAGS.config, flags.FLAGS.workdir, recipe)
     signals = stopping.SIGNALS

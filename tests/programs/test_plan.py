@@ -179,6 +179,6 @@ def test_settings_of_a_workdir(tmp_path):
         plan.wanted(None, str(tmp_path))
     (tmp_path / "config.json").write_text(settings.config_json(c))
     assert plan.wanted(None, str(tmp_path)).seed == 3
-    for given in ((c, str(tmp_path)), (None, None)):
+    for pair in ((c, str(tmp_path)), (None, None)):
         with pytest.raises(ConfigError, match="--config, --workdir: both or none given"):
-            plan.wanted(*given)
+            plan.wanted(*pair)
