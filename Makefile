@@ -44,11 +44,11 @@ TEACHER ?= $(if $(FIRST),runs/$(FIRST)_$(DATA)_$(SEED))
 demo: $(VENV)/demo
 ifneq ($(FIRST),)
 ifeq ($(origin TEACHER),file)
-	$(BIN)/python -m mimjax.main --config=configs/$(FIRST).py:demo,data=$(DATA) \
+	$(BIN)/python -m mimjax train --config=configs/$(FIRST).py:demo,data=$(DATA) \
 	  --workdir=$(TEACHER) --config.seed=$(SEED)
 endif
 endif
-	$(BIN)/python -m mimjax.main \
+	$(BIN)/python -m mimjax train \
 	  --config=configs/$(METHOD).py:demo,data=$(DATA)$(if $(TEACHER),$(COMMA)path=$(TEACHER)) \
 	  --workdir=$(WORKDIR) --config.seed=$(SEED) $(ARGS)
 

@@ -13,7 +13,7 @@ trap stop TERM
 # Started in the background, they do not hear Ctrl-C themselves.
 trap 'interrupted=1; stop' INT
 for ((i = 0; i < NUM; i++)); do
-  CUDA_VISIBLE_DEVICES="$i" "$PYTHON" -m mimjax.main "$@" \
+  CUDA_VISIBLE_DEVICES="$i" "$PYTHON" -m mimjax train "$@" \
     --coordinator="localhost:$PORT" --num_processes="$NUM" --process_id="$i" &
   pids+=($!)
 done

@@ -200,6 +200,44 @@ def _build_by_name(base: type, settings: Config, where: str) -> dict[str, Any]:
     return {name: build(base, inner, f"{where}.{name}") for name, inner in wanted.items()}
 
 
+def annotation(settings: type, c: Config, key: str) -> Any:
+    """Return the annotation of the setting that a dotted key names, None where no class says it.
+
+    A section has the fields of the class that its `type` names, else of its annotation; `method`
+    those of the class `c.task`. A class of settings with sections that a user names, as evaluators,
+    says their base class in `EXTRA`.
+
+    Args:
+      settings: the dataclass of the whole config, `mimjax.run.sections.Settings`.
+
+    Raises:
+      ConfigError: a section's class does not exist.
+    """
+    hint, owner, node = None, settings, c
+    for name in key.split("."):
+        if owner is None:
+            return None  # inside a dictionary
+        if owner is settings and name == "method":
+            hint = find_class(c.task, "task")
+        else:
+            hint = values.fields(owner).get(name, getattr(owner, "EXTRA", None))
+        node = node.get(name) if isinstance(node, ConfigDict | Mapping) else None
+        owner = values.parts(hint)[0]
+        owner = owner if isinstance(owner, type) and dataclasses.is_dataclass(owner) else None
+        named = node.get("type") if isinstance(node, ConfigDict) else None
+        if named is not None and (owner is None or "type" not in values.fields(owner)):
+            owner = find_class(named, f"{key}.type")
+    return hint
+
+
+def plug_base(hint: Any) -> type | None:
+    """Return the base class of the plugs that a setting may hold, None where it holds none."""
+    inner = values.parts(hint)[0]
+    if not isinstance(inner, type) or not pluggable(inner):
+        return None
+    return [cls for cls in inner.__mro__ if pluggable(cls)][-1]
+
+
 def compute_dtype(name: str) -> Any:
     """Return the compute type of a name; "auto" is bfloat16 on accelerators, float32 on CPU.
 

@@ -331,10 +331,21 @@ def leave(code: int) -> NoReturn:
     os._exit(int(code))
 
 
+def module_of(words: list[Any]) -> str:
+    """Return the module that a command line `python -m MODULE` or `.../MODULE` runs, else ""."""
+    for number, word in enumerate(map(str, words[1:]), 1):
+        if word == "-m":
+            return str(words[number + 1]) if words[number + 1 :] else ""
+        if word == "-c":
+            return ""
+        if not word.startswith("-"):
+            return os.path.basename(word).removesuffix(".exe")
+    return ""
+
+
 def program_of_mimjax(words: list[Any]) -> bool:
-    """Return whether a command line is `python -m mimjax.NAME`."""
-    follows = words[words.index("-m") + 1 :][:1] if "-m" in words else []
-    return bool(follows) and str(follows[0]).split(".")[0] == "mimjax"
+    """Return whether a command line is `mimjax` or `python -m mimjax[.NAME]`."""
+    return module_of(words).split(".")[0] == "mimjax"
 
 
 SIGNALS = Signals()

@@ -1,9 +1,11 @@
 """What tests share: small configs, a run as a real subprocess, its results."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import pathlib
-import runpy
 import subprocess
 import sys
 from unittest import mock
@@ -12,9 +14,9 @@ import jax
 import numpy as np
 from absl import flags as absl_flags
 
-from mimjax import schema, sharding
+from mimjax import schema, sharding, stopping
 from mimjax.data import configured
-from mimjax.programs import cli
+from mimjax.programs import cli, parser
 from mimjax.run import setup
 from mimjax.run.config_files import import_config
 from mimjax.storage.checkpoints import Checkpoints
@@ -96,12 +98,14 @@ def batches(c, task, steps):
 
 
 def module_of(name):
-    """The module of a program: "export" or "mimjax.main"."""
-    return name if name.startswith("mimjax") else f"mimjax.programs.{name}"
+    """The module of a program, "export"; "mimjax.main" is "train"."""
+    name = "train" if name == "mimjax.main" else name
+    return importlib.import_module(f"mimjax.programs.{name}")
 
 
 def command(name, *args):
-    return [sys.executable, "-m", module_of(name), *args]
+    words = [name] if name == "mimjax.main" else ["mimjax", name]
+    return [sys.executable, "-m", *words, *args]
 
 
 def environment(devices=1):
@@ -124,29 +128,45 @@ def run(*args, devices=1, check=True, timeout=300):
     return out
 
 
-def program(module, *words, parse_only=False):
+def program(name, *words, parse_only=False):
     """A program in this process, with its own flags alone; its errors are raised.
 
     Returns:
       The names of its flags.
     """
-    flags = absl_flags.FLAGS
-    before, made = set(flags), []
-
-    def parse(main, required=("config", "workdir")):
-        made.extend(set(flags) - before)
-        assert not flags([module_of(module), *words])[1:], "left over"
+    module = module_of(name)
+    with cli.defined(module) as names:
+        rest = cli.read(module, [name, *words])[1:]
+        assert not rest, "left over"
         if not parse_only:
-            main()
+            cli.start(module, rest)
+    return names
 
-    with mock.patch.object(cli, "run", parse):
+
+def answer(name, *words):
+    """A program in this process and in the repository, as `run` answers: code, stdout, stderr."""
+    module, out, err, code = module_of(name), io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(stopping, "SIGNALS", stopping.Signals()),
+    ):
         try:
-            runpy.run_module(module_of(module), run_name="__main__")
-        finally:
-            for name in set(flags) - before:
-                delattr(flags, name)
-            flags.unparse_flags()
-    return made
+            with cli.defined(module):
+                rest = cli.parse(module, [name, *words])[1:]
+                cli.guard(lambda: cli.start(module, rest))
+        except SystemExit as end:
+            code = end.code
+    return subprocess.CompletedProcess([name, *words], code, out.getvalue(), err.getvalue())
+
+
+def config_of(*words):
+    """The config of a command line, by the parser that the programs use."""
+    found = absl_flags.FlagValues()
+    parser.define(found)
+    parser.read(["program", *words], found)
+    return found.config
 
 
 def start(*args, devices=1):

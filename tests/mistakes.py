@@ -18,6 +18,7 @@ class Mistake:
 
     Attributes:
       key: what the line must name.
+      process: a process of its own; others run in the process of the tests.
       begun: the run had begun when it failed: what it wrote until then may stay.
       disk: writes to a small disk; where none can be mounted, files are limited in size instead.
       machine: not a setting is at fault, but a disk without any space.
@@ -28,11 +29,17 @@ class Mistake:
     args: tuple[str, ...]
     key: str
     env: dict[str, str] = dataclasses.field(default_factory=dict)
-    devices: int = 1
+    devices: int = 8
+    process: bool = False
     begun: bool = False
     disk: bool = False
     machine: bool = False
     slow: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether it needs a process of its own: another platform, other devices, limited files."""
+        return self.process or self.disk or bool(self.env) or self.devices != 8
 
     @property
     def code(self) -> Exit:
@@ -41,19 +48,19 @@ class Mistake:
 
 
 def main(key, *args, config=MAE, workdir="{new}", **options):
-    """A mistake of mimjax.main; it stands last, so that it wins over the shortening flags."""
+    """A mistake of training; it stands last, so that it wins over the shortening flags."""
     args = (config, *SHORT, *args, f"--workdir={workdir}")
-    return Mistake("mimjax.main", args, key, **options)
+    return Mistake("train", args, key, **options)
 
 
 def typed(program, key, *args, **options):
     """A mistake of another program."""
-    return Mistake(f"mimjax.{program}", args, key, **options)
+    return Mistake(program, args, key, **options)
 
 
 def look(program, key, *args, run="{run}", **options):
     """A mistake of a program that looks at a run."""
-    return typed(program, key, f"--workdir={run}", *args, **options)
+    return typed(program, key, f"--model={run}", *args, **options)
 
 
 def folder(path):
@@ -63,13 +70,31 @@ def folder(path):
 KEYS = {
     "mistyped key": main("config.method.encoder.widht", "--config.method.encoder.widht=3"),
     "unknown section": main("config.optimiser", "--config.optimiser.lr=3", slow=True),
-    "mistyped flag": main("wrkdir", "--wrkdir=runs/a"),
+    "mistyped flag": main("--wrkdir: no flag (did you mean --workdir?)", "--wrkdir=runs/a"),
     "override without dashes": main("config.steps=3", "config.steps=3"),
-    "no workdir": typed("main", "--workdir: missing", MAE),
-    "no such config": main("configs/nothing.py", config="--config=configs/nothing.py"),
+    "no workdir": typed("train", "--workdir: missing", MAE, process=True),
+    "no such config": main("'configs/nothing.py'", config="--config=configs/nothing.py"),
     "config argument": main("size='xxl'", config="--config=configs/mae.py:size=xxl"),
     "unknown tokenizer": main(
         "tokenizer='dallee'", config="--config=configs/beit.py:tokenizer=dallee", slow=True
+    ),
+    "a folder of the config's name": main(
+        "'{images}': is a folder", config="--config={images}", slow=True
+    ),
+    "two configs": main("'configs/mae.py:demo' and 'cae'", "--config=cae"),
+    "no config": typed("train", "--config: missing", "--config.steps=3", "--workdir={new}"),
+    "config that is no Python": main("{unfinished}, line 2: ", config="--config={unfinished}"),
+    "config that writes after lock": main("{locked}:8: ", config="--config={locked}"),
+    "config without get_config": main(
+        "{empty_py}, line 1: the file has no function `get_config`", config="--config={empty_py}"
+    ),
+    "no such target": main(
+        "config.method.target: 'dinoo'; allowed: CLIP, DallE, DINO",
+        "--config.method.target=dinoo",
+        config=CAE,
+    ),
+    "target of a module that fails": main(
+        "{failing}", "--config.method.target={failing}:Mine", config=CAE, process=True
     ),
     "no such task": main("task: 'mae'", "--config.task=mae", slow=True),
 }
@@ -114,7 +139,7 @@ VALUES = {
 }
 DEVICES = {
     "batch and devices": main(
-        "batch_size: 12 is not divisible by devices 8", "--config.batch_size=12", devices=8
+        "batch_size: 12 is not divisible by devices 8", "--config.batch_size=12"
     ),
     "mesh that does not fit": main("mesh", "--config.mesh.fsdp=3"),
     "no GPU": main("JAX_PLATFORMS: 'cuda'", env={"JAX_PLATFORMS": "cuda"}),
@@ -128,7 +153,7 @@ DEVICES = {
     "process number": main(
         "--process_id: 5", "--coordinator=localhost:1", "--num_processes=2", "--process_id=5"
     ),
-    "no cluster": main("--distributed=auto", "--distributed=auto"),
+    "no cluster": main("--distributed=auto", "--distributed=auto", process=True),
     "topology": typed("plan", "h100:8", MAE, "--topology=h100:8", slow=True),
 }
 DATA = {
@@ -138,7 +163,7 @@ DATA = {
     "file for a folder": main("{file}", *folder("{file}")),
     "empty folder": main("{empty}", *folder("{empty}"), slow=True),
     "no image can be read": main(
-        "{broken}", *folder("{broken}"), "--config.batch_size=4", begun=True, slow=True
+        "{broken}", *folder("{broken}"), "--config.batch_size=8", begun=True, slow=True
     ),
     "channels": main(
         "data.channels: 4", *folder("{images}"), "--config.data.channels=4", slow=True
@@ -146,17 +171,17 @@ DATA = {
     "share of bad files": main(
         "data.max_bad_fraction", "--config.data.max_bad_fraction=2.0", slow=True
     ),
-    "statistics of nothing": typed("data.stats", "--config, --images", slow=True),
-    "statistics of broken files": typed("data.stats", "{broken}", "--images={broken}"),
+    "statistics of nothing": typed("stats", "--config, --images", slow=True),
+    "statistics of broken files": typed("stats", "{broken}", "--images={broken}"),
     "prepare: missing folder": typed(
-        "data.prepare", "path: '/no'", "--path=/no", "--output={new}", slow=True
+        "prepare", "path: '/no'", "--path=/no", "--output={new}", slow=True
     ),
     "prepare: into its source": typed(
-        "data.prepare", "{images}/small", "--path={images}", "--output={images}/small"
+        "prepare", "{images}/small", "--path={images}", "--output={images}/small"
     ),
-    "prepare: into a file": typed("data.prepare", "{file}", "--path={images}", "--output={file}"),
+    "prepare: into a file": typed("prepare", "{file}", "--path={images}", "--output={file}"),
     "prepare: no number": typed(
-        *("data.prepare", "--short_side", "--path={images}", "--output={new}", "--short_side=big")
+        *("prepare", "--short_side", "--path={images}", "--output={new}", "--short_side=big")
     ),
 }
 WORKDIRS = {
@@ -173,7 +198,7 @@ WORKDIRS = {
         slow=True,
     ),
     "two runs on one workdir": main(
-        f"in use by another run, process {os.getpid()} on", workdir="{held}"
+        f"in use by another run, process {os.getpid()} on", workdir="{held}", process=True
     ),
     "another method's workdir": main("task", config=BOOT, workdir="{run}"),
     "another depth": main(
@@ -209,35 +234,35 @@ WEIGHTS = {
     ),
     "teacher of no known layout": main("teacher.path: {foreign}", config=f"{CAE},path={{foreign}}"),
     "convert: foreign file": typed(
-        "convert", "--weights: {foreign}", MAE, "--weights={foreign}", "--workdir={new}"
+        "convert", "--model: {foreign}", MAE, "--model={foreign}", "--workdir={new}"
     ),
     "convert: cut short": typed(
-        "convert", "{cut}", MAE, "--weights={cut}", "--workdir={new}", slow=True
+        "convert", "{cut}", MAE, "--model={cut}", "--workdir={new}", slow=True
     ),
     "convert: no weights": typed(
-        "convert", "{file}", MAE, "--weights={file}", "--workdir={new}", slow=True
+        "convert", "{file}", MAE, "--model={file}", "--workdir={new}", slow=True
     ),
     "convert: heads not told": typed(
-        *("convert", "--heads", MAE, "--weights={headless}", "--workdir={new}"),
+        *("convert", "--heads", MAE, "--model={headless}", "--workdir={new}"),
         "--image_size=8,8",
     ),
     "convert: workdir taken": typed(
-        "convert", "{run} holds a run", MAE, "--weights={headless}", "--workdir={run}"
+        "convert", "{run} holds a run", MAE, "--model={headless}", "--workdir={run}"
     ),
 }
 LOOKS = {
     "reconstruct: no workdir": look("reconstruct", "{images}", run="{images}"),
     "reconstruct: no checkpoint": look("reconstruct", "{bare}", run="{bare}", slow=True),
     "reconstruct: broken checkpoint": look("reconstruct", "{unreadable}", run="{unreadable}"),
-    "reconstruct: no such step": look("reconstruct", "--step: 99", "--step=99"),
+    "reconstruct: no such step": look("reconstruct", "--step: 99", "--step=99", process=True),
     "reconstruct: no image": look("reconstruct", "--count: 0", "--count=0", slow=True),
     "reconstruct: no PNG": look("reconstruct", "--output: 'x.jpg'", "--output=x.jpg"),
     "reconstruct: place": look(
-        "reconstruct", "/proc/x.png", "--output=/proc/x.png", "--count=1", begun=True, slow=True
+        "reconstruct", "/proc/x.png", "--output=/proc/x.png", "--count=1", slow=True
     ),
     "reconstruct: broken image": look("reconstruct", "{broken}/0.jpg", "--images={broken}"),
     "attention: no such block": look("attention", "--layers: '9'", "--layers=9"),
-    "attention: no such head": look("attention", "--heads: '9'", "--heads=9", slow=True),
+    "attention: no such head": look("attention", "--show_heads: '9'", "--show_heads=9", slow=True),
     "attention: share": look("attention", "--mass=2", "--mass=2"),
     "export: format": look("export", "'onnx'", "--format=onnx", "--output={new}.pth"),
     "export: not this method": look(
@@ -262,7 +287,7 @@ LOOKS = {
         *("reconstruct", "--output: {images}/0.png exists", "--output={images}/0.png"), slow=True
     ),
     "features: weights on a store": typed(
-        *("features", "--weights: 'gs://b/w.pth'", "--weights=gs://b/w.pth", "--output=x.npz"),
+        *("features", "--model: 'gs://b/w.pth'", "--model=gs://b/w.pth", "--output=x.npz"),
         slow=True,
     ),
     "export: image size": look(

@@ -2,22 +2,18 @@
 
 import functools
 import re
-import sys
 
 import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from mimjax import schema
 from mimjax.data.augment import Augment
 from mimjax.data.pipeline import Pipeline
 from mimjax.data.sources import Synthetic, make_source
 from mimjax.methods.masked import MaskedTask
-from mimjax.programs import cli
 from mimjax.run import setup
 from mimjax.schema import build as from_section
 from mimjax.task import Clock, init_state
@@ -29,13 +25,8 @@ COMMANDS = sorted(set(re.findall(r"`(--config=configs/[^`]+)`", TEXT)))
 
 def parse(command, monkeypatch):
     """The config of a command, through the flags that the programs use."""
-    argv = ["main", *command.split()]
-    monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
-    cli.check_config_flags(argv)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    values(argv)
-    return values.config
+    monkeypatch.chdir(helpers.ROOT)
+    return helpers.config_of(*command.split())
 
 
 def shrink(c):

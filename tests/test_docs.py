@@ -1,22 +1,21 @@
 """Documents name what is there: code that compiles, programs, flags and links that exist."""
 
-import argparse
 import re
-import runpy
 import shlex
 import subprocess
-import sys
 
 import helpers
 import pytest
 from absl import flags
 
-from mimjax.programs import cli
+from mimjax.programs import cli, usage
 
 DOCS = [helpers.ROOT / "README.md", *sorted((helpers.ROOT / "docs").glob("*.md"))]
+CONFIGS = sorted((helpers.ROOT / "configs").rglob("*.py"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
 # up to the end of the line or of an inline `code`; a backslash continues the line
-COMMAND = re.compile(r"python -m (mimjax\S*?)(?=[\s`])((?:\\\n|[^`\n])*)")
+NAMES = "|".join(usage.PROGRAMS)
+COMMAND = re.compile(rf"(?<![\w/.(])mimjax ({NAMES})(?=[\s`])((?:\\\n|[^`\n])*)")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)|\]\((#[^)\s]+)\)")
 
 
@@ -36,14 +35,20 @@ def python_blocks():
 
 
 def commands():
+    """Commands with flags; a name alone in a sentence is none."""
     found = {}
-    for path in DOCS:
-        for module, rest in COMMAND.findall(path.read_text()):
-            words = tuple(shlex.split(rest.replace("\\\n", " "), comments=True))
-            found.setdefault((module, words), name(path))
+    for path in [*DOCS, *CONFIGS]:
+        whole = path.read_text()
+        if path in CONFIGS:  # a docstring's command goes on in the next line
+            whole = re.sub(r"\n +(?=--)", " ", whole)
+        for program, rest in COMMAND.findall(whole):
+            text = rest.replace("\\\n", " ")
+            if text.strip().startswith("--") or program == "config":
+                words = tuple(shlex.split(text, comments=True))
+                found.setdefault((program, words), name(path))
     return [
-        pytest.param(module, list(words), id=f"{place}:{module} {' '.join(words)[:60]}")
-        for (module, words), place in found.items()
+        pytest.param(program, list(words), id=f"{place}:{program} {' '.join(words)[:60]}")
+        for (program, words), place in found.items()
     ]
 
 
@@ -52,59 +57,27 @@ def anchor(title):
     return "#" + re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
 
 
-@pytest.fixture
-def own_flags():
-    """Removes the flags that a program defines, so that the next one starts without them."""
-    before = set(flags.FLAGS)
-    yield
-    for flag in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, flag)
-    flags.FLAGS.unparse_flags()
-
-
-class Parsed(Exception):
-    """The program has read its command line; it need not run."""
-
-
 @pytest.mark.parametrize("code", python_blocks())
 def test_python_compiles(code):
     compile(code, "block", "exec")
 
 
-@pytest.mark.parametrize(("module", "words"), commands())
-def test_commands_parse(module, words, own_flags, monkeypatch):
-    """Module, flags, their values and the config's keys, as the program itself reads them."""
-
-    def parse(main, required=("config", "workdir")):
-        cli.check_config_flags(sys.argv)
-        assert not flags.FLAGS(sys.argv)[1:], "left over"
-        assert all(flags.FLAGS[f].value is not None for f in required), required
-        raise Parsed
-
-    def parse_args(parser, args=None):
-        real(parser, args)
-        raise Parsed
-
-    real = argparse.ArgumentParser.parse_args
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-    monkeypatch.setattr(cli, "run", parse)
-    monkeypatch.setattr(sys, "argv", [module, *words])
+@pytest.mark.parametrize(("program", "words"), commands())
+def test_commands_parse(program, words, monkeypatch):
+    """Program, flags, their values and the config's keys, as the program itself reads them."""
     monkeypatch.chdir(helpers.ROOT)
-    with pytest.raises(Parsed):
-        runpy.run_module(module, run_name="__main__")
+    module = helpers.module_of(program)
+    with cli.defined(module):
+        assert not cli.read(module, [program, *words])[1:], "left over"
+        assert all(flags.FLAGS[f].value is not None for f in module.REQUIRED), module.REQUIRED
 
 
 def test_commands_are_found():
     """The search itself works: every document with a program in it was read."""
     programs = {p.values[0] for p in commands()}
-    assert {
-        "mimjax.main",
-        "plan",
-        "reconstruct",
-        "prepare",
-    } <= programs
-    assert "export" in programs
+    assert {"train", "plan", "reconstruct", "prepare", "export", "features"} <= programs
     assert len(python_blocks()) >= 10
+    assert {p.values[1][0] for p in commands() if p.values[0] == "config"} >= {"mae:demo"}
 
 
 @pytest.mark.parametrize("method", sorted(helpers.CONFIGS))

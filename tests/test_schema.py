@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import pickle
-import sys
 import typing
 from typing import Annotated, Literal
 
@@ -16,8 +15,7 @@ import flax.linen as nn
 import helpers
 import jax
 import pytest
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from mimjax import plugs, schema, values
 from mimjax.data import configured
@@ -31,7 +29,6 @@ from mimjax.methods.mae import MAE
 from mimjax.models.clip import CLIPVision
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT
-from mimjax.programs import cli
 from mimjax.run import setup
 from mimjax.run.sections import Settings, load
 from mimjax.schedules import Schedule
@@ -179,13 +176,8 @@ ROWS = [(name, typed, line) for name, rows in WRONG.items() for typed, line in r
 
 def parse(monkeypatch, *typed, config="configs/mae.py:demo"):
     """The config of a command line, by the parser that the programs use."""
-    argv = ["main", f"--config={config}", *(f"--config.{t}" for t in typed)]
-    monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
-    cli.check_config_flags(argv)
-    found = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=found)
-    found(argv)
-    return found.config
+    monkeypatch.chdir(helpers.ROOT)
+    return helpers.config_of(f"--config={config}", *(f"--config.{t}" for t in typed))
 
 
 def checked(c):
@@ -354,7 +346,7 @@ OLD = {  # of a config.json that the version before wrote, what is now None and 
     },
 }
 STAYS = {
-    *("log_every", "seed", "data.workers", "eval.every", "eval.pictures", "mesh.fsdp"),
+    *("log_every", "seed", "data.workers", "eval.every", "mesh.fsdp"),
     *("optimizer.min_lr", "optimizer.warmup_epochs", "method.encoder.drop_path"),
     *("method.encoder.width", "method.pixel_decoder.depth", "method.regressor.depth"),
     *("method.masking.roll_max", "method.pixel_weight"),

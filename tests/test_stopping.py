@@ -89,9 +89,11 @@ def test_handlers_of_a_notebook_come_back():
 
 
 def test_which_programs_install_handlers_early():
-    ours = ["python", "-m", "prepare", "--path=x"]
-    assert stopping.program_of_mimjax(ours)
-    for other in (["python", "-m", "pytest", "mimjax"], ["python", "x.py"], ["python", "-m"]):
+    ours = ["-m mimjax prepare --path=x", "-m mimjax.main", "-u -m mimjax", "/env/bin/mimjax plan"]
+    for words in ours:
+        assert stopping.program_of_mimjax(["python", *words.split()]), words
+    others = [["-m", "pytest", "mimjax"], ["x.py"], ["-m"], ["-c", "import mimjax", "mimjax"], []]
+    for other in (["python", *words] for words in others):
         assert not stopping.program_of_mimjax(other)
 
 

@@ -42,7 +42,7 @@ class Attention:
         if not self.depth:
             name = f"{type(task.encoder).__name__} of {type(task).__name__}"
             raise ConfigError(
-                f"--workdir: the encoder {name} has no attention; allowed: runs with a transformer"
+                f"--model: the encoder {name} has no attention; allowed: a transformer"
             )
         self.images = Subset(bench.test, count)
         self.heads, self.grid = task.encoder.heads, task.encoder.grid

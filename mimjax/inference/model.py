@@ -127,6 +127,21 @@ class Model:
         return jax.device_get(self._many(self._params, images, tuple(readings)))
 
     @property
+    def task(self) -> Any:
+        """The task of `reconstruct`; None where there is none."""
+        return getattr(self._reconstructor, "task", None)
+
+    @property
+    def module(self) -> Any:
+        """The encoder, a linen module."""
+        return self._network.module
+
+    @property
+    def params(self) -> PyTree:
+        """Parameters by the name of the network: "encoder", and of some files "classifier"."""
+        return self._params
+
+    @property
     def num_prefix(self) -> int:
         """Tokens before the patches in pool="all"; 1 = CLS."""
         return 0 if hasattr(self._network.module, "strides") else 1
@@ -343,7 +358,7 @@ def _from_method(
     if task_path.endswith("MRMAE"):
         raise ConfigError(
             f"path: {path} is of MR-MAE, whose fused blocks no tensor shows; make a workdir of it: "
-            "mimjax convert --config=configs/mrmae.py --weights=..."
+            "mimjax convert --config=mrmae --model=..."
         )
     given = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
     c = ConfigDict({"task": task_path, "dtype": "auto", "seed": 0})

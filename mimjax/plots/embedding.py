@@ -114,7 +114,7 @@ def place(vectors: np.ndarray, method: str) -> np.ndarray:
 
     x = np.asarray(vectors, np.float64)
     if not np.isfinite(x).all():
-        raise ConfigError("--workdir: features are not finite; allowed: a run that did not diverge")
+        raise ConfigError("--model: features are not finite; allowed: a run that did not diverge")
     spread = x.std(0).max()
     if spread <= 1e-9 * max(np.abs(x).max(), 1e-30):
         raise ConfigError("--images: all features are the same; allowed: images that differ")

@@ -1,142 +1,166 @@
-"""What every program shares: flags, several processes, and errors as one line."""
+"""Run a program: its flags, several processes, errors in one line and exit codes."""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, Protocol
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from mimjax import stopping
-from mimjax.errors import ConfigError, Exit, PeerError, RunError, code_of
-from mimjax.programs import overrides
-from mimjax.run import sections
-from mimjax.schema import Config
-from mimjax.storage import files
-from mimjax.torch_io.read.files import SUFFIXES
+from mimjax.errors import ConfigError, Exit, PeerError, RunError, UserCodeError, code_of
+from mimjax.programs import parser, processes, usage
 
 FLAGS = flags.FLAGS
-overrides.register()  # before any flag of a config is made
+_NAMES: list[str] = []  # of the flags of the program that runs
+
+
+class Program(Protocol):
+    """A module of `mimjax.programs`; its docstring is the text of --help."""
+
+    __name__: str
+    __doc__: str | None
+    REQUIRED: tuple[str, ...]
+
+    @staticmethod
+    def define_flags() -> None:
+        """Define all flags of the program."""
+        ...
+
+    @staticmethod
+    def main() -> None:
+        """Run the program; its flags are parsed."""
+        ...
 
 
 def define_base_flags() -> None:
-    """--workdir and --debug, which every program has."""
-    flags.DEFINE_string("workdir", None, "Folder of the run, local or gs:// (mimjax[gcs]).")
+    """Define --debug, which every program has."""
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
 
 
-def define_look_flags() -> None:
-    """Those of programs that look at a trained run's images, in one process."""
-    define_base_flags()
-    flags.DEFINE_string("images", None, "Folder or file; without it the run's own test images.")
-    flags.DEFINE_integer("step", None, "Which checkpoint; without it the newest.")
-    flags.DEFINE_integer("count", 8, "At most that many images, drawn from all of them.")
-    flags.DEFINE_string("output", None, "The PNG file; without it one in WORKDIR/pictures.")
-
-
-def define_file_flags() -> None:
-    """What only the user can know about a published file; see `file_sizes`."""
-    flags.DEFINE_integer("heads", None, "Of a file's encoder, where no tensor shows them.")
-    flags.DEFINE_integer("decoder_heads", None, "Of the networks behind it, likewise.")
-    flags.DEFINE_list("image_size", None, "height,width; needed where patches fill no square.")
-
-
-def define_encode_flags() -> None:
-    """Those of programs that encode the images of a run or file, in one process."""
-    define_base_flags()
-    flags.DEFINE_string("weights", None, "A published file instead of --workdir.")
-    define_file_flags()
-    flags.DEFINE_integer("step", None, "Which checkpoint; without it the newest.")
-    flags.DEFINE_bool("ema", False, "The moving average of the encoder, where there is one.")
-    flags.DEFINE_string("images", None, "Folder or file; without it the run's own images.")
-    flags.DEFINE_enum("split", None, ["train", "test"], "Of the run's own images; default: test.")
-    flags.DEFINE_integer("batch_size", 64, "Images at once.")
-    flags.DEFINE_integer("threads", 8, "That decode images.", lower_bound=1)
-
-
 def define_run_flags() -> None:
-    """--config, --workdir, --debug and those of multi-process runs."""
-    config_flags.DEFINE_config_file("config", None, "configs/METHOD.py[:name=value,...]")
+    """Define --config, --workdir and --debug, and the flags of runs of several processes."""
+    parser.define()
+    flags.DEFINE_string("workdir", None, "Folder of the run, local or gs:// (mimjax[gcs]).")
     define_base_flags()
-    flags.DEFINE_enum(
-        "distributed",
-        "off",
-        ["off", "auto"],
-        "auto: join the processes of a TPU pod or SLURM job, found from the environment.",
-    )
-    flags.DEFINE_string("coordinator", None, "host:port of process 0, where nothing is found.")
-    flags.DEFINE_integer("num_processes", 1, "Number of processes, with --coordinator.")
-    flags.DEFINE_integer("process_id", 0, "This process's number, with --coordinator.")
+    processes.define_flags()
 
 
-def run(main: Callable[[], None], required: tuple[str, ...] = ("config", "workdir")) -> None:
-    """Parses flags, joins processes, runs `main`; ends with a code of `exits.Exit`.
+def run(program: Program, words: Sequence[str]) -> None:
+    """Parse flags, join processes and run a program; end with a code of `errors.Exit`.
 
     An error is one line; `--debug` shows its traceback.
 
     Args:
-      required: flags that must be given.
+      words: the command line after the program's name.
     """
     stopping.install()
-    # Overrides of a config are flags of their own, made while parsing: errors arise here too.
-    guarded = lambda argv: _guard(lambda: _start(main, required, argv[1:]))
-    app.run(guarded, flags_parser=_parse)
+    with defined(program) as names:
+        if {"--help", "-help", "-h", "--helpshort"} & set(words):
+            print(usage.text(program, names, FLAGS))
+            return
+        argv = [usage.command(program), *words]
+        main = lambda rest: guard(lambda: start(program, rest[1:]))
+        app.run(main, argv=argv, flags_parser=lambda argv: parse(program, argv))
 
 
-def _parse(argv: list[str]) -> list[str]:
+@contextlib.contextmanager
+def defined(program: Program) -> Iterator[list[str]]:
+    """Define a program's flags in the body, instead of another's, and yield their names."""
+    others = {name: FLAGS[name] for name in _NAMES}
+    for name in others:
+        delattr(FLAGS, name)
+    before = set(FLAGS)
+    program.define_flags()
+    names = [name for name in FLAGS if name not in before]
+    _NAMES[:] = names
+    try:
+        yield list(names)
+    finally:
+        for name in names:
+            delattr(FLAGS, name)
+        FLAGS.unparse_flags()
+        for name, flag in others.items():
+            FLAGS[name] = flag
+        _NAMES[:] = others
+        if others:
+            FLAGS.mark_as_parsed()
+
+
+def parse(program: Program, argv: Sequence[str]) -> list[str]:
+    """Parse a command line; an error ends the program.
+
+    Returns:
+      The words that are no flags.
+    """
     debug = any(a in ("--debug", "-debug", "--debug=true") for a in argv)
     try:
-        check_config_flags(argv)
-        return FLAGS(argv)
+        return read(program, argv)
     except stopping.Stopped as stop:
         _stop(stop)
-    except (flags.Error, ConfigError, AttributeError, KeyError, ValueError, TypeError) as error:
+    except UserCodeError as error:
+        _user_code(error)
+    except Exception as error:
         if debug:
             traceback.print_exc()
-        _fail(" ".join(str(error).split()), Exit.REFUSED)
+        if isinstance(error, flags.Error | ConfigError):
+            _fail(_line(error), Exit.REFUSED)
+        _fail(unexpected(error))
 
 
-def check_config_flags(argv: list[str]) -> None:
-    """Loads the config and looks up every overridden key, before ml_collections does.
-
-    Its own errors arise inside flag parsing and carry tracebacks in their text.
+def read(program: Program, argv: Sequence[str]) -> list[str]:
+    """Parse a command line, whose first word is the command itself.
 
     Raises:
-      ConfigError: no such config file, a config that refuses its arguments, an unknown key.
+      ConfigError, flags.Error: a flag that does not exist, or a value that is not allowed.
+      UserCodeError: a user's module fails when it is imported.
     """
-    given = [a.lstrip("-").partition("=") for a in argv[1:] if a.lstrip("-").startswith("config")]
-    paths = [value for name, _, value in given if name == "config"]
-    if not paths:
+    words = list(argv)
+    positional = getattr(program, "POSITIONAL", "")
+    if positional and words[1:] and not words[1].startswith("-"):
+        words[1] = f"--{positional}={words[1]}"
+    check_old_flags(words[1:])
+    try:
+        return parser.read(words)
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        close = difflib.get_close_matches(name, _NAMES, 1)
+        hint = f" (did you mean --{close[0]}?)" if close else ""
+        allowed = ", ".join(f"--{known}" for known in _NAMES)
+        raise ConfigError(f"--{name}: no flag{hint}; allowed: {allowed}") from None
+
+
+def check_old_flags(words: Sequence[str]) -> None:
+    """Answer flags that had other names.
+
+    Raises:
+      ConfigError: one is given; the line says the name of today.
+    """
+    if "model" not in FLAGS:
         return
-    config = load_config(paths[-1])
-    for i, word in enumerate(argv):  # ml_collections, which reads them next, knows paths alone
-        flag, _, text = word.partition("=")
-        if flag.lstrip("-") == "config" and text:
-            name, _, arg = text.partition(":")
-            argv[i] = f"{flag}={sections.find(name)}" + (f":{arg}" if arg else "")
-    for name, _, _ in given:
-        node, where = config, "config"
-        for key in name.split(".")[1:]:
-            key = key.partition("[")[0]
-            if not isinstance(node, ConfigDict) or key not in node:
-                allowed = ", ".join(sorted(node)) if isinstance(node, ConfigDict) else "no keys"
-                raise ConfigError(f"{where}.{key}: unknown; allowed: {allowed}")
-            node, where = node[key], f"{where}.{key}"
-
-
-def load_config(path: str) -> Config:
-    """The config that "mae:size=l" or "configs/mae.py:size=l" names."""
-    return sections.load(path)
-
-
-def config_name() -> str:
-    """What --config was given."""
-    return config_flags.get_config_filename(FLAGS["config"])
+    for number, word in enumerate(words):
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-"):
+            continue
+        follows = "".join(words[number + 1 : number + 2])
+        value = value if equals or follows.startswith("-") else follows
+        if name == "workdir" and "workdir" not in FLAGS:
+            raise ConfigError(f"--workdir: the flag is --model here; allowed: --model={value}")
+        if name in ("ema", "noema"):
+            average = "ema" if (name, value.lower()) != ("ema", "false") and name == "ema" else ""
+            raise ConfigError(
+                f"--{name}: the flag is --weights; allowed: --weights={average or 'online'}"
+            )
+        if name == "weights" and ("weights" not in FLAGS or value not in ("online", "ema")):
+            kinds = "online, ema; a workdir or file is " if "weights" in FLAGS else ""
+            raise ConfigError(f"--weights: {value!r}; allowed: {kinds}--model={value}")
 
 
 def integers(flag: str, values: list[str], low: int, high: int, others: str = "") -> list[int]:
@@ -159,44 +183,40 @@ def integers(flag: str, values: list[str], low: int, high: int, others: str = ""
     return out
 
 
-def file_sizes() -> tuple[int | None, int | None, tuple[int, int] | None]:
-    """--heads, --decoder_heads and --image_size of a published file; None = not given.
+def start(program: Program, rest: list[str]) -> None:
+    """Run a program whose flags are parsed.
+
+    Args:
+      rest: words that are no flags.
 
     Raises:
-      ConfigError: numbers below 1, or more than two sides.
+      ConfigError: there are such words, a flag is missing, or a place cannot be used.
     """
-    for name in ("heads", "decoder_heads"):
-        value = FLAGS[name].value
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name}: {value}; allowed: 1 or more")
-    size = integers("image_size", FLAGS.image_size, 1, 1 << 16) if FLAGS.image_size else []
-    if len(size) > 2:
-        raise ConfigError(f"--image_size: {FLAGS.image_size}; allowed: height,width in pixels")
-    return FLAGS.heads, FLAGS.decoder_heads, (size[0], size[-1]) if size else None
-
-
-def _start(main: Callable[[], None], required: tuple[str, ...], rest: list[str]) -> None:
     if rest:
         raise ConfigError(f"{rest[0]!r}: no flag; allowed: flags alone, --name=value (see --help)")
-    for name in required:
+    for name in program.REQUIRED:
         if FLAGS[name].value is None:
             raise ConfigError(f"--{name}: missing; allowed: see --help")
     check_paths()
     if "distributed" in FLAGS:
-        join_processes()
-    main()
+        processes.join()
+    program.main()
 
 
 def check_paths() -> None:
-    """Expands `~` in every flag and setting that names a place, and asks the stores among these.
+    """Expand `~` in every flag and setting that names a place, and ask the stores among these.
 
     Raises:
       ConfigError: an address that cannot be used there, or a store that does not answer.
     """
+    from mimjax.storage import files
+    from mimjax.torch_io.read.files import SUFFIXES
+
     values = FLAGS.flag_values_dict()
     for name, stores in files.FLAGS.items():
         if isinstance(path := values.get(name), str):
-            FLAGS[name].value = files.reachable_path(path, f"--{name}", stores)
+            here = () if name == "model" and path.endswith(SUFFIXES) else stores
+            FLAGS[name].value = files.reachable_path(path, f"--{name}", here)
     config: Any = values.get("config")
     if not isinstance(config, ConfigDict):
         return
@@ -212,79 +232,8 @@ def check_paths() -> None:
             node[last] = ",".join(places)
 
 
-def join_processes() -> None:
-    """jax.distributed, before anything touches a device.
-
-    Raises:
-      ConfigError: flags that do not go together, or processes that cannot be joined.
-    """
-    check_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    if not FLAGS.coordinator and FLAGS.distributed == "off":
-        return
-    import jax
-
-    from mimjax.run import native, peers
-
-    # SIGTERM, SIGINT and SIGUSR1 are answered alike, by `peers`
-    jax.config.update("jax_enable_preemption_service", False)
-    if not FLAGS.debug:
-        native.redirect(_coordinator_lost)
-    try:
-        if FLAGS.coordinator:
-            if "cpu" in (jax.config.jax_platforms or ""):
-                jax.config.update("jax_cpu_collectives_implementation", "gloo")
-            jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        else:
-            jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-        if FLAGS.debug:
-            raise
-        flag = f"coordinator={FLAGS.coordinator}" if FLAGS.coordinator else "distributed=auto"
-        raise ConfigError(
-            f"--{flag}: the processes cannot be joined ({_line(error)}); allowed: auto on a TPU "
-            "pod or under SLURM, else --coordinator=HOST:PORT --num_processes=N --process_id=I"
-        ) from None
-    stopping.install()  # anew: jax has taken SIGTERM
-    if jax.process_count() > 1:
-        peers.join(jax_store(), jax.process_index(), jax.process_count())
-
-
-def jax_store():
-    """The client of the coordination service, which jax gives no public name."""
-    from jax._src import distributed
-
-    return distributed.global_state.client
-
-
-def _coordinator_lost() -> None:
-    """Called where jaxlib aborts."""
-    if peers := _peers():
-        peers.lost("process 0, which the others report to, does not answer")
-    stopping.SIGNALS.end_now("error: the processes lost each other at the start", Exit.NO_ANSWER)
-
-
-def check_processes(coordinator: str | None, count: int, number: int) -> None:
-    """The flags of a run of several processes.
-
-    Raises:
-      ConfigError: they name no address, no process, or several processes without an address.
-    """
-    if coordinator is None:
-        if (count, number) != (1, 0):
-            raise ConfigError(
-                f"--coordinator: missing, but --num_processes={count} --process_id={number}; "
-                "allowed: host:port of process 0"
-            )
-    elif not re.fullmatch(r".+:[0-9]+", coordinator):
-        raise ConfigError(f"--coordinator: {coordinator!r}; allowed: host:port of process 0")
-    elif count < 1:
-        raise ConfigError(f"--num_processes: {count}; allowed: 1 or more")
-    elif not 0 <= number < count:
-        raise ConfigError(f"--process_id: {number}; allowed: 0 to {count - 1} (--num_processes)")
-
-
-def _guard(main: Callable[[], None]) -> None:
-    """Runs `main`; any error ends the program in one line and with its code."""
+def guard(main: Callable[[], None]) -> None:
+    """Run `main`; any error ends the program in one line and with its code."""
     from mimjax.run import memory
     from mimjax.train.metrics import NonFiniteError
 
@@ -296,13 +245,15 @@ def _guard(main: Callable[[], None]) -> None:
         _fail("interrupted; the same command continues from the newest checkpoint", 130)
     except SystemExit:
         raise
+    except UserCodeError as error:
+        _user_code(error)
     except BaseException as error:
         if line := _lost(error):
             _fail(line, Exit.NO_ANSWER)
         if "debug" in FLAGS and FLAGS.debug:
             traceback.print_exc()
         if isinstance(error, ConfigError | RunError | PeerError | NonFiniteError):
-            _fail(str(error), code_of(error))
+            _fail(_by_flag(str(error)), code_of(error))
         if line := memory.explain(error, FLAGS):
             _fail(line)
         if isinstance(error, OSError):  # a full disk, a folder that cannot be written
@@ -311,20 +262,35 @@ def _guard(main: Callable[[], None]) -> None:
         if backend:
             _fail(backend, Exit.REFUSED)
         _fail(unexpected(error))
-    if peers := _peers():
+    if peers := processes.joined():
         peers.leave(Exit.DONE)
-
-
-def _peers():
-    """The processes of the run, where there are several."""
-    module = sys.modules.get("mimjax.run.peers")
-    return module.joined() if module else None
 
 
 def _lost(error: BaseException) -> str:
     """One line, if `error` says that another process of the run is gone; else ""."""
-    peers = _peers()
+    peers = processes.joined()
     return peers.explain(error) if peers else ""
+
+
+def _by_flag(text: str) -> str:
+    """Return an error's text; a workdir is --model's where the program reads a trained thing."""
+    if "model" in FLAGS and "workdir" not in FLAGS and text.startswith("--workdir: "):
+        return f"--model: {text.removeprefix('--workdir: ')}"
+    return text
+
+
+def _user_code(error: UserCodeError) -> NoReturn:
+    """End the program with the traceback of a user's own module."""
+    cause = error.__cause__ or error
+    frames = traceback.extract_tb(cause.__traceback__)
+    own = [f for f in frames if "importlib" not in f.filename and f.name != "_file"]
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(own)]
+    lines += traceback.format_exception_only(cause)
+    print("".join(lines), end="", file=sys.stderr)
+    _fail(
+        f"{error}: {type(cause).__name__} while it was imported; allowed: a module that can be",
+        Exit.REFUSED,
+    )
 
 
 def unexpected(error: BaseException) -> str:
@@ -345,10 +311,11 @@ def about_file(error: OSError) -> str:
     if name is None:
         return f"{reason} ({type(error).__name__}); more with --debug"
     name = os.path.abspath(os.fsdecode(name))
-    workdir = FLAGS["workdir"].value if "workdir" in FLAGS else None
+    flag = next((f for f in ("workdir", "model") if f in FLAGS), "")
+    workdir = FLAGS[flag].value if flag else None
     # the workdir, what lies in it, and what it would lie in
     shared = os.path.commonpath([name, os.path.abspath(workdir)]) if workdir else ""
-    key = "--workdir: " if workdir and shared in (name, os.path.abspath(workdir)) else ""
+    key = f"--{flag}: " if workdir and shared in (name, os.path.abspath(workdir)) else ""
     return f"{key}{name}: {reason}; allowed: a place that can be written, with space left"
 
 
@@ -379,7 +346,7 @@ def _stop(stop: stopping.Stopped) -> NoReturn:
 
 def _fail(message: str, code: int = Exit.ERROR) -> NoReturn:
     _end(f"error: {message}", code)
-    if _peers():
+    if processes.joined():
         # At a usual exit jax would wait minutes for the others, which wait for this process.
         stopping.leave(code)
     sys.exit(int(code))
@@ -389,5 +356,5 @@ def _end(line: str, code: int, said: bool = False) -> None:
     stopping.SIGNALS.claim()
     if not said:
         stopping.SIGNALS.last_words(line)
-    if peers := _peers():
+    if peers := processes.joined():
         peers.leave(code, line)

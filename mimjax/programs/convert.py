@@ -1,9 +1,9 @@
-"""Turns a published PyTorch file into a workdir that every program of mimjax can open.
+"""Turn a published PyTorch file into a workdir that every program of mimjax can open.
 
-  mimjax convert --weights=FILE --config=configs/mae.py --workdir=DIR [--heads=12]
+  mimjax convert --model=FILE --config=mae --workdir=DIR [--heads=12]
 
 The file's sizes replace the config's; what no tensor shows is asked for. Nothing is trained: the
-workdir holds the config and a checkpoint of step 0, from which `mimjax.main` continues.
+workdir holds the config and a checkpoint of step 0, from which `mimjax train` continues.
 """
 
 from __future__ import annotations
@@ -14,23 +14,33 @@ from typing import Any
 
 from absl import flags
 
-from mimjax.inference import weights
-from mimjax.programs import cli
-from mimjax.storage import settings
+from mimjax.programs import cli, opening, parser
+
+REQUIRED = ("model", "config", "workdir")
+
+
+def define_flags() -> None:
+    """Define all flags of the program."""
+    flags.DEFINE_string("model", None, "The file: .safetensors, .pth.")
+    parser.define()
+    flags.DEFINE_string("workdir", None, "Folder to make, local or gs:// (mimjax[gcs]).")
+    opening.define_file_flags()
+    cli.define_base_flags()
 
 
 def main() -> None:
+    """Write the workdir."""
     from mimjax.inference import published
 
     f = flags.FLAGS
-    choice = published.Choice(*cli.file_sizes())
-    for line in convert(f.weights, f.config, f.workdir, f.layout, choice):
+    choice = published.Choice(*opening.file_sizes())
+    for line in convert(f.model, f.config, f.workdir, f.layout, choice):
         print(line)
     print(f"workdir: {f.workdir} holds config.json and a checkpoint of step 0")
 
 
 def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> list[str]:
-    """Writes the workdir; see `published.fit`.
+    """Write the workdir; see `published.fit`.
 
     Returns:
       Lines that say what came from the file, what was derived and what is random.
@@ -40,8 +50,8 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
         is written then.
     """
     from mimjax.errors import ConfigError
-    from mimjax.inference import published
-    from mimjax.storage import outputs
+    from mimjax.inference import published, weights
+    from mimjax.storage import outputs, settings
     from mimjax.storage.checkpoints import Checkpoints, versions
     from mimjax.storage.files import Workdir
 
@@ -50,12 +60,12 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
         raise ConfigError(f"--workdir: {workdir_path} holds a run already; allowed: a new folder")
     if taken.is_local:
         outputs.check(workdir_path, flag="--workdir")
-    held, average = published.open_file(path, layout, "--weights")
-    found = published.fit(c, held, average, choice)
+    tensors, average = published.open_file(path, layout, "--model")
+    found = published.fit(c, tensors, average, choice)
     state = make_state(found)
     text = settings.config_json(found.config)
     meta: dict[str, Any] = {"config": json.loads(text), "versions": versions(), "teacher": {}}
-    meta["weights"] = {"path": path, "sha256": weights.checksum(path, {}), "layout": held.layout}
+    meta["weights"] = {"path": path, "sha256": weights.checksum(path, {}), "layout": tensors.layout}
     place = outputs.staged(workdir_path, flag="--workdir", listed=False)
     with place if taken.is_local else contextlib.nullcontext(workdir_path) as new:
         workdir = Workdir(new)
@@ -69,7 +79,7 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
 
 
 def make_state(found: Any) -> Any:
-    """The state at step 0 with the file's weights; what it lacks is initialized from the seed."""
+    """Return the state at step 0 with the file's weights, others initialized from the seed."""
     import jax
     import jax.numpy as jnp
 
@@ -89,15 +99,3 @@ def make_state(found: Any) -> Any:
     asarray = lambda tree: jax.tree.map(jnp.asarray, tree)
     params, ema = asarray(params), asarray(ema)
     return TrainState(jnp.zeros((), jnp.int32), params, model_state, ema, tx.init(params))
-
-
-if __name__ == "__main__":
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file("config", None, "configs/METHOD.py[:name=value,...]")
-    cli.define_base_flags()
-    cli.define_file_flags()
-    flags.adopt_module_key_flags(cli)
-    flags.DEFINE_string("weights", None, "The file: .safetensors, .pth.")
-    flags.DEFINE_string("layout", "auto", "auto, or a name of mimjax/torch_io/read/detect.py.")
-    cli.run(main, required=("weights", "config", "workdir"))

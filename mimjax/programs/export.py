@@ -1,12 +1,12 @@
-"""Writes a run's weights as a file for PyTorch libraries, and proves that file.
+"""Write a run's weights as a file for PyTorch libraries, and verify that file.
 
-  mimjax export --workdir=DIR --format=F --output=PATH [--step=N]
-    [--weights=online|ema] [--pool=token|avg] [--image_size=512] [--decoder] [--overwrite]
+  mimjax export --model=WORKDIR --format=FORMAT --output=PATH [--weights=online|ema]
+    [--step=N] [--pool=token|avg] [--image_size=512] [--decoder] [--overwrite]
+  mimjax export --format=list
 
-What was written is loaded by the library it is meant for, and its features are compared with the
-run's on the same images; a file that differs is not kept. --overwrite replaces an earlier export
-that nobody changed, and nothing else (`outputs.py`). `--format=list` prints which methods go
-into which formats.
+The library that a file is meant for loads it, and its features are compared with the run's on the
+same images; a file that differs is deleted. --overwrite replaces only an earlier export that nobody
+changed. --format=list prints which methods go into which formats.
 """
 
 from __future__ import annotations
@@ -18,13 +18,29 @@ from typing import Any
 from absl import flags
 
 from mimjax.errors import ConfigError
-from mimjax.programs import cli
-from mimjax.storage import outputs
+from mimjax.programs import cli, opening
 
+REQUIRED = ("format",)
 LIBRARIES = {"timm": "mimjax[timm]", "transformers": "mimjax[torch]"}
 
 
+def define_flags() -> None:
+    """Define all flags of the program."""
+    cli.define_base_flags()
+    flags.DEFINE_string("model", None, "Workdir of the run.")
+    flags.DEFINE_enum("weights", "online", ["online", "ema"], "ema = the moving average.")
+    flags.DEFINE_integer("step", None, "Which checkpoint; without it the newest.")
+    flags.DEFINE_string("format", None, "timm, hf, mae, ...; list prints methods and formats.")
+    flags.DEFINE_string("output", None, "File or folder to make; the suffix says which.")
+    flags.DEFINE_enum("pool", "token", ["token", "avg"], "avg: the norm stands after mean pooling.")
+    flags.DEFINE_string("image_size", None, "Resize positions for images of 512 or HxW pixels.")
+    flags.DEFINE_bool("decoder", False, "Write every network of the run, not the encoder alone.")
+    flags.DEFINE_bool("overwrite", False, "Replace what an earlier export wrote there, unchanged.")
+
+
 def main() -> None:
+    """Write and verify the file, or print the table of formats."""
+    from mimjax.storage import outputs
     from mimjax.torch_io.write import formats
 
     f = flags.FLAGS
@@ -35,17 +51,17 @@ def main() -> None:
         raise ConfigError(
             f"--format: {f.format!r}; allowed: {', '.join(formats.FORMATS)}, or list for the table"
         )
-    for name in ("workdir", "output"):
+    for name in ("model", "output"):
         if f[name].value is None:
             raise ConfigError(f"--{name}: missing; allowed: see --help")
     formats.check_output(f.format, f.output)
-    spare = {"the run": f.workdir}
+    spare = {"the run": opening.workdir_of(f.model)}
     outputs.check(f.output, f.overwrite, spare=spare, hint="--overwrite")  # before anything is read
     print("\n".join(write(make_export(), f.output, f.overwrite)))
 
 
 def write(job, output: str, overwrite: bool = False) -> list[str]:
-    """Writes, proves and only then puts the file in its place.
+    """Write the file, verify it and only then put it in its place.
 
     Returns:
       Lines that say what was made, how it was verified, and the next command.
@@ -53,6 +69,7 @@ def write(job, output: str, overwrite: bool = False) -> list[str]:
     Raises:
       ConfigError: it cannot be written or is wrong; then nothing is left of it.
     """
+    from mimjax.storage import outputs
     from mimjax.torch_io import verify
 
     with outputs.staged(output, overwrite) as path:
@@ -73,15 +90,14 @@ def write(job, output: str, overwrite: bool = False) -> list[str]:
 
 
 def make_export():
-    """What the flags ask for, with the run's parameters."""
+    """Return the export that the flags ask for, with the run's parameters."""
     import jax
     import numpy as np
 
-    from mimjax.inference import workdir
     from mimjax.torch_io.write import export, formats
 
     f = flags.FLAGS
-    run = workdir.open_run(f.workdir, f.step)
+    run = opening.open_run()
     method = export.method_of(run.program.task)
     # before anything is read
     formats.choose_layout(method, f.format, f.pool, f.decoder)
@@ -108,7 +124,7 @@ def make_export():
 
 
 def averaged(run, decoder: bool):
-    """The moving average of the encoder.
+    """Return the moving average of the encoder.
 
     Raises:
       ConfigError: the method keeps none, or the decoder is asked for too.
@@ -124,7 +140,7 @@ def averaged(run, decoder: bool):
 
 
 def image_size(text: str | None) -> tuple[int, int] | None:
-    """Height and width in pixels from "512" or "384x640" (height x width).
+    """Return height and width in pixels from "512" or "384x640" (height x width).
 
     Raises:
       ConfigError: something else.
@@ -138,7 +154,7 @@ def image_size(text: str | None) -> tuple[int, int] | None:
 
 
 def notes(job) -> list[str]:
-    """What a user of the file has to know and cannot see in it."""
+    """Return what a user of the file has to know and cannot see in it."""
     out = []
     trained_on = f"normalize images with mean {list(job.task.mean)}, std {list(job.task.std)}"
     if job.is_encoder:
@@ -160,7 +176,7 @@ def notes(job) -> list[str]:
 
 
 def next_step(job, output: str) -> str:
-    """The next command to type."""
+    """Return the next command to type."""
     from mimjax.torch_io.write import settings
 
     encoder: Any = job.carried[0] if job.is_encoder else None
@@ -192,22 +208,3 @@ def next_step(job, output: str) -> str:
     if job.format == "detectron2":
         return f'train.init_checkpoint = "{output}"  # ViTDet, num_heads={encoder.heads}'
     return f"mimjax train --config=... --config.init_from={output}"
-
-
-def define_flags() -> None:
-    """All of this program's flags."""
-    cli.define_base_flags()
-    flags.DEFINE_string("format", None, "timm, hf, mae, ...; list prints methods and formats.")
-    flags.DEFINE_string("output", None, "File or folder to make; the suffix says which.")
-    flags.DEFINE_integer("step", None, "Which checkpoint; without it the newest.")
-    flags.DEFINE_enum("weights", "online", ["online", "ema"], "ema: the averaged encoder.")
-    flags.DEFINE_enum("pool", "token", ["token", "avg"], "avg: the norm stands after mean pooling.")
-    flags.DEFINE_string("image_size", None, "Resize positions for images of 512 or HxW pixels.")
-    flags.DEFINE_bool("decoder", False, "Write every network of the run, not the encoder alone.")
-    flags.DEFINE_bool("overwrite", False, "Replace what an earlier export wrote there, unchanged.")
-
-
-if __name__ == "__main__":
-    define_flags()
-    flags.adopt_module_key_flags(cli)
-    cli.run(main, required=("format",))

@@ -1,12 +1,12 @@
-"""Writes features of images into a file, one row per image.
+"""Write features of images into a file, one row per image.
 
-  mimjax features --workdir=DIR [--images=FOLDER] [--output=FILE.npz|FILE.parquet]
+  mimjax features --model=WORKDIR [--images=FOLDER] [--output=FILE.npz|FILE.parquet]
     [--layers=norm,-1,0] [--pool=mean,cls,all]
-  mimjax features --weights=FILE --heads=12 --images=FOLDER --output=FILE.parquet
+  mimjax features --model=FILE --heads=12 --images=FOLDER --output=FILE.parquet
 
-They are those of `mimjax.load(...).encode` and of the evaluators' probes. Columns are called
-"mean_norm", "cls_block_11"; beside them stand `path` and `label`. Files that cannot be read are
-left out, counted and named.
+The features are those of `mimjax.load(...).encode` and of the evaluators' probes. Columns are
+called "mean_norm", "cls_block_11"; beside them stand `path` and `label`. Files that cannot be read
+are left out, counted and named.
 """
 
 from __future__ import annotations
@@ -15,19 +15,33 @@ import os
 
 from absl import flags
 
-from mimjax.programs import cli, opening
+from mimjax.errors import ConfigError
+from mimjax.programs import opening
+
+REQUIRED = ("model",)
+
+
+def define_flags() -> None:
+    """Define all flags of the program."""
+    opening.define_encode_flags()
+    flags.DEFINE_string("output", None, "FILE.npz or FILE.parquet; default: WORKDIR/features.npz.")
+    flags.DEFINE_list("layers", ["norm"], "norm, or blocks from 0; negative: from the end.")
+    flags.DEFINE_list("pool", ["mean"], "mean (of the patches' tokens), cls, all (tokens).")
+    flags.DEFINE_integer("count", 0, "At most that many images, drawn from all; 0 = all.")
+    flags.DEFINE_bool("overwrite", False, "Replace features written there before, unchanged.")
 
 
 def main() -> None:
-    from mimjax.errors import ConfigError
+    """Encode the images and write the file."""
     from mimjax.inference import encoding, workdir
     from mimjax.storage import tables
 
     f = flags.FLAGS
-    if f.output is None and f.workdir is None:
-        raise ConfigError("--output: missing; it may be left out with --workdir alone")
-    output = os.path.expanduser(f.output or os.path.join(f.workdir, "features.npz"))
-    tables.check(output, f.overwrite, {"the run": f.workdir, "the images": f.images})
+    place = opening.workdir_of(f.model)
+    if f.output is None and place is None:
+        raise ConfigError("--output: missing; it may be left out with a workdir alone")
+    output = os.path.expanduser(f.output or os.path.join(place or "", "features.npz"))
+    tables.check(output, f.overwrite, {"the run": place, "the images": f.images})
     opened = opening.open_model()
     wanted = encoding.readings(f.pool, f.layers, opened.model)
     subset = opening.open_source(opened, f.images, f.split, f.count)
@@ -46,14 +60,3 @@ def main() -> None:
     if subset.num_classes:
         print(f"  label  {subset.label_name}, {subset.num_classes} in all")
     print("\n".join([*skipped, f"features: {output}"]))
-
-
-if __name__ == "__main__":
-    cli.define_encode_flags()
-    flags.adopt_module_key_flags(cli)
-    flags.DEFINE_string("output", None, "FILE.npz or FILE.parquet; default: WORKDIR/features.npz.")
-    flags.DEFINE_list("layers", ["norm"], "norm, or blocks from 0; negative: from the end.")
-    flags.DEFINE_list("pool", ["mean"], "mean (of the patches' tokens), cls, all (tokens).")
-    flags.DEFINE_integer("count", 0, "At most that many images, drawn from all; 0 = all.")
-    flags.DEFINE_bool("overwrite", False, "Replace features written there before, unchanged.")
-    cli.run(main, required=())

@@ -1,7 +1,7 @@
-"""Draws features as a map: images or patches that the encoder takes for alike lie side by side.
+"""Draw features as a map: images or patches that the encoder takes for alike lie side by side.
 
-  mimjax map --workdir=DIR [--images=FOLDER] [--method=tsne|pca]
-  mimjax map --workdir=DIR --of=patches [--method=tsne|pca]
+  mimjax map --model=WORKDIR|FILE [--images=FOLDER] [--method=tsne|pca]
+  mimjax map --model=WORKDIR|FILE --of=patches [--method=tsne|pca]
 
 t-SNE or the two leading principal components; the color is the label, where the source has some.
 Patches with pca: the three leading components of each patch as a color, beside the images.
@@ -11,10 +11,26 @@ from __future__ import annotations
 
 from absl import flags
 
-from mimjax.programs import cli, opening
+from mimjax.errors import ConfigError
+from mimjax.programs import opening
+
+REQUIRED = ("model",)
+
+
+def define_flags() -> None:
+    """Define all flags of the program."""
+    opening.define_encode_flags()
+    flags.DEFINE_enum("of", "images", ["images", "patches"], "What is a point of the map.")
+    flags.DEFINE_enum("method", "tsne", ["tsne", "pca"], "How points get their places.")
+    flags.DEFINE_string("layer", "norm", "norm, or a block from 0; negative: from the end.")
+    flags.DEFINE_enum("pool", "mean", ["mean", "cls"], "Of an image's tokens.")
+    flags.DEFINE_integer("count", None, "Points; default: 1000. Of patches with pca: 12 images.")
+    flags.DEFINE_bool("thumbnails", None, "Small images, not dots; default: up to 600 points.")
+    flags.DEFINE_string("output", None, "The PNG file; without it one in WORKDIR/pictures.")
 
 
 def main() -> None:
+    """Encode the images and write the picture."""
     from mimjax.inference import encoding, workdir
     from mimjax.plots import embedding, reconstructions
 
@@ -47,43 +63,30 @@ def main() -> None:
 
 
 def picture_name() -> str:
-    """The picture's name in WORKDIR/pictures."""
+    """Return the picture's name in WORKDIR/pictures."""
     return f"embedding_{flags.FLAGS.of}_{flags.FLAGS.method}.png"
 
 
 def points() -> int:
-    """How many are wanted, or images of patches' colors.
+    """Return how many points are wanted, or how many images of patches' colors.
 
     Raises:
       ConfigError: too few, or flags that do not go together.
     """
-    from mimjax.errors import ConfigError
     from mimjax.inference import workdir
     from mimjax.plots import embedding
 
     f = flags.FLAGS
     colors = f.of == "patches" and f.method == "pca"
-    if f.output is None and f.workdir is None:
-        raise ConfigError("--output: missing; it may be left out with --workdir alone")
+    place = opening.workdir_of(f.model)
+    if f.output is None and place is None:
+        raise ConfigError("--output: missing; it may be left out with a workdir alone")
     if f.of == "patches" and f["pool"].present:
         raise ConfigError("--pool: with --of=patches, each is a token; allowed: --of=images")
     if colors and f["thumbnails"].present:
         raise ConfigError("--thumbnails: with --of=patches --method=pca; allowed: other maps")
     count = (embedding.SHOWN if colors else embedding.POINTS) if f.count is None else f.count
-    workdir.check_flags(count, f.output, f.workdir, picture_name())
+    workdir.check_flags(count, f.output, place, picture_name())
     if count < embedding.MIN_POINTS and not colors:
         raise ConfigError(f"--count: {count}; allowed: {embedding.MIN_POINTS} or more for a map")
     return count
-
-
-if __name__ == "__main__":
-    cli.define_encode_flags()
-    flags.adopt_module_key_flags(cli)
-    flags.DEFINE_enum("of", "images", ["images", "patches"], "What is a point of the map.")
-    flags.DEFINE_enum("method", "tsne", ["tsne", "pca"], "How points get their places.")
-    flags.DEFINE_string("layer", "norm", "norm, or a block from 0; negative: from the end.")
-    flags.DEFINE_enum("pool", "mean", ["mean", "cls"], "Of an image's tokens.")
-    flags.DEFINE_integer("count", None, "Points; default: 1000. Of patches with pca: 12 images.")
-    flags.DEFINE_bool("thumbnails", None, "Small images, not dots; default: up to 600 points.")
-    flags.DEFINE_string("output", None, "The PNG file; without it one in WORKDIR/pictures.")
-    cli.run(main, required=())

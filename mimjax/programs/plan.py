@@ -1,6 +1,7 @@
-"""Compiles the real train step for devices nobody here owns, and says what it would cost.
+"""Compile the real train step for devices that you need not have, and print what it would cost.
 
-  mimjax plan --config=configs/bootmae.py[:size=l] --topology=v5e:16x16 [--json]
+  mimjax plan --config=bootmae[:size=l] --topology=v5e:16x16 [--json]
+  mimjax plan --workdir=DIR --topology=v5e:16x16
 
 Works for TPU topologies (with `libtpu` installed, on any Linux machine) and for N simulated CPU
 devices (`cpu:8`). Prints memory per chip against what the chip has, FLOPs, and every collective
@@ -21,14 +22,17 @@ from typing import Any
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from mimjax import schema
 from mimjax.errors import ConfigError
-from mimjax.programs import cli
+from mimjax.programs import cli, parser
 from mimjax.schema import Config
-from mimjax.storage import outputs
+from mimjax.storage import config_version, outputs
+from mimjax.storage.files import Workdir
 from mimjax.train import hlo
 
+REQUIRED = ("topology",)
 IMAGENET = 1_281_167  # training images
 GIB = 2**30
 HBM = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB per chip, Cloud TPU documentation
@@ -89,7 +93,7 @@ def first_line(error: BaseException) -> str:
 
 
 def make(c: Config, devices: list[Any], small: int | None = None):
-    """The program of `mimjax.main` on these devices, and its clock.
+    """Return the program of `mimjax train` on these devices, and its clock.
 
     Args:
       small: see `make_program`; None = its default.
@@ -355,21 +359,39 @@ def describe(r: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Compiles, prints, writes the program's text where asked."""
-    f = flags.FLAGS
-    if f.hlo:
-        outputs.check_bytes(f.hlo, "--hlo")
-    report, text = analyze(f.config, f.topology)
-    if f.hlo:
-        outputs.write_bytes(f.hlo, text.encode(), "--hlo")
-    print(json.dumps(report, indent=2) if f.json else describe(report), flush=True)
+def wanted(c: Config | None, workdir: str | None) -> Config:
+    """Return the settings that --config or --workdir names.
+
+    Raises:
+      ConfigError: both or none is given, or the workdir is no run's.
+    """
+    if (c is None) == (workdir is None):
+        raise ConfigError("--config, --workdir: both or none given; allowed: one of them")
+    if c is not None:
+        return c
+    run = Workdir(workdir or "", writer=False)
+    place = run.file("config.json")
+    if not place.exists():
+        raise ConfigError(f"--workdir: no config.json in {workdir}; allowed: a run's workdir")
+    return ConfigDict(config_version.upgrade(run.read_json("config.json"), str(place)))
 
 
-if __name__ == "__main__":
-    cli.define_run_flags()
-    flags.adopt_module_key_flags(cli)
+def define_flags() -> None:
+    """Define all flags of the program."""
+    parser.define()
+    flags.DEFINE_string("workdir", None, "Folder of a run, whose settings are taken.")
     flags.DEFINE_string("topology", None, f"What to compile for, for example {EXAMPLES}.")
     flags.DEFINE_bool("json", False, "Print the report as JSON.")
     flags.DEFINE_string("hlo", None, "File for the text of the optimized program.")
-    cli.run(main, required=("config", "topology"))
+    cli.define_base_flags()
+
+
+def main() -> None:
+    """Compile and print; write the program's text where asked."""
+    f = flags.FLAGS
+    if f.hlo:
+        outputs.check_bytes(f.hlo, "--hlo")
+    report, text = analyze(wanted(f.config, f.workdir), f.topology)
+    if f.hlo:
+        outputs.write_bytes(f.hlo, text.encode(), "--hlo")
+    print(json.dumps(report, indent=2) if f.json else describe(report), flush=True)

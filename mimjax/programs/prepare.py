@@ -1,6 +1,6 @@
-"""Rewrites a folder of images to a small short side, once, so that training reads and decodes less.
+"""Rewrite a folder of images to a small short side, so that training reads and decodes less.
 
-    mimjax prepare --source=folder --path=photos --output=photos256 --short_side=256
+  mimjax prepare --path=photos --output=photos256 --short_side=256
 
 The tree of sub-folders stays, so classes and splits do too. Images that are small enough are copied
 byte for byte, whatever their format; others become JPEGs with full color resolution (4:4:4). Files
@@ -12,7 +12,6 @@ differ slightly from training on the originals.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -21,9 +20,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
+from absl import flags
 from etils import epath
 from PIL import Image
 
@@ -34,10 +34,11 @@ from mimjax.data.folder import EXTENSIONS, JPEGS, list_images, read_bytes
 from mimjax.data.images import check_option
 from mimjax.data.index import Listing, holds_image, scan, shown
 from mimjax.data.prepared import Prepared
-from mimjax.errors import Exit
+from mimjax.errors import ConfigError, Exit
+from mimjax.programs import cli
 from mimjax.storage.files import checked_path
-from mimjax.task import ConfigError
 
+REQUIRED = ("path", "output")
 SETTINGS = "prepare.json"  # in the output
 
 
@@ -294,15 +295,8 @@ def prepare(
     return Counter(kind for kind, _ in results), errors
 
 
-class Parser(argparse.ArgumentParser):
-    """Answers wrong arguments as the other programs do."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(Exit.REFUSED, f"error: {message}; allowed: see --help\n")
-
-
 def numbers(text: str) -> tuple[float, float]:
-    """Two numbers separated by a comma.
+    """Return two numbers that are separated by a comma.
 
     Raises:
       ConfigError: it is something else.
@@ -314,43 +308,40 @@ def numbers(text: str) -> tuple[float, float]:
     return low, high
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The program; returns its exit code, 1 if anything failed."""
-    parser = Parser(prog="mimjax prepare", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--source", default="folder", choices=["folder"], help="kind of input")
-    parser.add_argument("--path", required=True, help="folder to read")
-    parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--short_side", type=int, default=256, help="pixels of the short side")
-    parser.add_argument("--quality", type=int, default=95, help="JPEG quality, 1 to 95")
-    parser.add_argument("--value_range", help="low,high of values beyond 8 bits, as 0,4095")
-    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="of an image, at most")
-    args = parser.parse_args(argv)
+def define_flags() -> None:
+    """Define all flags of the program."""
+    flags.DEFINE_enum("source", "folder", ["folder"], "Kind of input.")
+    flags.DEFINE_string("path", None, "Folder to read.")
+    flags.DEFINE_string("output", None, "Folder to write.")
+    flags.DEFINE_integer("short_side", 256, "Pixels of the short side.")
+    flags.DEFINE_integer("quality", 95, "JPEG quality, 1 to 95.")
+    flags.DEFINE_string("value_range", None, "low,high of values beyond 8 bits, as 0,4095.")
+    flags.DEFINE_integer("max_pixels", MAX_PIXELS, "Of an image, at most.")
+    cli.define_base_flags()
+
+
+def main() -> None:
+    """Rewrite the folder; the exit code is 1 if any file failed."""
+    f = flags.FLAGS
+    options = {"value_range": numbers(f.value_range)} if f.value_range else {}
     try:
-        options = {"value_range": numbers(args.value_range)} if args.value_range else {}
         counts, errors = prepare(
-            args.path,
-            args.output,
-            args.short_side,
-            args.quality,
-            max_pixels=args.max_pixels,
+            f.path,
+            f.output,
+            f.short_side,
+            f.quality,
+            max_pixels=f.max_pixels,
             say=print,
             **options,
         )
     except stopping.Stopped as stop:
         line = f"{str(stop).partition(':')[0]}: the same command goes on from here"
         stopping.SIGNALS.end_now(line, stop.code)
-    except ConfigError as err:
-        print(f"error: {err}", file=sys.stderr)
-        return Exit.REFUSED
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     print(
-        f"{args.output}: {counts['written']} written, {counts['skipped']} already there, "
+        f"{f.output}: {counts['written']} written, {counts['skipped']} already there, "
         f"{counts['failed']} failed"
     )
-    return 1 if errors else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if errors:
+        sys.exit(int(Exit.ERROR))

@@ -1,6 +1,7 @@
-"""Shows what a trained run reconstructs: a picture, and the masked error of each image.
+"""Draw what a trained model reconstructs: a picture, and the masked error of each image.
 
-  mimjax reconstruct --workdir=DIR [--images=FOLDER|FILE] [--output=PNG]
+  mimjax reconstruct --model=WORKDIR [--images=FOLDER|FILE] [--output=PNG]
+  mimjax reconstruct --model=FILE --images=FOLDER|FILE --output=PNG [--teacher=FILE]
 
 Crops, masks and columns are those of the run's own pictures, with any images; for BEiT and CAE
 with a tokenizer, the weights that `teacher.path` of the run's config names are read again. Files
@@ -9,33 +10,41 @@ that cannot be read are left out and named; others are shown in their places.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from absl import flags
 
-from mimjax.programs import cli
+from mimjax.errors import ConfigError
+from mimjax.programs import opening
+
+if TYPE_CHECKING:
+    from mimjax.inference.reconstruction import Sheet
+
+REQUIRED = ("model",)
+NAME = "reconstruct.png"
+
+
+def define_flags() -> None:
+    """Define all flags of the program."""
+    opening.define_look_flags()
+    flags.DEFINE_integer("seed", None, "Fixes the masks; without it the run's own seed.")
+    flags.DEFINE_string("teacher", None, "Of a file that reconstructs with one: its file.")
 
 
 def main() -> None:
+    """Draw the picture and print the errors."""
     from mimjax.data.index import shown
-    from mimjax.errors import ConfigError
-    from mimjax.evaluators.pictures import Pictures
     from mimjax.inference import workdir
 
     f = flags.FLAGS
-    workdir.check_flags(f.count, f.output, f.workdir, "reconstruct.png")
-    run = workdir.open_run(f.workdir, f.step)
-    bench, notes = run.look(f.images, f.count, f.seed)
-    pictures = Pictures(count=f.count).make(bench)
-    sheet = pictures.sheet(run.state(), run.frozen())
-    if sheet is None:
-        raise ConfigError(
-            f"--workdir: {run.config.task} with this target predicts no pixels, it makes no "
-            "picture; allowed: runs that write pictures while they train"
-        )
-    place = workdir.save(run, "reconstruct.png", f.output, sheet.png())
+    opening.check_look(NAME)
+    look = of_file if opening.is_file(f.model) else of_run
+    opened, sheet, images, notes, error_name = look(f)
+    place = workdir.save(opened, NAME, f.output, sheet.png())
     print("".join(line + "\n" for line in notes), end="")
     if sheet.error is not None:
-        print(f"{run.title}: error is {run.program.task.error_name}")
-        names = [*map(shown, workdir.image_names(pictures.images)), "mean"]
+        print(f"{opened.title}: error is {error_name}")
+        names = [*map(shown, workdir.image_names(images)), "mean"]
         rows = list(zip(names, [*sheet.error, sheet.error.mean()], strict=True))
         width = max(map(len, names))
         for name, error in rows:
@@ -43,8 +52,43 @@ def main() -> None:
     print(f"picture: {place}")
 
 
-if __name__ == "__main__":
-    cli.define_look_flags()
-    flags.adopt_module_key_flags(cli)
-    flags.DEFINE_integer("seed", None, "Fixes the masks; without it the run's own seed.")
-    cli.run(main, required=("workdir",))
+def of_run(f: Any) -> tuple[Any, Sheet, Any, list[str], str]:
+    """Return a run, its picture of images, these, what is to be said, and the error's name.
+
+    Raises:
+      ConfigError: the method makes no picture, or no image can be read.
+    """
+    from mimjax.evaluators.pictures import Pictures
+
+    if f.weights == "ema":
+        raise ConfigError("--weights: ema; a run reconstructs with what it trains; allowed: online")
+    if f.teacher is not None:
+        raise ConfigError("--teacher: with a workdir, whose config names it; allowed: with a file")
+    run = opening.open_run()
+    bench, notes = run.look(f.images, f.count, f.seed)
+    pictures = Pictures(count=f.count).make(bench)
+    sheet = pictures.sheet(run.state(), run.frozen())
+    if sheet is None:
+        raise ConfigError(
+            f"--model: {run.config.task} with this target predicts no pixels, it makes no "
+            "picture; allowed: runs that write pictures while they train"
+        )
+    return run, sheet, pictures.images, notes, run.program.task.error_name
+
+
+def of_file(f: Any) -> tuple[Any, Sheet, Any, list[str], str]:
+    """Return the same of a published file.
+
+    Raises:
+      ConfigError: the file has no decoder, its method no picture, or no image can be read.
+    """
+    opened = opening.open_model(f.teacher or "")
+    part, notes = opening.readable(opened, f.images, f.count)
+    images = [part.image(i) for i in range(len(part))]
+    try:
+        sheet = opened.model.reconstruct(images, seed=f.seed)
+    except ConfigError as error:
+        text = str(error).replace("reconstruct: ", "--model: ", 1)
+        text = text.replace("mimjax.load(..., teacher=FILE)", "--teacher=FILE")
+        raise ConfigError(text) from None
+    return opened, sheet, part, notes, opened.model.task.error_name

@@ -1,10 +1,10 @@
-"""Mean and standard deviation of each channel of a data set, for `method.mean` and `method.std`.
+"""Compute mean and standard deviation of each channel, for `method.mean` and `method.std`.
 
-  mimjax stats --config=configs/mae.py --config.data.path=FOLDER
+  mimjax stats --config=mae --config.data.path=FOLDER
   mimjax stats --images=FOLDER --channels=12
 
-Of whole decoded training images on the scale 0 to 1, before any crop; every image weighs the same
-whatever its size. Files that cannot be read are left out and named.
+The numbers are those of whole decoded training images on the scale 0 to 1, before any crop; every
+image weighs the same whatever its size. Files that cannot be read are left out and named.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from concurrent import futures
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from mimjax import progress
 from mimjax.data import configured, values
@@ -23,8 +22,9 @@ from mimjax.data.decoding import BadImage
 from mimjax.data.index import shown
 from mimjax.data.sources import Source, make_source
 from mimjax.errors import ConfigError
-from mimjax.programs import cli
+from mimjax.programs import cli, parser
 
+REQUIRED: tuple[str, ...] = ()
 THREADS, CHUNK = 8, 256
 LEVELS = np.arange(256) / 255
 
@@ -85,8 +85,17 @@ def overrides(mean: np.ndarray, std: np.ndarray, sections: list[str]) -> list[st
     return out
 
 
-def main() -> None:
+def define_flags() -> None:
+    """Define all flags of the program."""
+    parser.define()
+    flags.DEFINE_string("images", None, "Folder of images, without a config.")
+    flags.DEFINE_integer("channels", 3, "Of the images in --images.")
+    flags.DEFINE_integer("count", 10_000, "At most that many images, drawn from all of them.")
+    cli.define_base_flags()
 
+
+def main() -> None:
+    """Compute the numbers and print them as overrides of a config."""
     f = flags.FLAGS
     if (f.config is None) == (f.images is None):
         raise ConfigError("--config, --images: both or none given; allowed: one of them")
@@ -122,12 +131,3 @@ def main() -> None:
         constant = ", ".join(str(i) for i in np.flatnonzero(std == 0))
         print(f"channel {constant} is constant: give its std a positive number by hand")
     print(" ".join(overrides(mean, std, sections)))
-
-
-if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "configs/METHOD.py[:name=value,...]")
-    flags.DEFINE_string("images", None, "Folder of images, without a config.")
-    flags.DEFINE_integer("channels", 3, "Of the images in --images.")
-    flags.DEFINE_integer("count", 10_000, "At most that many images, drawn from all of them.")
-    flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-    cli.run(main, required=())

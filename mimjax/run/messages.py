@@ -176,7 +176,7 @@ def commands(run: Run, reconstructs: bool) -> list[str]:
 
     task: Any = run.program.task
     place = shlex.quote(typed_path(run.workdir.path))
-    program = lambda name, rest: f"python -m mimjax.{name} --workdir={place} {rest}"
+    program = lambda name, rest: f"mimjax {name} --model={place} {rest}"
     out = [program("reconstruct", f"--images={FOLDER}")] if reconstructs else []
     if model.encodes(task):
         if num_blocks(run.program.abstract_state.params["encoder"]):

@@ -28,7 +28,7 @@ STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme -> (package, e
 # orbax has no driver for s3://, so checkpoints cannot be stored there
 RUNS, IMAGES = ("gs",), ("gs", "s3")
 # stores that each path flag of the programs (FLAGS) and each path setting (KEYS) may name
-FLAGS = {"workdir": RUNS, "images": IMAGES, "weights": (), "output": IMAGES, "hlo": IMAGES}
+FLAGS = {"workdir": RUNS, "images": IMAGES, "model": RUNS, "output": IMAGES, "hlo": IMAGES}
 WRITTEN = ("workdir", "output", "hlo")
 KEYS = {"init_from": RUNS, "resume": RUNS, "teacher.path": RUNS, "data.path": IMAGES}
 

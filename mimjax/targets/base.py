@@ -32,6 +32,10 @@ class Target:
     """
 
     PLUGGABLE: ClassVar[bool] = True  # the config section names the class
+    HOME: ClassVar[tuple[str, ...]] = tuple(
+        f"mimjax.targets.{name}"
+        for name in ("clip", "dalle", "dino", "dvae", "encoder", "joint", "pixels", "vqgan", "vqkd")
+    )
     discrete: ClassVar[bool] = False
     num_prefix: ClassVar[int] = 0
     decodes: ClassVar[bool] = False

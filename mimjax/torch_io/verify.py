@@ -181,7 +181,7 @@ def prove(export: Export, path: str) -> Proof:
     noise = np.random.default_rng(1).random((len(images), export.plain[0].num_patches))
     ours = reference(export, images, noise)
     if not all(np.isfinite(x).all() for x in ours.values()):
-        raise ConfigError("--workdir: this checkpoint's features are not finite; allowed: a --step")
+        raise ConfigError("--model: this checkpoint's features are not finite; allowed: a --step")
     alone = export.format == "convmae" and export.decoder  # its module is an encoder
     reader = None if alone else libraries.READERS.get(export.kind.library)
     name, verified, theirs = "the file read back", True, None

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pytest
 from PIL import Image
 
 from mimjax.data import make_source
 from mimjax.data.decoding import decode
-from mimjax.programs.prepare import main, output_names, prepare, shrink
+from mimjax.programs.prepare import output_names, prepare, shrink
 from mimjax.task import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +122,7 @@ def test_other_settings_are_refused_and_changed_sources_made_anew(tree, capsys):
     Image.new("RGB", (200, 100), (9, 200, 9)).save(changed)
     os.utime(changed, ns=(0, 10**18))
     (source / "val/b/small.jpg").unlink()
-    assert main([f"--path={source}", f"--output={output}", "--short_side=40"]) == 0
+    helpers.program("prepare", f"--path={source}", f"--output={output}", "--short_side=40")
     out = capsys.readouterr().out
     assert "1 written, 3 already there, 0 failed" in out
     assert "1 images that this source does not make, left as they are:\n  val/b/small.jpg\n" in out
@@ -137,7 +138,8 @@ def test_files_of_the_user_are_not_replaced(tree, capsys):
     (tree / "later.jpg").rename(source / "train/a/wide.jpg")
     for name in ("train/a/wide.jpg", "val/b/tall.JPEG"):
         (output / name).write_bytes(b"mine")
-    assert main([f"--path={source}", f"--output={output}", "--short_side=40"]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        helpers.program("prepare", f"--path={source}", f"--output={output}", "--short_side=40")
     out, err = capsys.readouterr()
     assert "0 written, 3 already there, 2 failed" in out
     assert err.count("was not written by prepare, or was changed since; it is never replaced") == 2
@@ -178,7 +180,8 @@ def test_no_two_files_get_one_name(tmp_path):
 def test_a_broken_file_is_reported_and_the_rest_written(tree, capsys):
     (tree / "in" / "train" / "a" / "broken.jpg").write_bytes(b"no image")
     argv = [f"--path={tree / 'in'}", f"--output={tree / 'out'}", "--short_side=40"]
-    assert main(argv) == 1
+    with pytest.raises(SystemExit, match="1"):
+        helpers.program("prepare", *argv)
     out, err = capsys.readouterr()
     assert "5 written, 0 already there, 1 failed" in out
     assert err.count("\n") == 1
@@ -186,7 +189,7 @@ def test_a_broken_file_is_reported_and_the_rest_written(tree, capsys):
     assert not (tree / "out" / "train" / "a" / "broken.jpg").exists()
 
 
-def test_errors(tree, capsys):
+def test_errors(tree):
     folder = str(tree / "in")
     with pytest.raises(ConfigError, match=r"^output: .* lies inside"):
         prepare(folder, folder + "/out")
@@ -196,14 +199,15 @@ def test_errors(tree, capsys):
         prepare("/no/such", folder)
     with pytest.raises(ConfigError, match=r"short_side: found 0; allowed: 1 or more"):
         prepare(folder, str(tree / "out"), short_side=0)
-    assert main([f"--path={tree / 'none'}", "--output=x"]) == 2
-    assert capsys.readouterr().err.startswith("error: path: ")
+    with pytest.raises(ConfigError, match=r"^path: "):
+        helpers.program("prepare", f"--path={tree / 'none'}", "--output=x")
 
 
 def test_as_a_program(tree):
     command = [
         sys.executable,
         "-m",
+        "mimjax",
         "prepare",
         "--source=folder",
         "--short_side=16",

@@ -13,7 +13,7 @@ from mimjax.data import make_source, values
 from mimjax.data.decoding import BadImage, Decoding, decode
 from mimjax.data.files import Files
 from mimjax.data.in_memory import Reader
-from mimjax.programs.prepare import main, prepare
+from mimjax.programs.prepare import prepare
 from mimjax.task import View
 
 RAMP = np.linspace(0, 1, 12 * 20).reshape(12, 20)
@@ -106,7 +106,7 @@ def test_programs_and_the_interface_say_it(tmp_path, capsys):
     prepare(str(folder), str(tmp_path / "out"), 6, say=said.append)
     assert said[-1].endswith("--value_range=(0,4095) fits them")
     args = [f"--path={folder}", f"--output={tmp_path / 'fit'}", "--short_side=6"]
-    assert main([*args, "--value_range=(0,4095)"]) == 0
+    helpers.program("prepare", *args, "--value_range=(0,4095)")
     assert np.asarray(Image.open(tmp_path / "fit/a.png.jpg")).max() > 240
     view = {"image": View((8, 8))}
     for given in (str(folder / "a.png"), Image.open(folder / "a.png")):

@@ -173,7 +173,7 @@ def test_look(program, folder, pretrained, tmp_path):
     for i in range(len(KINDS)):
         (place,) = folder.rglob(f"{i:03} *")
         (some / place.name).symlink_to(place)
-    args = [f"mimjax.{program}", f"--workdir={workdir}", f"--images={some}", *args]
+    args = [program, f"--model={workdir}", f"--images={some}", *args]
     helpers.run(*args)
     assert len(Image.open(workdir / made).convert("RGB").getcolors(1 << 24)) > 100
     (some / "000 broken.png").write_bytes(b"words")
@@ -184,7 +184,7 @@ def test_look(program, folder, pretrained, tmp_path):
 
 def test_features_and_a_map_of_all_that_can_be_read(folder, pretrained, tmp_path):
     workdir, _, _ = pretrained
-    common = f"--workdir={workdir}", f"--images={folder}"
+    common = f"--model={workdir}", f"--images={folder}"
     out = helpers.run("features", *common, f"--output={tmp_path / 'f.npz'}")
     assert f"skipped {BAD} of {GOOD + BAD} files" in out.stdout
     with np.load(tmp_path / "f.npz") as found:

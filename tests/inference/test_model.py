@@ -65,7 +65,7 @@ def workdir(file, tmp_path_factory):
     """The file as a workdir, by the command line, and what was printed."""
     folder = tmp_path_factory.mktemp("converted") / "run"
     config = "--config=configs/bootmae.py:demo"
-    args = f"--weights={file[0]}", config, f"--workdir={folder}", "--heads=4"
+    args = f"--model={file[0]}", config, f"--workdir={folder}", "--heads=4"
     out = helpers.run("convert", *args)
     return folder, out.stdout
 
@@ -208,13 +208,13 @@ def test_features_are_the_evaluators(file, model, workdir):
 def test_the_features_program_reads_files(file, photos, tmp_path):
     """And refuses what has no encoder."""
     place = tmp_path / "features.npz"
-    args = f"--weights={file[0]}", "--heads=4", f"--images={photos}", f"--output={place}"
-    helpers.program("features", *args, "--ema", "--pool=cls", "--layers=0")
+    args = f"--model={file[0]}", "--heads=4", f"--images={photos}", f"--output={place}"
+    helpers.program("features", *args, "--weights=ema", "--pool=cls", "--layers=0")
     found = np.load(place)
     ours = mimjax.load(file[0], heads=4, ema=True)
     theirs = ours.encode([photos / p for p in found["path"]], pool="cls", layer=0)
     np.testing.assert_allclose(found["cls_block_00"], theirs, atol=1e-5)
-    with pytest.raises(ConfigError, match=r"--weights: .*the number of heads cannot be told"):
+    with pytest.raises(ConfigError, match=r"--model: .*the number of heads cannot be told"):
         helpers.program("features", *args[:1], *args[2:], "--overwrite")
     assert not api.encodes(helpers.make(helpers.small("dvae"))[0])
 

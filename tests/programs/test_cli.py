@@ -1,42 +1,368 @@
-"""The command line: of several values of a key the last one counts, whatever its kind."""
+"""The command line: the table of programs, the parser's two passes, and errors in one line."""
+
+import dataclasses
+import subprocess
+import sys
+from typing import Annotated, ClassVar, Literal
 
 import helpers
 import pytest
-from absl import flags
+from ml_collections import ConfigDict
 
-from mimjax import stopping
-from mimjax.programs import cli
-
-
-def parsed(*words):
-    """The config that a command line gives."""
-    argv = ["program", "--config=configs/mae.py:demo", *words]
-    from ml_collections import config_flags
-
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
-    assert values(argv) == ["program"]
-    return values.config
+from mimjax import __main__ as front
+from mimjax import schema, stopping
+from mimjax.errors import ConfigError, UserCodeError
+from mimjax.programs import cli, completion, config, parser, usage
+from mimjax.programs.parser import Override
+from mimjax.run import config_files
+from mimjax.values import Count, Number, Size, Text
 
 
-def test_the_last_value_wins(monkeypatch):
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
     monkeypatch.chdir(helpers.ROOT)
-    c = parsed(
+
+
+# ------------------------------------------------------------------ programs
+def test_without_a_program_all_are_listed(capsys):
+    front.main([])
+    shown = capsys.readouterr().out
+    modules = {p.stem for p in (helpers.ROOT / "mimjax/programs").glob("*.py")}
+    assert set(usage.PROGRAMS) <= modules
+    for name, text in usage.PROGRAMS.items():
+        assert f"  {name:12} {text}\n" in shown
+        module = helpers.module_of(name)
+        assert callable(module.main)
+        assert isinstance(module.REQUIRED, tuple)
+    assert shown.count("\n") < 24
+
+
+def test_an_unknown_program_is_one_line(capsys):
+    with pytest.raises(SystemExit) as found:
+        front.main(["trian", "--config=mae"])
+    assert found.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: 'trian': no program (did you mean train?); allowed: train, plan")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("export", "export"), ("embedding_map", "map"), ("data.stats", "stats")],
+)
+def test_old_forms_say_the_new_one(module, name):
+    command = [sys.executable, "-m", f"mimjax.{module}", "--workdir=x"]
+    out = subprocess.run(command, cwd=helpers.ROOT, capture_output=True, text=True, check=False)
+    assert out.returncode == 2
+    assert out.stderr == f"error: python -m mimjax.{module}: use mimjax {name} ...\n"
+    assert out.stdout == ""
+
+
+LIGHT = """
+import runpy, sys
+sys.argv[1:] = WORDS
+try:
+    runpy.run_module("mimjax", run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+assert "jax" not in sys.modules, "jax is imported"
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["train", "--help"], ["features", "--help"]])
+def test_help_needs_no_jax(words):
+    code = LIGHT.replace("WORDS", repr(words))
+    out = subprocess.run([sys.executable, "-c", code], cwd=helpers.ROOT, capture_output=True)
+    assert out.returncode == 0, out.stderr.decode()
+
+
+def test_completion_in_bash(tmp_path):
+    script = tmp_path / "mimjax.bash"
+    script.write_text(completion.script("bash"))
+    lines = {
+        ("mimjax", "tra"): ["train"],
+        ("mimjax", "train", "--workd"): ["--workdir="],
+        ("mimjax", "train", "--config", "=", "boot"): ["bootmae"],
+        ("mimjax", "config", "mcm"): ["mcmae"],
+        ("mimjax", "map", "--nosuch"): [],
+    }
+    for words, wanted in lines.items():
+        setting = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}"
+        code = f'source {script}; {setting}; _mimjax 2>/dev/null; echo "${{COMPREPLY[@]}}"'
+        out = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+        assert out.stdout.split() == wanted, words
+    assert completion.script("zsh").endswith(completion.script("bash"))
+    assert "bashcompinit" in completion.script("zsh")
+
+
+# ------------------------------------------------------------------ words
+def test_words_and_values_of_their_own():
+    line = "p --config mae --config.steps 3 --config.a.b=x=y -config.c -1.5 --config.flag"
+    rest, found = parser.split(
+        [*line.split(), "--workdir=w", "--config.last", "--", "--config.no=1"]
+    )
+    assert rest == ["p", "--config", "mae", "--workdir=w", "--", "--config.no=1"]
+    assert found == [
+        *(Override("steps", "3"), Override("a.b", "x=y"), Override("c", "-1.5")),
+        *(Override("flag", None), Override("last", None)),
+    ]
+
+
+@pytest.mark.parametrize("words", [["--config=mae:demo"], ["--config", "configs/mae.py:demo"]])
+def test_names_and_paths(words):
+    c = helpers.config_of(*words, "--config.steps", "7", "--config.eval.probes=None")
+    assert (c.steps, c.eval.probes) == (7, None)
+    assert c.data.source.type == "mimjax.data.sources:Digits"
+
+
+def test_a_name_beside_a_folder_and_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mae").mkdir()
+    assert config_files.find("mae") == str(helpers.ROOT / "configs/mae.py")
+    (tmp_path / "mine.py").write_text("")
+    assert config_files.find("mine.py") == "mine.py"
+    (tmp_path / "text").write_text("")
+    for name, text in (("text", "is no Python file"), ("none", "not found"), ("", "not found")):
+        with pytest.raises(ConfigError, match=f"config {name!r}: {text}; allowed: .*bootmae"):
+            config_files.find(name)
+
+
+def test_a_comma_that_is_quoted(monkeypatch):
+    config_file = helpers.CONFIGS["caev2"]
+    assert config_file.get_config('path="a,b",size=l').teacher.path == "a,b"
+    with pytest.raises(ConfigError, match=r"config argument path=.*a quote that is closed"):
+        config_file.get_config('path="a,b')
+
+
+def test_two_configs_are_refused():
+    with pytest.raises(ConfigError, match="--config: 'mae' and 'cae'; allowed: one of them"):
+        helpers.config_of("--config=mae", "--config=cae")
+
+
+# ------------------------------------------------------------------ overrides
+def test_the_last_value_wins():
+    c = helpers.config_of(
+        "--config=configs/mae.py:demo",
         "--config.method.encoder.image_size=(16,16)",
         "--config.seed=1",
         "--config.method.encoder.fuse_layers=(1,3)",
         "--config.sharding=(('a','fsdp'),)",
+        "--config.optimizer.decay=(('a',0.5),('b',0.0))",
         "--config.method.encoder.image_size=(8,8)",
         "--config.seed=2",
         "--config.method.encoder.fuse_layers=(3,)",
         "--config.sharding=(('b','fsdp'),('c','fsdp'))",
+        "--config.optimizer.decay=(('.*',1.0),)",
     )
     assert c.method.encoder.image_size == (8, 8)
     assert c.method.encoder.fuse_layers == (3,)
     assert c.sharding == (("b", "fsdp"), ("c", "fsdp"))
+    assert c.optimizer.decay == ((".*", 1.0),)
     assert c.seed == 2
 
 
+def test_a_target_is_swapped_and_its_options_are_set():
+    """Whatever the order on the command line; options of the old target are unknown."""
+    words = ["--config.method.target.network.depth=5", "--config.method.target=dino"]
+    c = helpers.config_of("--config=caev2", *words, "--config.method.target.feature=pre_norm")
+    assert c.method.target.type == "mimjax.targets.dino:DINO"
+    assert (c.method.target.network.depth, c.method.target.feature) == (5, "pre_norm")
+    assert c.method.target.network.width == 768
+    with pytest.raises(ConfigError, match=r"config.method.target.project: unknown; allowed: fea"):
+        helpers.config_of("--config=caev2", *words, "--config.method.target.project=False")
+    inner = ["--config.method.target.first=CLIP", "--config.method.target=Joint"]
+    c = helpers.config_of("--config=mrmae", *inner, "--config.method.target.first.project=False")
+    assert c.method.target.first.type == "mimjax.targets.clip:CLIP"
+    with pytest.raises(ConfigError, match=r"config.method.target: 'dinoo'; allowed: CLIP, DallE"):
+        helpers.config_of("--config=caev2", "--config.method.target=dinoo")
+
+
+MINE = """
+import dataclasses
+from mimjax.targets.pixels import Pixels
+
+@dataclasses.dataclass(frozen=True)
+class Mine(Pixels):
+    sharpness: float = 2.0
+"""
+
+
+def test_a_target_of_a_file_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(helpers.ROOT)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    words = ["--config.method.target=mine.py:Mine", "--config.method.target.sharpness=3"]
+    c = helpers.config_of("--config=beit", *words)
+    assert c.method.target.type == f"{tmp_path / 'mine.py'}:Mine"
+    assert c.method.target.sharpness == 3.0
+    assert len(c.method.target.digest) == 16
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    with pytest.raises(UserCodeError) as found:
+        helpers.config_of("--config=beit", "--config.method.target=broken.py:Mine")
+    assert isinstance(found.value.__cause__, ZeroDivisionError)
+    out = helpers.answer("train", "--config=beit", f"--config.method.target={tmp_path}/broken.py:X")
+    assert out.returncode == 2
+    trace, _, line = out.stderr.rpartition("error: ")
+    assert f'File "{tmp_path}/broken.py", line 1' in trace
+    assert "cli.py" not in trace
+    assert "ZeroDivisionError while it was imported" in line
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A plug."""
+
+    PLUGGABLE: ClassVar[bool] = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Fast(Rule):
+    rate: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Slow(Rule):
+    steps: Count = 3
+    clip: Number | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Sections that a user names hold rules, too."""
+
+    EXTRA: ClassVar[type] = Rule
+    rule: Rule = Fast()
+    spare: Rule | None = None
+    every: Count = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    rules: Rules = Rules()
+    size: Size = (8, 8)
+    kind: Literal["a", "none"] = "a"
+    level: Literal[1, 2] = 1
+    path: Annotated[str, Text("a folder")] | None = None
+    names: tuple[str, ...] = ()
+    on: bool = False
+
+
+def applied(monkeypatch, *texts):
+    """The small config above with overrides."""
+    monkeypatch.setattr("mimjax.run.sections.Settings", Whole)
+    c = schema.section(Whole).lock()
+    words = [f"--config.{text}" for text in texts]
+    parser.apply(c, parser.split(words)[1])
+    return c
+
+
+def test_plugs_of_any_section(monkeypatch):
+    """Also where there was none, and in sections that the user names."""
+    c = applied(
+        monkeypatch,
+        *("rules.mine=SLOW", "rules.mine.steps=9", "rules.spare=slow", "rules.spare.clip=0.5"),
+        *("rules.rule.steps=4", "rules.rule=fast", "rules.rule=slow"),
+    )
+    assert (c.rules.mine.steps, c.rules.spare.clip, c.rules.rule.steps) == (9, 0.5, 4)
+    assert c.rules.every == 5
+    assert applied(monkeypatch, "rules.spare=slow", "rules.spare=None").rules.spare is None
+    with pytest.raises(ConfigError, match=r"config.rules.rule: 'None'; allowed: Fast, Slow"):
+        applied(monkeypatch, "rules.rule=None")
+    with pytest.raises(
+        ConfigError, match=r"config.rules.spare.clip: unknown; allowed: after --con"
+    ):
+        applied(monkeypatch, "rules.spare.clip=1")
+    with pytest.raises(
+        ConfigError, match=r"config.rules: is a section; allowed: --config.rules.NA"
+    ):
+        applied(monkeypatch, "rules=3")
+    with pytest.raises(ConfigError, match=r"config.nothing: unknown; allowed: kind, level, names"):
+        applied(monkeypatch, "nothing.at.all=3")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("size=16", "size", (16, 16)),
+        ("size=(4,6)", "size", (4, 6)),
+        ("size=[4,6]", "size", (4, 6)),
+        ("kind=none", "kind", "none"),
+        ("level=2", "level", 2),
+        ("path=None", "path", None),
+        ("path=/a=b", "path", "/a=b"),
+        ("names=('a','b')", "names", ("a", "b")),
+        ("names=()", "names", ()),
+        ("on", "on", True),
+        ("on=TRUE", "on", True),
+        ("on=0", "on", False),
+        ("rules.rule.rate=1e-3", "rules.rule.rate", 1e-3),
+        ("rules.rule.rate=2", "rules.rule.rate", 2.0),
+    ],
+)
+def test_values_by_their_annotations(monkeypatch, text, key, value):
+    c = applied(monkeypatch, text)
+    for name in key.split("."):
+        c = c[name]
+    assert c == value
+    assert type(c) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("rules.every=many", "config.rules.every: 'many'; allowed: 1 or more"),
+        ("rules.every=2.5", "config.rules.every: '2.5'; allowed: 1 or more"),
+        ("rules.every", "config.rules.every: no value; allowed: 1 or more"),
+        ("level=x", r"config.level: 'x'; allowed: 1, 2"),
+        ("on=maybe", "config.on: 'maybe'; allowed: True, False"),
+        ("size=(1,", r"config.size: '\(1,'; allowed: 2 values"),
+    ],
+)
+def test_texts_that_are_no_values(monkeypatch, text, line):
+    with pytest.raises(ConfigError, match=line):
+        applied(monkeypatch, text)
+
+
+# ------------------------------------------------------------------ config NAME
+def test_config_says_where_settings_come_from(capsys):
+    helpers.program("config", "mae:demo", "--config.seed=3", "--config.optimizer.weight_decay=0.05")
+    shown = capsys.readouterr().out
+    origin = {line.split()[0]: line.split(None, 2)[1:] for line in shown.splitlines()[1:] if line}
+    assert origin["seed"] == ["3", "command line"]
+    assert origin["optimizer.weight_decay"] == ["0.05", "command line"]
+    assert origin["steps"] == ["1500", "config file"]
+    assert origin["accum"] == ["1", "default"]
+    assert origin["method.encoder.width"] == ["96", "config file"]
+    c = helpers.config_of("--config=mae:demo")
+    count = lambda node: sum(count(v) if isinstance(v, ConfigDict) else 1 for v in node.values())
+    assert len(config.rows(c, [])) == count(c)
+
+
+def test_config_lists_plugs(capsys):
+    helpers.program("config", "caev2", "--config.method.target=DINO")
+    shown = capsys.readouterr().out
+    assert "  method.target: CLIP, DallE, DINO, DVAE, EncoderFeatures, Joint, Pixels" in shown
+    rows = {line.split()[0]: line for line in shown.splitlines() if line.startswith("  method.t")}
+    assert rows["method.target.type"].split()[1:] == ["mimjax.targets.dino:DINO", "command", "line"]
+    assert rows["method.target.feature"].endswith("default")
+
+
+def test_plugs_of_sections_that_a_user_names(monkeypatch):
+    monkeypatch.setattr("mimjax.run.sections.Settings", Whole)
+    c = schema.section(Whole)
+    with c.unlocked():
+        c.task = "mimjax.methods.mae:MAE"
+    lines = ["rules.NAME: Fast, Slow", "rules.rule: Fast, Slow", "rules.spare: Fast, Slow, None"]
+    assert config.plug_lines(c) == lines
+
+
+@pytest.mark.parametrize("name", config_files.shipped())
+def test_every_config_can_be_printed(name, capsys):
+    argument = ":path=x" if name == "recipes/continued" else ""
+    helpers.program("config", name + argument)
+    assert f"{name}{argument} of " in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ errors
 def test_an_unexpected_error_is_one_line(monkeypatch, capsys):
     """It says where, and train.log has the traceback."""
     told, signals = [], stopping.Signals()
@@ -47,10 +373,17 @@ def test_an_unexpected_error_is_one_line(monkeypatch, capsys):
         raise KeyError("blocks")
 
     with pytest.raises(SystemExit) as found:
-        cli._guard(main)
+        cli.guard(main)
     assert found.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: KeyError: 'blocks' (")
     assert "test_cli.py" in line
     assert "Traceback" in told[0]
     assert told[1] == line
+
+
+def test_flags_of_one_program_stay_its_own():
+    before = set(cli.FLAGS)
+    helpers.program("features", parse_only=True)
+    helpers.program("attention", parse_only=True)
+    assert set(cli.FLAGS) == before

@@ -1,10 +1,12 @@
 """The reader of HLO, and what the compiled step sends between eight devices."""
 
+import helpers
 import pytest
 
 from mimjax.errors import ConfigError
 from mimjax.programs import plan
 from mimjax.run.config_files import import_config
+from mimjax.storage import settings
 from mimjax.train import hlo
 
 bootmae, mae = import_config("bootmae"), import_config("mae")
@@ -170,3 +172,15 @@ def test_missing_libtpu(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "libtpu", None)
     with pytest.raises(ConfigError, match=r"v5e:16x16 needs libtpu: pip install mimjax\[tpu\]"):
         plan.find_devices("v5e:16x16")
+
+
+def test_settings_of_a_workdir(tmp_path):
+    """Those of its config.json; a folder without one, or a config beside it, is refused."""
+    c = helpers.small("mae", seed=3)
+    with pytest.raises(ConfigError, match=r"--workdir: no config.json in .*; allowed: a run's"):
+        plan.wanted(None, str(tmp_path))
+    (tmp_path / "config.json").write_text(settings.config_json(c))
+    assert plan.wanted(None, str(tmp_path)).seed == 3
+    for pair in ((c, str(tmp_path)), (None, None)):
+        with pytest.raises(ConfigError, match="--config, --workdir: both or none given"):
+            plan.wanted(*pair)

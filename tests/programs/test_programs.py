@@ -2,9 +2,9 @@
 
 import io
 import json
+import re
 import shlex
 import shutil
-import subprocess
 import sys
 import types
 from typing import Any
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import mimjax
 from mimjax.data.augment import Augment
@@ -30,11 +31,12 @@ from mimjax.models.attention import Block
 from mimjax.models.layers import layer_norm
 from mimjax.patches import patchify
 from mimjax.plots import embedding, heat_maps, reconstructions
-from mimjax.programs import attention, cli
+from mimjax.programs import attention, cli, usage
 from mimjax.run import messages
 from mimjax.sharding import make_mesh
 from mimjax.storage import tables
 from mimjax.task import View
+from mimjax.torch_io.read import load
 
 pytestmark = pytest.mark.xdist_group("programs")  # one worker makes the runs they share
 
@@ -51,7 +53,7 @@ def runs(tmp_path_factory):
     """Workdirs of two runs of two steps, by name."""
     made = {name: tmp_path_factory.mktemp(name) for name in RUNS}
     for name, workdir in made.items():
-        helpers.run("mimjax.main", f"--config={RUNS[name]}", *SHORT, f"--workdir={workdir}")
+        helpers.run("train", f"--config={RUNS[name]}", *SHORT, f"--workdir={workdir}")
     return made
 
 
@@ -78,7 +80,7 @@ def files(folder):
 
 def test_reconstruct_draws_the_runs_own_picture(runs):
     before = files(runs["mae"])
-    out = helpers.run("reconstruct", f"--workdir={runs['mae']}", "--count=3")
+    out = helpers.run("reconstruct", f"--model={runs['mae']}", "--count=3")
     assert "error is mean squared" in out.stdout
     rows = [line.split() for line in out.stdout.splitlines() if line.startswith("  ")]
     assert [row[0] for row in rows] == ["digits"] * 3 + ["mean"]
@@ -107,7 +109,7 @@ def test_reconstruct_reads_other_images(runs, images, tmp_path):
     place = tmp_path / "deep/picture.png"
     out = helpers.run(
         "reconstruct",
-        f"--workdir={runs['cae']}",
+        f"--model={runs['cae']}",
         f"--images={images}",
         f"--output={place}",
     )
@@ -125,14 +127,14 @@ def test_reconstruct_reads_other_images(runs, images, tmp_path):
     ("name", "args", "columns"),
     [
         ("mae", [], 2),
-        ("cae", ["--layers=0,-1,1", "--heads=0,3", "--queries=mean", "--mass=0.6"], 5),
+        ("cae", ["--layers=0,-1,1", "--show_heads=0,3", "--queries=mean", "--mass=0.6"], 5),
     ],
 )
 def test_attention(runs, images, tmp_path, name, args, columns):
     place = tmp_path / "maps.png"
     out = helpers.run(
         "attention",
-        f"--workdir={runs[name]}",
+        f"--model={runs[name]}",
         f"--images={images / 'b.png'}",
         f"--output={place}",
         *args,
@@ -140,6 +142,45 @@ def test_attention(runs, images, tmp_path, name, args, columns):
     lines = [line.split()[:2] for line in out.stdout.splitlines() if " of it lies on " in line]
     assert len(lines) == columns - 1
     assert Image.open(place).size[0] == width(columns)
+
+
+def test_published_files_are_drawn_like_runs(images, tmp_path, capsys):
+    """Errors are those of `mimjax.load`; the same statistics may be given; others change them."""
+    task, _ = helpers.make(helpers.small("mae"))
+    params = jax.device_get(jax.jit(task.init)(jax.random.key(0))[0])
+    file, place = str(tmp_path / "mae.safetensors"), tmp_path / "picture.png"
+    save_file(load.to_torch(params, "mae"), file)
+    sizes = "--heads=4", "--decoder_heads=4", "--image_size=8,8"
+    common = f"--model={file}", *sizes, f"--images={images}", f"--output={place}"
+    model = mimjax.load(file, 4, 4, image_size=(8, 8))
+    error = model.reconstruct([images / "b.png", images / "below/a.jpg"], seed=3).error
+    mean, std = (",".join(map(str, x)) for x in model.statistics)
+
+    def errors(*words):
+        helpers.program("reconstruct", *common, "--seed=3", *words)
+        said = capsys.readouterr().out
+        assert "MAE of mae.safetensors: error is mean squared" in said
+        rows = [line.split() for line in said.splitlines() if line.startswith("  ")]
+        return {name: float(value) for name, value in rows}
+
+    for words in ([], [f"--mean={mean}", f"--std={std}", "--layout=mae"]):
+        found = errors(*words)
+        assert Image.open(place).size[0] == width(3)
+        assert found.keys() == {"b.png", "below/a.jpg", "mean"}
+        assert found["mean"] == pytest.approx(error.mean(), abs=1e-3)
+    assert abs(errors("--mean=0.1,0.1,0.1", "--std=1,1,1")["mean"] - error.mean()) > 1e-2
+    helpers.program("attention", *common, "--show_heads=0,3")
+    said = capsys.readouterr().out
+    assert "MAE of mae.safetensors: attention of cls on 2 images" in said
+    assert Image.open(place).size[0] == width(3)
+    for words, text in (
+        (["--step=3"], "--step: with a file"),
+        (["--weights=ema"], "--weights: ema, but .* holds no moving average; allowed: online"),
+        (["--mean=a,b,c"], r"--mean: .*; allowed: a number per channel"),
+        (["--layout=vit"], "--layout: 'vit'; allowed: auto"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            helpers.program("reconstruct", *common, *words)
 
 
 def test_files_that_cannot_be_read_are_named_and_others_shown(runs, tmp_path, capsys):
@@ -156,8 +197,8 @@ def test_files_that_cannot_be_read_are_named_and_others_shown(runs, tmp_path, ca
     for name, data in broken.items():
         (some / name).write_bytes(data)
     for program, count, shown in (("reconstruct", 9, 5), ("attention", 4, 4)):
-        args = f"--workdir={runs['mae']}", f"--images={some}", f"--output={place}"
-        helpers.program(f"mimjax.{program}", *args, f"--count={count}")
+        args = f"--model={runs['mae']}", f"--images={some}", f"--output={place}"
+        helpers.program(program, *args, f"--count={count}")
         said = capsys.readouterr().out
         rows = said.partition("error is mean")[2].splitlines()[1:-2]  # without mean and picture
         if program == "attention":  # as many as are wanted, while there are others
@@ -190,7 +231,7 @@ def test_files_that_cannot_be_read_are_named_and_others_shown(runs, tmp_path, ca
 )
 def test_mistake_on_the_command_line(runs, program, args, text):
     before = files(runs["mae"])
-    out = helpers.run(f"mimjax.{program}", f"--workdir={runs['mae']}", *args, check=False)
+    out = helpers.run(program, f"--model={runs['mae']}", *args, check=False)
     assert out.returncode == 2
     assert "Traceback" not in out.stderr
     errors = [line for line in out.stderr.splitlines() if line.startswith("error: ")]
@@ -258,7 +299,9 @@ def test_numbers_of_a_flag():
     assert cli.integers("layers", ["-1", " 0", "0"], -2, 1) == [-1, 0]
     assert attention.heads_of(["all"], 3) == [0, 1, 2]
     assert attention.heads_of(["mean"], 3) is None
-    with pytest.raises(ConfigError, match="--heads: '3'; allowed: mean, all or integers from 0"):
+    with pytest.raises(
+        ConfigError, match="--show_heads: '3'; allowed: mean, all or integers from 0"
+    ):
         attention.heads_of(["3"], 3)
     for bad in ([], ["1.5"], ["x"], ["--1"], ["2"], ["mean", "0"]):
         with pytest.raises(ConfigError, match="--layers"):
@@ -345,7 +388,7 @@ LAYERS = ["--layers=norm,-1,1,0", "--pool=mean,cls,all", "--batch_size=4"]
 def test_features_are_those_of_load(runs, classes, tmp_path, capsys):
     """Whatever the batches; a bad file is no row and shifts none; labels are class folders."""
     place, workdir = tmp_path / "deep/features.npz", str(runs["mae"])
-    args = f"--workdir={workdir}", f"--images={classes}", f"--output={place}"
+    args = f"--model={workdir}", f"--images={classes}", f"--output={place}"
     helpers.program("features", *args, *LAYERS)
     said = capsys.readouterr().out
     assert "skipped 1 of 7 files that cannot be read" in said
@@ -354,7 +397,8 @@ def test_features_are_those_of_load(runs, classes, tmp_path, capsys):
     assert [p.split("/")[-1][0] for p in found["path"]] == list("024135")
     assert found["label"].tolist() == [0, 0, 0, 1, 1, 1]
     about = json.loads(str(found["about"]))
-    assert (about["method"], about["step"], about["weights"]) == ("MAE", "2", workdir)
+    assert (about["method"], about["step"], about["model"]) == ("MAE", "2", workdir)
+    assert about["weights"] == "online"
     model = mimjax.load(workdir)
     images = [classes / str(p) for p in found["path"]]
     names = {(pool, layer) for pool in ("mean", "cls", "all") for layer in ("norm", 0, 1)}
@@ -378,7 +422,7 @@ def test_features_are_those_of_the_probes(runs, tmp_path):
     """As a real process, of the run's own images, in Parquet."""
     parquet = pytest.importorskip("pyarrow.parquet")
     place, workdir = tmp_path / "features.parquet", runs["mae"]
-    args = f"--workdir={workdir}", f"--output={place}", "--count=20", "--pool=mean,all"
+    args = f"--model={workdir}", f"--output={place}", "--count=20", "--pool=mean,all"
     helpers.run("features", *args)
     run = trained.open_run(str(workdir))
     subset = Subset(run.bench(None).test, 20)
@@ -440,7 +484,7 @@ def test_maps_of_images_and_patches(runs, classes, tmp_path, capsys):
     }
     for name, args in maps.items():
         place = tmp_path / f"{name}.png"
-        helpers.program("map", f"--workdir={workdir}", f"--output={place}", *args)
+        helpers.program("map", f"--model={workdir}", f"--output={place}", *args)
     said = capsys.readouterr().out
     assert "MAE, step 2: 6 images\nskipped 1 of 7 files" in said
     assert "MAE, step 2: 40 patches of 3 images" in said
@@ -471,25 +515,33 @@ def test_places_keep_clusters_apart(method):
 @pytest.mark.parametrize(
     ("program", "args", "text"),
     [
-        ("features", ["--workdir=W", "--layers=2"], "--layers: 2; allowed: None, or -2 to 1"),
-        ("features", ["--workdir=W", "--layers=last"], "--layers: 'last'; allowed: norm, or"),
-        ("features", ["--workdir=W", "--pool=max"], "--pool: 'max'; allowed: cls, mean, all"),
-        ("features", ["--workdir=W", "--pool="], "--pool: empty"),
-        ("features", ["--workdir=W", "--batch_size=0"], "--batch_size: 0; allowed: 1 or more"),
-        ("features", ["--workdir=W", "--output=a.csv"], "--output: 'a.csv'; allowed: file names"),
-        ("features", ["--workdir=W", "--ema"], "--ema: True, but .* averages no encoder"),
-        ("features", ["--workdir=W", "--heads=4"], "--heads: with --workdir"),
-        ("features", ["--workdir=W", "--images=I", "--split=test"], "--split: with --images"),
-        ("features", ["--workdir=W", "--weights=a.pth"], "--workdir, --weights: both or none"),
-        ("features", ["--output=a.npz"], "--workdir, --weights: both or none"),
-        ("features", ["--weights=a.jpg", "--output=a.npz"], "--weights: 'a.jpg'; allowed: files"),
-        ("features", ["--weights=a.pth", "--output=a.npz"], "--weights: a.pth: no such file"),
-        ("features", ["--workdir=W", "--images=B"], "--images: none of 1 files can be read"),
-        ("embedding_map", ["--workdir=W", "--images=I"], "--images: 2 images; allowed: 4 or more"),
-        ("embedding_map", ["--workdir=W", "--count=3"], "--count: 3; allowed: 4 or more"),
-        ("embedding_map", ["--workdir=W", "--layer=9"], "--layer: 9; allowed: None, or -2 to 1"),
-        ("embedding_map", ["--workdir=W", "--output=a.npz"], "--output: 'a.npz'; allowed: a file"),
-        ("embedding_map", ["--workdir=W", "--of=patches", "--pool=cls"], "--pool: with --of=pat"),
+        ("features", ["--model=W", "--layers=2"], "--layers: 2; allowed: None, or -2 to 1"),
+        ("features", ["--model=W", "--layers=last"], "--layers: 'last'; allowed: norm, or"),
+        ("features", ["--model=W", "--pool=max"], "--pool: 'max'; allowed: cls, mean, all"),
+        ("features", ["--model=W", "--pool="], "--pool: empty"),
+        ("features", ["--model=W", "--batch_size=0"], "--batch_size: 0; allowed: 1 or more"),
+        ("features", ["--model=W", "--output=a.csv"], "--output: 'a.csv'; allowed: file names"),
+        ("features", ["--model=W", "--weights=ema"], "--weights: ema, but .* averages no encoder"),
+        ("features", ["--model=W", "--heads=4"], "--heads: with a workdir"),
+        ("attention", ["--model=W", "--heads=4"], "--heads: with a workdir.*--show_heads"),
+        ("features", ["--model=W", "--images=I", "--split=test"], "--split: with --images"),
+        ("features", ["--weights=a.pth"], "--weights: 'a.pth'; allowed: .* is --model=a.pth"),
+        ("features", ["--weights", "a.pth"], "--weights: 'a.pth'; allowed: .* is --model=a.pth"),
+        ("features", ["--workdir=W"], "--workdir: the flag is --model here; allowed: --model=/"),
+        ("features", ["--model=W", "--ema"], "--ema: the flag is --weights; .* --weights=ema"),
+        ("features", ["--output=a.npz"], "--model: missing"),
+        ("features", ["--model=a.jpg", "--output=a.npz"], "--model: a.jpg is no folder"),
+        ("features", ["--model=a.pth", "--output=a.npz"], "--model: a.pth: no such file"),
+        ("reconstruct", ["--model=a.pth", "--output=a.png"], "--images: missing"),
+        ("attention", ["--model=a.pth", "--images=I"], "--output: missing"),
+        ("reconstruct", ["--model=W", "--weights=ema"], "--weights: ema; .* allowed: online"),
+        ("export", ["--model=a.pth", "--format=mae", "--output=a.pth"], "--model: a.pth is a file"),
+        ("features", ["--model=W", "--images=B"], "--images: none of 1 files can be read"),
+        ("map", ["--model=W", "--images=I"], "--images: 2 images; allowed: 4 or more"),
+        ("map", ["--model=W", "--count=3"], "--count: 3; allowed: 4 or more"),
+        ("map", ["--model=W", "--layer=9"], "--layer: 9; allowed: None, or -2 to 1"),
+        ("map", ["--model=W", "--output=a.npz"], "--output: 'a.npz'; allowed: a file"),
+        ("map", ["--model=W", "--of=patches", "--pool=cls"], "--pool: with --of=pat"),
     ],
 )
 def test_mistakes_with_features(runs, images, tmp_path, monkeypatch, program, args, text):
@@ -500,7 +552,7 @@ def test_mistakes_with_features(runs, images, tmp_path, monkeypatch, program, ar
     monkeypatch.chdir(tmp_path)
     before = files(runs["mae"])
     with pytest.raises(ConfigError, match=text) as error:
-        helpers.program(f"mimjax.{program}", *args)
+        helpers.program(program, *args)
     assert "\n" not in str(error.value)
     assert files(runs["mae"]) == before
     assert [p.name for p in tmp_path.iterdir()] == ["bad.png"]
@@ -515,13 +567,13 @@ def test_the_end_of_a_run_has_one_form(runs):
         task = trained.open_run(str(workdir)).program.task
         assert what.startswith(task.story + "\n\nPicture: "), name
         assert picture.split("\n")[0].endswith("pictures/reconstruction_0000002.png")
-        commands = [line.split(" -m ")[1] for line in next_.splitlines() if " -m " in line]
+        commands = [line for line in next_.splitlines() if line.startswith("  mimjax ")]
         programs = []
         for command in commands:
-            module, *words = shlex.split(command)
-            helpers.program(module, *words, parse_only=True)
-            assert f"--workdir={workdir}" in words
-            programs.append(module.removeprefix("mimjax."))
+            _, program, *words = shlex.split(command)
+            helpers.program(program, *words, parse_only=True)
+            assert f"--model={workdir}" in words
+            programs.append(program)
         assert programs == ["reconstruct", "attention", "features", "export"]
 
 
@@ -536,43 +588,19 @@ def test_every_method_says_what_it_predicts(name):
     wanted = ["reconstruct", "attention", "features", "export"]
     if name == "dvae":
         wanted = ["reconstruct", "export"]
-    assert [shlex.split(line)[2].removeprefix("mimjax.") for line in found] == wanted
+    assert [shlex.split(line)[1] for line in found] == wanted
     assert all("'runs/a b'" in line for line in found)
 
 
-HELP = """
-import os, runpy, sys
-import mimjax.programs.cli, mimjax.data.sources  # what they all import, once
-for name in sys.argv[1:]:
-    sys.stdout.write(f"\\0{name}\\n")
-    sys.stdout.flush()
-    if not os.fork():
-        sys.argv = [name, "--help"]
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
-    os.wait()
-"""
-PROGRAMS = ["main", "plan", "convert", "export", "reconstruct", "attention", "features"]
-PROGRAMS += ["embedding_map", "data.stats", "data.prepare"]
-
-
-def test_help_names_every_flag():
-    """Of each program as the command line shows it, with the module's text above."""
-    modules = [f"mimjax.{name}" for name in PROGRAMS]
-    out = subprocess.run(
-        [sys.executable, "-c", HELP, *modules],
-        cwd=helpers.ROOT,
-        env=helpers.environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-    )
-    shown = dict(part.split("\n", 1) for part in out.stdout.split("\0")[1:])
-    assert list(shown) == modules
-    for module in modules:
-        path = helpers.ROOT / f"{module.replace('.', '/')}.py"
-        first = path.read_text().split("\n")[0].removeprefix('"""')
-        assert first.split(" `")[0] in " ".join(shown[module].split()), module
-        if module != "prepare":
-            for flag in helpers.program(module, parse_only=True):
-                assert f"{flag}" in shown[module].replace("[no]", ""), (module, flag)
+@pytest.mark.parametrize("program", usage.PROGRAMS)
+def test_help_names_every_flag(program, capsys):
+    """The program's own text above, then its flags, in groups that fit a screen."""
+    module = helpers.module_of(program)
+    cli.run(module, ["--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(module.__doc__.split("\n")[0])
+    groups = shown.split("flags")
+    assert all(group.count("\n") < 24 for group in groups)
+    for flag in helpers.program(program, parse_only=True):
+        assert re.search(rf"^  --(\[no\])?{flag}\b", shown, re.M), flag
+    assert "--pdb" not in shown  # absl's own, see --helpfull

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags as absl_flags
-from ml_collections import config_flags
 
-from mimjax.programs import cli
+from mimjax.programs import cli, parser
 from mimjax.run import memory
 from mimjax.train import loop
 from mimjax.train.run import Evaluation
@@ -40,13 +39,13 @@ def end(main, words, monkeypatch, capsys):
     monkeypatch.setattr(memory.sys, "argv", ["program", "--workdir=x", *words])
     flags = absl_flags.FlagValues()
     if any(word.startswith("--config") for word in words):
-        config_flags.DEFINE_config_file("config", None, flag_values=flags)
+        parser.define(flags)
     absl_flags.DEFINE_bool("debug", False, "", flag_values=flags)
     absl_flags.DEFINE_integer("batch_size", 64, "", flag_values=flags)
-    flags(["program", *words])
+    parser.read(["program", *words], flags)
     monkeypatch.setattr(cli, "FLAGS", flags)
     with pytest.raises(SystemExit) as ended:
-        cli._guard(main)
+        cli.guard(main)
     assert ended.value.code == 1
     text = capsys.readouterr().err
     assert text.count("\n") == 1, text

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import pytest
 import stubs
-from absl import flags
 
 from mimjax.errors import ConfigError
 from mimjax.programs import export as program
@@ -51,14 +50,7 @@ def run(tmp_path_factory):
 
 def call(*args):
     """The program in this process."""
-    if "format" not in flags.FLAGS:
-        program.define_flags()
-    flags.FLAGS.unparse_flags()
-    for name in ("step", "weights", "pool", "image_size", "decoder", "overwrite"):
-        flags.FLAGS[name].using_default_value = True
-        flags.FLAGS[name].value = flags.FLAGS[name].default
-    flags.FLAGS(["export", *args])
-    program.main()
+    helpers.program("export", *args)
 
 
 def real_torchvision():
@@ -68,7 +60,7 @@ def real_torchvision():
 
 def test_as_a_real_process(run):
     """Verified in transformers; without timm (there is no torchvision) it says so, and how to."""
-    workdir = f"--workdir={run / 'runs/bootmae_digits_0'}"
+    workdir = f"--model={run / 'runs/bootmae_digits_0'}"
     out = helpers.run("export", workdir, "--format=hf", f"--output={run / 'real'}")
     assert re.search(r"\nverified: max \|difference\| [\d.e-]+ \(bound .* transformers", out.stdout)
     assert out.stdout.endswith(f'transformers.AutoModel.from_pretrained("{run / "real"}")\n')
@@ -91,8 +83,8 @@ def test_readme(run, monkeypatch, capsys):
     assert len([line for line in script.splitlines() if line.strip()]) <= 10
     monkeypatch.chdir(run)
     for command in commands:
-        python, _, module, *args = shlex.split(command)
-        assert (python, module) == ("python", "export")
+        command, name, *args = shlex.split(command)
+        assert (command, name) == ("mimjax", "export")
         call(*args)
         assert "verified: " in capsys.readouterr().out
     exec(script, {})
@@ -105,7 +97,7 @@ def test_the_printed_line_is_the_next_step(run, monkeypatch, capsys):
     stubs.replace("torchvision")
     monkeypatch.chdir(run)
     for output in ("next.pth", "next_folder"):
-        call("--workdir=runs/bootmae_digits_0", "--format=timm", f"--output={output}")
+        call("--model=runs/bootmae_digits_0", "--format=timm", f"--output={output}")
         lines = capsys.readouterr().out.splitlines()
         assert lines[-2] == "next:"
         scope = {}
@@ -124,7 +116,7 @@ def test_fine_tuning_from_a_folder_keeps_the_norm(run, monkeypatch):
 
     stubs.replace("torchvision")
     monkeypatch.chdir(run)
-    call("--workdir=runs/bootmae_digits_0", "--format=timm", "--pool=avg", "--output=avg_folder")
+    call("--model=runs/bootmae_digits_0", "--format=timm", "--pool=avg", "--output=avg_folder")
     model = timm.create_model("local-dir:avg_folder", pretrained=True, num_classes=10)
     want = load.read_file("avg_folder/model.safetensors")["fc_norm.bias"]
     assert np.abs(want).min() > 0.01
@@ -142,7 +134,7 @@ def test_a_diverged_run_is_refused(tmp_path):
 
 def test_step_weights_and_overwrite(run, monkeypatch):
     monkeypatch.chdir(run)
-    base = ["--workdir=runs/bootmae_digits_0", "--format=bootmae", "--output=w.safetensors"]
+    base = ["--model=runs/bootmae_digits_0", "--format=bootmae", "--output=w.safetensors"]
     read = lambda: load.read_file("w.safetensors")["norm.weight"]
     call(*base)
     new = read()
@@ -173,7 +165,7 @@ def test_step_weights_and_overwrite(run, monkeypatch):
         (["--output=."], "--output: .* is the current folder; allowed: a path where nothing"),
         (["--output=mine"], "--output: .*/mine holds a.jpg, which mimjax has no record"),
         (["--output=runs/bootmae_digits_0/config.json/x"], r"--output: cannot write .*/x \("),
-        (["--workdir=none"], "--workdir: none is no folder"),
+        (["--model=none"], "--model: none is no folder"),
     ],
 )
 def test_refused_on_the_command_line(run, monkeypatch, args, text):
@@ -188,7 +180,7 @@ def test_refused_on_the_command_line(run, monkeypatch, args, text):
         output, formats = [], ["--format=timm"]
     before = sorted(run.rglob("*"))
     with pytest.raises(ConfigError, match=text):
-        call("--workdir=runs/bootmae_digits_0", *formats, *output, *args)
+        call("--model=runs/bootmae_digits_0", *formats, *output, *args)
     assert sorted(run.rglob("*")) == before
 
 

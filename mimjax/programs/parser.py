@@ -1,0 +1,237 @@
+"""The settings of a command line: `--config=NAME[:ARGUMENTS]` and `--config.KEY=VALUE`.
+
+Overrides are applied in two passes. The first takes those that name a class, as
+`--config.method.target=DINO`, and replaces the section by that class's; the second sets all others
+in order. So a part can be swapped and its options be set on one command line. The annotation of a
+setting says how its text is read; of a key that is given twice the last value counts.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from mimjax.errors import ConfigError
+
+WORD = re.compile(r"--?config\.([^=]+)(?:=(.*))?", re.S)
+NONE = ("None", "none")
+
+
+class Override(NamedTuple):
+    """A setting's dotted key and its text; None = `--config.KEY` without a value."""
+
+    key: str
+    text: str | None
+
+
+class ConfigFlag(flags.Flag):
+    """--config; after `read` its value is the config.
+
+    Attributes:
+      text: what was given, "mae:size=l".
+      overrides: in the order of the command line.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            *(flags.ArgumentParser(), flags.ArgumentSerializer(), "config", None),
+            "Name or file of a config, NAME[:argument=value,...]; --config.KEY=VALUE overrides.",
+        )
+        self.text = ""
+        self.overrides: list[Override] = []
+
+    def parse(self, argument: Any) -> None:
+        """Take the text of the command line.
+
+        Raises:
+          ConfigError: it is the second one.
+        """
+        if self.present and argument != self.default:
+            raise ConfigError(f"--config: {self.text!r} and {argument!r}; allowed: one of them")
+        super().parse(argument)
+        self.text = argument or ""
+
+
+def define(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Define --config."""
+    flags.DEFINE_flag(ConfigFlag(), flag_values)
+
+
+def read(words: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Parse the flags of a program, the first word; `--config` becomes a config with its overrides.
+
+    Returns:
+      The words that are no flags.
+
+    Raises:
+      ConfigError: no such config, key or class, or a text that is no value of the setting.
+    """
+    rest, overrides = split(words)
+    left = flag_values(rest)
+    if "config" not in flag_values:
+        if overrides:
+            raise ConfigError(f"--config.{overrides[0].key}: this program reads no config")
+        return left
+    flag: Any = flag_values["config"]
+    if flag.value is not None:
+        from mimjax.run import config_files  # takes jax, which --help need not wait for
+
+        c = config_files.load(flag.text)
+        apply(c, overrides)
+        flag.value, flag.overrides = c, overrides
+    elif overrides:
+        raise ConfigError(f"--config: missing, but --config.{overrides[0].key}; allowed: a config")
+    return left
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[Override]]:
+    """Part a command line into other words and overrides, whose value may be a word of its own."""
+    rest, found, todo = [], [], list(words)
+    while todo:
+        word = todo.pop(0)
+        if word == "--":
+            return [*rest, word, *todo], found
+        match = WORD.fullmatch(word)
+        if not match:
+            rest.append(word)
+            continue
+        text = match[2]
+        if text is None and todo and not re.match(r"-[^\d.]", todo[0]):
+            text = todo.pop(0)
+        found.append(Override(match[1], text))
+    return rest, found
+
+
+def config_text(flag_values: flags.FlagValues = flags.FLAGS) -> str:
+    """Return the text of --config."""
+    flag: Any = flag_values["config"]
+    return flag.text
+
+
+# ------------------------------------------------------------------ overrides
+def apply(c: Any, overrides: Sequence[Override]) -> None:
+    """Replace the sections of plugs, then set all other keys in order."""
+    from mimjax import schema, values
+    from mimjax.run.sections import Settings
+
+    others = list(overrides)
+    for override in sorted(overrides, key=lambda o: o.key.count(".")):  # outer sections first
+        if base := schema.plug_base(schema.annotation(Settings, c, override.key)):
+            swap(c, override, base, values.parts(schema.annotation(Settings, c, override.key))[2])
+            others.remove(override)
+    for override in others:
+        assign(c, override, schema.annotation(Settings, c, override.key))
+
+
+def swap(c: Any, override: Override, base: type, optional: bool = False) -> None:
+    """Replace a section by that of the class that an override names, or by None.
+
+    Raises:
+      ConfigError: there is no such class, or no place for it.
+      UserCodeError: the user's module fails.
+    """
+    from mimjax import schema
+
+    parent, last = parent_of(c, override.key, new=True)
+    section = None
+    if not (optional and override.text in NONE):
+        cls = schema.find_plug(base, override.text or "", f"config.{override.key}")
+        section = schema.section(cls)
+    with parent.unlocked():
+        if last in parent:
+            del parent[last]
+        parent[last] = section
+
+
+def assign(c: Any, override: Override, hint: Any) -> None:
+    """Set a setting to the value that its text means.
+
+    Raises:
+      ConfigError: an unknown key, or a text that is no value of this kind.
+    """
+    parent, last = parent_of(c, override.key)
+    old, key = parent[last], f"config.{override.key}"
+    if isinstance(old, ConfigDict):
+        names = ", ".join(sorted(old))
+        raise ConfigError(f"{key}: is a section; allowed: --{key}.NAME=VALUE with {names}")
+    if hint is None and old is not None:
+        hint = type(old)
+    with parent.ignore_type():
+        parent[last] = value_of(override.text, hint, key)
+
+
+def parent_of(c: Any, key: str, new: bool = False) -> tuple[Any, str]:
+    """Return the section that holds a key, and the key's last name.
+
+    Args:
+      new: whether the last name may be one that the section does not have yet.
+
+    Raises:
+      ConfigError: there is no such section or name.
+    """
+    node, where = c, "config"
+    names = key.split(".")
+    for number, name in enumerate(names):
+        section = isinstance(node, ConfigDict)
+        if not section or (name not in node and not (new and number == len(names) - 1)):
+            allowed = ", ".join(sorted(node)) if section else "no keys"
+            if node is None:
+                allowed = f"after --{where}=CLASS, which makes a section of it"
+            raise ConfigError(f"{where}.{name}: unknown; allowed: {allowed}")
+        if number == len(names) - 1:
+            break
+        node, where = node[name], f"{where}.{name}"
+    return node, names[-1]
+
+
+def value_of(text: str | None, hint: Any, key: str) -> Any:
+    """Return the value that a text means for an annotation; ranges are checked later, with others.
+
+    Raises:
+      ConfigError: the text is no value of the annotation's type.
+    """
+    from mimjax import values
+
+    inner, _, optional = values.parts(hint)
+    kind = values.kind(hint)
+    if text is None:
+        if kind is bool:
+            return True
+        raise ConfigError(f"{key}: no value; allowed: {values.allowed(hint)}")
+    if typing.get_origin(inner) is Literal:
+        choices = {str(choice): choice for choice in typing.get_args(inner)}
+        if text in choices:
+            return choices[text]
+    if text in NONE and (optional or kind in (int, float, tuple)):
+        return None  # where it is not allowed, the check of all settings says so
+    try:
+        return _parsed(text, kind)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise values.wrong(key, text, hint) from None
+
+
+def _parsed(text: str, kind: type) -> Any:
+    if kind is bool:
+        words = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+        if text.lower() not in words:
+            raise ValueError(text)
+        return words[text.lower()]
+    if kind in (int, float):
+        return kind(text)
+    if kind is str:
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if kind is object:
+            return text
+        raise
+    if kind is not tuple:
+        return value
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
