@@ -346,7 +346,7 @@ OLD = {  # of a config.json that the version before wrote, what is now None and 
     },
 }
 STAYS = {
-    *("log_every", "seed", "data.workers", "eval.every", "mesh.fsdp"),
+    *("log_every", "seed", "data.workers", "eval.every", "eval.pictures", "mesh.fsdp"),
     *("optimizer.min_lr", "optimizer.warmup_epochs", "method.encoder.drop_path"),
     *("method.encoder.width", "method.pixel_decoder.depth", "method.regressor.depth"),
     *("method.masking.roll_max", "method.pixel_weight"),
