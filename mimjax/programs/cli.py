@@ -154,17 +154,15 @@ def check_old_flags(words: Sequence[str]) -> None:
         if name == "workdir" and "workdir" not in FLAGS:
             raise ConfigError(f"--workdir: the flag is --model here; allowed: --model={value}")
         if name in ("ema", "noema"):
-            average = "ema" if (name, value.lower()) != ("ema", "false") and name == "ema" else ""
-            raise ConfigError(
-                f"--{name}: the flag is --weights; allowed: --weights={average or 'online'}"
-            )
+            average = "ema" if name == "ema" and value.lower() != "false" else "online"
+            raise ConfigError(f"--{name}: the flag is --weights; allowed: --weights={average}")
         if name == "weights" and ("weights" not in FLAGS or value not in ("online", "ema")):
             kinds = "online, ema; a workdir or file is " if "weights" in FLAGS else ""
             raise ConfigError(f"--weights: {value!r}; allowed: {kinds}--model={value}")
 
 
 def integers(flag: str, values: list[str], low: int, high: int, others: str = "") -> list[int]:
-    """A list flag's numbers, each once.
+    """Return a list flag's numbers, each once.
 
     Args:
       others: what else the flag allows, for errors.
