@@ -66,7 +66,7 @@ def statistics(key: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Non
 
 def sine_cosine(key: str, net) -> None:
     """The width of a network with sine-cosine positions: they come in quarters."""
-    if net.width % 4 and getattr(net, "pos_embed", "sincos").startswith("sincos"):
+    if net.width % 4 and net.positions:
         raise ConfigError(
             f"{key}.width: {net.width}; allowed: multiples of 4 (sine-cosine positions)"
         )
@@ -74,8 +74,6 @@ def sine_cosine(key: str, net) -> None:
 
 def encoder(key: str, vit) -> None:
     """An encoder whose image divides into patches and whose width divides into heads."""
-    if hasattr(vit, "strides"):
-        conv_stages(key, vit)
     for name, side in zip(("height", "width"), vit.image_size, strict=True):
         if side % vit.patch:
             raise ConfigError(
@@ -88,16 +86,6 @@ def encoder(key: str, vit) -> None:
     for index in vit.fuse_layers:
         block_index(f"{key}.fuse_layers", index, vit.depth)
     heads(key, vit)
-
-
-def conv_stages(key: str, net) -> None:
-    """A ConvViT's strides divide the image."""
-    for name, side in zip(("height", "width"), net.image_size, strict=True):
-        if side % net.patch:
-            raise ConfigError(
-                f"{key}.image_size: {name} {side} is not divisible by {net.patch}, the product of "
-                f"{key}.strides {net.strides}; allowed: multiples of {net.patch}"
-            )
 
 
 def heads(key: str, net, floor: bool = False) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from mimjax import patches
 from mimjax.inference.samples import Bench
 from mimjax.rng import named, step_key
-from mimjax.task import TrainState
+from mimjax.task import Pretraining, TrainState, pretraining
 
 # Measured with BootMAE on digits: a healthy run dips to 0.006 while the encoder forgets its random
 # features, and ends at 0.6 to 0.85; one made to collapse (features alone, unnormalized, decay 0.5)
@@ -69,13 +69,7 @@ class Health:
     def _has(self, state: TrainState, frozen: Any) -> tuple[bool, bool]:
         """Whether the encoder gives features, and whether there are own targets; on shapes."""
         if self._possible is None:
-            task: Any = self.bench.task
-            batch = self._batch()
-            images = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
-            apply = lambda p, x: task.encoder.apply({"params": p}, x)
-            encodes = "encoder" in state.params and hasattr(
-                jax.eval_shape(apply, state.params["encoder"], images), "read"
-            )
+            batch, encodes = self._batch(), isinstance(self.bench.task, Pretraining)
             averages = bool(jax.tree.leaves(state.ema)) and bool(
                 jax.eval_shape(self._variances, state, frozen, batch)
             )
@@ -85,7 +79,7 @@ class Health:
     # ---------------------------------------------------------------- compiled
     def _features(self, encoder, images, weight):
         """Mean patch tokens, float32 [b d], and the rows' weights."""
-        task: Any = self.bench.task  # the encoder, mean and std are no part of the base class
+        task = pretraining(self.bench.task)
         images = patches.normalize(images, task.mean, task.std)
         found = task.encoder.apply({"params": encoder}, images)
         return found.read("mean").astype(jnp.float32), weight

@@ -1,13 +1,14 @@
-"""Encoders of files of no pretraining method: teachers, libraries' and fine-tuned models.
+"""Encoders with their weights, also of files that belong to no pretraining method.
 
-A CLIP or DINO tower, a timm or transformers ViT, an encoder with a classifier. They encode and,
-with a head, classify; there is nothing to reconstruct.
+Such a file holds a CLIP or DINO tower, a timm or transformers ViT, or an encoder with a classifier.
+These networks encode and, with a head, classify; there is nothing to reconstruct.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,16 +18,16 @@ from ml_collections import ConfigDict
 from mimjax import patches, schema, values
 from mimjax.errors import ConfigError
 from mimjax.inference import published
-from mimjax.inference.features import encode
 from mimjax.models.clip import CLIPVision
 from mimjax.models.conv_vit import ConvViT
 from mimjax.models.heads import Classifier
 from mimjax.models.layers import LayerNorm
-from mimjax.models.vit import Features, ViT
+from mimjax.models.vit import ViT
 from mimjax.rules import paths
 from mimjax.schema import Config
 from mimjax.storage import config_version
 from mimjax.targets.clip import CLIP_MEAN, CLIP_STD
+from mimjax.task import Encoder, Features
 from mimjax.torch_io.read import detect, load, sizes
 
 PyTree = Any
@@ -34,54 +35,63 @@ CONV, STEM = "encoder/patch_embed4/kernel", "encoder/patch_embed1/proj/kernel"
 CLASSIFIER = "classifier/params/linear/kernel"
 
 
+def encode_images(
+    encoder: Encoder | CLIPVision,
+    params: PyTree,
+    images: jax.Array,
+    mean: Sequence[float],
+    std: Sequence[float],
+    method: str | None = None,
+) -> Features:
+    """Return the features of full images, uint8 [b h w c]; `method` None = the encoder's call."""
+    return encoder.apply({"params": params}, patches.normalize(images, mean, std), method=method)
+
+
+def candidates(features: Features) -> dict[str, jax.Array]:
+    """Return every (pool, layer) of `features`, float32 [b d], named like "cls of block_03"."""
+    pools = ("cls", "mean") if features.prefix else ("mean",)
+    layers = {f"block_{i:02d}": i for i in range(len(features.blocks))} | {"norm": None}
+    return {
+        f"{pool} of {name}": features.read(pool, layer).astype(jnp.float32)
+        for pool in pools
+        for name, layer in layers.items()
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """An encoder, how its images are normalized, and its classifier if it has one.
+    """An encoder, the statistics that its images are normalized with, and its classifier if any.
 
     Attributes:
-      module: a ViT, ConvViT or CLIPVision.
-      pooled: whether features are a norm of the mean of the last block's patch tokens: what the
-        head of a fine-tuned model reads.
+      module: the encoder.
+      head: the classifier; None = there is none.
+      pooled: whether features are a norm of the mean of the last block's patch tokens, which is
+        what the head of a fine-tuned model reads.
       normed: whether tokens have a norm; fine-tuned models and backbones have none.
+      method: of the module, that returns `Features`; None = its call.
     """
 
-    module: Any
+    module: Encoder | CLIPVision
     mean: tuple[float, ...]
     std: tuple[float, ...]
     head: Classifier | None = None
     pooled: bool = False
     normed: bool = True
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        m = self.module
-        if isinstance(m, CLIPVision):
-            return m.pos_grid[0] * m.patch, m.pos_grid[1] * m.patch
-        return m.image_size
+    method: str | None = None
 
     def features(self, params: PyTree, images: jax.Array) -> Features:
-        """Features of uint8 images [b h w c]; CLIP's tokens are normed and projected."""
-        if not isinstance(self.module, CLIPVision):
-            return encode(self.module, params["encoder"], images, self.mean, self.std)
-        blocks = lambda m, name: name == "__call__" and len(m.path) == 1
-        tokens, state = self.module.apply(
-            {"params": params["encoder"]},
-            patches.normalize(images, self.mean, self.std),
-            capture_intermediates=blocks,
-            mutable=["intermediates"],
-        )
-        found = state["intermediates"]
-        inner = [found[k]["__call__"][0] for k in sorted(found) if k.startswith("block_")]
-        return Features(tokens, tuple(inner), 1)
+        """Return features of uint8 images [b h w c]; CLIP's tokens are normed and projected."""
+        statistics = self.mean, self.std
+        return encode_images(self.module, params["encoder"], images, *statistics, self.method)
 
     def pool(self, params: PyTree, features: Features) -> jax.Array:
-        """[b d], for `pooled`."""
+        """Return what the head of a `pooled` network reads, [b d]."""
         norm: Any = LayerNorm()
         mean = features.read("mean", layer=-1)
         return norm.apply({"params": params["classifier"]["params"]["norm"]}, mean)
 
     def logits(self, params: PyTree, images: jax.Array) -> jax.Array:
-        """float32 [b classes]."""
+        """Return the head's output, float32 [b classes]."""
         head: Any = self.head
         return head.apply(params["classifier"], self.features(params, images))
 
@@ -89,7 +99,7 @@ class Network:
 def read(
     held: sizes.Held, choice: published.Choice, mean: Any = None, std: Any = None
 ) -> tuple[Network, PyTree, Config, list[str]]:
-    """The network of a file, its parameters, its settings, and lines that say what was read.
+    """Read a file: its network, parameters, settings, and lines that say what was read.
 
     Raises:
       ConfigError: heads are not given and cannot be told, or tensors do not fit.
@@ -102,7 +112,7 @@ def read(
     default = (CLIP_MEAN, CLIP_STD) if root == "clip" else _statistics(held)
     mean = values.fit(values.Mean, tuple(mean or default[0]), "mean")
     std = values.fit(values.Std, tuple(std or default[1]), "std")
-    channels = channels_of(held, root, module)
+    channels = channels_of(held, root, module.patch)
     if channels != len(mean):
         raise ConfigError(
             f"mean: {len(mean)} values, but {held.where} reads images of {channels} channels; "
@@ -111,7 +121,10 @@ def read(
     pooled = "classifier/params/norm/scale" in held
     norms = [f"{root}/{name}/scale" for name in ("norm", "norm_post")]
     normed = any(k in held or k in held.state for k in norms)
-    net = Network(module, mean, std, head, pooled, normed)
+    if root == "clip":
+        net = Network(module, mean, std, head, pooled, normed, "features")
+    else:
+        net = Network(module.clone(channels=channels), mean, std, head, pooled, normed)
     params = {"encoder": trunk(held, net, root)}
     if shapes:
         like = _nested({k: jnp.zeros(s) for k, s in shapes.items()})
@@ -128,20 +141,20 @@ def read(
 
 
 def trunk(held: sizes.Held, net: Network, root: str) -> PyTree:
-    """The encoder's parameters; a norm that the file lacks does nothing."""
-    images = jnp.zeros((1, *net.image_size, len(net.mean)))
-    like = jax.eval_shape(net.module.init, jax.random.key(0), images)["params"]
-    order = str(getattr(net.module, "pos_embed", ""))
-    order = order.removeprefix("sincos_") if order.startswith("sincos") else ""
-    grid = getattr(net.module, "grid", None)
-    found = load.from_torch(held.state, {root: like}, held.layout, held.where, grid, order)[root]
+    """Return the encoder's parameters; a norm that the file lacks does nothing."""
+    module = net.module
+    images = jnp.zeros((1, *module.image_size, len(net.mean)))
+    like = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+    grid = None if root == "clip" else module.grid  # a tower's positions keep the file's grid
+    place = held.layout, held.where, grid, module.positions
+    read = load.from_torch(held.state, {root: like}, *place)[root]
     plain = lambda path, x: jnp.ones(x.shape) if path.endswith("scale") else jnp.zeros(x.shape)
     leaves = [plain(p, x) for p, x in zip(paths(like), jax.tree.leaves(like))]
-    return published.complete(found, jax.tree.unflatten(jax.tree.structure(like), leaves))
+    return published.complete(read, jax.tree.unflatten(jax.tree.structure(like), leaves))
 
 
 def own_module(held: sizes.Held) -> Any:
-    """The encoder of a file in our own names, which says what it is."""
+    """Return the encoder of a file in mimjax's own names, whose metadata hold its settings."""
     settings = json.loads(held.about["encoder"])
     settings = config_version.without_sentinels(settings, "method.encoder.")  # files say no version
     cls = ConvViT if "strides" in settings else ViT
@@ -154,18 +167,18 @@ def own_module(held: sizes.Held) -> Any:
     return module.clone(dtype=schema.compute_dtype("auto"))
 
 
-def channels_of(held: sizes.Held, root: str, module: Any) -> int:
-    """Of the images that the encoder reads."""
+def channels_of(held: sizes.Held, root: str, patch: int) -> int:
+    """Return the number of channels of the images that the file's encoder reads."""
     if held.layout != detect.OWN:
         stem = next(k for k in (f"{root}/patch_embed/kernel", STEM) if k in held)
         return held.shape(stem)[1]
-    if isinstance(module, ConvViT):
+    if STEM in held.state:
         return held.state[STEM].shape[2]
-    return held.state["encoder/patch_embed/kernel"].shape[0] // module.patch**2
+    return held.state["encoder/patch_embed/kernel"].shape[0] // patch**2
 
 
 def root_of(held: sizes.Held) -> str:
-    """Under which of our names the file has its network."""
+    """Return the name, of ours, under which the file has its network."""
     for root in ("encoder", "clip", "dino"):
         if held.has(root):
             return root
@@ -176,7 +189,7 @@ def root_of(held: sizes.Held) -> str:
 
 
 def module_of(held: sizes.Held, choice: published.Choice) -> Any:
-    """The module with the file's sizes."""
+    """Return the module with the file's sizes."""
     root, dtype = root_of(held), schema.compute_dtype("auto")
     if root == "clip":
         found = sizes.clip(held)
@@ -189,7 +202,7 @@ def module_of(held: sizes.Held, choice: published.Choice) -> Any:
 
 
 def head_of(held: sizes.Held) -> tuple[Classifier | None, dict[str, tuple[int, ...]]]:
-    """The classifier, and the shapes of all that the file has under its name."""
+    """Return the classifier, and the shapes of all arrays that the file has under its name."""
     norm = {k: held.shape(k) for k in held.keys if k.startswith("classifier/params/norm")}
     if CLASSIFIER not in held or any("attentive_blocks" in k for k in held.state):
         return None, norm  # an attentive probe's head reads what no network here makes
@@ -212,7 +225,7 @@ def _nested(flat: dict[str, Any]) -> PyTree:
 
 
 def _statistics(held: sizes.Held) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the images: what the file says; BootMAE's are its own."""
+    """Return mean and std of the images: the file's, or else those of its layout's code."""
     if "mean" in held.about:
         numbers = lambda name: tuple(map(float, held.about[name].split(",")))
         return numbers("mean"), numbers("std")

@@ -20,7 +20,8 @@ from mimjax.models.layers import (
     run_blocks,
     torch_uniform,
 )
-from mimjax.models.vit import FixedPositions, sincos_table
+from mimjax.models.vit import FixedPositions, order_of, sincos_table
+from mimjax.task import Network
 from mimjax.values import Count
 
 
@@ -49,7 +50,7 @@ class PixelHead(nn.Module):
         return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
-class MAEDecoder(nn.Module):
+class MAEDecoder(Network):
     """MAE's decoder (section 3): mask tokens, positions on every token, plain blocks, linear head.
 
     Attributes:
@@ -74,6 +75,11 @@ class MAEDecoder(nn.Module):
 
     DERIVED = ("out", "grid", "mask_tokens", "prefix", "mlp_ratio")
 
+    @property
+    def positions(self) -> str:
+        """The coordinate that comes first in the fixed positions, "xy" or "yx"."""
+        return order_of(self.pos_embed)
+
     @nn.compact
     def __call__(
         self,
@@ -96,7 +102,7 @@ class MAEDecoder(nn.Module):
             token = jnp.broadcast_to(token.astype(x.dtype), (*ids_m.shape, self.width))
             x = jnp.concatenate([x, token], axis=1)
         ids = jnp.concatenate([ids_v, ids_m], axis=1)
-        pos = positions(self.grid, self.width, self.pos_embed.removeprefix("sincos_"), ids)
+        pos = positions(self.grid, self.width, self.positions, ids)
         x = x + jnp.pad(pos, ((0, 0), (self.prefix, 0), (0, 0))).astype(x.dtype)  # zeros for CLS
         x = run_blocks(
             x,
@@ -112,7 +118,7 @@ class MAEDecoder(nn.Module):
         return dense(self.out, "head", self.dtype)(x)
 
 
-class InjectedDecoder(nn.Module):
+class InjectedDecoder(Network):
     """BootMAE's regressor and predictor (sections 3.3, 3.4; appendix A).
 
     Own mask token; positions on mask tokens only; each block cross-attends to an encoder layer.
@@ -141,6 +147,11 @@ class InjectedDecoder(nn.Module):
 
     DERIVED = ("out", "grid", "pixel_head", "channels")
 
+    @property
+    def positions(self) -> str:
+        """The coordinate that comes first in the fixed positions, "xy" or "yx"."""
+        return order_of(self.pos_embed)
+
     @nn.compact
     def __call__(
         self,
@@ -160,7 +171,7 @@ class InjectedDecoder(nn.Module):
         assert self.heads is not None, "the method fills in the encoder's"
         x = dense(self.width, "down", self.dtype)(latents)
         token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width), jnp.float32)
-        pos = positions(self.grid, self.width, self.pos_embed.removeprefix("sincos_"), ids_m)
+        pos = positions(self.grid, self.width, self.positions, ids_m)
         x = jnp.concatenate([x, (token + pos).astype(x.dtype)], axis=1)
         x = run_blocks(
             x,
@@ -171,7 +182,7 @@ class InjectedDecoder(nn.Module):
             init_scheme=self.init_scheme,
             dtype=self.dtype,
         )
-        x = x[:, 1:] if all_patches else x[:, 1 + ids_v.shape[1] :]
+        x = x[:, -(pos.shape[1] + ids_v.shape[1] if all_patches else pos.shape[1]) :]
         x = layer_norm("norm", self.dtype)(x)
         if self.pixel_head:
             return PixelHead(self.out, self.channels, dtype=self.dtype, name="head")(x)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mimjax.models.layers import Dtype, InitScheme, LayerNorm, dense, kernel_init
-from mimjax.models.vit import Features
+from mimjax.task import Features, Network
 
 
-class LinearHead(nn.Module):
+class LinearHead(Network):
     """A linear layer.
 
     Attributes:

@@ -6,14 +6,15 @@ and pictures read inner layers (unread ones are dead code to the compiler).
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import math
+from typing import ClassVar, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mimjax import errors
 from mimjax.models.layers import (
     Bias,
     Block,
@@ -27,6 +28,7 @@ from mimjax.models.layers import (
     xavier_uniform,
 )
 from mimjax.patches import gather, patchify
+from mimjax.task import Features, Network
 from mimjax.values import Count, Index, Positive, Rate, Size
 
 FixedPositions = Literal["sincos_xy", "sincos_yx"]
@@ -54,35 +56,23 @@ def sincos_table(grid: tuple[int, int], width: int, order: str) -> np.ndarray:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-class Features(NamedTuple):
-    """What an encoder returns.
-
-    Attributes:
-      tokens: [b p+n d] after the final norm, prefix (CLS) first.
-      blocks: each block's raw output, [b p+n d].
-      num_prefix: number of prefix tokens; 1 = CLS, 0 = none.
-    """
-
-    tokens: jax.Array
-    blocks: tuple[jax.Array, ...]
-    num_prefix: int
-
-    def read(self, pool: str = "mean", layer: int | None = None) -> jax.Array:
-        """The one reader of probes, pictures and export.
-
-        Args:
-          pool: "cls" or "mean" ([b d]), or "all" ([b p+n d]).
-          layer: block index (negative counts from the end); None = after the final norm.
-        """
-        x = self.tokens if layer is None else self.blocks[layer]
-        if pool == "cls":
-            if not self.num_prefix:
-                raise ValueError("pool=cls: this encoder has no CLS token; allowed: mean, all")
-            return x[:, 0]
-        return {"mean": x[:, self.num_prefix :].mean(1), "all": x}[pool]
+def grid_of(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Return rows and columns of patches of `patch` pixels in an image (height, width)."""
+    return image_size[0] // patch, image_size[1] // patch
 
 
-class ViT(nn.Module):
+def order_of(pos_embed: str) -> str:
+    """Return the coordinate that comes first in fixed positions, "xy" or "yx"; "" = not fixed."""
+    return pos_embed.removeprefix("sincos_") if pos_embed.startswith("sincos") else ""
+
+
+def check_channels(count: int, channels: int) -> None:
+    """Raise a ValueError where images have `count` channels and the encoder reads `channels`."""
+    if count != channels:
+        raise ValueError(f"images have {count} channels, this encoder reads {channels}")
+
+
+class ViT(Network):
     """Vision transformer of MAE (section 3), BootMAE (section 3.2), BEiT and CAE.
 
     Attributes:
@@ -102,6 +92,7 @@ class ViT(nn.Module):
       use_mask_token: masked patches enter as a learned token (MAE ablation c) instead of being
         left out.
       remat: recompute each block in the backward pass instead of storing its inner activations.
+      channels: of the images; derived by the method from the length of its mean.
     """
 
     width: Count = 768
@@ -120,14 +111,36 @@ class ViT(nn.Module):
     use_mask_token: bool = False
     remat: bool = False
     dtype: Dtype = jnp.float32
+    channels: int = 3
+
+    DERIVED = ("channels",)
+    num_prefix: ClassVar[int] = 1
+    stage_mlp_ratios: ClassVar[tuple[float, ...]] = ()  # it has no convolutional stages
+    notes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def grid(self) -> tuple[int, int]:
-        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+        return grid_of(self.image_size, self.patch)
 
     @property
     def num_patches(self) -> int:
-        return self.grid[0] * self.grid[1]
+        return math.prod(self.grid)
+
+    @property
+    def positions(self) -> str:
+        return order_of(self.pos_embed)
+
+    @property
+    def fuses(self) -> bool:
+        return self.fuse_layers != (-1,)
+
+    def check(self, key: str) -> None:
+        errors.encoder(key, self)
+
+    def plain(self) -> ViT:
+        """Return the encoder of whole images without mask token, fused blocks and drop path."""
+        rest = {"drop_path": 0.0, "remat": False, "dtype": jnp.float32}
+        return self.clone(use_mask_token=False, fuse_layers=(-1,), **rest)
 
     @nn.compact
     def __call__(
@@ -137,7 +150,7 @@ class ViT(nn.Module):
         mask: Bool[Array, "b n"] | None = None,
         train: bool = False,
     ) -> Features:
-        """Encodes the patches `ids` (all if None); `mask` marks those shown as the mask token."""
+        """Encode the patches `ids` (all if None); `mask` marks those shown as the mask token."""
         x = self.embed(images, ids, mask)
         cls = self.param("cls_token", self.token_init(), (1, 1, self.width), jnp.float32)
         cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, self.width))
@@ -158,7 +171,7 @@ class ViT(nn.Module):
             blocks.append(x)
         if self.fuse_layers != (-1,):
             x = sum(blocks[i] for i in self.fuse_layers)
-        return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), 1)
+        return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), self.num_prefix)
 
     def block(self, i: int) -> nn.Module:
         """Block `i`, recomputed in the backward pass if `remat`."""
@@ -177,6 +190,7 @@ class ViT(nn.Module):
 
     def embed(self, images, ids, mask):
         """Patches to tokens with positions; visible patches are gathered before the projection."""
+        check_channels(images.shape[-1], self.channels)
         patches = patchify(images, self.patch).astype(self.dtype)
         if ids is not None:
             patches = gather(patches, ids)
@@ -194,10 +208,10 @@ class ViT(nn.Module):
             token = self.param("mask_token", self.token_init(), (1, 1, self.width), jnp.float32)
             if mask is not None:
                 x = jnp.where(mask[..., None], token.astype(x.dtype), x)
-        if not self.pos_embed.startswith("sincos"):
+        if not self.positions:
             return x
-        grid = images.shape[1] // self.patch, images.shape[2] // self.patch
-        pos = jnp.asarray(sincos_table(grid, self.width, self.pos_embed.removeprefix("sincos_")))
+        grid = grid_of((images.shape[1], images.shape[2]), self.patch)
+        pos = jnp.asarray(sincos_table(grid, self.width, self.positions))
         return x + (pos if ids is None else pos[ids]).astype(x.dtype)
 
     def token_init(self):

@@ -12,9 +12,9 @@ from mimjax.data import configured
 from mimjax.data.files import Files
 from mimjax.data.sources import Source
 from mimjax.errors import ConfigError
-from mimjax.inference import model as api
-from mimjax.inference import workdir as trained
+from mimjax.inference.model import Model, load, of_run
 from mimjax.inference.samples import Subset
+from mimjax.inference.workdir import open_run
 from mimjax.programs import cli
 from mimjax.storage.files import Workdir
 from mimjax.torch_io.read import load as torch_load
@@ -29,7 +29,7 @@ class Opened(NamedTuple):
       workdir: None for a file.
     """
 
-    model: api.Model
+    model: Model
     title: str
     about: dict[str, str]
     workdir: Workdir | None
@@ -60,8 +60,8 @@ def _of_workdir(f: Any) -> Opened:
     for name in ("heads", "decoder_heads", "image_size"):
         if f[name].present:
             raise ConfigError(f"--{name}: with --workdir, whose run knows it; allowed: --weights")
-    run = trained.open_run(f.workdir, f.step)
-    model = api.of_run(run, f.workdir, f.ema)
+    run = open_run(f.workdir, f.step)
+    model = of_run(run, f.workdir, f.ema)
     method = type(run.program.task).__name__
     return Opened(model, run.title, _about(model, method, str(run.step), f), run.workdir)
 
@@ -73,13 +73,13 @@ def _of_file(f: Any) -> Opened:
         allowed = ", ".join(torch_load.SUFFIXES)
         raise ConfigError(f"--weights: {f.weights!r}; allowed: files that end in {allowed}")
     heads, decoder_heads, size = cli.file_sizes()
-    model = api.load(f.weights, heads, decoder_heads, ema=f.ema, image_size=size)
+    model = load(f.weights, heads, decoder_heads, ema=f.ema, image_size=size)
     method = model.config.task.rpartition(":")[2] or "an encoder"
     title = f"{method} of {os.path.basename(f.weights)}"
     return Opened(model, title, _about(model, method, "", f), None)
 
 
-def _about(model: api.Model, method: str, step: str, f: Any) -> dict[str, str]:
+def _about(model: Model, method: str, step: str, f: Any) -> dict[str, str]:
     mean, std = model.statistics
     return {
         "method": method,

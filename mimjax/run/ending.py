@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mimjax.evaluators.pictures import Pictures
-from mimjax.inference import model
 from mimjax.models.attention_maps import num_blocks
+from mimjax.task import Pretraining
 from mimjax.torch_io.write import export, formats
 
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ def no_picture(run: Run) -> str:
 
 def commands(run: Run, reconstructs: bool) -> list[str]:
     """What can be done with this run; its kind of network decides, not its method's name."""
-    task: Any = run.program.task
+    task = run.program.task
     place = shlex.quote(shown(run.workdir.path))
     program = lambda name, rest: f"python -m mimjax.{name} --workdir={place} {rest}"
     out = [program("reconstruct", f"--images={FOLDER}")] if reconstructs else []
-    if model.encodes(task):
+    if isinstance(task, Pretraining):
         if num_blocks(run.program.abstract_state.params["encoder"]):
             out.append(program("attention", f"--images={FOLDER}"))
         out.append(program("features", f"--images={FOLDER} --output=features.npz"))

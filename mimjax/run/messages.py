@@ -30,7 +30,7 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
     masks = ""
     if "mask" in program.abstract_batch:
         n = program.abstract_batch["mask"].shape[1]
-        masks = f", {n} patches, {getattr(program.task, 'num_masked', 0)} masked"
+        masks = f", {n} patches, {program.task.num_masked} masked"
     end = "then constant" if o.schedule == "constant" else f"down to {o.min_lr:g}"
     lines = [
         f"mimjax {__version__}  {c.task}  (jax {jax.__version__}, compute {c.dtype})",

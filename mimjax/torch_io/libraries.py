@@ -2,7 +2,7 @@
 
 Each reader raises ImportError where its library is missing, ConfigError where the file does not
 load completely, and returns the library's name and version and what it computes from normalized
-images, under the names of `proof.features`.
+images, under the names of `verify.features`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from mimjax.errors import ConfigError
+from mimjax.models.vit import ViT
 from mimjax.rules import paths
 from mimjax.torch_io.read import load
 from mimjax.torch_io.write.export import Export
@@ -57,7 +58,7 @@ def read_timm(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
     name, args = export.timm
     try:
         if path.endswith(export.kind.suffixes):
-            model = timm.create_model(name, num_classes=0, checkpoint_path=path, **args)
+            model: Any = timm.create_model(name, num_classes=0, checkpoint_path=path, **args)
         else:
             model = timm.create_model(f"local-dir:{path}", pretrained=True)
     except RuntimeError as error:
@@ -109,7 +110,7 @@ def read_convmae(export: Export, path: str, images: np.ndarray, noise: np.ndarra
 
     from mimjax.torch_io.write.convmae_module import ConvMAE
 
-    model = ConvMAE.from_file(path, heads=export.carried[0].heads).eval()
+    model = ConvMAE.from_file(path, heads=export.written[0].heads).eval()
     with torch.no_grad():
         tokens = model(channels_first(images))
     return f"torch {torch.__version__} (convmae_torch)", numbers({"tokens": tokens})
@@ -121,7 +122,7 @@ def read_mmpretrain(export: Export, path: str, images: np.ndarray, noise: np.nda
     from mmpretrain.models.backbones.beit import BEiTViT
     from mmpretrain.models.backbones.vision_transformer import VisionTransformer
 
-    encoder, pooled = export.carried[0], export.pool == "avg"
+    encoder, pooled = export.written[0], export.pool == "avg"
     options = {
         "img_size": tuple(encoder.image_size),
         "patch_size": encoder.patch,
@@ -147,7 +148,7 @@ def read_mmpretrain(export: Export, path: str, images: np.ndarray, noise: np.nda
     return f"mmpretrain {version('mmpretrain')}", numbers({"pooled" if pooled else "tokens": out})
 
 
-def mm_arch(encoder: Any) -> dict[str, int]:
+def mm_arch(encoder: ViT) -> dict[str, int]:
     """An encoder's sizes as OpenMMLab names them."""
     return {
         "embed_dims": encoder.width,
@@ -163,7 +164,7 @@ def read_mmseg(export: Export, path: str, images: np.ndarray, noise: np.ndarray)
     from mmseg.models.backbones.beit import BEiT
     from mmseg.models.backbones.mae import MAE
 
-    encoder = export.carried[0]
+    encoder = export.written[0]
     sizes = mm_arch(encoder)
     beit = export.layout == "mmseg_beit"
     model = (BEiT if beit else MAE)(

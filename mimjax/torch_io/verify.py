@@ -1,6 +1,6 @@
-"""The proof of an exported file: the same images through it and through the run's own network.
+"""The proof of an exported file: it and the run's own network give the same for the same images.
 
-The file is read back from the disk by the library it is meant for (`consumers`), or by this project
+The file is read back from the disk by the library it is meant for (`libraries`), or by this project
 where no library is involved, and its features are compared with those of the parameters in memory,
 which have gone through none of the steps of the export.
 """
@@ -19,10 +19,13 @@ import numpy as np
 
 from mimjax.data.decoding import open_image
 from mimjax.errors import ConfigError
+from mimjax.methods.beit import BEiT
+from mimjax.methods.mae import MAE
 from mimjax.models.layers import normalize
 from mimjax.patches import normalize as normalize_pixels
+from mimjax.task import Encoder, Features, pretraining
 from mimjax.torch_io import libraries
-from mimjax.torch_io.write import tensors as carrier
+from mimjax.torch_io.write import tensors
 from mimjax.torch_io.write.export import Export
 
 Outputs = dict[str, np.ndarray]
@@ -32,7 +35,7 @@ PHOTOS = ("images/china.jpg", "images/flower.jpg")  # inside scikit-learn's whee
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
       reader: what read the file, with its version.
@@ -60,7 +63,7 @@ class Proof:
 
 
 def proof_images(export: Export) -> np.ndarray:
-    """Random and photographic images, as many of each, normalized, float32 [b h w c]."""
+    """Return random and photographic images, as many of each, normalized, float32 [b h w c]."""
     height, width = export.plain[0].image_size
     rng = np.random.default_rng(0)
     count = 2 if export.plain[0].num_patches <= 400 else 1  # large images take much memory
@@ -72,19 +75,20 @@ def proof_images(export: Export) -> np.ndarray:
     for name in PHOTOS[:count]:
         with open_image(Path(spec.origin).parent / name) as image:
             photos.append(np.asarray(image.convert("RGB").resize((width, height))))
-    mean, std = export.task.mean, export.task.std
-    return np.concatenate([noise, normalize_pixels(jnp.asarray(np.stack(photos)), mean, std)])
+    task = pretraining(export.task)
+    normalized = normalize_pixels(jnp.asarray(np.stack(photos)), task.mean, task.std)
+    return np.concatenate([noise, normalized])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run(encoder: Any, params: Any, images: jax.Array) -> Any:
-    """An encoder on whole images, in full float32 on any device."""
+def run(network: Any, params: Any, inputs: jax.Array) -> Any:
+    """Return the output of an encoder on whole images, or of a head, in full float32."""
     with jax.default_matmul_precision("highest"):
-        return encoder.apply({"params": params}, images)
+        return network.apply({"params": params}, inputs)
 
 
-def features(encoder: Any, params: Any, images: np.ndarray) -> Outputs:
-    """What an encoder makes of whole images.
+def features(encoder: Encoder, params: Any, images: np.ndarray) -> Outputs:
+    """Return the features that an encoder gives to whole images.
 
     Returns:
       "tokens" after the final norm, "raw" before it, "patches" of it without CLS, and "pooled",
@@ -92,9 +96,9 @@ def features(encoder: Any, params: Any, images: np.ndarray) -> Outputs:
     """
     normed = "norm" in params
     ones = {"scale": jnp.ones(encoder.width), "bias": jnp.zeros(encoder.width)}
-    f = run(encoder, params if normed else params | {"norm": ones}, images)
+    f: Features = run(encoder, params if normed else params | {"norm": ones}, images)
     raw = np.asarray(f.blocks[-1])
-    patches = raw[:, f.num_prefix :]
+    patches = raw[:, f.prefix :]
     out = {"raw": raw, "patches": patches}
     if not normed:
         return out
@@ -104,22 +108,24 @@ def features(encoder: Any, params: Any, images: np.ndarray) -> Outputs:
 
 
 def reference(export: Export, images: np.ndarray, noise: np.ndarray) -> Outputs:
-    """The run's own outputs: `features`, and those of its decoder that a library has too."""
+    """Return the run's outputs: `features`, and those of its decoder that a library has too."""
     out = features(*export.plain, images)
     task, params = export.task, export.params
     if export.layout == "beit_transformers":
-        tokens = jnp.asarray(out["tokens"][:, 1:])
-        out["logits"] = np.asarray(run(task.head.clone(dtype=jnp.float32), params["head"], tokens))
+        assert isinstance(task, BEiT), task
+        rows = jnp.asarray(out["tokens"][:, task.encoder.num_prefix :])
+        out["logits"] = np.asarray(run(task.head.clone(dtype=jnp.float32), params["head"], rows))
     if export.layout == "vitmae_transformers":
+        assert isinstance(task, MAE), task
         mask = noise.argsort(1).argsort(1) >= task.encoder.num_patches - task.num_masked
         out |= reconstruct(task, params, jnp.asarray(images), jnp.asarray(mask))
     return out
 
 
-def reconstruct(task: Any, params: Any, images: jax.Array, mask: jax.Array) -> Outputs:
-    """MAE's "prediction" of masked patches and its "loss"."""
-    networks = {k: getattr(task, k).clone(dtype=jnp.float32) for k in ("encoder", "decoder")}
-    task = dataclasses.replace(task, **networks)
+def reconstruct(task: MAE, params: Any, images: jax.Array, mask: jax.Array) -> Outputs:
+    """Return MAE's "prediction" of masked patches and its "loss"."""
+    encoder, decoder = (n.clone(dtype=jnp.float32) for n in (task.encoder, task.decoder))
+    task = dataclasses.replace(task, encoder=encoder, decoder=decoder)
     key = jax.random.key(0)  # read by nothing: this method draws no random numbers
 
     @jax.jit
@@ -133,7 +139,7 @@ def reconstruct(task: Any, params: Any, images: jax.Array, mask: jax.Array) -> O
 
 
 def compare(ours: Outputs, theirs: Outputs, reader: str) -> Proof:
-    """The largest difference of any output of theirs."""
+    """Return the largest difference of any output of theirs."""
     difference, size = 0.0, 1.0
     for name, x in theirs.items():
         assert x.shape == ours[name].shape, (name, x.shape, ours[name].shape)
@@ -143,23 +149,23 @@ def compare(ours: Outputs, theirs: Outputs, reader: str) -> Proof:
 
 
 def reread(export: Export, trees: Any, images: np.ndarray) -> Outputs:
-    """Features of the encoder that this project has read back."""
-    encoder, read = export.carried[0], trees["encoder"]
+    """Return the features of the encoder that this project has read back."""
+    encoder, read = export.written[0], trees["encoder"]
     if export.format == "detectron2":  # ViTDet has no CLS token, whose attention is missed
         read = read | {"cls_token": export.plain[1]["cls_token"]}
     if export.decoder:
-        encoder, read = carrier.plain(encoder, read)
+        encoder, read = tensors.plain(encoder, read)
     out = features(encoder, read, images)
     return {k: v for k, v in out.items() if k in ("tokens", "raw")}
 
 
 def prove(export: Export, path: str) -> Proof:
-    """Reads what was written and compares.
+    """Read what was written and compare it with the run.
 
     Raises:
       ConfigError: the library refuses the file, or its features differ.
     """
-    tensors = libraries.read_back(export, path)
+    trees = libraries.read_back(export, path)
     if not export.is_encoder:
         return Proof("the file read back", outputs=("tensors",))
     images = proof_images(export)
@@ -176,7 +182,7 @@ def prove(export: Export, path: str) -> Proof:
         except ImportError:
             verified = False
     if theirs is None:
-        theirs = reread(export, tensors, images)
+        theirs = reread(export, trees, images)
     found = dataclasses.replace(compare(ours, theirs, name), verified=verified)
     if not found.ok:
         raise ConfigError(f"--format: {export.format}: the file is wrong and was not kept: {found}")

@@ -22,7 +22,7 @@ class Format(NamedTuple):
       wrapper: key of a .pth file under which the state dict lies.
       library: what reads it; "" = this project reads it back.
       folder: whether a path without these suffixes means a folder.
-      final_norm: whether its consumer's features end with the encoder's last norm.
+      final_norm: whether the features of what reads it end with the encoder's last norm.
     """
 
     suffixes: tuple[str, ...]
@@ -55,7 +55,7 @@ class Pair(NamedTuple):
       layout: a name of `names.TABLES`.
       pooled: the layout with --pool=avg; "" = the format has no place for a norm after pooling.
       full: the layout with --decoder, of all networks that were trained; "" = not offered.
-      steps: of `carrier.STEPS`: "per_block" copies a shared relative table to every block,
+      steps: of `tensors.STEPS`: "per_block" copies a shared relative table to every block,
         "folded" multiplies layer scales into weights. Without any, what is written is exact: read
         back it is the same bit for bit.
     """

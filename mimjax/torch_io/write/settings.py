@@ -1,7 +1,8 @@
 """The settings that stand beside exported weights: config.json of timm and transformers.
 
-Every one names the number of heads: it cannot be read from the weights, and the small sizes of CAE
-have 12 where the presets of timm have 3 and 6 (the keys would match, the features would not).
+An `encoder` here is a ViT with the positions that the file holds. Every file names the number of
+heads: it cannot be read from the weights, and the small sizes of CAE have 12 where the presets of
+timm have 3 and 6 (the keys would match, the features would not).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from typing import Any
 
 from mimjax.errors import ConfigError
 from mimjax.losses import LN_EPS
+from mimjax.methods.mae import MAE
+from mimjax.models.vit import ViT
 
-Encoder = Any  # ViT, with the positions that the file holds
 Settings = dict[str, Any]
 # timm's presets by width, depth, heads, patch. Others are built from the first and their settings.
 TIMM_VIT = {
@@ -32,8 +34,8 @@ BEIT_PRESET = PRESET | {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "glo
 SIZES = ("embed_dim", "depth", "num_heads", "patch_size")
 
 
-def timm_model(encoder: Encoder, beit: bool, pool: str, channels: int) -> tuple[str, Settings]:
-    """The name of a timm model and all its settings."""
+def timm_model(encoder: ViT, beit: bool, pool: str, channels: int) -> tuple[str, Settings]:
+    """Return the name of a timm model and all its settings."""
     sizes = encoder.width, encoder.depth, encoder.heads, encoder.patch
     presets = TIMM_BEIT if beit else TIMM_VIT
     name = presets.get(sizes, next(iter(presets.values())))
@@ -54,7 +56,7 @@ def timm_model(encoder: Encoder, beit: bool, pool: str, channels: int) -> tuple[
 
 
 def unlike_preset(name: str, args: Settings) -> Settings:
-    """Those settings that a call must name, because the preset has others."""
+    """Return the settings that a call must name, because the preset has others."""
     beit = name.startswith("beit")
     sizes = next(k for k, v in (TIMM_BEIT if beit else TIMM_VIT).items() if v == name)
     preset = dict(zip(SIZES, sizes, strict=True)) | (BEIT_PRESET if beit else VIT_PRESET)
@@ -64,7 +66,7 @@ def unlike_preset(name: str, args: Settings) -> Settings:
 
 
 def timm_config(name: str, args: Settings, mean: Any, std: Any) -> Settings:
-    """config.json of a folder that `timm.create_model("local-dir:...")` reads."""
+    """Return config.json of a folder that `timm.create_model("local-dir:...")` reads."""
     return {
         "architecture": name,
         "num_classes": 0,
@@ -86,8 +88,8 @@ def timm_config(name: str, args: Settings, mean: Any, std: Any) -> Settings:
     }
 
 
-def hf_config(encoder: Encoder, layout: str, channels: int) -> Settings:
-    """config.json for transformers' AutoModel; the number of positions follows from image_size.
+def hf_config(encoder: ViT, layout: str, channels: int) -> Settings:
+    """Return config.json for transformers' AutoModel, which derives positions from image_size.
 
     Raises:
       ConfigError: BEiT's class gets the positions of images right that are square, and no others
@@ -128,8 +130,8 @@ def hf_config(encoder: Encoder, layout: str, channels: int) -> Settings:
     }
 
 
-def hf_mae(task: Any) -> Settings:
-    """What ViTMAEForPreTraining's config has beside the encoder's.
+def hf_mae(task: MAE) -> Settings:
+    """Return the settings of ViTMAEForPreTraining that are not the encoder's.
 
     Raises:
       ConfigError: a variant of MAE that the class does not have.
@@ -156,7 +158,7 @@ def hf_mae(task: Any) -> Settings:
 
 
 def hf_pretraining_beit(vocabulary: int) -> Settings:
-    """What BeitForMaskedImageModeling's config has beside the encoder's."""
+    """Return the settings of BeitForMaskedImageModeling that are not the encoder's."""
     return {
         "architectures": ["BeitForMaskedImageModeling"],
         "vocab_size": vocabulary,
@@ -165,8 +167,8 @@ def hf_pretraining_beit(vocabulary: int) -> Settings:
     }
 
 
-def hf_processor(encoder: Encoder, layout: str, mean: Any, std: Any) -> Settings:
-    """preprocessor_config.json: the size and statistics of the images."""
+def hf_processor(encoder: ViT, layout: str, mean: Any, std: Any) -> Settings:
+    """Return preprocessor_config.json: the size and statistics of the images."""
     height, width = encoder.image_size
     return {
         "image_processor_type": f"{'Beit' if layout.startswith('beit') else 'ViT'}ImageProcessor",

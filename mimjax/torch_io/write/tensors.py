@@ -1,78 +1,66 @@
-"""An encoder as files carry it: positions written out, and what other code has no place for gone.
+"""An encoder as files hold it: positions written out, without what other code has no place for.
 
-Each function takes an encoder and its parameters and gives both anew; the pair computes what the
-one before did, unless its docstring says otherwise. Nothing here knows of names or files.
+Each function takes an encoder and its parameters and returns both anew; the new pair computes what
+the old one did, unless the docstring says otherwise. Nothing here knows names or files.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from mimjax import values
 from mimjax.errors import ConfigError
-from mimjax.models.conv_vit import ConvViT
 from mimjax.models.positions import Grid, resize_absolute
-from mimjax.models.vit import sincos_table
+from mimjax.models.vit import ViT, sincos_table
+from mimjax.task import Encoder
 from mimjax.torch_io.read.positions import resize_relative
 
 PyTree = Any
-Encoder = Any  # ViT or ConvViT
 
 
-def plain(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
-    """The encoder that reads whole images: what pretraining alone needs is left out.
+def plain(encoder: Encoder, params: PyTree) -> tuple[Any, PyTree]:
+    """Return the encoder that reads whole images, without what only pretraining needs.
 
-    Mask token and drop path; sums of several blocks or stages before the norm, which MCMAE and
-    MR-MAE have: without them it computes something else, namely what their fine-tuning starts from.
+    Mask token and drop path are left out, and sums of several blocks or stages before the norm,
+    which MCMAE and MR-MAE have: without them the encoder computes something else, namely what
+    their fine-tuning starts from.
     """
-    gone = lambda name: name == "mask_token" or name.endswith("_fuse")
-    options = {"fuse_layers": (-1,), "drop_path": 0.0, "remat": False, "dtype": jnp.float32}
-    options["fuse_stages" if isinstance(encoder, ConvViT) else "use_mask_token"] = False
-    params = {name: value for name, value in params.items() if not gone(name)}
-    return encoder.clone(**options), jax.tree.map(np.asarray, params)
-
-
-def position_order(network: Any) -> str | None:
-    """Which coordinate comes first in a network's fixed table; None if it has none."""
-    kind = getattr(network, "pos_embed", "sincos_yx")  # CAE's regressor has no other
-    return kind.removeprefix("sincos_") if kind.startswith("sincos") else None
+    absent = lambda name: name == "mask_token" or name.endswith("_fuse")
+    params = {name: value for name, value in params.items() if not absent(name)}
+    return encoder.plain(), jax.tree.map(np.asarray, params)
 
 
 def fixed_table(network: Any, grid: Grid, num_prefix: int) -> np.ndarray:
-    """A network's fixed positions [1 p+n width] as files hold them: zeros for the prefix."""
-    order = position_order(network)
-    assert order is not None, network
-    table = sincos_table(grid, network.width, order)
+    """Return the fixed positions of an encoder, decoder or regressor, as files hold them.
+
+    Returns:
+      [1 p+n width]; zeros for the prefix.
+    """
+    assert network.positions, network
+    table = sincos_table(grid, network.width, network.positions)
     return np.pad(table, ((num_prefix, 0), (0, 0)))[None]
 
 
 def settings(encoder: Encoder) -> dict[str, Any]:
-    """An encoder's fields but its dtype, as plain values."""
-    fields = [f.name for f in dataclasses.fields(encoder) if f.init]
-    return {n: getattr(encoder, n) for n in fields if n not in ("parent", "name", "dtype")}
+    """Return an encoder's settings but its dtype, as plain values."""
+    names = values.fields(type(encoder))
+    return {name: getattr(encoder, name) for name in names if name != "dtype"}
 
 
-def prefix_of(encoder: Encoder) -> int:
-    """Tokens before the patches: CLS, or none."""
-    return 0 if isinstance(encoder, ConvViT) else 1
-
-
-def with_table(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
-    """Fixed positions become a parameter, as every consumer wants them."""
-    if position_order(encoder) is None:
+def with_table(encoder: Encoder, params: PyTree) -> tuple[Any, PyTree]:
+    """Make fixed positions a parameter, as all libraries want them."""
+    if not encoder.positions:
         return encoder, params
-    table = fixed_table(encoder, encoder.grid, prefix_of(encoder))
+    table = fixed_table(encoder, encoder.grid, encoder.num_prefix)
     return encoder.clone(pos_embed="learned"), params | {"pos_embed": table}
 
 
-def resized(
-    encoder: Encoder, params: PyTree, image_size: tuple[int, int]
-) -> tuple[Encoder, PyTree]:
-    """The encoder for images of another size, its positions interpolated.
+def resized(encoder: Encoder, params: PyTree, image_size: tuple[int, int]) -> tuple[Any, PyTree]:
+    """Return the encoder for images of another size, its positions interpolated.
 
     Fixed tables are interpolated too, and not computed anew for the larger grid: the network knows
     the coordinates it was trained on, and fine-tuning code of all methods does the same.
@@ -90,7 +78,7 @@ def resized(
     params = dict(params)
     if "pos_embed" in params:
         params["pos_embed"] = resize_absolute(
-            params["pos_embed"], encoder.grid, new.grid, num_prefix=prefix_of(encoder)
+            params["pos_embed"], encoder.grid, new.grid, num_prefix=encoder.num_prefix
         )
     for name in params:
         if name.startswith("rel_pos"):
@@ -99,18 +87,18 @@ def resized(
     return new, params
 
 
-def per_block(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
-    """A relative table that all blocks share is copied to each, as BEiT's fine-tuning does."""
-    if getattr(encoder, "rel_pos", "none") != "shared":
+def per_block(encoder: ViT, params: PyTree) -> tuple[ViT, PyTree]:
+    """Copy a relative table that all blocks share to each of them, as BEiT's fine-tuning does."""
+    if encoder.rel_pos != "shared":
         return encoder, params
     copies = {f"rel_pos_{i:02d}": params["rel_pos"] for i in range(encoder.depth)}
     rest = {name: value for name, value in params.items() if name != "rel_pos"}
     return encoder.clone(rel_pos="per_block"), rest | copies
 
 
-def folded(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
-    """Layer scales become part of the linear layers before them."""
-    if getattr(encoder, "layer_scale", None) is None:
+def folded(encoder: ViT, params: PyTree) -> tuple[ViT, PyTree]:
+    """Multiply layer scales into the linear layers before them."""
+    if encoder.layer_scale is None:
         return encoder, params
     fold = lambda layer, gamma: {k: v * gamma for k, v in layer.items()}  # kernels are [in out]
     params = dict(params)
@@ -124,4 +112,8 @@ def folded(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
     return encoder.clone(layer_scale=None), params
 
 
-STEPS = {"per_block": per_block, "folded": folded}
+# by name, for `formats.Pair.steps`; the methods whose pairs name one have a ViT
+STEPS: dict[str, Callable[[ViT, PyTree], tuple[ViT, PyTree]]] = {
+    "per_block": per_block,
+    "folded": folded,
+}
