@@ -36,7 +36,7 @@ def get_config(arg=None):
     c = common.base()
     c.task = "mimjax.methods.caev2:CAEv2"
     encoder = cae_size(a.size, a.res)
-    regressor = dict(REGRESSOR[a.size])
+    regressor: dict = dict(REGRESSOR[a.size])
     if a.size == "l":
         # Table 8: one rate, for encoder and regressor; layer scale as in the other sizes
         encoder["drop_path"] = regressor["drop_path"] = 0.2

@@ -43,7 +43,7 @@ DEMO_ENCODER = {  # the other demos' patch on digits, twice theirs on photograph
 }
 
 
-def encoder_size(size, res):
+def encoder_size(size, res) -> dict:
     """Settings of a published size at `res` x `res` pixels."""
     sizes = CONV_SIZES | CONV_ALTERNATIVES
     if size not in sizes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -98,6 +98,7 @@ class Network(nn.Module):
         def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """The properties and calls of an encoder that methods, evaluators, exports and the API read.
 

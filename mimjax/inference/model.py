@@ -320,15 +320,15 @@ def of_run(run: workdir.SavedRun, path: str, ema: bool = False) -> Model:
     c, task = run.config, run.program.task
     if not isinstance(task, Pretraining):
         raise ConfigError(f"path: {path} is a run of {c.task}, which has no encoder of images")
-    encoder: Any = run.state().ema.get("encoder") if ema else run.encoder()
-    if encoder is None:
+    params: PyTree = run.state().ema.get("encoder") if ema else run.encoder()
+    if params is None:
         raise ConfigError(f"ema: True, but {c.task} in {path} averages no encoder; allowed: False")
     network = encoders.Network(task.encoder, tuple(task.mean), tuple(task.std))
     augment = schema.build(Augment, c.data.augment, "data.augment")
     reader = Reader(augment, configured.decoding(c))
     reconstruct = Reconstructor(task, run.state, run.frozen, c.seed)
     line = f"from {path}: {run.title}" + (", moving average" if ema else "")
-    return Model(c, network, {"encoder": encoder}, [line], reader, reconstruct)
+    return Model(c, network, {"encoder": params}, [line], reader, reconstruct)
 
 
 def _from_method(

@@ -59,9 +59,10 @@ class LatentTask(TargetTask):
     @property
     def projection(self) -> Projection | None:
         """Between encoder and regressor, where their widths differ."""
-        if self.regressor.width == self.encoder.width:
+        width = self.regressor.width
+        if width is None or width == self.encoder.width:
             return None
-        return Projection(self.regressor.width, self.encoder.dtype)
+        return Projection(width, self.encoder.dtype)
 
     def init_latents(self, key: Key):
         """Parameters of encoder, projection and regressor; tokens [1 1+v w]; latents [1 m w]."""

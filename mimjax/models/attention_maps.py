@@ -23,6 +23,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from mimjax.models.layers import product
+from mimjax.task import Encoder
 
 PyTree = Any
 
@@ -34,12 +35,12 @@ def num_blocks(params: PyTree) -> int:
 
 
 def attention_maps(
-    encoder: Any, params: PyTree, images: Float[Array, "b y x c"], layers: Sequence[int]
+    encoder: Encoder, params: PyTree, images: Float[Array, "b y x c"], layers: Sequence[int]
 ) -> Float[Array, "l b h t t"]:
     """Attention probabilities on full images, query first; each row sums to 1.
 
     Args:
-      encoder: a linen module with `heads`, called as encoder(images).
+      encoder: the network, whose `heads` are read.
       params: its parameters.
       images: normalized.
       layers: block numbers; negative ones count from the end.
@@ -107,7 +108,7 @@ def with_cls_attention(
         capture_intermediates=lambda m, name: name == "__call__" and m.path in wanted,
         mutable=["intermediates"],
     )
-    seen = state["intermediates"]
+    seen: Any = state["intermediates"]
     rel_bias = [seen[name]["__call__"][0] for name in biases if name in seen]
     heads = getattr(network, "num_heads", None) or network.heads  # CLIP's loader derives them
     attention = cls_attention(

@@ -250,7 +250,7 @@ class ConvViT(Network):
         mask: Bool[Array, "b n"] | None = None,
         train: bool = False,
     ) -> Features:
-        """Encodes the patches `ids` (all if None); `mask` is ignored: there are no mask tokens."""
+        """Encode the patches `ids` (all if None); `mask` is ignored: there are no mask tokens."""
         check_channels(images.shape[-1], self.channels)
         grid = grid_of((images.shape[1], images.shape[2]), self.patch)
         x, fused = self.stages(images, grid, ids, train)
@@ -274,11 +274,11 @@ class ConvViT(Network):
         return jnp.asarray(sincos_table(grid, self.width, self.positions))
 
     def stages(self, images, grid: tuple[int, int], ids, train: bool):
-        """Tokens of `ids` out of patch_embed3, [b v d], and the stages' shares of the sum."""
-        side, skip = self.patch, ids is not None and self.skip_masked
-        chosen = (lambda x: x) if ids is None or skip else (lambda x: gather(x, ids))
+        """Return tokens of `ids` out of patch_embed3, [b v d], and the stages' shares of the sum."""
+        side, at = self.patch, ids if self.skip_masked else None  # None = at all patches
+        chosen = lambda x: x if ids is None or at is not None else gather(x, ids)
         x = patchify(images, side).astype(self.dtype)
-        x = gather(x, ids) if skip else x
+        x = x if at is None else gather(x, at)
         x = rearrange(x, "b v (t c) -> b (v t) c", t=side**2)
         fused = []
         for k, width in enumerate(self.stage_widths):
@@ -286,9 +286,9 @@ class ConvViT(Network):
             embed = PatchEmbed(width, stride, side, dtype=self.dtype, name=f"patch_embed{k + 1}")
             x, side = embed(x), side // stride
             place = (*grid, side)
-            near = neighbors(place, ids) if skip else None
+            near = None if at is None else neighbors(place, at)
             visible = None
-            if ids is not None and not skip:
+            if ids is not None and at is None:
                 shown = (jnp.arange(grid[0] * grid[1]) == ids[..., None]).any(1)
                 visible = jnp.repeat(shown, side**2, axis=1)
             for i in range(self.stage_depths[k]):

@@ -99,7 +99,7 @@ def depthwise(
 def _depthwise(x, kernel, near, place: Place):
     cells = surround(x, near, place)
     size = cells.shape[2] - 2 * REACH, cells.shape[3] - 2 * REACH
-    out = sum(shifted(cells, tuple(map(int, i)), size) * kernel[tuple(i)] for i in SHIFTS)
+    out: Any = sum(shifted(cells, tuple(map(int, i)), size) * kernel[tuple(i)] for i in SHIFTS)
     return to_positions(out.astype(x.dtype), near, place)
 
 

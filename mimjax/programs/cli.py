@@ -233,7 +233,7 @@ def join_processes() -> None:
         native.redirect(_coordinator_lost)
     try:
         if FLAGS.coordinator:
-            if "cpu" in (jax.config.jax_platforms or ""):
+            if "cpu" in (getattr(jax.config, "jax_platforms", None) or ""):
                 jax.config.update("jax_cpu_collectives_implementation", "gloo")
             jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         else:
@@ -362,7 +362,7 @@ def no_backend() -> str:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         return (
-            f"JAX_PLATFORMS: {jax.config.jax_platforms!r} has no device here "
+            f"JAX_PLATFORMS: {getattr(jax.config, 'jax_platforms', None)!r} has no device here "
             f"({_line(error) or 'no such hardware, or jax without its plugin'}); allowed: cpu, "
             "cuda (a GPU and mimjax[gpu]), tpu (mimjax[tpu]), or unset = whatever there is"
         )

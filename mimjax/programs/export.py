@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
 
 from absl import flags
 
@@ -161,7 +160,10 @@ def next_step(job, output: str) -> str:
     """The next command to type."""
     from mimjax.torch_io.write import settings
 
-    encoder: Any = job.written[0] if job.is_encoder else None
+    weights = f"mimjax train --config=... --config.init_from={output}"
+    if not job.is_encoder:
+        return weights
+    encoder = job.written[0]
     if job.format == "timm":
         if not output.endswith(job.kind.suffixes):
             return f'model = timm.create_model("local-dir:{output}", pretrained=True)'
@@ -189,7 +191,7 @@ def next_step(job, output: str) -> str:
         return f"backbone=dict({start}, {weights}, ...)"
     if job.format == "detectron2":
         return f'train.init_checkpoint = "{output}"  # ViTDet, num_heads={encoder.heads}'
-    return f"mimjax train --config=... --config.init_from={output}"
+    return weights
 
 
 def define_flags() -> None:

@@ -64,7 +64,7 @@ def shrink(
     short_side: int,
     quality: int,
     max_pixels: int = MAX_PIXELS,
-    value_range: Range = Decoding().value_range,
+    value_range: Range | None = Decoding().value_range,
 ) -> bytes:
     """The image with its short side at most `short_side`; `data` itself where it is already.
 
@@ -241,7 +241,7 @@ def prepare(
     quality: int = 95,
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
-    value_range: Range = Decoding().value_range,
+    value_range: Range | None = Decoding().value_range,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Counter[str], list[str]]:
     """Rewrites all images below `path` into `output`.
@@ -327,7 +327,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="of an image, at most")
     args = parser.parse_args(argv)
     try:
-        options = {"value_range": numbers(args.value_range)} if args.value_range else {}
+        options: dict[str, Any] = {}
+        if args.value_range:
+            options["value_range"] = numbers(args.value_range)
         counts, errors = prepare(
             args.path,
             args.output,

@@ -56,7 +56,7 @@ def count(jaxpr: ClosedJaxpr | Jaxpr) -> float:
     A scan's body counts once per iteration. Of a `cond`'s branches the dearest counts; a `while`
     body, whose length is unknown, counts once.
     """
-    program = getattr(jaxpr, "jaxpr", jaxpr)
+    program: Any = getattr(jaxpr, "jaxpr", jaxpr)
     read, _ = dce_jaxpr(program, [True] * len(program.outvars))
     return count_all(read)
 
@@ -85,16 +85,20 @@ def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr | Jaxpr]:
                 yield item
 
 
+def shape_of(variable: Any) -> tuple[int, ...]:
+    """The shape of an equation's array."""
+    return variable.aval.shape
+
+
 def dot_flops(eqn: JaxprEqn) -> float:
     """2 x output elements x contracted elements."""
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    left, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    left, out = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     return 2.0 * math.prod(out) * math.prod(left[i] for i in contracted)
 
 
 def conv_flops(eqn: JaxprEqn) -> float:
     """2 x output elements x kernel elements that each of them reads."""
-    out: Any = eqn.outvars[0].aval.shape
-    kernel = eqn.invars[1].aval.shape
+    out, kernel = shape_of(eqn.outvars[0]), shape_of(eqn.invars[1])
     out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
     return 2.0 * math.prod(out) * math.prod(kernel) / out_features

@@ -113,7 +113,7 @@ def folded(encoder: ViT, params: PyTree) -> tuple[ViT, PyTree]:
 
 
 # by name, for `formats.Pair.steps`; the methods whose pairs name one have a ViT
-STEPS: dict[str, Callable[[ViT, PyTree], tuple[ViT, PyTree]]] = {
+STEPS: dict[str, Callable[[Any, PyTree], tuple[ViT, PyTree]]] = {
     "per_block": per_block,
     "folded": folded,
 }
