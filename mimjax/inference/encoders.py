@@ -97,118 +97,118 @@ class Network:
 
 
 def read(
-    held: sizes.Held, choice: published.Choice, mean: Any = None, std: Any = None
+    file: sizes.Held, choice: published.Choice, mean: Any = None, std: Any = None
 ) -> tuple[Network, PyTree, Config, list[str]]:
     """Read a file: its network, parameters, settings, and lines that say what was read.
 
     Raises:
       ConfigError: heads are not given and cannot be told, or tensors do not fit.
     """
-    if held.layout == detect.OWN:
-        root, module = "encoder", own_module(held)
+    if file.layout == detect.OWN:
+        root, module = "encoder", own_module(file)
     else:
-        root, module = root_of(held), module_of(held, choice)
-    head, shapes = head_of(held)
-    default = (CLIP_MEAN, CLIP_STD) if root == "clip" else _statistics(held)
+        root, module = root_of(file), module_of(file, choice)
+    head, shapes = head_of(file)
+    default = (CLIP_MEAN, CLIP_STD) if root == "clip" else _statistics(file)
     mean = values.fit(values.Mean, tuple(mean or default[0]), "mean")
     std = values.fit(values.Std, tuple(std or default[1]), "std")
-    channels = channels_of(held, root, module.patch)
+    channels = channels_of(file, root, module.patch)
     if channels != len(mean):
         raise ConfigError(
-            f"mean: {len(mean)} values, but {held.where} reads images of {channels} channels; "
+            f"mean: {len(mean)} values, but {file.where} reads images of {channels} channels; "
             "allowed: as many in mean and std"
         )
-    pooled = "classifier/params/norm/scale" in held
+    pooled = "classifier/params/norm/scale" in file
     norms = [f"{root}/{name}/scale" for name in ("norm", "norm_post")]
-    normed = any(k in held or k in held.state for k in norms)
+    normed = any(k in file or k in file.state for k in norms)
     if root == "clip":
         net = Network(module, mean, std, head, pooled, normed, "features")
     else:
         net = Network(module.clone(channels=channels), mean, std, head, pooled, normed)
-    params = {"encoder": trunk(held, net, root)}
+    params = {"encoder": trunk(file, net, root)}
     if shapes:
         like = _nested({k: jnp.zeros(s) for k, s in shapes.items()})
-        params |= load.from_torch(held.state, like, held.layout, held.where)
+        params |= load.from_torch(file.state, like, file.layout, file.where)
     settings: Config = ConfigDict({"task": "", "method": {"mean": mean, "std": std}})
     settings.method.encoder = schema.section(module)
     settings.method.encoder.type = schema.class_path(type(module))
-    unread = held.unread({f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys())
+    unread = file.unread({f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys())
     with_head = " and its head" if head else ""
-    lines = [f"from {held.where} (layout {held.layout!r}): the encoder{with_head}"]
+    lines = [f"from {file.where} (layout {file.layout!r}): the encoder{with_head}"]
     if unread:
         lines.append(f"{len(unread)} keys not read: {load.listed(unread)}")
     return net, jax.tree.map(jnp.asarray, params), settings.lock(), lines
 
 
-def trunk(held: sizes.Held, net: Network, root: str) -> PyTree:
+def trunk(file: sizes.Held, net: Network, root: str) -> PyTree:
     """Return the encoder's parameters; a norm that the file lacks does nothing."""
     module = net.module
     images = jnp.zeros((1, *module.image_size, len(net.mean)))
     like = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
     grid = None if root == "clip" else module.grid  # a tower's positions keep the file's grid
-    place = held.layout, held.where, grid, module.positions
-    read = load.from_torch(held.state, {root: like}, *place)[root]
+    place = file.layout, file.where, grid, module.positions
+    read = load.from_torch(file.state, {root: like}, *place)[root]
     plain = lambda path, x: jnp.ones(x.shape) if path.endswith("scale") else jnp.zeros(x.shape)
     leaves = [plain(p, x) for p, x in zip(paths(like), jax.tree.leaves(like))]
     return published.complete(read, jax.tree.unflatten(jax.tree.structure(like), leaves))
 
 
-def own_module(held: sizes.Held) -> Any:
+def own_module(file: sizes.Held) -> Any:
     """Return the encoder of a file in mimjax's own names, whose metadata hold its settings."""
-    settings = json.loads(held.about["encoder"])
+    settings = json.loads(file.about["encoder"])
     settings = config_version.without_sentinels(settings, "method.encoder.")  # files say no version
     cls = ConvViT if "strides" in settings else ViT
     if wrong := settings.keys() - {f.name for f in dataclasses.fields(cls)}:
         raise ConfigError(
-            f"{held.where}: its metadata names settings that {cls.__name__} does not have: "
+            f"{file.where}: its metadata names settings that {cls.__name__} does not have: "
             f"{', '.join(sorted(wrong))}; it was made by another version"
         )
-    module: Any = schema.build(cls, settings, f"{held.where}: encoder")
+    module: Any = schema.build(cls, settings, f"{file.where}: encoder")
     return module.clone(dtype=schema.compute_dtype("auto"))
 
 
-def channels_of(held: sizes.Held, root: str, patch: int) -> int:
+def channels_of(file: sizes.Held, root: str, patch: int) -> int:
     """Return the number of channels of the images that the file's encoder reads."""
-    if held.layout != detect.OWN:
-        stem = next(k for k in (f"{root}/patch_embed/kernel", STEM) if k in held)
-        return held.shape(stem)[1]
-    if STEM in held.state:
-        return held.state[STEM].shape[2]
-    return held.state["encoder/patch_embed/kernel"].shape[0] // patch**2
+    if file.layout != detect.OWN:
+        stem = next(k for k in (f"{root}/patch_embed/kernel", STEM) if k in file)
+        return file.shape(stem)[1]
+    if STEM in file.state:
+        return file.state[STEM].shape[2]
+    return file.state["encoder/patch_embed/kernel"].shape[0] // patch**2
 
 
-def root_of(held: sizes.Held) -> str:
+def root_of(file: sizes.Held) -> str:
     """Return the name, of ours, under which the file has its network."""
     for root in ("encoder", "clip", "dino"):
-        if held.has(root):
+        if file.has(root):
             return root
     raise ConfigError(
-        f"{held.where} (layout {held.layout!r}) holds no encoder, but "
-        f"{', '.join(sorted(detect.held(held.layout)))}; allowed: encoders of images"
+        f"{file.where} (layout {file.layout!r}) holds no encoder, but "
+        f"{', '.join(sorted(detect.held(file.layout)))}; allowed: encoders of images"
     )
 
 
-def module_of(held: sizes.Held, choice: published.Choice) -> Any:
+def module_of(file: sizes.Held, choice: published.Choice) -> Any:
     """Return the module with the file's sizes."""
-    root, dtype = root_of(held), schema.compute_dtype("auto")
+    root, dtype = root_of(file), schema.compute_dtype("auto")
     if root == "clip":
-        found = sizes.clip(held)
+        found = sizes.clip(file)
         # OpenAI's loader derives them so, and every published tower has them
         return CLIPVision(**found, heads=choice.heads or found["width"] // 64 or 1, dtype=dtype)
-    cls = ConvViT if CONV in held else ViT
+    cls = ConvViT if CONV in file else ViT
     section = schema.section(cls)
-    published.size_encoder(held, section, choice, root)
+    published.size_encoder(file, section, choice, root)
     return cls(**section, dtype=dtype)
 
 
-def head_of(held: sizes.Held) -> tuple[Classifier | None, dict[str, tuple[int, ...]]]:
+def head_of(file: sizes.Held) -> tuple[Classifier | None, dict[str, tuple[int, ...]]]:
     """Return the classifier, and the shapes of all arrays that the file has under its name."""
-    norm = {k: held.shape(k) for k in held.keys if k.startswith("classifier/params/norm")}
-    if CLASSIFIER not in held or any("attentive_blocks" in k for k in held.state):
+    norm = {k: file.shape(k) for k in file.keys if k.startswith("classifier/params/norm")}
+    if CLASSIFIER not in file or any("attentive_blocks" in k for k in file.state):
         return None, norm  # an attentive probe's head reads what no network here makes
-    classes, width = held.shape(CLASSIFIER)
-    probe = "classifier/batch_stats/batch_norm/mean" in held
-    shapes = {k: held.shape(k) for k in held.keys if k.startswith("classifier/")}
+    classes, width = file.shape(CLASSIFIER)
+    probe = "classifier/batch_stats/batch_norm/mean" in file
+    shapes = {k: file.shape(k) for k in file.keys if k.startswith("classifier/")}
     head = Classifier(classes, pooled=bool(norm), probe=probe)
     return head, shapes | {CLASSIFIER: (width, classes)}
 
@@ -224,11 +224,11 @@ def _nested(flat: dict[str, Any]) -> PyTree:
     return out
 
 
-def _statistics(held: sizes.Held) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(file: sizes.Held) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std of the images: the file's, or else those of its layout's code."""
-    if "mean" in held.about:
-        numbers = lambda name: tuple(map(float, held.about[name].split(",")))
+    if "mean" in file.about:
+        numbers = lambda name: tuple(map(float, file.about[name].split(",")))
         return numbers("mean"), numbers("std")
-    if held.layout == "bootmae":
+    if file.layout == "bootmae":
         return patches.HALF, patches.HALF
     return patches.IMAGENET_MEAN, patches.IMAGENET_STD

@@ -183,7 +183,7 @@ def prove(export: Export, path: str) -> Proof:
             verified = False
     if theirs is None:
         theirs = reread(export, trees, images)
-    found = dataclasses.replace(compare(ours, theirs, name), verified=verified)
-    if not found.ok:
-        raise ConfigError(f"--format: {export.format}: the file is wrong and was not kept: {found}")
-    return found
+    proof = dataclasses.replace(compare(ours, theirs, name), verified=verified)
+    if not proof.ok:
+        raise ConfigError(f"--format: {export.format}: the file is wrong and was not kept: {proof}")
+    return proof
