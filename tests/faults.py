@@ -14,7 +14,7 @@ class Fault(NamedTuple):
 
 
 M, T, S, D = "mimjax/methods", "mimjax/targets", "mimjax/models", "mimjax/train"
-CONV = f"{S}/conv_stages.py"
+CONV = f"{S}/conv_vit.py"
 FAULTS = [
     # --- MCMAE
     Fault(
@@ -34,7 +34,11 @@ FAULTS = [
     Fault("eps 1e-2 in the stages", CONV, "STAGE_EPS = 1e-5", "STAGE_EPS = 1e-2", "mcmae.cblock"),
     Fault("eps 1e-6 in the stages", CONV, "STAGE_EPS = 1e-5", "STAGE_EPS = 1e-6", "mcmae.steps"),
     Fault(
-        "kernel not turned in the gradient", CONV, "kernel[::-1, ::-1]", "kernel", "mcmae.cblock"
+        "kernel not turned in the gradient",
+        f"{S}/masked_conv.py",
+        "kernel[::-1, ::-1]",
+        "kernel",
+        "mcmae.cblock",
     ),
     Fault(
         "a stage's output left out of the sum",
@@ -125,7 +129,7 @@ FAULTS = [
     Fault(
         "tokens shifted by one in the paper's loss",
         f"{M}/caev2.py",
-        "pred = pred[:, 1:]",
+        "pred = self.patches(pred)",
         "pred = pred[:, :-1]",
         "caev2.pretrain_paper",
     ),
@@ -160,7 +164,7 @@ FAULTS = [
     ),
     Fault(
         "one try less",
-        "mimjax/masking/base.py",
+        "mimjax/masking/block.py",
         "ATTEMPTS = 10 ",
         "ATTEMPTS = 9 ",
         "beit_mask14_75",
@@ -189,7 +193,7 @@ FAULTS = [
     ),
     Fault(
         "edges count in a patch's weight",
-        "mimjax/masking/base.py",
+        "mimjax/masking/block.py",
         "padded = jnp.pad(m, ((0, 0), (1, 1), (1, 1)))",
         'padded = jnp.pad(m, ((0, 0), (1, 1), (1, 1)), "edge")',
         "bootmae_masking",
@@ -218,12 +222,12 @@ FAULTS = [
     # --- MAE, and what all share
     Fault(
         "population variance of a patch",
-        f"{T}/pixels.py",
+        "mimjax/patches.py",
         "eps=1e-6, ddof=1)",
         "eps=1e-6)",
         "mae_base",
     ),
-    Fault("eps 1e-5", f"{S}/layers.py", "LN_EPS = 1e-6", "LN_EPS = 1e-5", "mae_base"),
+    Fault("eps 1e-5", "mimjax/losses.py", "LN_EPS = 1e-6", "LN_EPS = 1e-5", "mae_base"),
     Fault(
         "softmax scale",
         f"{S}/layers.py",
@@ -259,8 +263,10 @@ FAULTS = [
         "np.argsort(-noise,",
         "mae_masking",
     ),
-    Fault("decay for every parameter", f"{D}/optim.py", "rate * f * p", "rate * p", "mae_steps5"),
-    Fault("Adam's eps 1e-6", f"{D}/optim.py", "eps=cfg.eps)", "eps=1e-6)", "mae_steps5"),
+    Fault(
+        "decay for every parameter", f"{D}/optimizers.py", "rate * f * p", "rate * p", "mae_steps5"
+    ),
+    Fault("Adam's eps 1e-6", f"{D}/optimizers.py", "eps=cfg.eps)", "eps=1e-6)", "mae_steps5"),
     Fault(
         "patch bias starts at zero",
         f"{S}/vit.py",
@@ -280,8 +286,8 @@ FAULTS = [
     Fault(
         "no norm before CLIP's blocks",
         f"{S}/clip.py",
-        "x = self.norm_pre(x)",
-        "x = x + 0 * self.norm_pre(x)",
+        "x, outputs = self.norm_pre(x), []",
+        "x, outputs = x + 0 * self.norm_pre(x), []",
         "teacher.clip_hf",
     ),
     Fault(
@@ -300,14 +306,14 @@ FAULTS = [
     ),
     Fault(
         "attention without its scale",
-        f"{S}/cls_attention.py",
-        "q * q.shape[-1] ** -0.5",
-        "q",
+        f"{S}/attention_maps.py",
+        '"bkd,btkd->bkt", q * q.shape[-1] ** -0.5',
+        '"bkd,btkd->bkt", q',
         "teacher.dino",
     ),
     Fault(
         "attention normalized anew",
-        f"{S}/cls_attention.py",
+        f"{S}/attention_maps.py",
         "jax.nn.softmax(logits, axis=-1)[..., 1:]",
         "jax.nn.softmax(logits[..., 1:], axis=-1)",
         "teacher.clip_openai",
@@ -338,7 +344,7 @@ FAULTS = [
     ),
     Fault(
         "no ReLU between layers",
-        f"{S}/discrete_vae.py",
+        f"{S}/dvae.py",
         "x = nn.relu(layer(x))",
         "x = layer(x)",
         "tokenizer_dvae_custom",
