@@ -69,7 +69,7 @@ def imported(sd, task):
         held, _ = published.open_file(path, "auto", "--weights")
     choice = published.Choice(task.encoder.heads, decoder_heads)
     found = published.fit(c, held, None, choice)
-    assert settings(found.task) == settings(task)
+    assert settings_of(found.task) == settings_of(task)
     assert not found.absent
     return jax.tree.map(jnp.asarray, found.params)
 
