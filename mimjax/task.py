@@ -318,20 +318,20 @@ class Task:
         return "mean squared, in target space, at fixed masks"
 
 
-@dataclasses.dataclass(frozen=True)
 class Pretraining(Task):
     """The base class of tasks that pretrain an encoder of images.
 
-    Evaluators, exports and the API read these attributes; a subclass gives each a default.
+    Evaluators, exports and the API read these attributes. They are declared here and are no fields:
+    a subclass, itself a frozen dataclass, gives each a place among its fields, and a default.
 
     Attributes:
       encoder: the network that is pretrained; its parameters are `params["encoder"]`.
       mean, std: statistics of the images, per channel on the scale 0 to 1.
     """
 
-    encoder: Encoder = dataclasses.field(kw_only=True)
-    mean: tuple[float, ...] = dataclasses.field(kw_only=True)
-    std: tuple[float, ...] = dataclasses.field(kw_only=True)
+    encoder: Encoder
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
     def pixel_space(self) -> str | None:
