@@ -8,7 +8,7 @@ ones and predict every patch; False counts what this package runs.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mimjax.methods.bootmae import BootMAE
 from mimjax.methods.mae import MAE
@@ -116,7 +116,7 @@ def main() -> None:
     print("method   size  official code  this package  counted on the program")
     for method, formula in (("mae", mae), ("bootmae", bootmae)):
         for size in SIZES:
-            task = published(method, size)
+            task: Any = published(method, size)
             values = formula(task, True).train, formula(task).train, step_flops(task)
             cells = "  ".join(f"{v / 1e9:13.2f}" for v in values)
             print(f"{method:8s} {size:4s} {cells}")

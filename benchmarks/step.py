@@ -117,7 +117,7 @@ def transformers_step(shape: Shape, *, fused: bool = False, compiled: bool = Fal
         decoder_intermediate_size=4 * width,
         mask_ratio=0.75,
         norm_pix_loss=True,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]  # of every model
     )
     model = ViTMAEForPreTraining(config).train()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -247,7 +247,9 @@ def main() -> None:
         make, options = CONTENDERS[args.serve]
         return duel.serve(lambda: make(SHAPES[args.shape], **options), args.core)
     if args.methods:
-        names = list(methods.METHODS) if args.methods == "all" else args.methods.split(",")
+        names: list[str] = (
+            list(methods.METHODS) if args.methods == "all" else args.methods.split(",")
+        )
         rows = methods.measure(names, args.shape, args.batch, args.rounds)
         print(json.dumps(rows) if args.json else methods.describe(rows, args.shape, args.batch))
         return None

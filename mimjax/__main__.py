@@ -6,6 +6,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from mimjax.errors import Exit
 from mimjax.programs import usage
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(int(Exit.REFUSED))
     from mimjax.programs import cli
 
-    cli.run(importlib.import_module(f"mimjax.programs.{name}"), rest)
+    program: Any = importlib.import_module(f"mimjax.programs.{name}")
+    cli.run(program, rest)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def sine_cosine(key: str, net) -> None:
     Raises:
       ConfigError: it is not.
     """
-    if net.width % 4 and getattr(net, "pos_embed", "sincos").startswith("sincos"):
+    if net.width % 4 and net.positions:
         raise ConfigError(
             f"{key}.width: {net.width}; allowed: multiples of 4 (sine-cosine positions)"
         )
@@ -90,8 +90,6 @@ def encoder(key: str, vit) -> None:
     Raises:
       ConfigError: two of them do not.
     """
-    if hasattr(vit, "strides"):
-        conv_stages(key, vit)
     for name, side in zip(("height", "width"), vit.image_size, strict=True):
         if side % vit.patch:
             raise ConfigError(
@@ -104,20 +102,6 @@ def encoder(key: str, vit) -> None:
     for index in vit.fuse_layers:
         block_index(f"{key}.fuse_layers", index, vit.depth)
     heads(key, vit)
-
-
-def conv_stages(key: str, net) -> None:
-    """Check that the product of a ConvViT's strides divides the image's height and width.
-
-    Raises:
-      ConfigError: it does not.
-    """
-    for name, side in zip(("height", "width"), net.image_size, strict=True):
-        if side % net.patch:
-            raise ConfigError(
-                f"{key}.image_size: {name} {side} is not divisible by {net.patch}, the product of "
-                f"{key}.strides {net.strides}; allowed: multiples of {net.patch}"
-            )
 
 
 def heads(key: str, net, floor: bool = False) -> None:

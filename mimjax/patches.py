@@ -1,7 +1,8 @@
-"""Pixels as inputs and targets: normalization of images and of patches, and the way back.
+"""Arithmetic of images and patches: normalization and its inverse, patchify, ids of patches.
 
-Images arrive as uint8 and are normalized on the device. Targets are patches normalized by their
-own statistics in one of the published ways, or projected on a PCA basis.
+Images arrive as uint8 and are normalized on the device. A patch is flattened in the order (row,
+column, channel); pixel targets are patches normalized by their own statistics in one of the
+published ways, or projected on a PCA basis.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ PatchNorm = Literal["none", "mae", "channel"]  # see `normalize_patches`
 
 
 def normalize(images, mean, std) -> Float[Array, "b h w c"]:
-    """uint8 [b h w c] to (x / 255 - mean) / std in float32.
+    """Return (x / 255 - mean) / std of uint8 images [b h w c], in float32.
 
-    Floating-point images pass through: they are taken as normalized already.
+    Floating-point images are taken as normalized already and returned as they are.
     """
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images
@@ -31,7 +32,7 @@ def normalize(images, mean, std) -> Float[Array, "b h w c"]:
 
 
 def denormalize(images: np.ndarray, mean, std) -> np.ndarray:
-    """The inverse of `normalize`: uint8 [... c], clipped."""
+    """Return normalized images [... c] as uint8, clipped; the inverse of `normalize`."""
     return np.clip((images * np.asarray(std) + np.asarray(mean)) * 255.0 + 0.5, 0, 255).astype(
         np.uint8
     )
@@ -40,10 +41,10 @@ def denormalize(images: np.ndarray, mean, std) -> np.ndarray:
 def normalize_patches(
     patches: Float[Array, "b n d"], norm: str, channels: int = 3
 ) -> Float[Array, "b n d"]:
-    """Patch targets.
+    """Return patches normalized by their own statistics, float32.
 
     Args:
-      patches: in (row, column, channel) order.
+      patches: values of each patch in (row, column, channel) order.
       norm: "none"; "mae" = over all values, sample variance, eps 1e-6 (MAE's code); "channel" =
         per color channel, population variance, eps 1e-5 (BootMAE's code).
     """
@@ -56,12 +57,13 @@ def normalize_patches(
 
 
 def restore_patches(pred: Any, patches: Any, norm: str, channels: int = 3) -> Any:
-    """Predictions in target space back to pixels, with the TRUE statistics of each patch.
+    """Return predictions in target space as pixels, with the true statistics of each patch.
 
-    Those statistics are not available to the model: a picture made with them must say so.
+    The model does not know these statistics: a picture made with them must say so.
 
     Args:
-      pred: [b n d] in the space of `normalize_patches`, numpy or jax; patches: the true ones.
+      pred: [b n d] in the space of `normalize_patches`, numpy or jax.
+      patches: the true patches [b n d].
     """
     if norm == "none":
         return pred
@@ -74,14 +76,14 @@ def restore_patches(pred: Any, patches: Any, norm: str, channels: int = 3) -> An
 
 
 def unpatchify(patches: np.ndarray, grid: tuple[int, int], patch: int) -> np.ndarray:
-    """[b n (p q c)] to images [b h w c]; the inverse of `models.vit.patchify`."""
+    """Return flat patches [b n d] as images [b h w c]; the inverse of `patchify`."""
     return rearrange(
         patches, "b (h w) (p q c) -> b (h p) (w q) c", h=grid[0], w=grid[1], p=patch, q=patch
     )
 
 
 def pca_basis(patches: np.ndarray, components: int) -> dict[str, np.ndarray]:
-    """Mean and leading eigenvectors of patches [k d] (the MAE slides' target "PCA").
+    """Compute mean and leading eigenvectors of patches [k d] (the MAE slides' target "PCA").
 
     Returns:
       {"mean": float32 [d], "basis": float32 [d components]}.
@@ -96,17 +98,20 @@ def pca_basis(patches: np.ndarray, components: int) -> dict[str, np.ndarray]:
 
 
 def split(mask: Bool[Array, "b n"], num_masked: int) -> tuple[Int[Array, "b v"], Int[Array, "b m"]]:
-    """Visible ids and masked ids, both in raster order (one stable argsort, no communication)."""
+    """Return the ids of visible and of masked patches, both in raster order.
+
+    A stable argsort of each row of `mask` (True = masked); devices need not communicate.
+    """
     order = jnp.argsort(mask, axis=1, stable=True)
     num_visible = mask.shape[1] - num_masked
     return order[:, :num_visible], order[:, num_visible:]
 
 
 def gather(x: Float[Array, "b n d"], ids: Int[Array, "b k"]) -> Float[Array, "b k d"]:
-    """Rows `ids` of each example."""
+    """Return the rows `ids` of each example."""
     return jnp.take_along_axis(x, ids[..., None], axis=1)
 
 
 def patchify(images: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n d"]:
-    """Images to flat patches in raster order; inside a patch (row, column, channel)."""
+    """Return images as flat patches in raster order; inside a patch (row, column, channel)."""
     return rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)

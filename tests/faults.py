@@ -34,7 +34,11 @@ FAULTS = [
     Fault("eps 1e-2 in the stages", CONV, "STAGE_EPS = 1e-5", "STAGE_EPS = 1e-2", "mcmae.cblock"),
     Fault("eps 1e-6 in the stages", CONV, "STAGE_EPS = 1e-5", "STAGE_EPS = 1e-6", "mcmae.steps"),
     Fault(
-        "kernel not turned in the gradient", CONV, "kernel[::-1, ::-1]", "kernel", "mcmae.cblock"
+        "kernel not turned in the gradient",
+        f"{S}/masked_conv.py",
+        "kernel[::-1, ::-1]",
+        "kernel",
+        "mcmae.cblock",
     ),
     Fault(
         "a stage's output left out of the sum",
@@ -125,7 +129,7 @@ FAULTS = [
     Fault(
         "tokens shifted by one in the paper's loss",
         f"{M}/caev2.py",
-        "pred = pred[:, 1:]",
+        "pred = self.patches(pred)",
         "pred = pred[:, :-1]",
         "caev2.pretrain_paper",
     ),
@@ -282,8 +286,8 @@ FAULTS = [
     Fault(
         "no norm before CLIP's blocks",
         f"{S}/clip.py",
-        "x = self.norm_pre(x)",
-        "x = x + 0 * self.norm_pre(x)",
+        "x, outputs = self.norm_pre(x), []",
+        "x, outputs = x + 0 * self.norm_pre(x), []",
         "teacher.clip_hf",
     ),
     Fault(

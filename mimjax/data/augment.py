@@ -126,6 +126,7 @@ class Augment:
         for number, factor in params.jitter:
             if isinstance(image, Bands):
                 _check("color_jitter", self.color_jitter, False, "0 for channels other than three")
+            assert not isinstance(image, Bands)
             image = _JITTERS[number](image).enhance(factor)
         if params.box is not None:
             image = image.crop(params.box)

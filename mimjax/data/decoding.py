@@ -175,7 +175,8 @@ def sixteen_bit_color(data: bytes) -> np.ndarray | None:
     halves = []
     for orders in (None, str.maketrans("BLN", "LBB" if sys.byteorder == "little" else "LBL")):
         with open_image(io.BytesIO(data)) as image:
-            tiles = [(t, t[3] if isinstance(t[3], tuple) else (t[3],)) for t in image.tile]
+            parts: Any = getattr(image, "tile", [])
+            tiles = [(t, t[3] if isinstance(t[3], tuple) else (t[3],)) for t in parts]
             if not tiles or not all(WIDE.fullmatch(str(raw[0])) for _, raw in tiles):
                 return None
             if any(raw[0].startswith("LA") for _, raw in tiles):

@@ -248,7 +248,7 @@ class Index:
     def to_bytes(self) -> bytes:
         """Return the index as a NumPy archive without pickled objects."""
         keys = [[root, list(suffixes)] for root, suffixes in self.listings]
-        arrays = {"keys": _text(json.dumps(keys))}
+        arrays: dict[str, Any] = {"keys": _text(json.dumps(keys))}
         for number, files in enumerate(self.listings.values()):
             names = [os.fsencode(name) for name in files.names]
             arrays[f"names_{number}"] = np.frombuffer(b"".join(names), np.uint8)

@@ -22,7 +22,7 @@ from mimjax import patches
 from mimjax.evaluators.base import Evaluator
 from mimjax.inference.samples import Bench
 from mimjax.rng import named, step_key
-from mimjax.task import TrainState
+from mimjax.task import Pretraining, TrainState, pretraining
 from mimjax.values import NonNegative
 
 # Measured with BootMAE on digits. In a healthy run the variance falls to 0.006 while the encoder
@@ -84,13 +84,7 @@ class HealthMeasure:
     def _available(self, state: TrainState, frozen: Any) -> tuple[bool, bool]:
         """Return whether the task has features, and own targets; computed once, on shapes."""
         if self._outputs is None:
-            task: Any = self.bench.task
-            batch = self._first_batch()
-            images = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
-            apply = lambda p, x: task.encoder.apply({"params": p}, x)
-            has_features = "encoder" in state.params and hasattr(
-                jax.eval_shape(apply, state.params["encoder"], images), "read"
-            )
+            batch, has_features = self._first_batch(), isinstance(self.bench.task, Pretraining)
             has_targets = bool(jax.tree.leaves(state.ema)) and bool(
                 jax.eval_shape(self._variances, state, frozen, batch)
             )
@@ -100,7 +94,7 @@ class HealthMeasure:
     # ---------------------------------------------------------------- compiled
     def _features(self, encoder, images, weight):
         """Return the mean patch tokens, float32 [b d], and the rows' weights [b]."""
-        task: Any = self.bench.task  # the encoder, mean and std are no part of the base class
+        task = pretraining(self.bench.task)
         images = patches.normalize(images, task.mean, task.std)
         features = task.encoder.apply({"params": encoder}, images)
         return features.read("mean").astype(jnp.float32), weight

@@ -1,12 +1,11 @@
-"""Attention of a trained encoder on full images; a program asks for it, no run does.
+"""Attention of a run's encoder on full images; only a program asks for it.
 
-Nothing is masked here, so every patch can be attended to, which is no training input of methods
-that drop patches.
+Nothing is masked here: every patch can be attended to, which methods that drop patches never see
+in training.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -18,42 +17,43 @@ from mimjax.errors import ConfigError
 from mimjax.inference.samples import Bench, Subset
 from mimjax.models.attention_maps import attention_maps, num_blocks
 from mimjax.plots import heat_maps
+from mimjax.task import Pretraining
 
 CHUNK = 8  # images at a time: a map has (1 + patches)^2 numbers per head
 
 
 class Attention:
-    """Reads the attention of one encoder on some test images.
+    """The attention of an encoder on some test images.
 
     Attributes:
       grid: rows and columns of patches.
-      depth, heads: of the encoder.
-      num_prefix: tokens before the patches; 0 = no CLS.
+      depth, heads: numbers of the encoder's blocks and of their heads.
+      num_prefix: number of tokens before the patches; 0 = no CLS.
     """
 
     def __init__(self, bench: Bench, count: int, like: Any):
-        """`like` is the encoder's (abstract) parameters.
+        """Take at most `count` images; `like` is the encoder's (abstract) parameters.
 
         Raises:
           ConfigError: the encoder has no attention.
         """
-        task: Any = bench.task  # the encoder, mean and std are no part of the base class
-        self.bench, self.task, self.depth = bench, task, num_blocks(like)
-        if not self.depth:
-            name = f"{type(task.encoder).__name__} of {type(task).__name__}"
+        task = bench.task
+        if not isinstance(task, Pretraining) or not num_blocks(like):
+            network = f"{type(task.encoder).__name__} of " if isinstance(task, Pretraining) else ""
             raise ConfigError(
-                f"--model: the encoder {name} has no attention; allowed: a transformer"
+                f"--model: the encoder {network}{type(task).__name__} has no attention; allowed: a "
+                "transformer"
             )
+        self.bench, self.task, self.depth = bench, task, num_blocks(like)
         self.images = Subset(bench.test, count)
         self.heads, self.grid = task.encoder.heads, task.encoder.grid
         view = {"image": task.views["image"]}  # no tokenizer's second view, no masks
         size = min(CHUNK, len(self.images))
         self.batches = [b["image"] for b in bench.batches(self.images, view, batch_size=size)]
-        shape = jax.eval_shape(lambda p, x: self._maps(p, x, (0,)), like, self.batches[0]).shape
-        self.num_prefix = shape[-1] - math.prod(self.grid)
+        self.num_prefix = task.encoder.num_prefix
 
     def queries(self, wanted: str | None) -> str:
-        """Whose attention is shown; None = "cls" where there is one, else "mean".
+        """Return the tokens whose attention is shown; None = "cls" where there is one, or "mean".
 
         Raises:
           ConfigError: "cls" for an encoder without it.
@@ -65,7 +65,7 @@ class Attention:
     def read(
         self, params: Any, layers: list[int], heads: list[int] | None, queries: str
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The images, uint8 [b h w 3], and their maps by name, see `heatmaps.by_name`."""
+        """Return the images, uint8 [b h w 3], and their maps by name, see `heat_maps.by_name`."""
         maps = self.bench.jit(lambda p, x: self._maps(p, x, tuple(layers)))
         shares = [
             heat_maps.on_patches(jax.device_get(maps(params, x)), queries, self.num_prefix)

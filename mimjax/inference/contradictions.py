@@ -1,4 +1,4 @@
-"""What a workdir or file says of its networks, against how they are about to be read.
+"""Comparison of what a workdir or file says of its networks with how they are about to be read.
 
 Shapes tell neither the number of heads nor the order of positions nor the statistics of images: a
 network read with others loads without an error and computes something else.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,23 +18,26 @@ from mimjax.errors import ConfigError
 from mimjax.schema import build, find_class
 from mimjax.storage import config_version
 from mimjax.storage.files import Workdir
-from mimjax.task import Reader
+from mimjax.task import Reader, Task
 from mimjax.torch_io.read import load
 
 Say = Callable[[str], None]
 # settings that change no output for full images in evaluation, or that shapes decide
 TRAINING = {"drop_path", "remat", "init_scheme", "use_mask_token", "skip_masked", "image_size"}
-TRAINING |= {"parent", "name", "dtype"}
-PRESENCE = {"layer_scale"}  # whether there is one is a parameter's; its value is where it starts
+TRAINING |= {"parent", "name", "dtype", "channels"}
+PRESENCE = {"layer_scale"}  # compared as present or absent: the value is where training starts
 
 
-def own_readers(task: Any, names: Any) -> dict[str, Reader]:
-    """The trained networks of a task as `check` takes them; its images belong to the encoder."""
-    found = {name: Reader(getattr(task, name, None)) for name in names}
-    if "encoder" in found:
+def own_readers(task: Task, names: Iterable[str]) -> dict[str, Reader]:
+    """Return the networks that a task trains, by name, as `check` takes them.
+
+    The statistics of the images belong to the encoder, a tokenizer's too.
+    """
+    readers = {name: Reader(getattr(task, name, None)) for name in names}
+    if "encoder" in readers:
         statistics = getattr(task, "mean", None), getattr(task, "std", None)
-        found["encoder"] = Reader(found["encoder"].network, *statistics)
-    return found
+        readers["encoder"] = Reader(readers["encoder"].network, *statistics)
+    return readers
 
 
 def check(paths: str, key: str, readers: Mapping[str, Reader], say: Say) -> None:
@@ -43,7 +46,7 @@ def check(paths: str, key: str, readers: Mapping[str, Reader], say: Say) -> None
     Args:
       paths: workdirs or files, separated by commas.
       key: the setting that names them, for errors. For "init_from" other statistics of images are
-        said; for a frozen network they are an error.
+        a warning; for a frozen network they are an error.
       readers: the networks by name.
 
     Raises:
@@ -68,7 +71,7 @@ def check(paths: str, key: str, readers: Mapping[str, Reader], say: Say) -> None
 
 
 def differences(reader: Reader, facts: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Name each setting that contradicts, with how it is read here and what the source says."""
+    """Yield each setting that differs, its value here and the source's."""
     if reader.network is not None:
         mine = settings_of(reader.network)
         for name, there in facts.items():
@@ -85,30 +88,31 @@ def differences(reader: Reader, facts: Mapping[str, Any]) -> Iterator[tuple[str,
 
 
 def settings_of(network: nn.Module) -> dict[str, Any]:
-    """The settings of a network, without those that only training reads."""
+    """Return the settings of a network, without those that only training reads."""
     fields = [f.name for f in dataclasses.fields(network) if f.init and f.name not in TRAINING]
     return {name: getattr(network, name) for name in fields}
 
 
 def plain(value: Any) -> Any:
-    """A value as it compares: tuples like lists."""
+    """Return a value as it compares: tuples become lists."""
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def near(here: Any, there: Any) -> bool:
-    """Whether two tuples of statistics agree to the digits that files are written with."""
+    """Return whether two tuples of statistics agree to the digits that files are written with."""
     return len(here) == len(there) and all(abs(a - b) < 1e-3 for a, b in zip(here, there))
 
 
 def workdir_facts(path: str) -> tuple[str, dict[str, dict[str, Any]]]:
-    """What a workdir's `config.json` says of the run's networks; {} where there is none."""
+    """Return the settings of networks in a workdir's `config.json`; {} where there is none."""
     workdir = Workdir(path, writer=False)
     file = f"{path}/config.json"
-    found = workdir.read_json("config.json")
-    if not found:
+    settings = workdir.read_json("config.json")
+    if not settings:
         return file, {}
-    found = config_version.upgrade(found, file)
-    task = build(find_class(found["task"], f"{file}: task"), found["method"], f"{file}: method")
+    settings = config_version.upgrade(settings, file)
+    cls = find_class(settings["task"], f"{file}: task")
+    task = build(cls, settings["method"], f"{file}: method")
     out = {}
     for field in dataclasses.fields(task):
         value = getattr(task, field.name)
@@ -119,7 +123,7 @@ def workdir_facts(path: str) -> tuple[str, dict[str, dict[str, Any]]]:
 
 
 def file_facts(path: str, readers: Mapping[str, Reader]) -> tuple[str, dict[str, dict[str, Any]]]:
-    """What a published file says of its encoder: in its metadata, or in a config beside it."""
+    """Return what a published file says of its encoder: in metadata, or in a config beside it."""
     about = load.read(path).about if os.path.isfile(path) else {}
     if "heads" in about:
         numbers = lambda name: tuple(map(float, about[name].split(",")))
@@ -134,17 +138,17 @@ def file_facts(path: str, readers: Mapping[str, Reader]) -> tuple[str, dict[str,
 
 
 def _heads_beside(path: str) -> int | None:
-    """The number of heads in transformers' or timm's `config.json`; None = it says none."""
+    """Return the heads in transformers' or timm's `config.json`; None = it says none."""
     try:
         with open(path, encoding="utf-8") as file:
-            found = json.load(file)
+            settings = json.load(file)
     except (OSError, ValueError):
         return None
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         return None
-    inner = found.get("vision_config", found)
-    for holder in (inner, found.get("model_args", {})):
+    inner = settings.get("vision_config", settings)
+    for section in (inner, settings.get("model_args", {})):
         for name in ("num_attention_heads", "num_heads"):
-            if isinstance(holder, dict) and isinstance(holder.get(name), int):
-                return holder[name]
+            if isinstance(section, dict) and isinstance(section.get(name), int):
+                return section[name]
     return None

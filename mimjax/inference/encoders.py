@@ -1,13 +1,14 @@
-"""Encoders of files of no pretraining method: teachers, libraries' and fine-tuned models.
+"""Encoders with their weights, also of files that belong to no pretraining method.
 
-A CLIP or DINO tower, a timm or transformers ViT, an encoder with a classifier. They encode and,
-with a head, classify; there is nothing to reconstruct.
+Such a file holds a CLIP or DINO tower, a timm or transformers ViT, or an encoder with a classifier.
+These networks encode and, with a head, classify; there is nothing to reconstruct.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,16 +18,16 @@ from ml_collections import ConfigDict
 from mimjax import patches, schema, values
 from mimjax.errors import ConfigError
 from mimjax.inference import published
-from mimjax.inference.features import encode
 from mimjax.models.clip import CLIPVision
 from mimjax.models.conv_vit import ConvViT
 from mimjax.models.heads import Classifier
 from mimjax.models.layers import LayerNorm
-from mimjax.models.vit import Features, ViT
+from mimjax.models.vit import ViT
 from mimjax.rules import paths
 from mimjax.schema import Config
 from mimjax.storage import config_version
 from mimjax.targets.clip import CLIP_MEAN, CLIP_STD
+from mimjax.task import Encoder, Features
 from mimjax.torch_io.read import detect, load, sizes
 
 PyTree = Any
@@ -34,168 +35,180 @@ CONV, STEM = "encoder/patch_embed4/kernel", "encoder/patch_embed1/proj/kernel"
 CLASSIFIER = "classifier/params/linear/kernel"
 
 
+def encode_images(
+    encoder: Encoder | CLIPVision,
+    params: PyTree,
+    images: jax.Array,
+    mean: Sequence[float],
+    std: Sequence[float],
+    method: str | None = None,
+) -> Features:
+    """Return the features of full images, uint8 [b h w c]; `method` None = the encoder's call."""
+    return encoder.apply({"params": params}, patches.normalize(images, mean, std), method=method)
+
+
+def candidates(features: Features) -> dict[str, jax.Array]:
+    """Return every (pool, layer) of `features`, float32 [b d], named like "cls of block_03"."""
+    pools = ("cls", "mean") if features.prefix else ("mean",)
+    layers = {f"block_{i:02d}": i for i in range(len(features.blocks))} | {"norm": None}
+    return {
+        f"{pool} of {name}": features.read(pool, layer).astype(jnp.float32)
+        for pool in pools
+        for name, layer in layers.items()
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """An encoder, how its images are normalized, and its classifier if it has one.
+    """An encoder, the statistics that its images are normalized with, and its classifier if any.
 
     Attributes:
-      module: a ViT, ConvViT or CLIPVision.
-      pooled: whether features are a norm of the mean of the last block's patch tokens: what the
-        head of a fine-tuned model reads.
+      module: the encoder.
+      head: the classifier; None = there is none.
+      pooled: whether features are a norm of the mean of the last block's patch tokens, which is
+        what the head of a fine-tuned model reads.
       normed: whether tokens have a norm; fine-tuned models and backbones have none.
+      method: of the module, that returns `Features`; None = its call.
     """
 
-    module: Any
+    module: Encoder | CLIPVision
     mean: tuple[float, ...]
     std: tuple[float, ...]
     head: Classifier | None = None
     pooled: bool = False
     normed: bool = True
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        m = self.module
-        if isinstance(m, CLIPVision):
-            return m.pos_grid[0] * m.patch, m.pos_grid[1] * m.patch
-        return m.image_size
+    method: str | None = None
 
     def features(self, params: PyTree, images: jax.Array) -> Features:
-        """Features of uint8 images [b h w c]; CLIP's tokens are normed and projected."""
-        if not isinstance(self.module, CLIPVision):
-            return encode(self.module, params["encoder"], images, self.mean, self.std)
-        blocks = lambda m, name: name == "__call__" and len(m.path) == 1
-        tokens, state = self.module.apply(
-            {"params": params["encoder"]},
-            patches.normalize(images, self.mean, self.std),
-            capture_intermediates=blocks,
-            mutable=["intermediates"],
-        )
-        found = state["intermediates"]
-        inner = [found[k]["__call__"][0] for k in sorted(found) if k.startswith("block_")]
-        return Features(tokens, tuple(inner), 1)
+        """Return features of uint8 images [b h w c]; CLIP's tokens are normed and projected."""
+        statistics = self.mean, self.std
+        return encode_images(self.module, params["encoder"], images, *statistics, self.method)
 
     def pool(self, params: PyTree, features: Features) -> jax.Array:
-        """[b d], for `pooled`."""
+        """Return what the head of a `pooled` network reads, [b d]."""
         norm: Any = LayerNorm()
         mean = features.read("mean", layer=-1)
         return norm.apply({"params": params["classifier"]["params"]["norm"]}, mean)
 
     def logits(self, params: PyTree, images: jax.Array) -> jax.Array:
-        """float32 [b classes]."""
+        """Return the head's output, float32 [b classes]."""
         head: Any = self.head
         return head.apply(params["classifier"], self.features(params, images))
 
 
 def read(
-    held: sizes.FileTensors, choice: published.Choice, mean: Any = None, std: Any = None
+    file: sizes.FileTensors, choice: published.Choice, mean: Any = None, std: Any = None
 ) -> tuple[Network, PyTree, Config, list[str]]:
-    """The network of a file, its parameters, its settings, and lines that say what was read.
+    """Read a file: its network, parameters, settings, and lines that say what was read.
 
     Raises:
       ConfigError: heads are not given and cannot be told, or tensors do not fit.
     """
-    if held.layout == detect.OWN:
-        root, module = "encoder", own_module(held)
+    if file.layout == detect.OWN:
+        root, module = "encoder", own_module(file)
     else:
-        root, module = root_of(held), module_of(held, choice)
-    head, shapes = head_of(held)
-    default = (CLIP_MEAN, CLIP_STD) if root == "clip" else _statistics(held)
+        root, module = root_of(file), module_of(file, choice)
+    head, shapes = head_of(file)
+    default = (CLIP_MEAN, CLIP_STD) if root == "clip" else _statistics(file)
     mean = values.fit(values.Mean, tuple(mean or default[0]), "mean")
     std = values.fit(values.Std, tuple(std or default[1]), "std")
-    channels = channels_of(held, root, module)
+    channels = channels_of(file, root, module.patch)
     if channels != len(mean):
         raise ConfigError(
-            f"mean: {len(mean)} values, but {held.where} reads images of {channels} channels; "
+            f"mean: {len(mean)} values, but {file.where} reads images of {channels} channels; "
             "allowed: as many in mean and std"
         )
-    pooled = "classifier/params/norm/scale" in held
+    pooled = "classifier/params/norm/scale" in file
     norms = [f"{root}/{name}/scale" for name in ("norm", "norm_post")]
-    normed = any(k in held or k in held.state for k in norms)
-    net = Network(module, mean, std, head, pooled, normed)
-    params = {"encoder": trunk(held, net, root)}
+    normed = any(k in file or k in file.state for k in norms)
+    if root == "clip":
+        net = Network(module, mean, std, head, pooled, normed, "features")
+    else:
+        net = Network(module.clone(channels=channels), mean, std, head, pooled, normed)
+    params = {"encoder": trunk(file, net, root)}
     if shapes:
         like = _nested({k: jnp.zeros(s) for k, s in shapes.items()})
-        params |= load.from_torch(held.state, like, held.layout, held.where)
+        params |= load.from_torch(file.state, like, file.layout, file.where)
     settings: Config = ConfigDict({"task": "", "method": {"mean": mean, "std": std}})
     settings.method.encoder = schema.section(module)
     settings.method.encoder.type = schema.class_path(type(module))
-    unread = held.unread({f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys())
+    unread = file.unread({f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys())
     with_head = " and its head" if head else ""
-    lines = [f"from {held.where} (layout {held.layout!r}): the encoder{with_head}"]
+    lines = [f"from {file.where} (layout {file.layout!r}): the encoder{with_head}"]
     if unread:
         lines.append(f"{len(unread)} keys not read: {load.listed(unread)}")
     return net, jax.tree.map(jnp.asarray, params), settings.lock(), lines
 
 
-def trunk(held: sizes.FileTensors, net: Network, root: str) -> PyTree:
-    """The encoder's parameters; a norm that the file lacks does nothing."""
-    images = jnp.zeros((1, *net.image_size, len(net.mean)))
-    like = jax.eval_shape(net.module.init, jax.random.key(0), images)["params"]
-    order = str(getattr(net.module, "pos_embed", ""))
-    order = order.removeprefix("sincos_") if order.startswith("sincos") else ""
-    grid = getattr(net.module, "grid", None)
-    found = load.from_torch(held.state, {root: like}, held.layout, held.where, grid, order)[root]
+def trunk(file: sizes.FileTensors, net: Network, root: str) -> PyTree:
+    """Return the encoder's parameters; a norm that the file lacks does nothing."""
+    module = net.module
+    images = jnp.zeros((1, *module.image_size, len(net.mean)))
+    like = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+    grid = None if root == "clip" else module.grid  # a tower's positions keep the file's grid
+    place = file.layout, file.where, grid, module.positions
+    read = load.from_torch(file.state, {root: like}, *place)[root]
     plain = lambda path, x: jnp.ones(x.shape) if path.endswith("scale") else jnp.zeros(x.shape)
     leaves = [plain(p, x) for p, x in zip(paths(like), jax.tree.leaves(like))]
-    return published.complete(found, jax.tree.unflatten(jax.tree.structure(like), leaves))
+    return published.complete(read, jax.tree.unflatten(jax.tree.structure(like), leaves))
 
 
-def own_module(held: sizes.FileTensors) -> Any:
-    """The encoder of a file in our own names, which says what it is."""
-    settings = json.loads(held.about["encoder"])
+def own_module(file: sizes.FileTensors) -> Any:
+    """Return the encoder of a file in mimjax's own names, whose metadata hold its settings."""
+    settings = json.loads(file.about["encoder"])
     settings = config_version.without_sentinels(settings, "method.encoder.")  # files say no version
     cls = ConvViT if "strides" in settings else ViT
     if wrong := settings.keys() - {f.name for f in dataclasses.fields(cls)}:
         raise ConfigError(
-            f"{held.where}: its metadata names settings that {cls.__name__} does not have: "
+            f"{file.where}: its metadata names settings that {cls.__name__} does not have: "
             f"{', '.join(sorted(wrong))}; it was made by another version"
         )
-    module: Any = schema.build(cls, settings, f"{held.where}: encoder")
+    module: Any = schema.build(cls, settings, f"{file.where}: encoder")
     return module.clone(dtype=schema.compute_dtype("auto"))
 
 
-def channels_of(held: sizes.FileTensors, root: str, module: Any) -> int:
-    """Of the images that the encoder reads."""
-    if held.layout != detect.OWN:
-        stem = next(k for k in (f"{root}/patch_embed/kernel", STEM) if k in held)
-        return held.shape(stem)[1]
-    if isinstance(module, ConvViT):
-        return held.state[STEM].shape[2]
-    return held.state["encoder/patch_embed/kernel"].shape[0] // module.patch**2
+def channels_of(file: sizes.FileTensors, root: str, patch: int) -> int:
+    """Return the number of channels of the images that the file's encoder reads."""
+    if file.layout != detect.OWN:
+        stem = next(k for k in (f"{root}/patch_embed/kernel", STEM) if k in file)
+        return file.shape(stem)[1]
+    if STEM in file.state:
+        return file.state[STEM].shape[2]
+    return file.state["encoder/patch_embed/kernel"].shape[0] // patch**2
 
 
-def root_of(held: sizes.FileTensors) -> str:
-    """Under which of our names the file has its network."""
+def root_of(file: sizes.FileTensors) -> str:
+    """Return the name, of ours, under which the file has its network."""
     for root in ("encoder", "clip", "dino"):
-        if held.has(root):
+        if file.has(root):
             return root
     raise ConfigError(
-        f"{held.where} (layout {held.layout!r}) holds no encoder, but "
-        f"{', '.join(sorted(detect.roots_of(held.layout)))}; allowed: encoders of images"
+        f"{file.where} (layout {file.layout!r}) holds no encoder, but "
+        f"{', '.join(sorted(detect.roots_of(file.layout)))}; allowed: encoders of images"
     )
 
 
-def module_of(held: sizes.FileTensors, choice: published.Choice) -> Any:
-    """The module with the file's sizes."""
-    root, dtype = root_of(held), schema.compute_dtype("auto")
+def module_of(file: sizes.FileTensors, choice: published.Choice) -> Any:
+    """Return the module with the file's sizes."""
+    root, dtype = root_of(file), schema.compute_dtype("auto")
     if root == "clip":
-        found = sizes.clip(held)
+        found = sizes.clip(file)
         # OpenAI's loader derives them so, and every published tower has them
         return CLIPVision(**found, heads=choice.heads or found["width"] // 64 or 1, dtype=dtype)
-    cls = ConvViT if CONV in held else ViT
+    cls = ConvViT if CONV in file else ViT
     section = schema.section(cls)
-    published.size_encoder(held, section, choice, root)
+    published.size_encoder(file, section, choice, root)
     return cls(**section, dtype=dtype)
 
 
-def head_of(held: sizes.FileTensors) -> tuple[Classifier | None, dict[str, tuple[int, ...]]]:
-    """The classifier, and the shapes of all that the file has under its name."""
-    norm = {k: held.shape(k) for k in held.keys if k.startswith("classifier/params/norm")}
-    if CLASSIFIER not in held or any("attentive_blocks" in k for k in held.state):
+def head_of(file: sizes.FileTensors) -> tuple[Classifier | None, dict[str, tuple[int, ...]]]:
+    """Return the classifier, and the shapes of all arrays that the file has under its name."""
+    norm = {k: file.shape(k) for k in file.keys if k.startswith("classifier/params/norm")}
+    if CLASSIFIER not in file or any("attentive_blocks" in k for k in file.state):
         return None, norm  # an attentive probe's head reads what no network here makes
-    classes, width = held.shape(CLASSIFIER)
-    probe = "classifier/batch_stats/batch_norm/mean" in held
-    shapes = {k: held.shape(k) for k in held.keys if k.startswith("classifier/")}
+    classes, width = file.shape(CLASSIFIER)
+    probe = "classifier/batch_stats/batch_norm/mean" in file
+    shapes = {k: file.shape(k) for k in file.keys if k.startswith("classifier/")}
     head = Classifier(classes, pooled=bool(norm), probe=probe)
     return head, shapes | {CLASSIFIER: (width, classes)}
 
@@ -211,11 +224,11 @@ def _nested(flat: dict[str, Any]) -> PyTree:
     return out
 
 
-def _statistics(held: sizes.FileTensors) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the images: what the file says; BootMAE's are its own."""
-    if "mean" in held.about:
-        numbers = lambda name: tuple(map(float, held.about[name].split(",")))
+def _statistics(file: sizes.FileTensors) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std of the images: the file's, or else those of its layout's code."""
+    if "mean" in file.about:
+        numbers = lambda name: tuple(map(float, file.about[name].split(",")))
         return numbers("mean"), numbers("std")
-    if held.layout == "bootmae":
+    if file.layout == "bootmae":
         return patches.HALF, patches.HALF
     return patches.IMAGENET_MEAN, patches.IMAGENET_STD

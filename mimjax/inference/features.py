@@ -1,26 +1,168 @@
-"""Frozen features for k-NN and linear probes: raw pixels, untrained and pretrained encoder.
+"""Features of many images: of a model, batch by batch, and of a run's encoder for its probes.
 
-One compiled call per batch gives every candidate (pool, layer) of an encoder, so that both
-encoders are searched in the same way. "Untrained" is the run's own state at step 0, also after
-a restart or when weights were loaded.
+`encode` serves programs: images are decoded in threads ahead of the device; a file that cannot be
+read is left out and listed, so that a row is never another image's. `FeatureBank` serves k-NN and
+linear probes: raw pixels, the untrained and the pretrained encoder. One compiled call per batch
+gives every candidate (pool, layer) of an encoder, so that both encoders are searched in the same
+way. "Untrained" is the run's own state at step 0, also after a restart or when weights were loaded.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from mimjax import patches
+from mimjax import progress
+from mimjax.data.bad_files import named
+from mimjax.data.bands import Bands
+from mimjax.data.decoding import BadImage
+from mimjax.data.pipeline import eval_batches
+from mimjax.errors import ConfigError
+from mimjax.inference.encoders import candidates, encode_images
+from mimjax.inference.model import Model, Reading
 from mimjax.inference.samples import Bench, Subset
+from mimjax.inference.workdir import notes_of
 from mimjax.rng import step_key
-from mimjax.task import TrainState
+from mimjax.task import TrainState, View, pretraining
 
 ROWS = ("raw_pixels", "untrained", "pretrained")
 
 
+# ------------------------------------------------------------------ of a model
+class Rows(NamedTuple):
+    """A batch of images that could be read.
+
+    Attributes:
+      places: indices of the images in the source, int [k].
+      labels: int64 [k], -1 = none.
+      images: uint8 [k h w c].
+      features: float32 by name, see `Model.read`.
+    """
+
+    places: np.ndarray
+    labels: np.ndarray
+    images: np.ndarray
+    features: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class Readable:
+    """A source in which a blank image stands in for every file that cannot be read.
+
+    Attributes:
+      bad: index -> path and reason, complete for all images that were asked for.
+    """
+
+    source: Any
+    channels: int = 3
+    bad: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        self.name, self.num_classes = self.source.name, self.source.num_classes
+        self.label_name, self.fingerprint = self.source.label_name, self.source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def image(self, index: int) -> Image.Image | Bands:
+        try:
+            return self.source.image(index)
+        except BadImage as error:
+            self.bad[index] = error.path, error.reason
+            if self.channels == 3:
+                return Image.new("RGB", (8, 8))
+            return Bands([Image.new("L", (8, 8))] * self.channels)
+
+    def label(self, index: int) -> int:
+        return self.source.label(index)
+
+
+def readings(
+    pools: Sequence[str], layers: Sequence[str], model: Model, flag: str = "layers"
+) -> list[Reading]:
+    """Return every pool with every layer that the flags name.
+
+    -1 and the last block's number name one layer, which is read once.
+
+    Args:
+      flag: name of the flag that holds `layers`, for errors.
+
+    Raises:
+      ConfigError: the model cannot read one of them.
+    """
+    if not pools or not layers:
+        raise ConfigError(f"--{flag if pools else 'pool'}: empty; allowed: see --help")
+    out: dict[str, Reading] = {}
+    for text in layers:
+        text = text.strip()
+        if text != "norm" and not text.lstrip("-").isdecimal():
+            raise ConfigError(f"--{flag}: {text!r}; allowed: norm, or numbers of blocks")
+        layer = None if text == "norm" else int(text)
+        for pool in pools:
+            pool = pool.strip()
+            try:
+                out.setdefault(f"{pool}_{model.check(pool, layer)}", (pool, layer))
+            except ConfigError as error:
+                name, _, what = str(error).partition(":")
+                raise ConfigError(f"--{flag if name == 'layer' else name}:{what}") from None
+    return list(out.values())
+
+
+def encode(
+    model: Model,
+    source: Readable,
+    wanted: Sequence[Reading],
+    batch_size: int,
+    threads: int = 8,
+) -> Iterator[Rows]:
+    """Yield features of all images in order, a batch at a time.
+
+    Args:
+      source: the images; those that turn out to be unreadable are left out.
+
+    Raises:
+      ConfigError: --batch_size below 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"--batch_size: {batch_size}; allowed: 1 or more")
+    size = min(batch_size, len(source))
+    view = View(model.image_size, channels=source.channels)
+    batches = eval_batches(
+        source, {"image": view}, size, None, 0, augment=model.reader.augment, threads=threads
+    )
+    with batches:
+        for batch in progress.track(batches, "features", -(-len(source) // size), "batch"):
+            places = batch["index"]
+            kept = (batch["weight"] > 0) & ~np.isin(places, list(source.bad))
+            if kept.any():
+                values = model.read(batch["image"], wanted)
+                features = {name: x[kept] for name, x in values.items()}
+                labels = batch["label"][kept].astype(np.int64)
+                yield Rows(places[kept], labels, batch["image"][kept], features)
+
+
+def say_bad(source: Readable) -> list[str]:
+    """Return lines that describe the folder and name the files that were left out.
+
+    Raises:
+      ConfigError: no file could be read.
+    """
+    notes = [f"images: {note}" for note in notes_of(source.source)]
+    return notes + named([source.bad[i] for i in sorted(source.bad)], len(source))
+
+
+def label_names(subset: Subset) -> list[str] | None:
+    """Return the names of the labels; None = the source has numbers alone."""
+    return getattr(subset.source, "class_names", None) or None
+
+
+# ------------------------------------------------------------------ of a run, for probes
 class Splits(NamedTuple):
     """The same features of both splits, float32 [n d] each."""
 
@@ -28,29 +170,13 @@ class Splits(NamedTuple):
     test: np.ndarray
 
 
-def candidates(features: Any) -> dict[str, jax.Array]:
-    """Every (pool, layer) of `Features`, float32 [b d], under names like "cls of block_03"."""
-    pools = ("cls", "mean") if features.num_prefix else ("mean",)
-    layers = {f"block_{i:02d}": i for i in range(len(features.blocks))} | {"norm": None}
-    return {
-        f"{pool} of {name}": features.read(pool, layer).astype(jnp.float32)
-        for pool in pools
-        for name, layer in layers.items()
-    }
-
-
-def encode(encoder: Any, params: Any, images: jax.Array, mean: Any, std: Any) -> Any:
-    """The encoder's `Features` of full images, uint8 [b h w c]."""
-    return encoder.apply({"params": params}, patches.normalize(images, mean, std))
-
-
 class FeatureBank:
-    """Extracts features once for all probes of an evaluation.
+    """Features that all probes of an evaluation share, extracted once.
 
     Attributes:
       labels: of both splits, int64 [n]; without those of images that have none or could not be
         read, which is known after the first `read`.
-      readers: how many probes read each row; the features are freed after the last one.
+      readers: number of probes that read each row; its features are freed after the last one.
     """
 
     def __init__(self, bench: Bench, readers: int = 2):
@@ -64,7 +190,7 @@ class FeatureBank:
         self._kept: dict[str, tuple[Any, int, dict[str, Splits]]] = {}
 
     def read(self, row: str, state: TrainState) -> dict[str, Splits]:
-        """Candidates of one row of ROWS by name."""
+        """Return the candidates of one row of ROWS by name."""
         # By identity: the probes of one evaluation share the work, a later state does not.
         params, left, features = self._kept.pop(row, (None, 0, {}))
         if params is not state.params:
@@ -82,14 +208,14 @@ class FeatureBank:
         return self._both(lambda images: self._encode(encoder, images))
 
     def _untrained(self, like: Any) -> Any:
-        """The encoder's parameters at step 0, laid out as those of `like`."""
+        """Return the encoder's parameters at step 0, laid out as those of `like`."""
         key = step_key(self.bench.seed, "init", 0)
         init = lambda: self.bench.task.init(key)[0]["encoder"]
         return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, like))()
 
     def _encode_images(self, encoder, images):
-        task: Any = self.bench.task  # the encoder, mean and std are no part of the base class
-        return candidates(encode(task.encoder, encoder, images, task.mean, task.std))
+        task = pretraining(self.bench.task)
+        return candidates(encode_images(task.encoder, encoder, images, task.mean, task.std))
 
     def _both(self, fn) -> dict[str, Splits]:
         train, test = (self._extract(fn, s) for s in (self.bench.train, self.bench.test))
@@ -98,11 +224,14 @@ class FeatureBank:
         return {name: Splits(train[name], test[name]) for name in train}
 
     def _extract(self, fn, split: Subset) -> dict[str, np.ndarray]:
-        """Features of the labeled images that could be read; which these are, "kept" bool."""
+        """Return features of the labeled images that could be read, and which these are.
+
+        Returns:
+          float32 [n d] by name; "kept", bool [all images of the split].
+        """
         views = {"image": self.bench.task.views["image"]}  # no tokenizer's second view, no masks
-        batches = self.bench.batches(split, views)
         outputs, weights = [], []
-        for batch in batches:
+        for batch in self.bench.batches(split, views):
             outputs.append(jax.device_get(fn(batch["image"])))
             weights.append(jax.device_get(self._weights(batch["weight"])))
         kept = (np.concatenate(weights)[: len(split)] > 0) & (split.labels() >= 0)

@@ -1,7 +1,7 @@
-"""`mimjax.load`: a trained run or a published file as an object that encodes images.
+"""`mimjax.load`: a run or a published file as an object that encodes images.
 
-Images, crops, features, masks and pictures are those of the evaluators and programs, by the same
-functions. One device and no mesh; compiled once for each shape of a batch.
+Images, crops, features, masks and pictures are those of the evaluators and programs, made by the
+same functions. The object uses one device and no mesh; it is compiled once per shape of a batch.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from mimjax.data.augment import Augment
 from mimjax.data.decoding import Decoding
 from mimjax.data.in_memory import Images, Reader
 from mimjax.errors import ConfigError
-from mimjax.inference import encoders, features, published, weights, workdir
+from mimjax.inference import encoders, published, weights, workdir
 from mimjax.inference.reconstruction import Painter, Sheet
 from mimjax.rng import example_seed, step_key
 from mimjax.schema import Config
-from mimjax.task import Task, TrainState, View
+from mimjax.task import MaskFn, Pretraining, TrainState, View
 from mimjax.torch_io.read import load as torch_load
+from mimjax.torch_io.read.sizes import FileTensors
 
 PyTree = Any
 POOLS = ("cls", "mean", "all")
@@ -41,7 +42,7 @@ class Model:
       config: task and method settings; for a run all of its settings.
       report: lines that say where the weights came from and what was derived.
       image_size: (height, width) that images are brought to.
-      num_classes: of `classify`; 0 = there is no head.
+      num_classes: number of outputs of `classify`; 0 = there is no head.
     """
 
     def __init__(
@@ -54,11 +55,11 @@ class Model:
         reconstructor: Reconstructor | str,
     ):
         self.config, self.report = config, report
-        self.image_size = tuple(network.image_size)
+        self.image_size: tuple[int, int] = network.module.image_size
         self.num_classes = network.head.classes if network.head else 0
         self._network, self._params, self._reader = network, params, reader
         self._reconstructor = reconstructor
-        self._candidates = jax.jit(lambda p, x: features.candidates(network.features(p, x)))
+        self._candidates = jax.jit(lambda p, x: encoders.candidates(network.features(p, x)))
         self._tokens = jax.jit(self._read_tokens, static_argnums=2)
         self._many = jax.jit(self._read_many, static_argnums=2)
         self._pool = jax.jit(lambda p, x: network.pool(p, network.features(p, x)))
@@ -67,7 +68,7 @@ class Model:
     def encode(
         self, images: Images, pool: str = "mean", layer: int | None = None, batch_size: int = 64
     ) -> np.ndarray:
-        """Features of full images.
+        """Return the features of full images.
 
         Args:
           images: uint8 [b h w c], or a list of arrays, Pillow images or paths. Those that are not
@@ -93,7 +94,7 @@ class Model:
         return self._batched(fn, images, batch_size)
 
     def check(self, pool: str, layer: int | None) -> str:
-        """The name of the layer that `encode` reads: "norm", "block_00".
+        """Return the name of the layer that `encode` reads: "norm", "block_00".
 
         Raises:
           ConfigError: the model cannot read it.
@@ -101,7 +102,7 @@ class Model:
         depth, module = self._network.module.depth, self._network.module
         if pool not in POOLS:
             raise ConfigError(f"pool: {pool!r}; allowed: {', '.join(POOLS)}")
-        if pool == "cls" and hasattr(module, "strides"):
+        if pool == "cls" and not module.num_prefix:
             raise ConfigError("pool: 'cls', and this encoder has no CLS token; allowed: mean, all")
         if layer is not None and not -depth <= layer < depth:
             raise ConfigError(f"layer: {layer}; allowed: None, or {-depth} to {depth - 1}")
@@ -115,7 +116,7 @@ class Model:
         return "norm" if layer is None else f"block_{layer % depth:02d}"
 
     def read(self, images: np.ndarray, readings: Sequence[Reading]) -> dict[str, np.ndarray]:
-        """Several of `encode`'s features of one batch, in one pass of the encoder.
+        """Return several of `encode`'s features of one batch, from one pass of the encoder.
 
         Args:
           images: uint8 [b h w c] of `image_size`; compiled once for each b.
@@ -144,13 +145,12 @@ class Model:
     @property
     def num_prefix(self) -> int:
         """Tokens before the patches in pool="all"; 1 = CLS."""
-        return 0 if hasattr(self._network.module, "strides") else 1
+        return self._network.module.num_prefix
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        module = self._network.module
-        return tuple(module.pos_grid if hasattr(module, "pos_grid") else module.grid)
+        return self._network.module.grid
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -159,11 +159,11 @@ class Model:
 
     @property
     def reader(self) -> Reader:
-        """Makes images of the model's size out of others."""
+        """The function that brings images to the model's size."""
         return self._reader
 
     def classify(self, images: Images, batch_size: int = 64) -> np.ndarray:
-        """Logits float32 [b classes] of a fine-tuned or linearly probed file.
+        """Return the logits, float32 [b classes], of a fine-tuned or linearly probed file.
 
         Raises:
           ConfigError: the model has no head.
@@ -178,12 +178,12 @@ class Model:
     def reconstruct(
         self, images: Images, mask: np.ndarray | None = None, seed: int | None = None
     ) -> Sheet:
-        """What the model makes of masked images, as `mimjax reconstruct` draws it.
+        """Return the reconstruction of masked images, as `mimjax reconstruct` draws it.
 
         Args:
           images: see `encode`.
           mask: bool [b n], True = masked, in raster order; None = the method's own masks.
-          seed: of those; None = the run's.
+          seed: of the method's own masks; None = the run's.
 
         Returns:
           `columns` by name ("original", "masked", "reconstruction"), uint8 [b h w c]; a `caption`;
@@ -202,17 +202,17 @@ class Model:
     def _read_many(
         self, params: PyTree, images: jax.Array, readings: tuple[Reading, ...]
     ) -> dict[str, jax.Array]:
-        found, out = self._network.features(params, images), {}
+        features, out = self._network.features(params, images), {}
         for pool, layer in readings:
             if layer is None and not self._network.normed:
-                value = self._network.pool(params, found)
+                value = self._network.pool(params, features)
             else:
-                value = found.read(pool, layer)
+                value = features.read(pool, layer)
             out[f"{pool}_{self.check(pool, layer)}"] = value.astype(jnp.float32)
         return out
 
     def _batched(self, fn: Callable[..., Any], images: Images, size: int) -> np.ndarray:
-        """`fn` over batches of one shape; the last one is filled up with its last image."""
+        """Return `fn` of all images, by batches of one shape; the last image fills the last one."""
         view = View(self.image_size)
         arrays = self._reader(images, {"image": view})
         x, out = arrays["image"], []
@@ -225,11 +225,11 @@ class Model:
 
 
 class Reconstructor:
-    """Pictures of a task; frozen networks are read when the first picture is asked for."""
+    """Draws pictures of a task; frozen networks are read when the first one is asked for."""
 
     def __init__(
         self,
-        task: Any,
+        task: Pretraining,
         state: Callable[[], TrainState],
         frozen: Callable[[], PyTree],
         seed: int = 0,
@@ -245,7 +245,7 @@ class Reconstructor:
         batch: dict[str, Any] = reader(images, task.views)
         count = len(batch["image"])
         if task.mask_fn is not None:
-            batch["mask"] = self._masks(mask, count, seed)
+            batch["mask"] = self._masks(task.mask_fn, mask, count, seed)
         elif mask is not None:
             raise ConfigError("mask: the method chooses the patches itself; allowed: None")
         if self._ready is None:
@@ -259,11 +259,12 @@ class Reconstructor:
             )
         return sheet
 
-    def _masks(self, mask: np.ndarray | None, count: int, seed: int) -> np.ndarray:
+    def _masks(self, draw: MaskFn, mask: np.ndarray | None, count: int, seed: int) -> np.ndarray:
+        """Return `mask` if it fits `count` images, or else masks of the task's own."""
         task = self.task
         if mask is None:
             seeds = [example_seed(seed, 0, i, "eval_mask") for i in range(count)]
-            return np.stack([np.asarray(task.mask_fn(random.Random(s)), bool) for s in seeds])
+            return np.stack([np.asarray(draw(random.Random(s)), bool) for s in seeds])
         mask = np.asarray(mask)
         shape = (count, task.encoder.num_patches)
         if mask.dtype != bool or mask.shape != shape or (mask.sum(1) != task.num_masked).any():
@@ -287,18 +288,18 @@ def load(
     std: Sequence[float] | None = None,
     teacher: str = "",
 ) -> Model:
-    """A model from a workdir of this project or from a published checkpoint file.
+    """Return a model from a workdir of this project or from a published checkpoint file.
 
     Args:
       path: workdir, .safetensors or .pth (weights-only loading).
-      heads, decoder_heads: of a file's encoder and of the networks behind it, where no tensor
-        shows them and the size is no published one.
-      step: of a workdir's checkpoint; None = the newest.
-      ema: the moving average's encoder (BootMAE) instead of the trained one.
-      layout: of a file; a name of `mimjax/torch_io/read/detect.py`.
+      heads, decoder_heads: numbers of heads of a file's encoder and of the networks behind it,
+        where no tensor shows them and the size is no published one.
+      step: step of a workdir's checkpoint; None = the newest.
+      ema: whether to read the encoder's moving average (BootMAE) instead of the encoder.
+      layout: layout of a file, a name of `mimjax/torch_io/read/detect.py`.
       image_size: (height, width), where a file's patches fill no square or its learned positions
         are to be resized.
-      mean, std: of a file's images, where they are not its method's.
+      mean, std: statistics of a file's images, where they are not its method's.
       teacher: file of the tokenizer or teacher that a file's method reconstructs with.
 
     Raises:
@@ -308,81 +309,75 @@ def load(
     choice = published.Choice(heads, decoder_heads, image_size, published=True)
     if not path.endswith(torch_load.SUFFIXES):
         return of_run(workdir.open_run(path, step), path, ema)
-    held, average = published.open_file(path, layout, "path")
-    if ema and not average:
-        raise ConfigError(f"ema: True, but {path} holds no moving average; allowed: False")
+    file, average = published.open_file(path, layout, "path")
     if ema:
-        held = type(held)(average, held.layout, held.where)
-    if not published.method_of(held):
-        network, params, config, report = encoders.read(held, choice, mean, std)
+        if not average:
+            raise ConfigError(f"ema: True, but {path} holds no moving average; allowed: False")
+        file = type(file)(average, file.layout, file.where)
+    if not published.method_of(file):
+        network, params, config, report = encoders.read(file, choice, mean, std)
         why = f"{path} holds an encoder and no decoder"
         return Model(config, network, params, report, reader_of(network), why)
-    return _from_method(path, held, choice, mean, std, teacher)
+    return _from_method(path, file, choice, mean, std, teacher)
 
 
 def reader_of(network: encoders.Network) -> Reader:
-    """Of a file, which says nothing of its images but how many channels they have."""
+    """Return the reader of images for a file, which says only how many channels they have."""
     return Reader(Augment(), Decoding(channels=len(network.mean)))
 
 
-def encodes(task: Any) -> bool:
-    """Whether a task has an encoder of images in blocks, as tokenizers have none."""
-    return hasattr(getattr(task, "encoder", None), "depth") and hasattr(task, "mean")
-
-
-def of_run(run: workdir.Trained, path: str, ema: bool = False) -> Model:
-    """The model of a run that is open already; `path` is what it was opened with.
+def of_run(run: workdir.SavedRun, path: str, ema: bool = False) -> Model:
+    """Return the model of a run that is open already, at `path`.
 
     Raises:
       ConfigError: it has no encoder of images, or no average of it.
     """
     c, task = run.config, run.program.task
-    if not encodes(task):
+    if not isinstance(task, Pretraining):
         raise ConfigError(f"path: {path} is a run of {c.task}, which has no encoder of images")
-    encoder: Any = run.state().ema.get("encoder") if ema else run.encoder()
-    if encoder is None:
+    params: PyTree = run.state().ema.get("encoder") if ema else run.encoder()
+    if params is None:
         raise ConfigError(f"ema: True, but {c.task} in {path} averages no encoder; allowed: False")
     network = encoders.Network(task.encoder, tuple(task.mean), tuple(task.std))
     augment = schema.build(Augment, c.data.augment, "data.augment")
     reader = Reader(augment, configured.decoding(c))
     reconstruct = Reconstructor(task, run.state, run.frozen, c.seed)
     line = f"from {path}: {run.title}" + (", moving average" if ema else "")
-    return Model(c, network, {"encoder": encoder}, [line], reader, reconstruct)
+    return Model(c, network, {"encoder": params}, [line], reader, reconstruct)
 
 
 def _from_method(
-    path: str, held: Any, choice: published.Choice, mean: Any, std: Any, teacher: str
+    path: str, file: FileTensors, choice: published.Choice, mean: Any, std: Any, teacher: str
 ) -> Model:
-    """A file of a pretraining method, with the method's published settings."""
-    task_path = published.method_of(held)
+    """Return the model of a method's file, with the method's published settings."""
+    task_path = published.method_of(file)
     if task_path.endswith("MRMAE"):
         raise ConfigError(
             f"path: {path} is of MR-MAE, whose fused blocks no tensor shows; make a workdir of it: "
             "mimjax convert --config=mrmae --model=..."
         )
-    given = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
+    statistics = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
     c = ConfigDict({"task": task_path, "dtype": "auto", "seed": 0})
-    c.method = schema.section(schema.find_class(task_path, "task"), **given)
-    found = published.fit(c, held, None, choice)
-    task: Any = found.task
+    c.method = schema.section(schema.find_class(task_path, "task"), **statistics)
+    fitted = published.fit(c, file, None, choice)
+    task = fitted.task
     init = jax.jit(task.init)(step_key(0, "init", 0))[0]
-    params = jax.tree.map(jnp.asarray, published.complete(found.params, init))
+    params = jax.tree.map(jnp.asarray, published.complete(fitted.params, init))
     network = encoders.Network(task.encoder, tuple(task.mean), tuple(task.std))
-    lacking = [k for k in found.absent if "/" not in k]
+    lacking = [k for k in fitted.absent if "/" not in k]
     reconstruct: Any = f"{path} holds no {', '.join(lacking)}"
     if not lacking:
         state = lambda: TrainState(jnp.zeros((), jnp.int32), params, {}, task.init_ema(params), ())
         reconstruct = Reconstructor(task, state, lambda: _teacher(task, teacher))
-    return Model(found.config, network, params, found.report, reader_of(network), reconstruct)
+    return Model(fitted.config, network, params, fitted.report, reader_of(network), reconstruct)
 
 
-def _teacher(task: Task, path: str) -> PyTree:
-    """Frozen networks of a file's method, from the path that `load` was given."""
+def _teacher(task: Pretraining, path: str) -> PyTree:
+    """Read the frozen networks of a file's method from `path`, an argument of `load`."""
     like = jax.eval_shape(task.init_frozen, jax.random.key(0))
     if like and not path:
         raise ConfigError(
             f"teacher: missing, but {type(task).__name__} reconstructs with a frozen network "
             f"({', '.join(like)}); allowed: mimjax.load(..., teacher=FILE)"
         )
-    grid = task.encoder.grid  # pyright: ignore[reportAttributeAccessIssue]
-    return weights.read_teachers(path, like, lambda line: None, grid) if like else {}
+    return weights.read_teachers(path, like, lambda line: None, task.encoder.grid) if like else {}

@@ -1,4 +1,7 @@
-"""Weights that a config names: of a workdir or a published file, for a run or its teachers."""
+"""Reading of the weights that a config names, from a workdir or a published file.
+
+They are where a run begins (`init_from`) or its frozen networks (`teacher.path`).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from mimjax.rng import step_key
 from mimjax.schema import Config
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import RUNS, Workdir, checked_path
-from mimjax.task import Task
+from mimjax.task import Pretraining, Task
 from mimjax.torch_io.read import detect, load
 
 PyTree = Any
@@ -27,17 +30,17 @@ TEACHER_FILE = "teacher.json"  # where frozen weights came from, and their check
 
 
 def grid_of(task: Task) -> tuple[int, int] | None:
-    """The encoder's patches, which are also a teacher's tokens."""
-    return getattr(getattr(task, "encoder", None), "grid", None)
+    """Return rows and columns of the encoder's patches; None = the task pretrains no encoder."""
+    return task.encoder.grid if isinstance(task, Pretraining) else None
 
 
 def order_of(task: Task) -> str:
-    """Which coordinate comes first in the encoder's fixed positions; "" = they are learned."""
-    kind = getattr(getattr(task, "encoder", None), "pos_embed", "")
-    return kind.removeprefix("sincos_") if kind.startswith("sincos") else ""
+    """Return the coordinate that comes first in the encoder's fixed positions; "" = none does."""
+    return task.encoder.positions if isinstance(task, Pretraining) else ""
 
 
 def existing(path: str, key: str) -> Workdir:
+    """Return the workdir at `path`, which must exist; `key` is the setting that names it."""
     workdir = Workdir(checked_path(path, key, RUNS), writer=False)
     if not workdir.path.is_dir():
         raise ConfigError(f"{key}: {path} is no folder; allowed: a workdir of an earlier run")
@@ -52,13 +55,13 @@ def read_params(
     grid: tuple[int, int] | None = None,
     order: str = "",
 ) -> PyTree:
-    """Parameters from a workdir or a published file; None for subtrees that it does not hold.
+    """Read parameters from a workdir or a published file; None for subtrees that it lacks.
 
     Args:
       like: abstract parameters, {"encoder": ..., ...}.
       key: the config key, for errors.
-      grid: of the encoder's patches, to which a file's learned positions are resized.
-      order: of the encoder's fixed positions, see `load.from_torch`.
+      grid: rows and columns of the encoder's patches; learned positions are resized to them.
+      order: order of the encoder's fixed positions, see `load.from_torch`.
     """
     if not path.endswith(load.SUFFIXES):
         try:
@@ -85,11 +88,11 @@ def make_frozen(
     say: Say,
     meta: dict[str, Any] | None = None,
 ) -> tuple[PyTree, dict[str, str]]:
-    """Frozen parameters, read from `teacher.path` or estimated from the data, and their source.
+    """Make the frozen parameters: read from `teacher.path`, or estimated from the data.
 
     Args:
       abstract: shapes and shardings of `task.init_frozen`.
-      meta: of the checkpoint that is continued.
+      meta: metadata of the checkpoint that is continued.
 
     Returns:
       The tree, and {"path", "sha256"} of what was read ({} if nothing was).
@@ -127,7 +130,7 @@ def make_frozen(
 
 
 def read_teachers(path: str, like: PyTree, say: Say, grid: tuple[int, int] | None) -> PyTree:
-    """Frozen networks from one file or workdir, or from several files separated by commas."""
+    """Read frozen networks from a file or workdir, or from several files separated by commas."""
     paths = path.split(",")
     if len(paths) == 1:
         return read_params(path, like, "teacher.path", say, grid)
@@ -145,14 +148,14 @@ def check_teacher(source: dict[str, str], workdir: Workdir, meta: dict[str, Any]
     """Compare the frozen weights with those that the workdir's run began with.
 
     Args:
-      meta: of the checkpoint that is continued, which says the same as teacher.json; {} = none.
+      meta: metadata of the checkpoint that is continued, which repeats teacher.json; {} = none.
 
     Raises:
       ConfigError: they differ, or nothing says what they were.
     """
     if not source:
         return
-    complete = lambda found: {"path", "sha256"} <= (found or {}).keys()
+    complete = lambda source: {"path", "sha256"} <= (source or {}).keys()
     kept, there = meta.get("teacher"), workdir.file(TEACHER_FILE).exists()
     try:
         before = workdir.read_json(TEACHER_FILE)
@@ -175,7 +178,7 @@ def check_teacher(source: dict[str, str], workdir: Workdir, meta: dict[str, Any]
 
 
 def checksum(path: str, trees: PyTree) -> str:
-    """sha256 of a file; of the arrays (names and float32 bytes) of a workdir's checkpoint."""
+    """Return the sha256 of a file, or of a checkpoint's arrays (names and float32 bytes)."""
     if path.endswith(load.SUFFIXES):
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
-"""A trained run, read back from its workdir by programs that look at what it learned.
+"""A run read back from its workdir, for programs that look at what it learned.
 
-One process and one device; neither the optimizer nor the training data is needed (but for targets
-that are estimated from these). Nothing is written into the workdir except by `save`, at the end.
+It takes one process and one device. Neither the optimizer nor the training data is needed, except
+for targets that are estimated from the data. Only `save` writes into the workdir.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class SavedRun:
     """A workdir with its task, and the step of one of its checkpoints.
 
     Attributes:
-      config: as resolved when the run was started last.
-      program: on one device, with an optimizer that has no state.
+      config: the settings as resolved when the run was started last.
+      program: the run's program on one device, with an optimizer that has no state.
     """
 
     config: Config
@@ -55,11 +55,11 @@ class Trained:
         return f"{type(self.program.task).__name__}, step {self.step:,}"
 
     def state(self) -> TrainState:
-        """All but the optimizer's slots."""
+        """Read the state without the optimizer's slots."""
         return self.checkpoints.weights(self.program.abstract_state, self.step)
 
     def frozen(self) -> PyTree:
-        """Frozen networks, from `teacher.path` of the config."""
+        """Read the frozen networks, from `teacher.path` of the config."""
         c, task = self.config, self.program.task
         sample = lambda n: configured.sample_images(c, configured.make_data(c, task, "train"), n)
         say = functools.partial(print, flush=True)
@@ -72,16 +72,16 @@ class Trained:
         return self.program.abstract_state.params["encoder"]
 
     def encoder(self) -> PyTree:
-        """The encoder's parameters alone."""
+        """Read the encoder's parameters alone."""
         like = {"encoder": self.abstract_encoder}
         return self.checkpoints.params(like, self.step)["encoder"]
 
     def bench(self, path: str | None, seed: int | None = None) -> Bench:
-        """Images at `path`, or of the run's test split, cropped as its evaluators do.
+        """Return the images at `path`, or of the run's test split, as its evaluators crop them.
 
         Args:
           path: folder or file; None = the run's own source.
-          seed: of the masks; None = the run's.
+          seed: seed of the masks; None = the run's.
 
         Raises:
           ConfigError: no images.
@@ -106,7 +106,7 @@ class Trained:
     def look(
         self, path: str | None, count: int, seed: int | None = None
     ) -> tuple[Bench, list[str]]:
-        """`bench` with at most `count` images that can be read, and what is to be said of them.
+        """Return `bench` with at most `count` images that can be read, and lines about them.
 
         Raises:
           ConfigError: no images, or none that can be read.
@@ -118,8 +118,8 @@ class Trained:
         return dataclasses.replace(bench, train=part, test=part), lines
 
 
-def open_run(path: str, step: int | None = None) -> Trained:
-    """The run of a workdir at its newest checkpoint or at that of `step`.
+def open_run(path: str, step: int | None = None) -> SavedRun:
+    """Open the run of a workdir at its newest checkpoint or at that of `step`.
 
     Raises:
       ConfigError: no workdir, no config, no such checkpoint.
@@ -130,10 +130,10 @@ def open_run(path: str, step: int | None = None) -> Trained:
     if not steps:
         lacks = "checkpoint" if workdir.file("config.json").exists() else "config.json"
         raise ConfigError(f"--workdir: no {lacks} in {path}; allowed: the workdir of a run")
-    found = settings.own_settings(workdir, checkpoints, functools.partial(print, flush=True))
+    own = settings.own_settings(workdir, checkpoints, functools.partial(print, flush=True))
     if step is not None and step not in steps:
         raise ConfigError(f"--step: {step}; allowed: {', '.join(map(str, steps))}")
-    c: Config = ConfigDict(found)
+    c: Config = ConfigDict(own)
     # The length of an epoch is known to the training data alone. It decides weights of losses
     # and decays of averages, and no prediction.
     task = schema.make_task(c, Clock(1, c.steps or 1))
@@ -145,11 +145,11 @@ def open_run(path: str, step: int | None = None) -> Trained:
         batch_size=1,
         seed=c.seed,
     )
-    return Trained(c, workdir, checkpoints, program, steps[-1] if step is None else step)
+    return SavedRun(c, workdir, checkpoints, program, steps[-1] if step is None else step)
 
 
 def notes_of(source: Any) -> list[str]:
-    """What is to be said of a source's folder and values, also through subsets of it."""
+    """Return remarks on a source's folder and pixel values, also for a subset of it."""
     while isinstance(source, Subset):
         source = source.source
     text = values.advise(source)
@@ -157,7 +157,7 @@ def notes_of(source: Any) -> list[str]:
 
 
 def image_names(subset: Subset) -> list[str]:
-    """What each image is called: its relative path, or the source and the number in it."""
+    """Return a name for each image: its relative path, or the source and the number in it."""
     return [_image_name(subset, i) for i in range(len(subset))]
 
 
@@ -170,10 +170,11 @@ def _image_name(source: Any, index: int) -> str:
 
 
 def check_flags(count: int, output: str | None, workdir: str | None = None, name: str = "") -> None:
-    """Before any work is done.
+    """Check the flags of a picture before any work is done.
 
     Args:
-      workdir, name: where the picture goes without an output, see `save`; None: nowhere.
+      count: number of images; output: the picture's file.
+      workdir, name: where the picture goes without an output, see `save`; None = nowhere.
 
     Raises:
       ConfigError: a count below 1, an output that is no .png, or one that may not be replaced.
@@ -187,16 +188,16 @@ def check_flags(count: int, output: str | None, workdir: str | None = None, name
 
 
 def save(run: Any, name: str, output: str | None, data: bytes) -> str:
-    """Writes a picture to `output`, or else as `pictures/<name>` of the workdir.
+    """Write a picture to `output`, or else as `pictures/<name>` of the workdir.
 
     Args:
-      run: has a `workdir`; read without an output alone.
+      run: an object with a `workdir`, which is read only without an output.
 
     Returns:
-      Where it is.
+      The path of the picture.
 
     Raises:
-      ConfigError: it cannot be written, or would replace what is not ours.
+      ConfigError: it cannot be written, or would replace a file that mimjax did not write.
     """
     path = os.path.expanduser(output) if output else os.fspath(run.workdir.path / "pictures" / name)
     outputs.write_bytes(path, data)

@@ -65,7 +65,7 @@ class BEiT(TargetTask):
         images, _, ids_m = self.example()
         mask = jnp.zeros((len(images), self.encoder.num_patches), bool)
         f, encoder = self.encoder.init_with_output(named(key, "encoder"), images, None, mask)
-        head = self.head.init(named(key, "head"), gather(f.tokens[:, 1:], ids_m))
+        head = self.head.init(named(key, "head"), gather(f.tokens[:, f.prefix :], ids_m))
         return {"encoder": encoder["params"], "head": head["params"]}, {}
 
     def prepare(
@@ -83,14 +83,15 @@ class BEiT(TargetTask):
     def loss(
         self, params: PyTree, model_state: PyTree, batch: Batch, key: Key, step, train: bool
     ) -> LossOutput:
-        tokens = self.encoder.apply(
+        f = self.encoder.apply(
             {"params": params["encoder"]},
             batch["image"],
             None,
             batch["mask"],
             train,
             rngs={"drop_path": named(key, "encoder")},
-        ).tokens
-        pred = self.head.apply({"params": params["head"]}, gather(tokens[:, 1:], batch["ids_m"]))
+        )
+        tokens = gather(f.tokens[:, f.prefix :], batch["ids_m"])
+        pred = self.head.apply({"params": params["head"]}, tokens)
         total, metrics, preds = self.target_loss(pred, batch)
         return LossOutput(total, metrics, preds=lax.stop_gradient(preds))

@@ -110,6 +110,10 @@ class BootMAE(MaskedTask):
         return count if count <= self.num_masked else 0
 
     @property
+    def pixel_space(self) -> str | None:
+        return self.pixel_norm if self.pixel_weight else None
+
+    @property
     def story(self) -> str:
         parts = [Pixels(self.pixel_norm).story] if self.pixel_weight else []
         if self.feature_weight:
@@ -172,14 +176,18 @@ class BootMAE(MaskedTask):
           "features" float32 [b k d] and "rows" [b k], their places among the masked patches.
         """
         rows = jnp.broadcast_to(jnp.arange(self.num_masked), ids_m.shape)
+        prefix = self.encoder.num_prefix
         if self.teacher_fraction == 1.0:
             blocks = self.encoder.apply({"params": ema["encoder"]}, images).blocks
-            return {"features": gather(blocks[-1][:, 1:], ids_m).astype(jnp.float32), "rows": rows}
+            return {
+                "features": gather(blocks[-1][:, prefix:], ids_m).astype(jnp.float32),
+                "rows": rows,
+            }
         noise = jax.random.uniform(named(key, "teacher"), rows.shape)
         rows = jnp.sort(jnp.argsort(noise, axis=1)[:, : self.num_teacher], axis=1)
         ids = jnp.take_along_axis(ids_m, rows, axis=1)
         blocks = self.encoder.apply({"params": ema["encoder"]}, images, ids).blocks
-        return {"features": blocks[-1][:, 1:].astype(jnp.float32), "rows": rows}
+        return {"features": blocks[-1][:, prefix:].astype(jnp.float32), "rows": rows}
 
     def own_targets(self, batch: Batch) -> dict[str, jax.Array]:
         return {"features": batch["features"]} if "features" in batch else {}

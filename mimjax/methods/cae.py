@@ -59,9 +59,10 @@ class LatentTask(TargetTask):
     @property
     def projection(self) -> Projection | None:
         """Between encoder and regressor, where their widths differ."""
-        if self.regressor.width == self.encoder.width:
+        width = self.regressor.width
+        if width is None or width == self.encoder.width:
             return None
-        return Projection(self.regressor.width, self.encoder.dtype)
+        return Projection(width, self.encoder.dtype)
 
     def init_latents(self, key: Key):
         """Parameters of encoder, projection and regressor; tokens [1 1+v w]; latents [1 m w]."""
@@ -72,7 +73,7 @@ class LatentTask(TargetTask):
             tokens, out = self.projection.init_with_output(named(key, "projection"), tokens)
             params["projection"] = out["params"]
         latents, out = self.regressor.init_with_output(
-            named(key, "regressor"), tokens[:, 1:], ids_v, ids_m
+            named(key, "regressor"), self.patches(tokens), ids_v, ids_m
         )
         params["regressor"] = out["params"]
         return params, tokens, latents
@@ -89,6 +90,10 @@ class LatentTask(TargetTask):
             return self.projection.apply({"params": params["projection"]}, tokens)
         return tokens
 
+    def patches(self, tokens: jax.Array) -> jax.Array:
+        """Tokens without CLS, [b k d]."""
+        return tokens[:, self.encoder.num_prefix :]
+
     def visible(self, params: PyTree, batch: Batch, key: Key, train: bool):
         """Projected tokens of CLS and of the visible patches, [b 1+v w]."""
         tokens = self.encode(params, batch, batch["ids_v"], named(key, "encoder"), train)
@@ -98,7 +103,7 @@ class LatentTask(TargetTask):
         """Predicted latents [b m w] of the masked patches, from `visible` tokens."""
         return self.regressor.apply(
             {"params": params["regressor"]},
-            tokens[:, 1:],
+            self.patches(tokens),
             batch["ids_v"],
             batch["ids_m"],
             train,
@@ -175,7 +180,7 @@ class CAE(LatentTask):
 
     def own_targets(self, batch: Batch) -> dict[str, jax.Array]:
         tokens = batch.get("align_tokens")
-        return {} if tokens is None else {"align_tokens": tokens[:, 1:]}  # without CLS
+        return {} if tokens is None else {"align_tokens": self.patches(tokens)}
 
     def latents(self, params: PyTree, batch: Batch, key: Key, train: bool):
         """Predicted latents [b m w] of the masked patches."""
@@ -193,7 +198,7 @@ class CAE(LatentTask):
         if tokens is None:
             # a call of its own: one call for both halves of the image costs half as much again
             tokens = self.encode(params, batch, batch["ids_m"], named(key, "align"), train)
-        return self.project(params, tokens)[:, 1:]
+        return self.patches(self.project(params, tokens))
 
     def loss(
         self, params: PyTree, model_state: PyTree, batch: Batch, key: Key, step, train: bool
@@ -219,7 +224,8 @@ class CAE(LatentTask):
         columns = super().pictures(params, frozen, batch, preds)
         if columns:
             key = jax.random.key(0)  # read by no layer: nothing is dropped here
-            latents = self.project(params, self.encode(params, batch, None, key, False))[:, 1:]
+            tokens = self.encode(params, batch, None, key, False)
+            latents = self.patches(self.project(params, tokens))
             ids = jnp.arange(self.encoder.num_patches)
             ids = jnp.broadcast_to(ids, latents.shape[:2])
             values = self.decode(params, latents, ids, key, False).astype(jnp.float32)

@@ -108,7 +108,7 @@ class CAEv2(LatentTask):
         if self.loss_form == "code":
             seen += 1  # CLS counts as visible
         else:
-            pred = pred[:, 1:]
+            pred = self.patches(pred)
         apart = distance(self.distance, pred, batch["target"])
         visible, masked = apart[:, :seen], apart[:, seen:]
         total, metrics = jnp.zeros(()), {}
@@ -135,7 +135,7 @@ class CAEv2(LatentTask):
         image, ids = batch["image"], batch["ids_v"]
         colors = feature_colors(batch["target"], preds["pred"])
         if self.loss_form == "code":
-            colors = tuple(c[:, 1:] for c in colors)  # CLS has no place in a picture
+            colors = tuple(self.patches(c) for c in colors)  # CLS has no place in a picture
         if self.regresses:
             ids = jnp.concatenate([ids, batch["ids_m"]], axis=1)
         rows = jnp.arange(len(ids))[:, None]

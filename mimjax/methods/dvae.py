@@ -74,7 +74,7 @@ class DiscreteVAE(Task):
 
     @property
     def views(self) -> dict[str, View]:
-        return {"image": View(tuple(self.image_size), channels=len(self.mean))}
+        return {"image": View((self.image_size[0], self.image_size[1]), channels=len(self.mean))}
 
     def init(self, key: Key) -> tuple[PyTree, PyTree]:
         side = self.encoder.step

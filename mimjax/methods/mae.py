@@ -69,6 +69,10 @@ class MAE(MaskedTask):
         object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass
 
     @property
+    def pixel_space(self) -> str | None:
+        return self.pixel_norm if self.target == "pixels" else None
+
+    @property
     def story(self) -> str:
         what = {"pca": "leading PCA coefficients", "features": "features of a frozen encoder"}
         found = f"the {what[self.target]}" if self.target in what else Pixels(self.pixel_norm).story
@@ -119,7 +123,7 @@ class MAE(MaskedTask):
             return (patches - frozen["pca"]["mean"]) @ frozen["pca"]["basis"]
         if self.target == "features":
             f = self.encoder.apply({"params": frozen["encoder"]}, images)
-            return standardize(f.read("all", layer=-1)[:, f.num_prefix :])
+            return standardize(f.read("all", layer=-1)[:, f.prefix :])
         return pixels.normalize_patches(patches, self.pixel_norm, len(self.mean))
 
     def predict(self, params: PyTree, batch: Batch, key: Key, train: bool, all_patches=False):
@@ -136,7 +140,8 @@ class MAE(MaskedTask):
         tokens = f.tokens
         if mask:  # all tokens come out of the encoder: bring them into the decoder's order
             order = jnp.concatenate([ids_v, ids_m], axis=1)
-            tokens = jnp.concatenate([tokens[:, :1], gather(tokens[:, 1:], order)], axis=1)
+            prefix, patches = tokens[:, : f.prefix], tokens[:, f.prefix :]
+            tokens = jnp.concatenate([prefix, gather(patches, order)], axis=1)
         pred = self.decoder.apply({"params": params["decoder"]}, tokens, ids_v, ids_m, all_patches)
         return pred.astype(jnp.float32)
 

@@ -20,12 +20,12 @@ from mimjax.patches import gather, split
 from mimjax.rng import named
 from mimjax.targets.base import Target, checked_views
 from mimjax.targets.pixels import Pixels
-from mimjax.task import Batch, Key, MaskFn, PyTree, Reader, Task, View
+from mimjax.task import Batch, Key, MaskFn, Pretraining, PyTree, Reader, View
 from mimjax.values import Mean, Std
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedTask(Task):
+class MaskedTask(Pretraining):
     """Base class of masked image modeling.
 
     Attributes:
@@ -46,8 +46,10 @@ class MaskedTask(Task):
 
     def __post_init__(self):
         values.check(self, "method")
-        errors.encoder("method.encoder", self.encoder)
         errors.statistics("method", self.mean, self.std)
+        encoder = self.encoder.clone(channels=len(self.mean))
+        encoder.check("method.encoder")
+        object.__setattr__(self, "encoder", encoder)  # derived field of a frozen dataclass
         _ = self.num_masked  # raises for a ratio that leaves nothing
         if not (self.masking.exact or self.WEIGHS_MASKS):
             raise errors.ConfigError(

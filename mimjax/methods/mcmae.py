@@ -39,7 +39,7 @@ class MCMAE(MAE):
     def __post_init__(self):
         super().__post_init__()
         ratio = self.encoder.stage_mlp_ratios[0]
-        decoder = self.decoder.clone(prefix=0, mlp_ratio=ratio)
+        decoder = self.decoder.clone(prefix=self.encoder.num_prefix, mlp_ratio=ratio)
         object.__setattr__(self, "decoder", decoder)  # derived fields of a frozen dataclass
         visible = self.encoder.num_patches - self.num_masked
         if self.fast and (self.masking.kind != "random" or self.num_masked % visible):

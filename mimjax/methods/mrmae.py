@@ -80,21 +80,16 @@ class MRMAE(MaskedTask):
         _ = self.views  # raises where the target's grid is not the student's
         dim = self.target.out_dim(self.encoder)
         both = self.mimic_at == "decoder"
-        stages = getattr(self.encoder, "stage_mlp_ratios", (4.0,))
+        ratios = self.encoder.stage_mlp_ratios  # a ViT has none
         decoder = self.decoder.clone(
             out=self.patch_dim + (dim if both else 0),
             grid=self.encoder.grid,
-            prefix=self.prefix,
-            mlp_ratio=stages[0],  # as MCMAE's code
+            prefix=self.encoder.num_prefix,
+            mlp_ratio=ratios[0] if ratios else 4.0,  # as MCMAE's code
         )
         # derived fields of a frozen dataclass
         object.__setattr__(self, "decoder", decoder)
         object.__setattr__(self, "mimic_head", self.mimic_head.clone(out=dim))
-
-    @property
-    def prefix(self) -> int:
-        """Tokens before the patches: a ViT has CLS, the hierarchical encoder none."""
-        return 0 if isinstance(self.encoder, ConvViT) else 1
 
     @property
     def views(self) -> dict[str, View]:
@@ -178,7 +173,7 @@ class MRMAE(MaskedTask):
             if self.mimic_at == "decoder":
                 out["mimic"] = decoded[..., self.patch_dim :]
         if "mimic_head" in params:
-            tokens = f.tokens[:, self.prefix :]
+            tokens = f.tokens[:, f.prefix :]
             mimic = self.mimic_head.apply({"params": params["mimic_head"]}, tokens)
             out["mimic"] = mimic.astype(jnp.float32)
         return out

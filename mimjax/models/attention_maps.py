@@ -20,6 +20,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from mimjax.models.attention import product
+from mimjax.task import Encoder
 
 PyTree = Any
 
@@ -31,7 +32,7 @@ def num_blocks(params: PyTree) -> int:
 
 
 def attention_maps(
-    encoder: Any, params: PyTree, images: Float[Array, "b y x c"], layers: Sequence[int]
+    encoder: Encoder, params: PyTree, images: Float[Array, "b y x c"], layers: Sequence[int]
 ) -> Float[Array, "l b h t t"]:
     """Return attention probabilities on full images, query first; each row sums to 1.
 
@@ -111,7 +112,7 @@ def with_cls_attention(
         capture_intermediates=lambda m, name: name == "__call__" and m.path in wanted,
         mutable=["intermediates"],
     )
-    seen = state["intermediates"]
+    seen: Any = state["intermediates"]
     rel_bias = [seen[name]["__call__"][0] for name in biases if name in seen]
     heads = getattr(network, "num_heads", None) or network.heads  # CLIP derives its heads
     attention = cls_attention(

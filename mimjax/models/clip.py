@@ -7,6 +7,8 @@ read, not only CLS. The file has no text tower, no dropout and no masking.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from jaxtyping import Array, Float
 from mimjax.models.attention import attend
 from mimjax.models.layers import Dtype, shard_batch
 from mimjax.patches import patchify
+from mimjax.task import Features, Network
 from mimjax.values import Count, Positive
 
 # openai/CLIP's models at 224 px; the position table is stored for that grid.
@@ -113,7 +116,7 @@ class CLIPBlock(nn.Module):
         return x + CLIPMlp(self.mlp_ratio, self.dtype, name="mlp")(norm("norm2", self.dtype)(x))
 
 
-class CLIPVision(nn.Module):
+class CLIPVision(Network):
     """CLIP's visual tower; `CLIP_SIZES` has the published sizes.
 
     Attributes:
@@ -133,6 +136,18 @@ class CLIPVision(nn.Module):
     proj_dim: Count | None = 512
     mlp_ratio: Positive = 4.0
     dtype: Dtype = jnp.float32
+
+    num_prefix: ClassVar[int] = 1
+    positions: ClassVar[str] = ""  # they are learned
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that the stored positions are for, in pixels."""
+        return self.pos_grid[0] * self.patch, self.pos_grid[1] * self.patch
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.pos_grid[0], self.pos_grid[1]
 
     @property
     def num_heads(self) -> int:
@@ -163,21 +178,31 @@ class CLIPVision(nn.Module):
         """Return `read` of all tokens; `init` calls this, so that all parameters are made."""
         return self.read(self.encode(images))
 
+    def features(self, images: Float[Array, "b h w c"]) -> Features:
+        """Return `Features` of normalized images; the tokens are those of `read`."""
+        blocks = self.blocks(images)
+        return Features(self.read(blocks[-1]), tuple(blocks), self.num_prefix)
+
     def encode(self, images: Float[Array, "b h w c"]) -> Float[Array, "b t d"]:
         """Return the last block's output before the final norm, CLS first.
 
         Args:
           images: images normalized by CLIP's mean and standard deviation.
         """
+        return self.blocks(images)[-1]
+
+    def blocks(self, images: Float[Array, "b h w c"]) -> list[Float[Array, "b t d"]]:
+        """Return the output of each block, CLS first, from normalized images."""
         grid = images.shape[1] // self.patch, images.shape[2] // self.patch
         x = self.patch_embed(patchify(images, self.patch).astype(self.dtype))
         cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (len(x), 1, self.width))
         positions = resize_positions(jnp.asarray(self.pos_embed), self.pos_grid, grid)
         x = jnp.concatenate([cls, x], axis=1) + positions.astype(x.dtype)
-        x = self.norm_pre(x)
+        x, outputs = self.norm_pre(x), []
         for i in range(self.depth):
             x = getattr(self, f"block_{i:02d}")(x)
-        return x
+            outputs.append(x)
+        return outputs
 
     def read(self, tokens: Float[Array, "b k d"]) -> Float[Array, "b k p"]:
         """Return tokens after the final norm and the projection (where there is one), float32."""

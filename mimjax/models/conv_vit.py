@@ -8,17 +8,15 @@ cell together with its surroundings. Source: arXiv:2205.03892, section 3.1, and 
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
+from mimjax import errors
 from mimjax.models.attention import Block
 from mimjax.models.layers import (
     Branch,
@@ -31,8 +29,10 @@ from mimjax.models.layers import (
     torch_uniform,
     xavier_uniform,
 )
-from mimjax.models.vit import Features, sincos_table
+from mimjax.models.masked_conv import REACH, Place, depthwise, neighbors
+from mimjax.models.vit import check_channels, grid_of, order_of, sincos_table
 from mimjax.patches import gather, patchify
+from mimjax.task import Features, Network
 from mimjax.values import Count, Index, Positive, Rate, Size
 
 # Stages: widths, depths, mlp ratios; transformer: width, depth, heads. Only B is in the official
@@ -53,111 +53,6 @@ CONV_ALTERNATIVES = {
     "h4": ((768, 1024), (2, 2), (4.0, 4.0), 1280, 31, 16),
 }
 STAGE_EPS = 1e-5  # torch's default, which the code has in the stages; 1e-6 everywhere else
-REACH = 2  # positions that the 5x5 convolution reads on each side
-
-# (height, width) of the image in patches, and the side of a cell in positions
-Place = tuple[int, int, int]
-
-
-# ------------------------------------------------------------------ the masked convolution
-def neighbors(place: Place, ids: Int[Array, "b v"]) -> Int[Array, "b v r r"]:
-    """Return indices of each visible cell and its surroundings into the visible positions.
-
-    Positions that are masked or outside the image get an index beyond the last, v * side^2 - 1.
-    """
-    height, width, side = place
-    n, v = height * width, ids.shape[1]
-    window = np.arange(-REACH, side + REACH)
-    top, left = (side * c[:, None] + window for c in np.divmod(np.arange(n), width))
-    y, x = top[:, :, None], left[:, None, :]
-    outside = (y < 0) | (y >= height * side) | (x < 0) | (x >= width * side)
-    cells = np.where(outside, n, y // side * width + x // side)
-    within = window % side * side  # a position's place inside its cell, the same for all cells
-    within = within[:, None] + window % side
-    # the rank of each patch among the visible ones (v = masked), by comparison and not by scatter
-    rank = jnp.arange(v) - v
-    slots = v + ((jnp.arange(n)[:, None] == ids[:, None, :]) * rank).sum(-1)
-    slots = jnp.pad(slots, ((0, 0), (0, 1)), constant_values=v)
-    around = jax.vmap(lambda row, index: row[index])(slots, jnp.asarray(cells)[ids])
-    return around * side**2 + jnp.asarray(within)
-
-
-def surround(x: Float[Array, "b t c"], near, place: Place) -> Float[Array, "b v h w c"]:
-    """Return cells with their surroundings; without `near` the whole image is one cell."""
-    if near is not None:
-        out = jnp.take_along_axis(x, near.reshape(len(x), -1, 1), axis=1, mode="fill", fill_value=0)
-        return out.reshape(*near.shape, x.shape[-1])
-    pad = (REACH, REACH)
-    return jnp.pad(to_cells(x, near, place), ((0, 0), (0, 0), pad, pad, (0, 0)))
-
-
-def to_cells(x, near, place: Place):
-    """Return positions [b t c] as cells [b v side side c]; without `near`, as one [b 1 h w c]."""
-    height, width, side = place
-    if near is not None:
-        return rearrange(x, "b (v p q) c -> b v p q c", p=side, q=side)
-    return rearrange(x, "b (h w p q) c -> b 1 (h p) (w q) c", h=height, w=width, p=side, q=side)
-
-
-def to_positions(x, near, place: Place):
-    """Return cells as positions [b t c]: the inverse of `to_cells`."""
-    if near is not None:
-        return rearrange(x, "b v p q c -> b (v p q) c")
-    return rearrange(x, "b 1 (h p) (w q) c -> b (h w p q) c", p=place[2], q=place[2])
-
-
-SHIFTS = np.stack(np.divmod(np.arange((2 * REACH + 1) ** 2), 2 * REACH + 1), axis=1)
-
-
-def shifted(x: Float[Array, "b v h w c"], by, size: tuple[int, int]):
-    """Return the window of `size` that starts at `by` (row, column), float32 [b v *size c]."""
-    start, shape = (0, 0, by[0], by[1], 0), (*x.shape[:2], *size, x.shape[-1])
-    return jax.lax.dynamic_slice(x, start, shape).astype(jnp.float32)
-
-
-# XLA's grouped convolution took 26 times as long on CPU (forward, 56x56x256) as 25 multiply-adds,
-# which one loop fuses. The gradient is the same operation with the kernel turned around: the
-# derived one would scatter overlapping windows.
-def depthwise(
-    x: Float[Array, "b t c"],
-    kernel: Float[Array, "5 5 c"],
-    near: Int[Array, "b v r r"] | None,
-    place: Place,
-) -> Float[Array, "b t c"]:
-    """Return the 5x5 depthwise convolution, which reads zeros at masked positions and outside.
-
-    Args:
-      x: positions in the order (patch, row, column): those of visible patches, or of all.
-      near: indices of `neighbors`; None = x holds all patches.
-    """
-    out: Any = _depthwise(x, kernel, near, place)
-    return out
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _depthwise(x, kernel, near, place: Place):
-    cells = surround(x, near, place)
-    size = cells.shape[2] - 2 * REACH, cells.shape[3] - 2 * REACH
-    out = sum(shifted(cells, tuple(map(int, i)), size) * kernel[tuple(i)] for i in SHIFTS)
-    return to_positions(out.astype(x.dtype), near, place)
-
-
-def _depthwise_forward(x, kernel, near, place):
-    return _depthwise(x, kernel, near, place), (x, kernel, near)
-
-
-def _depthwise_backward(place, saved, g):
-    x, kernel, near = saved
-    cells = to_cells(g, near, place).astype(jnp.float32)
-    around = surround(x, near, place)
-    # One small program run 25 times: written out, it took most of a step's compilation. Examples
-    # are summed after it, so that devices exchange sums once.
-    part = lambda by: (shifted(around, by, cells.shape[2:4]) * cells).sum((1, 2, 3))
-    dkernel = jax.lax.map(part, jnp.asarray(SHIFTS)).sum(1).reshape(kernel.shape)
-    return _depthwise(g, kernel[::-1, ::-1], near, place), dkernel, None
-
-
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 # ------------------------------------------------------------------ modules
@@ -260,7 +155,7 @@ class CBlock(Branch):
         return x + self.residual(conv1x1(y, width, "fc2", self.dtype), "gamma_2", train)
 
 
-class ConvViT(nn.Module):
+class ConvViT(Network):
     """Encoder of ConvMAE / MCMAE and, with `fuse_layers`, of MR-MAE. No CLS token.
 
     Attributes:
@@ -276,6 +171,7 @@ class ConvViT(nn.Module):
         as the official code does; the result is the same function.
       drop_path: the last block's rate; it rises linearly from 0 over stages and transformer.
       remat: recompute each block in the backward pass instead of storing its inner activations.
+      channels: of the images; derived by the method from the length of its mean.
     """
 
     width: Count = 768
@@ -294,8 +190,11 @@ class ConvViT(nn.Module):
     drop_path: Rate = 0.0
     remat: bool = False
     dtype: Dtype = jnp.float32
+    channels: int = 3
 
+    DERIVED = ("channels",)
     use_mask_token: ClassVar[bool] = False
+    num_prefix: ClassVar[int] = 0
 
     @property
     def patch(self) -> int:
@@ -304,13 +203,33 @@ class ConvViT(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(height, width) in patches."""
-        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+        return grid_of(self.image_size, self.patch)
 
     @property
     def num_patches(self) -> int:
-        """Number of patches of an image, n."""
-        return self.grid[0] * self.grid[1]
+        return math.prod(self.grid)
+
+    @property
+    def positions(self) -> str:
+        return order_of(self.pos_embed)
+
+    @property
+    def fuses(self) -> bool:
+        return self.fuse_stages or self.fuse_layers != (-1,)
+
+    def check(self, key: str) -> None:
+        for name, side in zip(("height", "width"), self.image_size, strict=True):
+            if side % self.patch:
+                raise errors.ConfigError(
+                    f"{key}.image_size: {name} {side} is not divisible by {self.patch}, the "
+                    f"product of {key}.strides {self.strides}; allowed: multiples of {self.patch}"
+                )
+        errors.encoder(key, self)
+
+    def plain(self) -> ConvViT:
+        """Return the encoder of whole images without fused stages and blocks and drop path."""
+        rest = {"drop_path": 0.0, "remat": False, "dtype": jnp.float32}
+        return self.clone(fuse_stages=False, fuse_layers=(-1,), **rest)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -335,10 +254,11 @@ class ConvViT(nn.Module):
         train: bool = False,
     ) -> Features:
         """Encode the patches `ids` (None = all); `mask` is not read: there is no mask token."""
-        grid = images.shape[1] // self.patch, images.shape[2] // self.patch
+        check_channels(images.shape[-1], self.channels)
+        grid = grid_of((images.shape[1], images.shape[2]), self.patch)
         x, fused = self.stages(images, grid, ids, train)
         x = dense(self.width, "patch_embed4", self.dtype)(x)
-        pos = self.positions(grid)
+        pos = self.position_rows(grid)
         x = x + (pos if ids is None else pos[ids]).astype(x.dtype)
         blocks = []
         for i in range(self.depth):
@@ -347,21 +267,21 @@ class ConvViT(nn.Module):
             )
             blocks.append(x)
         x = sum([blocks[i] for i in self.fuse_layers] + fused)
-        return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), 0)
+        return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), self.num_prefix)
 
-    def positions(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
-        """Return positions: fixed ones, column first, of any grid, or learned ones."""
-        if self.pos_embed == "learned":
+    def position_rows(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
+        """Return fixed positions, column first, of any grid; learned ones of `image_size`."""
+        if not self.positions:
             init, shape = nn.initializers.normal(0.02), (1, self.num_patches, self.width)
             return self.param("pos_embed", init, shape, jnp.float32)[0]
-        return jnp.asarray(sincos_table(grid, self.width, "xy"))
+        return jnp.asarray(sincos_table(grid, self.width, self.positions))
 
     def stages(self, images, grid: tuple[int, int], ids, train: bool):
-        """Return tokens of patch_embed3, [b v d], and what each stage adds to them, [b v d]."""
-        side, skip = self.patch, ids is not None and self.skip_masked
-        chosen = (lambda x: x) if ids is None or skip else (lambda x: gather(x, ids))
+        """Return tokens of `ids` out of patch_embed3, [b v d], and what each stage adds to them."""
+        side, at = self.patch, ids if self.skip_masked else None  # None = at all patches
+        chosen = lambda x: x if ids is None or at is not None else gather(x, ids)
         x = patchify(images, side).astype(self.dtype)
-        x = gather(x, ids) if skip else x
+        x = x if at is None else gather(x, at)
         x = rearrange(x, "b v (t c) -> b (v t) c", t=side**2)
         fused = []
         for k, width in enumerate(self.stage_widths):
@@ -369,9 +289,9 @@ class ConvViT(nn.Module):
             embed = PatchEmbed(width, stride, side, dtype=self.dtype, name=f"patch_embed{k + 1}")
             x, side = embed(x), side // stride
             place = (*grid, side)
-            near = neighbors(place, ids) if skip else None
+            near = None if at is None else neighbors(place, at)
             visible = None
-            if ids is not None and not skip:
+            if ids is not None and at is None:
                 shown = (jnp.arange(grid[0] * grid[1]) == ids[..., None]).any(1)
                 visible = jnp.repeat(shown, side**2, axis=1)
             for i in range(self.stage_depths[k]):

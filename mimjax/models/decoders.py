@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from mimjax.models.attention import Bias, run_blocks
 from mimjax.models.layers import Dtype, InitScheme, clipped_normal, dense, layer_norm, torch_uniform
-from mimjax.models.vit import FixedPositions, sincos_table
+from mimjax.models.vit import FixedPositions, order_of, sincos_table
+from mimjax.task import Network
 from mimjax.values import Count
 
 
@@ -46,7 +47,7 @@ class PixelHead(nn.Module):
         return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
-class MAEDecoder(nn.Module):
+class MAEDecoder(Network):
     """MAE's decoder (section 3): mask tokens, positions on every token, plain blocks, linear head.
 
     Attributes:
@@ -73,6 +74,11 @@ class MAEDecoder(nn.Module):
 
     DERIVED = ("out", "grid", "mask_tokens", "prefix", "mlp_ratio")
 
+    @property
+    def positions(self) -> str:
+        """The coordinate that comes first in the fixed positions, "xy" or "yx"."""
+        return order_of(self.pos_embed)
+
     @nn.compact
     def __call__(
         self,
@@ -97,7 +103,7 @@ class MAEDecoder(nn.Module):
             token = jnp.broadcast_to(token.astype(x.dtype), (*ids_m.shape, self.width))
             x = jnp.concatenate([x, token], axis=1)
         ids = jnp.concatenate([ids_v, ids_m], axis=1)
-        pos = positions(self.grid, self.width, self.pos_embed.removeprefix("sincos_"), ids)
+        pos = positions(self.grid, self.width, self.positions, ids)
         x = x + jnp.pad(pos, ((0, 0), (self.prefix, 0), (0, 0))).astype(x.dtype)  # zeros for CLS
         x = run_blocks(
             x,
@@ -113,7 +119,7 @@ class MAEDecoder(nn.Module):
         return dense(self.out, "head", self.dtype)(x)
 
 
-class InjectedDecoder(nn.Module):
+class InjectedDecoder(Network):
     """BootMAE's regressor and predictor (sections 3.3, 3.4; appendix A).
 
     It has a mask token of its own and adds positions to mask tokens only; each of its blocks
@@ -144,6 +150,11 @@ class InjectedDecoder(nn.Module):
 
     DERIVED = ("out", "grid", "pixel_head", "channels")
 
+    @property
+    def positions(self) -> str:
+        """The coordinate that comes first in the fixed positions, "xy" or "yx"."""
+        return order_of(self.pos_embed)
+
     @nn.compact
     def __call__(
         self,
@@ -165,7 +176,7 @@ class InjectedDecoder(nn.Module):
         assert self.heads is not None, "the method fills in the encoder's heads"
         x = dense(self.width, "down", self.dtype)(latents)
         token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width), jnp.float32)
-        pos = positions(self.grid, self.width, self.pos_embed.removeprefix("sincos_"), ids_m)
+        pos = positions(self.grid, self.width, self.positions, ids_m)
         x = jnp.concatenate([x, (token + pos).astype(x.dtype)], axis=1)
         x = run_blocks(
             x,
@@ -176,7 +187,7 @@ class InjectedDecoder(nn.Module):
             init_scheme=self.init_scheme,
             dtype=self.dtype,
         )
-        x = x[:, 1:] if all_patches else x[:, 1 + ids_v.shape[1] :]
+        x = x[:, -(pos.shape[1] + ids_v.shape[1] if all_patches else pos.shape[1]) :]
         x = layer_norm("norm", self.dtype)(x)
         if self.pixel_head:
             return PixelHead(self.out, self.channels, dtype=self.dtype, name="head")(x)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mimjax.models.layers import Dtype, InitScheme, LayerNorm, dense, kernel_init
-from mimjax.models.vit import Features
+from mimjax.task import Features, Network
 
 
-class LinearHead(nn.Module):
+class LinearHead(Network):
     """Linear map from tokens to predictions, [b t w] to [b t o].
 
     Attributes:

@@ -9,7 +9,7 @@ of MAE and BootMAE do not (`models.decoders`).
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -28,13 +28,14 @@ from mimjax.models.layers import (
     layer_norm,
     shard_batch,
 )
+from mimjax.task import Network
 from mimjax.values import Count, Positive, Rate, Whole
 
 SMALL = (192, 384)  # widths of ViT-Ti and ViT-S
 OFFICIAL_WIDTH = 768  # --decoder_embed_dim of CAE's code
 
 
-class Projection(nn.Module):
+class Projection(Network):
     """Linear layer and LayerNorm from the encoder's width to the regressor's.
 
     The official model has them only where the two widths differ.
@@ -98,7 +99,7 @@ class RegressorBlock(Branch):
         return x + self.residual(y, "gamma_2_cross", train)
 
 
-class Regressor(nn.Module):
+class Regressor(Network):
     """CAE's latent contextual regressor (section 3.2).
 
     Attributes:
@@ -119,6 +120,7 @@ class Regressor(nn.Module):
     dtype: Dtype = jnp.float32
 
     DERIVED = ("grid", "final_norm")
+    positions: ClassVar[str] = "yx"  # the coordinate that comes first in the fixed positions
 
     def guesses(self, encoder_width: int) -> tuple[str, ...]:
         """Return what CAE's sources leave open about this network; see `task.Task.notes`."""
@@ -147,9 +149,8 @@ class Regressor(nn.Module):
         """
         assert self.width is not None, "the method fills in the encoder's width"
         latents = latents.astype(self.dtype)
-        pos_v, pos_m = (
-            positions(self.grid, self.width, "yx", i).astype(self.dtype) for i in (ids_v, ids_m)
-        )
+        place = functools.partial(positions, self.grid, self.width, self.positions)
+        pos_v, pos_m = (place(ids).astype(self.dtype) for ids in (ids_v, ids_m))
         token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width), jnp.float32)
         x = jnp.broadcast_to(token.astype(self.dtype), (*ids_m.shape, self.width))
         for i in range(self.depth):
@@ -164,7 +165,7 @@ class Regressor(nn.Module):
         return layer_norm("norm", self.dtype)(x) if self.final_norm else x
 
 
-class LatentDecoder(nn.Module):
+class LatentDecoder(Network):
     """CAE's decoder (section 3.2): blocks over masked patches alone, then a linear head.
 
     Attributes:
@@ -208,7 +209,7 @@ class LatentDecoder(nn.Module):
         return dense(self.out, "head", self.dtype)(x)
 
 
-class SharedHead(nn.Module):
+class SharedHead(Network):
     """CAE v2's head, which visible and masked latents share (appendix B.1).
 
     Attributes:

@@ -7,14 +7,15 @@ and decoders are no part of it. Sources: MAE (section 3), BootMAE (section 3.2),
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import math
+from typing import ClassVar, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mimjax import errors
 from mimjax.models.attention import Bias, Block, RelativeBias
 from mimjax.models.layers import (
     Dtype,
@@ -26,6 +27,7 @@ from mimjax.models.layers import (
     xavier_uniform,
 )
 from mimjax.patches import gather, patchify
+from mimjax.task import Features, Network
 from mimjax.values import Count, Index, Positive, Rate, Size
 
 FixedPositions = Literal["sincos_xy", "sincos_yx"]
@@ -56,39 +58,23 @@ def sincos_table(grid: tuple[int, int], width: int, order: str) -> np.ndarray:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-class Features(NamedTuple):
-    """The output of an encoder.
-
-    Attributes:
-      tokens: tokens after the final norm, [b p+n d], prefix (CLS) first.
-      blocks: each block's output without a norm, [b p+n d].
-      num_prefix: p, the number of prefix tokens; 1 = CLS, 0 = none.
-    """
-
-    tokens: jax.Array
-    blocks: tuple[jax.Array, ...]
-    num_prefix: int
-
-    def read(self, pool: str = "mean", layer: int | None = None) -> jax.Array:
-        """Return features of each image; probes, pictures and export read them here.
-
-        Args:
-          pool: "cls" (the CLS token, [b d]), "mean" (the mean of the patch tokens, [b d]) or "all"
-            (every token, [b p+n d]).
-          layer: index of a block, negative from the end; None = after the final norm.
-
-        Raises:
-          ValueError: pool is "cls", and the encoder has no CLS token.
-        """
-        x = self.tokens if layer is None else self.blocks[layer]
-        if pool == "cls":
-            if not self.num_prefix:
-                raise ValueError("pool=cls: this encoder has no CLS token; allowed: mean, all")
-            return x[:, 0]
-        return {"mean": x[:, self.num_prefix :].mean(1), "all": x}[pool]
+def grid_of(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """Return rows and columns of patches of `patch` pixels in an image (height, width)."""
+    return image_size[0] // patch, image_size[1] // patch
 
 
-class ViT(nn.Module):
+def order_of(pos_embed: str) -> str:
+    """Return the coordinate that comes first in fixed positions, "xy" or "yx"; "" = not fixed."""
+    return pos_embed.removeprefix("sincos_") if pos_embed.startswith("sincos") else ""
+
+
+def check_channels(count: int, channels: int) -> None:
+    """Raise a ValueError where images have `count` channels and the encoder reads `channels`."""
+    if count != channels:
+        raise ValueError(f"images have {count} channels, this encoder reads {channels}")
+
+
+class ViT(Network):
     """Vision transformer of MAE (section 3), BootMAE (section 3.2), BEiT and CAE.
 
     Attributes:
@@ -111,6 +97,7 @@ class ViT(nn.Module):
       use_mask_token: whether masked patches enter as a learned token (MAE's ablation c) instead of
         being left out.
       remat: recompute each block in the backward pass instead of storing its inner activations.
+      channels: of the images; derived by the method from the length of its mean.
     """
 
     width: Count = 768
@@ -129,16 +116,36 @@ class ViT(nn.Module):
     use_mask_token: bool = False
     remat: bool = False
     dtype: Dtype = jnp.float32
+    channels: int = 3
+
+    DERIVED = ("channels",)
+    num_prefix: ClassVar[int] = 1
+    stage_mlp_ratios: ClassVar[tuple[float, ...]] = ()  # it has no convolutional stages
+    notes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(height, width) in patches."""
-        return self.image_size[0] // self.patch, self.image_size[1] // self.patch
+        return grid_of(self.image_size, self.patch)
 
     @property
     def num_patches(self) -> int:
-        """Number of patches of an image, n."""
-        return self.grid[0] * self.grid[1]
+        return math.prod(self.grid)
+
+    @property
+    def positions(self) -> str:
+        return order_of(self.pos_embed)
+
+    @property
+    def fuses(self) -> bool:
+        return self.fuse_layers != (-1,)
+
+    def check(self, key: str) -> None:
+        errors.encoder(key, self)
+
+    def plain(self) -> ViT:
+        """Return the encoder of whole images without mask token, fused blocks and drop path."""
+        rest = {"drop_path": 0.0, "remat": False, "dtype": jnp.float32}
+        return self.clone(use_mask_token=False, fuse_layers=(-1,), **rest)
 
     @nn.compact
     def __call__(
@@ -176,7 +183,7 @@ class ViT(nn.Module):
             blocks.append(x)
         if self.fuse_layers != (-1,):
             x = sum(blocks[i] for i in self.fuse_layers)
-        return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), 1)
+        return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), self.num_prefix)
 
     def block(self, i: int) -> nn.Module:
         """Return block `i` as a module; with `remat` the backward pass computes it once more."""
@@ -198,6 +205,7 @@ class ViT(nn.Module):
 
         Visible patches are gathered before the projection, so that masked ones cost nothing.
         """
+        check_channels(images.shape[-1], self.channels)
         patches = patchify(images, self.patch).astype(self.dtype)
         if ids is not None:
             patches = gather(patches, ids)
@@ -215,10 +223,10 @@ class ViT(nn.Module):
             token = self.param("mask_token", self.token_init(), (1, 1, self.width), jnp.float32)
             if mask is not None:
                 x = jnp.where(mask[..., None], token.astype(x.dtype), x)
-        if not self.pos_embed.startswith("sincos"):
+        if not self.positions:
             return x
-        grid = images.shape[1] // self.patch, images.shape[2] // self.patch
-        pos = jnp.asarray(sincos_table(grid, self.width, self.pos_embed.removeprefix("sincos_")))
+        grid = grid_of((images.shape[1], images.shape[2]), self.patch)
+        pos = jnp.asarray(sincos_table(grid, self.width, self.positions))
         return x + (pos if ids is None else pos[ids]).astype(x.dtype)
 
     def token_init(self):

@@ -325,7 +325,7 @@ def no_backend() -> str:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         return (
-            f"JAX_PLATFORMS: {jax.config.jax_platforms!r} has no device here "
+            f"JAX_PLATFORMS: {getattr(jax.config, 'jax_platforms', None)!r} has no device here "
             f"({_line(error) or 'no such hardware, or jax without its plugin'}); allowed: cpu, "
             "cuda (a GPU and mimjax[gpu]), tpu (mimjax[tpu]), or unset = whatever there is"
         )

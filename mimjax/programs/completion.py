@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from mimjax.programs import cli, usage
 
@@ -33,7 +34,8 @@ def script(shell: str) -> str:
 
     cases = []
     for name in usage.PROGRAMS:
-        with cli.defined(importlib.import_module(f"mimjax.programs.{name}")) as names:
+        program: Any = importlib.import_module(f"mimjax.programs.{name}")
+        with cli.defined(program) as names:
             flags = [f"--{flag}" if cli.FLAGS[flag].boolean else f"--{flag}=" for flag in names]
         cases.append(f'      {name}) words="{" ".join(flags)}" ;;')
     text = BASH.replace("PROGRAMS", " ".join(usage.PROGRAMS))

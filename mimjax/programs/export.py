@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any
 
 from absl import flags
 
@@ -156,12 +155,10 @@ def image_size(text: str | None) -> tuple[int, int] | None:
 def notes(job) -> list[str]:
     """Return what a user of the file has to know and cannot see in it."""
     out = []
-    trained_on = f"normalize images with mean {list(job.task.mean)}, std {list(job.task.std)}"
     if job.is_encoder:
-        out.append(f"{trained_on}; {job.carried[0].heads} heads")
-    encoder = getattr(job.task, "encoder", None)
-    fused = getattr(encoder, "fuse_layers", (-1,)) != (-1,) or getattr(encoder, "fuse_stages", 0)
-    if fused and not job.decoder:
+        statistics = f"mean {list(job.task.mean)}, std {list(job.task.std)}"
+        out.append(f"normalize images with {statistics}; {job.encoder.heads} heads")
+    if job.is_encoder and job.encoder.fuses and not job.decoder:
         out.append(
             "pretraining sums several blocks or stages before the final norm; as in fine-tuning, "
             "the features of this file are those of the last block"
@@ -179,7 +176,10 @@ def next_step(job, output: str) -> str:
     """Return the next command to type."""
     from mimjax.torch_io.write import settings
 
-    encoder: Any = job.carried[0] if job.is_encoder else None
+    weights = f"mimjax train --config=... --config.init_from={output}"
+    if not job.is_encoder:
+        return weights
+    encoder = job.written[0]
     if job.format == "timm":
         if not output.endswith(job.kind.suffixes):
             return f'model = timm.create_model("local-dir:{output}", pretrained=True)'

@@ -33,7 +33,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Encode the images and write the file."""
-    from mimjax.inference import encoding, workdir
+    from mimjax.inference import features, workdir
     from mimjax.storage import tables
 
     f = flags.FLAGS
@@ -43,17 +43,17 @@ def main() -> None:
     output = os.path.expanduser(f.output or os.path.join(place or "", "features.npz"))
     tables.check(output, f.overwrite, {"the run": place, "the images": f.images})
     opened = opening.open_model()
-    wanted = encoding.readings(f.pool, f.layers, opened.model)
+    wanted = features.readings(f.pool, f.layers, opened.model)
     subset = opening.open_source(opened, f.images, f.split, f.count)
     names = workdir.image_names(subset)
-    source = encoding.Readable(subset, opened.model.reader.how.channels)
+    source = features.Readable(subset, opened.model.reader.how.channels)
     shapes, rows = {}, 0
     with tables.create(output, f.overwrite, opened.about) as table:
-        for part in encoding.encode(opened.model, source, wanted, f.batch_size, f.threads):
+        for part in features.encode(opened.model, source, wanted, f.batch_size, f.threads):
             table.add([names[i] for i in part.places], part.labels, part.features)
             shapes = {name: x.shape[1:] for name, x in part.features.items()}
             rows += len(part.places)
-        skipped = encoding.say_bad(source)  # before the table is closed: all bad is an error
+        skipped = features.say_bad(source)  # before the table is closed: all bad is an error
     print(f"{opened.title}: features of {rows:,} images")
     for name, shape in shapes.items():
         print(f"  {name}  float32 [{' '.join(map(str, (rows, *shape)))}]")

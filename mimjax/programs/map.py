@@ -31,31 +31,31 @@ def define_flags() -> None:
 
 def main() -> None:
     """Encode the images and write the picture."""
-    from mimjax.inference import encoding, workdir
+    from mimjax.inference import features, workdir
     from mimjax.plots import embedding, reconstructions
 
     f = flags.FLAGS
     colors, count = f.of == "patches" and f.method == "pca", points()
     opened = opening.open_model()
     pool = "all" if f.of == "patches" else f.pool
-    ((_, layer),) = wanted = encoding.readings([pool], [f.layer], opened.model, "layer")
+    ((_, layer),) = wanted = features.readings([pool], [f.layer], opened.model, "layer")
     name = opened.model.check(pool, layer)
     images = count if f.of == "images" or colors else embedding.images_for(count, opened.model.grid)
     subset = opening.open_source(opened, f.images, f.split, images)
-    source = encoding.Readable(subset, opened.model.reader.how.channels)
-    batches = encoding.encode(opened.model, source, wanted, f.batch_size, f.threads)
+    source = features.Readable(subset, opened.model.reader.how.channels)
+    batches = features.encode(opened.model, source, wanted, f.batch_size, f.threads)
     small = f.thumbnails
     if small is None or colors:
         small = f.of == "patches" or min(count, len(subset)) <= embedding.MOST_THUMBNAILS
     rows = [r if small else r._replace(images=r.images[:0]) for r in batches]  # dots need none
-    skipped = encoding.say_bad(source)
+    skipped = features.say_bad(source)
     found = embedding.gather(rows, f"{pool}_{name}", f.of, opened.model, 0 if colors else count)
     what = f"{found.about} by {embedding.words(pool, name)} ({opened.title})."
     if colors:
         sheet = embedding.color_sheet(found, opened.model.grid, what[0].upper() + what[1:])
     else:
         places = embedding.place(found.vectors, f.method)
-        names = encoding.label_names(subset)
+        names = features.label_names(subset)
         caption = f"{embedding.WORDS[f.method]} of {what}"
         sheet = embedding.draw(found, places, caption, subset.label_name, names, small)
     print("\n".join([f"{opened.title}: {found.about}", *skipped]))

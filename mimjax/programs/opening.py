@@ -12,9 +12,9 @@ from mimjax.errors import ConfigError
 from mimjax.programs import cli
 
 if TYPE_CHECKING:
-    from mimjax.inference import model as api
+    from mimjax.inference.model import Model
     from mimjax.inference.samples import Subset
-    from mimjax.inference.workdir import Trained
+    from mimjax.inference.workdir import SavedRun
     from mimjax.storage.files import Workdir
 
 OF_FILE = ("heads", "decoder_heads", "image_size", "mean", "std", "layout")
@@ -96,11 +96,11 @@ class Opened(NamedTuple):
       workdir, run: None for a file.
     """
 
-    model: api.Model
+    model: Model
     title: str
     about: dict[str, str]
     workdir: Workdir | None
-    run: Trained | None
+    run: SavedRun | None
 
 
 def is_file(path: str) -> bool:
@@ -141,7 +141,7 @@ def open_model(teacher: str = "") -> Opened:
         raise ConfigError(f"--{known[name]}{colon}{rest}") from None
 
 
-def open_run() -> Trained:
+def open_run() -> SavedRun:
     """Open the run of --model, for programs that read no published file.
 
     Raises:
@@ -206,7 +206,7 @@ def _of_file(f: Any, teacher: str) -> Opened:
     return Opened(model, title, _about(model, method, "", f), None, None)
 
 
-def _about(model: api.Model, method: str, step: str, f: Any) -> dict[str, str]:
+def _about(model: Model, method: str, step: str, f: Any) -> dict[str, str]:
     mean, std = model.statistics
     return {
         "method": method,

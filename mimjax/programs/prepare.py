@@ -65,7 +65,7 @@ def shrink(
     short_side: int,
     quality: int,
     max_pixels: int = MAX_PIXELS,
-    value_range: Range = Decoding().value_range,
+    value_range: Range | None = Decoding().value_range,
 ) -> bytes:
     """The image with its short side at most `short_side`; `data` itself where it is already.
 
@@ -242,7 +242,7 @@ def prepare(
     quality: int = 95,
     threads: int | None = None,
     max_pixels: int = MAX_PIXELS,
-    value_range: Range = Decoding().value_range,
+    value_range: Range | None = Decoding().value_range,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Counter[str], list[str]]:
     """Rewrites all images below `path` into `output`.
@@ -323,7 +323,7 @@ def define_flags() -> None:
 def main() -> None:
     """Rewrite the folder; the exit code is 1 if any file failed."""
     f = flags.FLAGS
-    options = {"value_range": numbers(f.value_range)} if f.value_range else {}
+    options: dict[str, Any] = {"value_range": numbers(f.value_range)} if f.value_range else {}
     try:
         counts, errors = prepare(
             f.path,

@@ -46,7 +46,7 @@ def join() -> None:
         native.redirect(_coordinator_lost)
     try:
         if FLAGS.coordinator:
-            if "cpu" in (jax.config.jax_platforms or ""):
+            if "cpu" in (getattr(jax.config, "jax_platforms", None) or ""):
                 jax.config.update("jax_cpu_collectives_implementation", "gloo")
             jax.distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         else:

@@ -46,7 +46,7 @@ def facts(c: Config, data: Pipeline, workdir: str) -> dict[str, str]:
         "the data's fingerprint": data.fingerprint,
         **{f"the version of {name}": version for name, version in versions().items()},
         "mimjax's code": code_digest(),
-        "JAX_ENABLE_X64": str(jax.config.jax_enable_x64),
+        "JAX_ENABLE_X64": str(jax.config.jax_enable_x64),  # pyright: ignore[reportAttributeAccessIssue]
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 from clu import parameter_overview
@@ -22,7 +22,7 @@ from mimjax.evaluators.pictures import PictureWriter
 from mimjax.models.attention_maps import num_blocks
 from mimjax.schedules import in_words
 from mimjax.schema import Config, build, defaults
-from mimjax.task import Clock, View
+from mimjax.task import Clock, Pretraining, View
 from mimjax.train.optimizers import OptimizerConfig
 from mimjax.train.program import Program
 
@@ -56,7 +56,7 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
     masks = ""
     if "mask" in program.abstract_batch:
         n = program.abstract_batch["mask"].shape[1]
-        masks = f", {n} patches, {getattr(program.task, 'num_masked', 0)} masked"
+        masks = f", {n} patches, {program.task.num_masked} masked"
     lines = [
         f"mimjax {__version__}  {c.task}  (jax {jax.__version__}, compute {c.dtype})",
         f"  parameters  {count(params) / 1e6:,.2f} M ({parts})"
@@ -171,14 +171,13 @@ def commands(run: Run, reconstructs: bool) -> list[str]:
       reconstructs: whether its predictions can be drawn.
     """
     # imported here, because only the end of a run needs them
-    from mimjax.inference import model
     from mimjax.torch_io.write import export, formats
 
-    task: Any = run.program.task
+    task = run.program.task
     place = shlex.quote(typed_path(run.workdir.path))
     program = lambda name, rest: f"mimjax {name} --model={place} {rest}"
     out = [program("reconstruct", f"--images={FOLDER}")] if reconstructs else []
-    if model.encodes(task):
+    if isinstance(task, Pretraining):
         if num_blocks(run.program.abstract_state.params["encoder"]):
             out.append(program("attention", f"--images={FOLDER}"))
         out.append(program("features", f"--images={FOLDER} --output=features.npz"))

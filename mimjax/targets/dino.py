@@ -53,8 +53,10 @@ class DINO(Target):
     def __post_init__(self):
         key = "method.target"
         values.check(self, key)
-        errors.encoder(f"{key}.network", self.network)
         errors.statistics(key, self.mean, self.std)
+        network = self.network.clone(channels=len(self.mean))
+        network.check(f"{key}.network")
+        object.__setattr__(self, "network", network)  # derived field of a frozen dataclass
         if self.network.pos_embed != "learned":
             raise ConfigError(
                 f"{key}.network.pos_embed: {self.network.pos_embed!r}; DINO's are learned; "

@@ -39,8 +39,10 @@ class EncoderFeatures(Target):
 
     def __post_init__(self):
         values.check(self, "method.target")
-        errors.encoder("method.target.network", self.network)
         errors.statistics("method.target", self.mean, self.std)
+        network = self.network.clone(channels=len(self.mean))
+        network.check("method.target.network")
+        object.__setattr__(self, "network", network)  # derived field of a frozen dataclass
 
     @property
     def channels(self) -> int:

@@ -20,11 +20,11 @@ from mimjax.models.layers import Dtype, Resample
 from mimjax.models.vit import ViT
 from mimjax.rng import named
 from mimjax.targets.base import Student, Target, target_image, target_view
-from mimjax.task import Batch, Key, PyTree, View
+from mimjax.task import Batch, Key, Network, PyTree, View
 from mimjax.values import Count, Mean, Size, Std
 
 
-class CodeHead(nn.Module):
+class CodeHead(Network):
     """Linear, tanh, linear: [... d] to float32 [... code_dim] (`encode_task_layer`)."""
 
     code_dim: int
@@ -69,7 +69,9 @@ class VQKD(Target):
         values.check(self, "method.target")
         errors.statistics("method.target", self.mean, self.std)
         side = self.network.patch  # the image size follows from the student
-        errors.encoder("method.target.network", self.network.clone(image_size=(side, side)))
+        self.network.clone(image_size=(side, side)).check("method.target.network")
+        network = self.network.clone(channels=len(self.mean))
+        object.__setattr__(self, "network", network)  # derived field of a frozen dataclass
 
     def out_dim(self, encoder: Student) -> int:
         return self.vocab
@@ -104,7 +106,7 @@ class VQKD(Target):
         """[b n d] patch tokens after the final norm (their `fc_norm`)."""
         images = patches.normalize(target_image(batch), self.mean, self.std)
         f = self.vit(encoder).apply({"params": frozen["vqkd"]["encoder"]}, images)
-        return f.tokens[:, f.num_prefix :]
+        return f.tokens[:, f.prefix :]
 
     def read(self, frozen: PyTree, hidden: jax.Array, key: Key | None = None) -> jax.Array:
         """int32 [b k]; `key` is not used, nothing is drawn."""

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from mimjax.errors import ConfigError
+from mimjax.models.vit import ViT
 from mimjax.rules import paths
 from mimjax.torch_io.read import load
 from mimjax.torch_io.write.export import Export
@@ -58,7 +59,7 @@ def read_timm(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
     name, args = export.timm
     try:
         if path.endswith(export.kind.suffixes):
-            model = timm.create_model(name, num_classes=0, checkpoint_path=path, **args)
+            model: Any = timm.create_model(name, num_classes=0, checkpoint_path=path, **args)
         else:
             model = timm.create_model(f"local-dir:{path}", pretrained=True)
     except RuntimeError as error:
@@ -110,7 +111,7 @@ def read_convmae(export: Export, path: str, images: np.ndarray, noise: np.ndarra
 
     from mimjax.torch_io.write.convmae_module import ConvMAE
 
-    model = ConvMAE.from_file(path, heads=export.carried[0].heads).eval()
+    model = ConvMAE.from_file(path, heads=export.written[0].heads).eval()
     with torch.no_grad():
         tokens = model(channels_first(images))
     return f"torch {torch.__version__} (convmae_torch)", numbers({"tokens": tokens})
@@ -122,7 +123,7 @@ def read_mmpretrain(export: Export, path: str, images: np.ndarray, noise: np.nda
     from mmpretrain.models.backbones.beit import BEiTViT
     from mmpretrain.models.backbones.vision_transformer import VisionTransformer
 
-    encoder, pooled = export.carried[0], export.pool == "avg"
+    encoder, pooled = export.written[0], export.pool == "avg"
     options = {
         "img_size": tuple(encoder.image_size),
         "patch_size": encoder.patch,
@@ -148,7 +149,7 @@ def read_mmpretrain(export: Export, path: str, images: np.ndarray, noise: np.nda
     return f"mmpretrain {version('mmpretrain')}", numbers({"pooled" if pooled else "tokens": out})
 
 
-def mm_arch(encoder: Any) -> dict[str, int]:
+def mm_arch(encoder: ViT) -> dict[str, int]:
     """Return an encoder's sizes under OpenMMLab's names."""
     return {
         "embed_dims": encoder.width,
@@ -164,7 +165,7 @@ def read_mmseg(export: Export, path: str, images: np.ndarray, noise: np.ndarray)
     from mmseg.models.backbones.beit import BEiT
     from mmseg.models.backbones.mae import MAE
 
-    encoder = export.carried[0]
+    encoder = export.written[0]
     sizes = mm_arch(encoder)
     beit = export.layout == "mmseg_beit"
     model = (BEiT if beit else MAE)(

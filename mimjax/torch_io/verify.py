@@ -19,10 +19,13 @@ import numpy as np
 
 from mimjax.data.decoding import open_image
 from mimjax.errors import ConfigError
+from mimjax.methods.beit import BEiT
+from mimjax.methods.mae import MAE
 from mimjax.models.layers import normalize
 from mimjax.patches import normalize as normalize_pixels
+from mimjax.task import Encoder, Features, pretraining
 from mimjax.torch_io import libraries
-from mimjax.torch_io.write import tensors as carrier
+from mimjax.torch_io.write import tensors
 from mimjax.torch_io.write.export import Export
 
 Outputs = dict[str, np.ndarray]
@@ -72,18 +75,19 @@ def proof_images(export: Export) -> np.ndarray:
     for name in PHOTOS[:count]:
         with open_image(Path(spec.origin).parent / name) as image:
             photos.append(np.asarray(image.convert("RGB").resize((width, height))))
-    mean, std = export.task.mean, export.task.std
-    return np.concatenate([noise, normalize_pixels(jnp.asarray(np.stack(photos)), mean, std)])
+    task = pretraining(export.task)
+    normalized = normalize_pixels(jnp.asarray(np.stack(photos)), task.mean, task.std)
+    return np.concatenate([noise, normalized])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run(encoder: Any, params: Any, images: jax.Array) -> Any:
+def run(network: Any, params: Any, inputs: jax.Array) -> Any:
     """Return the outputs of a module on whole images or tokens, in full float32 on any device."""
     with jax.default_matmul_precision("highest"):
-        return encoder.apply({"params": params}, images)
+        return network.apply({"params": params}, inputs)
 
 
-def features(encoder: Any, params: Any, images: np.ndarray) -> Outputs:
+def features(encoder: Encoder, params: Any, images: np.ndarray) -> Outputs:
     """Return an encoder's features of whole images.
 
     Args:
@@ -97,9 +101,9 @@ def features(encoder: Any, params: Any, images: np.ndarray) -> Outputs:
     """
     normed = "norm" in params
     ones = {"scale": jnp.ones(encoder.width), "bias": jnp.zeros(encoder.width)}
-    f = run(encoder, params if normed else params | {"norm": ones}, images)
+    f: Features = run(encoder, params if normed else params | {"norm": ones}, images)
     raw = np.asarray(f.blocks[-1])
-    patches = raw[:, f.num_prefix :]
+    patches = raw[:, f.prefix :]
     out = {"raw": raw, "patches": patches}
     if not normed:
         return out
@@ -119,18 +123,20 @@ def reference(export: Export, images: np.ndarray, noise: np.ndarray) -> Outputs:
     out = features(*export.plain, images)
     task, params = export.task, export.params
     if export.layout == "beit_transformers":
-        tokens = jnp.asarray(out["tokens"][:, 1:])
-        out["logits"] = np.asarray(run(task.head.clone(dtype=jnp.float32), params["head"], tokens))
+        assert isinstance(task, BEiT), task
+        rows = jnp.asarray(out["tokens"][:, task.encoder.num_prefix :])
+        out["logits"] = np.asarray(run(task.head.clone(dtype=jnp.float32), params["head"], rows))
     if export.layout == "vitmae_transformers":
+        assert isinstance(task, MAE), task
         mask = noise.argsort(1).argsort(1) >= task.encoder.num_patches - task.num_masked
         out |= reconstruct(task, params, jnp.asarray(images), jnp.asarray(mask))
     return out
 
 
-def reconstruct(task: Any, params: Any, images: jax.Array, mask: jax.Array) -> Outputs:
+def reconstruct(task: MAE, params: Any, images: jax.Array, mask: jax.Array) -> Outputs:
     """Return MAE's "prediction" of the masked patches, and its "loss" [1], for masks [b n]."""
-    networks = {k: getattr(task, k).clone(dtype=jnp.float32) for k in ("encoder", "decoder")}
-    task = dataclasses.replace(task, **networks)
+    encoder, decoder = (n.clone(dtype=jnp.float32) for n in (task.encoder, task.decoder))
+    task = dataclasses.replace(task, encoder=encoder, decoder=decoder)
     key = jax.random.key(0)  # read by nothing: this method draws no random numbers
 
     @jax.jit
@@ -155,11 +161,11 @@ def compare(ours: Outputs, theirs: Outputs, reader: str) -> Proof:
 
 def reread(export: Export, trees: Any, images: np.ndarray) -> Outputs:
     """Return features of the encoder in `trees`, which mimjax has read back from the file."""
-    encoder, read = export.carried[0], trees["encoder"]
+    encoder, read = export.written[0], trees["encoder"]
     if export.format == "detectron2":  # ViTDet has no CLS token, whose attention is missed
         read = read | {"cls_token": export.plain[1]["cls_token"]}
     if export.decoder:
-        encoder, read = carrier.plain(encoder, read)
+        encoder, read = tensors.plain(encoder, read)
     out = features(encoder, read, images)
     return {k: v for k, v in out.items() if k in ("tokens", "raw")}
 
@@ -174,7 +180,7 @@ def prove(export: Export, path: str) -> Proof:
     Raises:
       ConfigError: the library refuses the file, or its features differ by more than the bound.
     """
-    tensors = libraries.read_back(export, path)
+    trees = libraries.read_back(export, path)
     if not export.is_encoder:
         return Proof("the file read back", outputs=("tensors",))
     images = proof_images(export)
@@ -191,8 +197,8 @@ def prove(export: Export, path: str) -> Proof:
         except ImportError:
             verified = False
     if theirs is None:
-        theirs = reread(export, tensors, images)
-    found = dataclasses.replace(compare(ours, theirs, name), verified=verified)
-    if not found.ok:
-        raise ConfigError(f"--format: {export.format}: the file is wrong and was not kept: {found}")
-    return found
+        theirs = reread(export, trees, images)
+    proof = dataclasses.replace(compare(ours, theirs, name), verified=verified)
+    if not proof.ok:
+        raise ConfigError(f"--format: {export.format}: the file is wrong and was not kept: {proof}")
+    return proof

@@ -57,7 +57,7 @@ def count(jaxpr: ClosedJaxpr | Jaxpr) -> float:
     The body of a scan counts once per iteration. Of the branches of a `cond` the most expensive
     one counts. The body of a `while` counts once, since its number of iterations is unknown.
     """
-    program = getattr(jaxpr, "jaxpr", jaxpr)
+    program: Any = getattr(jaxpr, "jaxpr", jaxpr)
     read, _ = dce_jaxpr(program, [True] * len(program.outvars))
     return count_all(read)
 
@@ -86,16 +86,20 @@ def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr | Jaxpr]:
                 yield item
 
 
+def shape_of(variable: Any) -> tuple[int, ...]:
+    """The shape of an equation's array."""
+    return variable.aval.shape
+
+
 def dot_flops(eqn: JaxprEqn) -> float:
     """Return the FLOPs of a dot: 2 x output elements x contracted elements."""
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    left, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    left, out = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     return 2.0 * math.prod(out) * math.prod(left[i] for i in contracted)
 
 
 def conv_flops(eqn: JaxprEqn) -> float:
     """Return the FLOPs of a convolution: 2 x output elements x kernel elements that each reads."""
-    out: Any = eqn.outvars[0].aval.shape
-    kernel = eqn.invars[1].aval.shape
+    out, kernel = shape_of(eqn.outvars[0]), shape_of(eqn.invars[1])
     out_features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
     return 2.0 * math.prod(out) * math.prod(kernel) / out_features

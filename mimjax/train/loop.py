@@ -115,6 +115,7 @@ def evaluate_or_stop(run: Run, state: TrainState, step: int) -> None:
 def stop(run: Run, state: TrainState) -> stopping.Stopped:
     """Save a checkpoint, log that the run stops, and return the exception that ends the program."""
     step, signals = int(state.step), stopping.SIGNALS
+    assert signals.asked is not None
     by = stopping.NAMES[signals.asked]
     with stopping.saving():
         run.save(state)

@@ -188,7 +188,7 @@ def make_optimizer(
 def decay_weights(decay: ByStep, factors: PyTree) -> optax.GradientTransformation:
     """Add decay(step) * factor * parameter to each update (decoupled, as in AdamW)."""
 
-    def update(updates, state, params):
+    def update(updates, state, params=None):
         rate = decay(state.count)
         updates = jax.tree.map(lambda u, p, f: u + rate * f * p, updates, params, factors)
         return updates, optax.ScaleByScheduleState(count=state.count + 1)

@@ -123,11 +123,13 @@ def pretrain(z, meta):
     theirs = z["out/latent"]
     common.close(
         "latent",
-        tokens[:, task.prefix :],
-        np.take_along_axis(theirs[:, task.prefix :], order, 1),
+        tokens[:, task.encoder.num_prefix :],
+        np.take_along_axis(theirs[:, task.encoder.num_prefix :], order, 1),
         1e-4,
     )
-    common.close("prefix", tokens[:, : task.prefix], theirs[:, : task.prefix], 1e-4)
+    common.close(
+        "prefix", tokens[:, : task.encoder.num_prefix], theirs[:, : task.encoder.num_prefix], 1e-4
+    )
     for name, ours in (("mimic_pred", pred["mimic"]), ("mimic_target", batch["features"])):
         common.close(name, ours, np.take_along_axis(z[f"out/{name}"], order, 1), 1e-4)
     masked = np.take_along_axis(z["out/pred"], np.asarray(batch["ids_m"])[..., None], 1)

@@ -149,7 +149,7 @@ def test_all_patches_and_other_image_sizes():
     net, params, images, _ = made("official")
     encode = jax.jit(lambda x, ids=None: net.apply({"params": params}, x, ids))
     f = encode(images)
-    assert f.num_prefix == 0
+    assert f.prefix == 0
     assert f.tokens.shape == (3, net.num_patches, 16)
     every = jnp.broadcast_to(jnp.arange(net.num_patches), (3, net.num_patches))
     np.testing.assert_allclose(f.tokens, encode(images, every).tokens, atol=2e-5)

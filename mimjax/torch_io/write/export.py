@@ -17,24 +17,24 @@ import numpy as np
 
 from mimjax.errors import ConfigError
 from mimjax.losses import LN_EPS
-from mimjax.models.conv_vit import ConvViT
-from mimjax.models.vit import ViT
+from mimjax.methods.mae import MAE
+from mimjax.methods.masked import TargetTask
+from mimjax.task import Encoder, Pretraining, Task, pretraining
 from mimjax.torch_io.read import detect
 from mimjax.torch_io.read.load import to_torch
-from mimjax.torch_io.write import files, formats
+from mimjax.torch_io.write import files, formats, tensors
 from mimjax.torch_io.write import settings as hub
-from mimjax.torch_io.write import tensors as carrier
 
 PyTree = Any
 
 
-def method_of(task: Any) -> str:
+def method_of(task: Task) -> str:
     """Return the name of a task's method in `formats.MATRIX`, or the lower-case name of its class.
 
     A method without a row in the table can be exported as "safetensors" only.
     """
     name = type(task).__name__.lower()
-    if name == "mrmae" and not isinstance(task.encoder, ConvViT):
+    if name == "mrmae" and pretraining(task).encoder.num_prefix:  # ConvMAE's encoder has no CLS
         return "mrmae_vit"
     return name
 
@@ -51,7 +51,7 @@ class Export:
       about: metadata of the run: step, weights, config hash.
     """
 
-    task: Any
+    task: Task
     params: PyTree
     format: str
     pool: str = "token"
@@ -74,7 +74,12 @@ class Export:
     @property
     def is_encoder(self) -> bool:
         """Whether the run pretrains an encoder, whose features can be compared."""
-        return isinstance(getattr(self.task, "encoder", None), ViT | ConvViT)
+        return isinstance(self.task, Pretraining)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The run's encoder; only where `is_encoder`."""
+        return pretraining(self.task).encoder
 
     @property
     def layout(self) -> str:
@@ -86,26 +91,26 @@ class Export:
 
     @property
     def channels(self) -> int:
-        return len(self.task.mean)
+        return self.task.views["image"].channels
 
     @functools.cached_property
     def plain(self) -> tuple[Any, PyTree]:
         """Encoder and parameters without what only pretraining needs, at `image_size`."""
-        encoder, params = carrier.plain(self.task.encoder, self.params["encoder"])
+        encoder, params = tensors.plain(self.encoder, self.params["encoder"])
         if self.image_size and self.image_size != tuple(encoder.image_size):
-            return carrier.resized(encoder, params, self.image_size)
+            return tensors.resized(encoder, params, self.image_size)
         return encoder, params
 
     @functools.cached_property
-    def carried(self) -> tuple[Any, PyTree]:
+    def written(self) -> tuple[Any, PyTree]:
         """Encoder and parameters as they are in the file."""
         encoder, params = self.plain
         if self.decoder:  # all that was trained
-            encoder, params = self.task.encoder, self.params["encoder"]
+            encoder, params = self.encoder, self.params["encoder"]
         if self.layout != detect.OWN:  # ours computes fixed positions itself
-            encoder, params = carrier.with_table(encoder, params)
+            encoder, params = tensors.with_table(encoder, params)
         for step in formats.find_pair(self.method, self.format).steps:
-            encoder, params = carrier.STEPS[step](encoder, params)
+            encoder, params = tensors.STEPS[step](encoder, params)
         absent = (
             "cls_token" if self.format == "detectron2" else "",
             "" if self.kind.final_norm else "norm",
@@ -118,7 +123,7 @@ class Export:
         if not self.is_encoder:
             return self.params
         others = {k: v for k, v in self.params.items() if k != "encoder"} if self.decoder else {}
-        return {"encoder": self.carried[1], **others}
+        return {"encoder": self.written[1], **others}
 
     @functools.cached_property
     def tensors(self) -> files.Tensors:
@@ -129,9 +134,9 @@ class Export:
             return out
         for key, root in detect.TABLES[self.layout][1].items():
             if root in trees and root != "encoder":
-                prefix = carrier.prefix_of(self.task.encoder)
+                prefix = self.encoder.num_prefix
                 network = getattr(self.task, root)
-                out[key] = carrier.fixed_table(network, self.task.encoder.grid, prefix)
+                out[key] = tensors.fixed_table(network, self.encoder.grid, prefix)
         if not self.decoder:  # timm takes a file with a mask token for DINO v2
             assert not [k for k in out if "mask_token" in k or "decoder" in k], sorted(out)
         return out
@@ -142,16 +147,16 @@ class Export:
         text = lambda values: ",".join(map(str, values))
         out = {"method": self.method, "layout": self.layout, **self.about}
         if self.is_encoder:
-            encoder = self.carried[0]
+            encoder, task = self.written[0], pretraining(self.task)
             out |= {
                 "heads": str(encoder.heads),
                 "patch": str(encoder.patch),
                 "image_size": text(encoder.image_size),
-                "mean": text(self.task.mean),
-                "std": text(self.task.std),
+                "mean": text(task.mean),
+                "std": text(task.std),
                 "pool": self.pool,
                 "layer_norm_eps": str(LN_EPS),
-                "encoder": json.dumps(carrier.settings(encoder)),
+                "encoder": json.dumps(tensors.settings(encoder)),
             }
         return out
 
@@ -159,17 +164,19 @@ class Export:
     def timm(self) -> tuple[str, hub.Settings]:
         """Name of the timm model that reads the file, and its settings."""
         beit = self.layout.startswith("beit")
-        return hub.timm_model(self.carried[0], beit, self.pool, self.channels)
+        return hub.timm_model(self.written[0], beit, self.pool, self.channels)
 
     def settings(self) -> dict[str, hub.Settings]:
         """Return the JSON files of a folder, {file name: settings}."""
-        encoder, task = self.carried[0], self.task
+        encoder, task = self.written[0], pretraining(self.task)
         if self.format == "timm":
             return {"config.json": hub.timm_config(*self.timm, task.mean, task.std)}
         config = hub.hf_config(encoder, self.layout, self.channels)
         if self.layout == "vitmae_transformers":
+            assert isinstance(task, MAE), task
             config |= hub.hf_mae(task)
         elif self.layout == "beit_transformers":
+            assert isinstance(task, TargetTask), task
             config |= hub.hf_pretraining_beit(task.pred_dim)
         processor = hub.hf_processor(encoder, self.layout, task.mean, task.std)
         return {"config.json": config, "preprocessor_config.json": processor}

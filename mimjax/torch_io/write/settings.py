@@ -11,8 +11,9 @@ from typing import Any
 
 from mimjax.errors import ConfigError
 from mimjax.losses import LN_EPS
+from mimjax.methods.mae import MAE
+from mimjax.models.vit import ViT
 
-Encoder = Any  # a ViT with the positions that are in the file
 Settings = dict[str, Any]
 # timm's presets by (width, depth, heads, patch); other sizes use the first preset with settings
 TIMM_VIT = {
@@ -33,11 +34,11 @@ BEIT_PRESET = PRESET | {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "glo
 SIZES = ("embed_dim", "depth", "num_heads", "patch_size")
 
 
-def timm_model(encoder: Encoder, beit: bool, pool: str, channels: int) -> tuple[str, Settings]:
+def timm_model(encoder: ViT, beit: bool, pool: str, channels: int) -> tuple[str, Settings]:
     """Return the name of a timm model and all its settings.
 
     Args:
-      encoder: the exported encoder.
+      encoder: the exported encoder, with the positions that are in the file.
       beit: whether the model is timm's Beit and not its VisionTransformer.
       pool: "token" or "avg".
       channels: number of image channels.
@@ -99,7 +100,7 @@ def timm_config(name: str, args: Settings, mean: Any, std: Any) -> Settings:
     }
 
 
-def hf_config(encoder: Encoder, layout: str, channels: int) -> Settings:
+def hf_config(encoder: ViT, layout: str, channels: int) -> Settings:
     """Return config.json for transformers' AutoModel.
 
     Args:
@@ -146,7 +147,7 @@ def hf_config(encoder: Encoder, layout: str, channels: int) -> Settings:
     }
 
 
-def hf_mae(task: Any) -> Settings:
+def hf_mae(task: MAE) -> Settings:
     """Return the settings of ViTMAEForPreTraining that are added to the encoder's.
 
     Args:
@@ -191,7 +192,7 @@ def hf_pretraining_beit(vocabulary: int) -> Settings:
     }
 
 
-def hf_processor(encoder: Encoder, layout: str, mean: Any, std: Any) -> Settings:
+def hf_processor(encoder: ViT, layout: str, mean: Any, std: Any) -> Settings:
     """Return preprocessor_config.json: size, mean and std of the images."""
     height, width = encoder.image_size
     return {

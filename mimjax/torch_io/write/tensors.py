@@ -7,73 +7,56 @@ same function unless the docstring says otherwise. Key names and files are not h
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from mimjax import values
 from mimjax.errors import ConfigError
-from mimjax.models.conv_vit import ConvViT
 from mimjax.models.positions import Grid, resize_absolute
-from mimjax.models.vit import sincos_table
+from mimjax.models.vit import ViT, sincos_table
+from mimjax.task import Encoder
 from mimjax.torch_io.read.positions import resize_relative
 
 PyTree = Any
-Encoder = Any  # ViT or ConvViT
 
 
-def plain(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
+def plain(encoder: Encoder, params: PyTree) -> tuple[Any, PyTree]:
     """Return the encoder for whole images, without what only pretraining needs.
 
     Removed are the mask token, drop path, and the sums of several blocks or stages before the norm.
     An encoder with such sums (MCMAE, MR-MAE) then computes another function: the one from which
     fine-tuning starts in their official code.
     """
-    gone = lambda name: name == "mask_token" or name.endswith("_fuse")
-    options = {"fuse_layers": (-1,), "drop_path": 0.0, "remat": False, "dtype": jnp.float32}
-    options["fuse_stages" if isinstance(encoder, ConvViT) else "use_mask_token"] = False
-    params = {name: value for name, value in params.items() if not gone(name)}
-    return encoder.clone(**options), jax.tree.map(np.asarray, params)
-
-
-def position_order(network: Any) -> str | None:
-    """Return the order of a network's fixed positions, "xy" or "yx"; None = not fixed."""
-    kind = getattr(network, "pos_embed", "sincos_yx")  # CAE's regressor has no other
-    return kind.removeprefix("sincos_") if kind.startswith("sincos") else None
+    absent = lambda name: name == "mask_token" or name.endswith("_fuse")
+    params = {name: value for name, value in params.items() if not absent(name)}
+    return encoder.plain(), jax.tree.map(np.asarray, params)
 
 
 def fixed_table(network: Any, grid: Grid, num_prefix: int) -> np.ndarray:
     """Return a network's fixed positions [1 p+n d] as in files, with zeros for p prefix tokens."""
-    order = position_order(network)
-    assert order is not None, network
-    table = sincos_table(grid, network.width, order)
+    assert network.positions, network
+    table = sincos_table(grid, network.width, network.positions)
     return np.pad(table, ((num_prefix, 0), (0, 0)))[None]
 
 
 def settings(encoder: Encoder) -> dict[str, Any]:
     """Return an encoder's settings as plain values, without its dtype."""
-    fields = [f.name for f in dataclasses.fields(encoder) if f.init]
-    return {n: getattr(encoder, n) for n in fields if n not in ("parent", "name", "dtype")}
+    names = values.fields(type(encoder))
+    return {name: getattr(encoder, name) for name in names if name != "dtype"}
 
 
-def prefix_of(encoder: Encoder) -> int:
-    """Return the number of tokens before the patches: 1 (CLS) or 0."""
-    return 0 if isinstance(encoder, ConvViT) else 1
-
-
-def with_table(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
+def with_table(encoder: Encoder, params: PyTree) -> tuple[Any, PyTree]:
     """Return the encoder with fixed positions turned into a parameter, as all libraries need."""
-    if position_order(encoder) is None:
+    if not encoder.positions:
         return encoder, params
-    table = fixed_table(encoder, encoder.grid, prefix_of(encoder))
+    table = fixed_table(encoder, encoder.grid, encoder.num_prefix)
     return encoder.clone(pos_embed="learned"), params | {"pos_embed": table}
 
 
-def resized(
-    encoder: Encoder, params: PyTree, image_size: tuple[int, int]
-) -> tuple[Encoder, PyTree]:
+def resized(encoder: Encoder, params: PyTree, image_size: tuple[int, int]) -> tuple[Any, PyTree]:
     """Return the encoder for images of another size, with interpolated positions.
 
     Fixed tables are interpolated too and not computed for the new grid, as in the fine-tuning code
@@ -96,7 +79,7 @@ def resized(
     params = dict(params)
     if "pos_embed" in params:
         params["pos_embed"] = resize_absolute(
-            params["pos_embed"], encoder.grid, new.grid, num_prefix=prefix_of(encoder)
+            params["pos_embed"], encoder.grid, new.grid, num_prefix=encoder.num_prefix
         )
     for name in params:
         if name.startswith("rel_pos"):
@@ -105,18 +88,18 @@ def resized(
     return new, params
 
 
-def per_block(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
+def per_block(encoder: ViT, params: PyTree) -> tuple[ViT, PyTree]:
     """Return the encoder with a shared relative table copied to each block (BEiT's fine-tuning)."""
-    if getattr(encoder, "rel_pos", "none") != "shared":
+    if encoder.rel_pos != "shared":
         return encoder, params
     copies = {f"rel_pos_{i:02d}": params["rel_pos"] for i in range(encoder.depth)}
     rest = {name: value for name, value in params.items() if name != "rel_pos"}
     return encoder.clone(rel_pos="per_block"), rest | copies
 
 
-def folded(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
+def folded(encoder: ViT, params: PyTree) -> tuple[ViT, PyTree]:
     """Return the encoder with layer scales multiplied into the linear layers before them."""
-    if getattr(encoder, "layer_scale", None) is None:
+    if encoder.layer_scale is None:
         return encoder, params
     fold = lambda layer, gamma: {k: v * gamma for k, v in layer.items()}  # kernels are [in out]
     params = dict(params)
@@ -130,4 +113,8 @@ def folded(encoder: Encoder, params: PyTree) -> tuple[Encoder, PyTree]:
     return encoder.clone(layer_scale=None), params
 
 
-STEPS = {"per_block": per_block, "folded": folded}
+# by name, for `formats.Pair.steps`; the methods whose pairs name one have a ViT
+STEPS: dict[str, Callable[[Any, PyTree], tuple[ViT, PyTree]]] = {
+    "per_block": per_block,
+    "folded": folded,
+}
