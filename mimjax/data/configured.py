@@ -18,7 +18,7 @@ from mimjax.task import Task
 
 
 def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> Pipeline:
-    """The data pipeline of one split, with the views and masks that the task asks for.
+    """Return the data pipeline of one split, with the views and masks that the task asks for.
 
     Raises:
       ConfigError: the images have other channels than the task, or none that colors are known of.
@@ -47,7 +47,7 @@ def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> 
 
 
 def make_bad_files(c: Config) -> BadFiles:
-    """Skips and counts bad files; workdirs of older versions do not know the key."""
+    """Return what skips and counts bad files; workdirs of older versions lack the key."""
     return BadFiles(c.data.get("max_bad_fraction", 0.0))
 
 
@@ -67,7 +67,7 @@ def source_config(c: Config) -> SourceConfig:
 
 
 def decoding(c: Config) -> Decoding:
-    """How files become images; see `make_bad_files` for missing keys."""
+    """Return how files become images; see `make_bad_files` for missing keys."""
     return Decoding(**{f.name: c.data.get(f.name, f.default) for f in dataclasses.fields(Decoding)})
 
 

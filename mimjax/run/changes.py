@@ -50,7 +50,7 @@ def explain(
     changed: Mapping[str, tuple[Any, Any]],
     say: Callable[[str], None],
 ) -> None:
-    """Says what becomes of length, epoch and learning rate, whatever the cause.
+    """Say what becomes of length, epoch and learning rate, whatever the cause.
 
     Args:
       step: updates made.
@@ -118,7 +118,7 @@ def say_difference(
     make: Callable[[Clock], tuple[Program, ByStep]],
     say: Callable[[str], None],
 ) -> None:
-    """Says whether the result is the run that had the new length from the start."""
+    """Say whether the result is the run that had the new length from the start."""
     old_program, old_rate = make(before.clock)
     made, total = np.arange(step), new.length.total_steps
     # a user's schedule may give one number for all steps
@@ -143,7 +143,7 @@ def say_difference(
 
 
 def _text(program: Program) -> str:
-    """The lowered train step, which tells two programs apart."""
+    """Return the lowered train step, which tells two programs apart."""
     return program.trace().lower().as_text()
 
 

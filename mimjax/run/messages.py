@@ -1,4 +1,4 @@
-"""What a run says of itself at the start: the block on the screen and the parameter table."""
+"""The start of a run in words: the block on the screen and the parameter table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mimjax.train.program import Program
 
 
 def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> str:
-    """Method, parameters, devices, effective batch, learning rates, length, data."""
+    """Return lines on method, parameters, devices, batch, optimizer, length and data."""
     params = program.abstract_state.params
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     parts = ", ".join(f"{k} {count(v) / 1e6:,.2f} M" for k, v in params.items())
@@ -86,7 +86,7 @@ class Row:
 
 
 def parameter_table(c: Config, program: Program) -> str:
-    """Every parameter with its shape and what the rules decided for it, as text."""
+    """Return a table of all parameters: shape, weight decay, rate scale and sharding."""
     params = program.abstract_state.params
     decay = jax.tree.leaves(rules.match(c.optimizer.decay, params, "optimizer.decay"))
     scale = jax.tree.leaves(rules.match(c.optimizer.lr_scale, params, "optimizer.lr_scale"))
