@@ -18,7 +18,7 @@ from mimjax.task import Task
 
 
 def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> Pipeline:
-    """The data pipeline of one split, with the views and masks that the task asks for.
+    """Return the data pipeline of one split, with the views and masks that the task asks for.
 
     Raises:
       ConfigError: the images have another number of channels than the task, or `color_jitter` is
@@ -68,7 +68,7 @@ def source_config(c: Config) -> SourceConfig:
 
 
 def decoding(c: Config) -> Decoding:
-    """How files become images; see `make_bad_files` for missing keys."""
+    """Return how files become images; see `make_bad_files` for missing keys."""
     return Decoding(**{f.name: c.data.get(f.name, f.default) for f in dataclasses.fields(Decoding)})
 
 

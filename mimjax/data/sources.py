@@ -1,4 +1,4 @@
-"""Where images come from: the protocol of a source, the classes that a config names, two sources.
+"""Sources of images: their protocol, the classes that a config names, and two without files.
 
 `data.source` is a section of one of the `SourceConfig`s below, or of a user's own:
 
@@ -61,7 +61,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Image.Image | Bands:
-        """The whole image.
+        """Return the whole image.
 
         Raises:
           BadImage: its file cannot be read or decoded.
@@ -69,14 +69,14 @@ class Source(Protocol):
         ...
 
     def label(self, index: int) -> int:
-        """The class, or -1 where there is none."""
+        """Return the class, or -1 where there is none."""
         ...
 
 
 # ------------------------------------------------------------------ what a config names
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """What the section `data` says besides the source.
+    """Settings of the section `data` that all sources may read.
 
     Attributes:
       path: `data.path`; None = not given.

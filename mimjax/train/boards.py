@@ -1,4 +1,4 @@
-"""Where curves are watched from outside: TensorBoard events, Weights & Biases, a user's own board.
+"""Boards, on which curves are watched: TensorBoard, Weights & Biases, a user's own.
 
 `boards` holds a section for each, by name. A user's own is a dataclass that derives from `Board`:
 
@@ -8,7 +8,7 @@
 
         def write(self, step, values): ...
 
-Nothing here decides anything: a run without boards is the same run. wandb is imported in the modes
+A run without boards is the same run. wandb is imported in the modes
 "offline" (files in the workdir, sent by `wandb sync` when somebody wants to) and "online" alone.
 """
 
@@ -34,7 +34,7 @@ ID_FILE = "wandb_id.txt"  # a restart continues the same run there too
 
 @dataclasses.dataclass
 class Board:
-    """Base class: gets the numbers of every line of metrics.jsonl, and the pictures.
+    """Base class of boards, which get the numbers of each line of metrics.jsonl and the pictures.
 
     The fields of a subclass are its settings; what it opens it keeps in other attributes. Its
     methods are called in one process only, the one that writes.
@@ -81,10 +81,10 @@ class Board:
 
 @dataclasses.dataclass
 class TensorBoard(Board):
-    """Event files in the workdir, where that is local; it has no settings.
+    """Event files in the workdir, where that is local; there are no settings.
 
-    Each begins with a mark that takes back the points from its first step on: those that a run has
-    made before it was killed, and makes again.
+    Each file begins with a mark that takes back the points from its first step on: those that a
+    run has made before it was killed, and makes again.
     """
 
     def wanted(self, workdir: Workdir) -> bool:
@@ -119,9 +119,10 @@ class TensorBoard(Board):
 
 
 def summary_writer() -> Any:
-    """The class of tensorboardX, imported where it writes (it imports protobuf), and without torch.
+    """Return the writer of tensorboardX, which imports protobuf, without an import of torch.
 
-    It imports torch where that is installed, to recognize its tensors: seconds at every start.
+    tensorboardX imports torch where that is installed, to recognize its tensors: seconds at every
+    start.
     """
     hidden = "torch" not in sys.modules
     if hidden:

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from mimjax import plugs
+from mimjax import plugs, sharding
 from mimjax.errors import ConfigError
 from mimjax.schedules import MAECosine
 from mimjax.schema import build, section
@@ -163,6 +163,21 @@ def test_decay_and_scale_follow_the_rule_whatever_it_is():
     plain = run(optimizers.OptimizerConfig(rule=rule, weight_decay=0.0), 1)["a"]["kernel"]
     decayed = run(optimizers.OptimizerConfig(rule=rule, weight_decay=0.5), 1)["a"]["kernel"]
     np.testing.assert_allclose(plain - decayed, 0.1 * 0.5, rtol=1e-5)
+
+
+def test_slots_are_sharded_as_their_parameters():
+    """Also those of a chain in the chain, with a mask in it."""
+    c = helpers.small("mae", **{"optimizer.rule": optimizers.LARS()})
+    mesh = sharding.make_mesh(1, 2, devices=jax.devices()[:2])
+    _, program = helpers.make(c, mesh, small_tensors=0)
+    leaves = lambda tree: jax.tree_util.tree_leaves_with_path(tree)
+    state = program.abstract_state
+    params = {jax.tree_util.keystr(k): x.sharding.spec for k, x in leaves(state.params)}
+    slots = {jax.tree_util.keystr(k): x.sharding.spec for k, x in leaves(state.opt_state)}
+    assert any("fsdp" in spec for spec in params.values())
+    for name, spec in params.items():
+        (slot,) = [k for k in slots if k.endswith(f".trace{name}")]
+        assert slots[slot] == spec, name
 
 
 USERS = """
