@@ -9,7 +9,7 @@ gathers a cell with its surroundings. Source: arXiv:2205.03892 and its official 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -190,8 +190,14 @@ class ConvViT(Network):
     channels: int = 3
 
     DERIVED = ("channels",)
-    use_mask_token: ClassVar[bool] = False
-    num_prefix: ClassVar[int] = 0
+
+    @property
+    def use_mask_token(self) -> bool:
+        return False
+
+    @property
+    def num_prefix(self) -> int:
+        return 0
 
     @property
     def patch(self) -> int:
@@ -274,7 +280,7 @@ class ConvViT(Network):
         return jnp.asarray(sincos_table(grid, self.width, self.positions))
 
     def stages(self, images, grid: tuple[int, int], ids, train: bool):
-        """Return tokens of `ids` out of patch_embed3, [b v d], and the stages' shares of the sum."""
+        """Return tokens of `ids` out of patch_embed3, [b v d], and what each stage adds to them."""
         side, at = self.patch, ids if self.skip_masked else None  # None = at all patches
         chosen = lambda x: x if ids is None or at is not None else gather(x, ids)
         x = patchify(images, side).astype(self.dtype)
