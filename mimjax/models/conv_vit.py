@@ -9,7 +9,7 @@ cell together with its surroundings. Source: arXiv:2205.03892, section 3.1, and 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -193,8 +193,14 @@ class ConvViT(Network):
     channels: int = 3
 
     DERIVED = ("channels",)
-    use_mask_token: ClassVar[bool] = False
-    num_prefix: ClassVar[int] = 0
+
+    @property
+    def use_mask_token(self) -> bool:
+        return False
+
+    @property
+    def num_prefix(self) -> int:
+        return 0
 
     @property
     def patch(self) -> int:

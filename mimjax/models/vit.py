@@ -119,9 +119,15 @@ class ViT(Network):
     channels: int = 3
 
     DERIVED = ("channels",)
-    num_prefix: ClassVar[int] = 1
     stage_mlp_ratios: ClassVar[tuple[float, ...]] = ()  # it has no convolutional stages
-    notes: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def num_prefix(self) -> int:
+        return 1
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def grid(self) -> tuple[int, int]:
