@@ -27,7 +27,7 @@ from mimjax.rules import paths
 from mimjax.schema import Config
 from mimjax.storage import config_version
 from mimjax.targets.clip import CLIP_MEAN, CLIP_STD
-from mimjax.task import Encoder, Features
+from mimjax.task import Encoder, Features, Pretraining, View
 from mimjax.torch_io.read import detect, load, sizes
 
 PyTree = Any
@@ -56,6 +56,23 @@ def candidates(features: Features) -> dict[str, jax.Array]:
         for pool in pools
         for name, layer in layers.items()
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderAlone(Pretraining):
+    """A task that holds an encoder and learns nothing, for readers of a run's images.
+
+    Attributes:
+      encoder: the network; mean, std: of its images.
+    """
+
+    encoder: Encoder | CLIPVision = ViT()  # pyright: ignore[reportIncompatibleVariableOverride]
+    mean: tuple[float, ...] = patches.IMAGENET_MEAN
+    std: tuple[float, ...] = patches.IMAGENET_STD
+
+    @property
+    def views(self) -> dict[str, View]:
+        return {"image": View(self.encoder.image_size, channels=len(self.mean))}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,13 +63,11 @@ def main() -> None:
 
 def images_of(opened: opening.Opened) -> tuple[Any, list[str], Any]:
     """Return the images as a bench, what is to be said of them, and the encoder's parameters."""
-    import types
-
     import jax
 
+    from mimjax.inference.encoders import EncoderAlone
     from mimjax.inference.samples import Bench
     from mimjax.sharding import make_mesh
-    from mimjax.task import View
 
     f, model = flags.FLAGS, opened.model
     if opened.run is not None:
@@ -77,10 +75,7 @@ def images_of(opened: opening.Opened) -> tuple[Any, list[str], Any]:
         return bench, notes, model.params["encoder"]
     mean, std = model.statistics
     part, notes = opening.readable(opened, f.images, f.count)
-    view = View(model.image_size, channels=len(mean))
-    task: Any = types.SimpleNamespace(
-        encoder=model.module, mean=mean, std=std, views={"image": view}
-    )
+    task = EncoderAlone(encoder=model.module, mean=mean, std=std)
     mesh, augment = make_mesh(devices=jax.devices()[:1]), model.reader.augment
     return Bench(task, mesh, part, part, augment=augment), notes, model.params["encoder"]
 
