@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import dataclasses
 import json
 import os
 import pathlib
@@ -62,7 +63,8 @@ def small(name, **overrides):
         for parent in parents:
             node = node[parent]
         assert last in node, key
-        node[last] = value
+        # an instance of a plug stands for its section
+        node[last] = schema.section(value) if dataclasses.is_dataclass(value) else value
     return c
 
 
@@ -208,5 +210,7 @@ def flags(c):
     name = c.task.rsplit(":", 1)[0].rsplit(".", 1)[1]
     base = flatten(CONFIGS[name].get_config("demo").to_dict())
     new = flatten(c.to_dict())
-    changed = [f"--config.{k}={v}" for k, v in new.items() if base.get(k, ...) != v]
-    return [f"--config=configs/{name}.py:demo", *changed]
+    changed = {k: v for k, v in new.items() if base.get(k, ...) != v}
+    # another class of a plug is given by the plug's own name
+    words = [f"--config.{k.removesuffix('.type')}={v}" for k, v in changed.items()]
+    return [f"--config=configs/{name}.py:demo", *words]

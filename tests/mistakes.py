@@ -135,7 +135,7 @@ VALUES = {
     "unknown dtype": main("dtype", "--config.dtype=float8", slow=True),
     "unknown answer to NaN": main("on_nonfinite: 'skip'", "--config.on_nonfinite=skip", slow=True),
     "no retry": main("on_nonfinite_retries: 0", "--config.on_nonfinite_retries=0", slow=True),
-    "unknown board": main("wandb: 'on'", "--config.boards.wandb.mode=on", slow=True),
+    "unknown board": main("boards.wandb.mode: 'on'", "--config.boards.wandb.mode=on", slow=True),
 }
 DEVICES = {
     "batch and devices": main(
