@@ -1,9 +1,9 @@
 """What tests share: small configs, a run as a real subprocess, its results."""
 
 import contextlib
+import dataclasses
 import importlib
 import io
-import dataclasses
 import json
 import os
 import pathlib

@@ -33,7 +33,7 @@ def run(tmp_path_factory):
     c = helpers.CONFIGS["bootmae"].get_config("demo")
     _, trained = helpers.make(c)
     workdir = Workdir(str(folder / "runs/bootmae_digits_0"))
-    workdir.write_text("config.json", settings.to_json(c))
+    workdir.write_text("config.json", settings.config_json(c))
     checkpoints = Checkpoints(workdir)
     state = trained.init()
     for step in STEPS:

@@ -41,7 +41,7 @@ def config(**overrides):
 
 @pytest.fixture
 def poisoned(monkeypatch, black):
-    monkeypatch.setattr(setup, "make_split", lambda c, split, index=None: inside.Blank(black))
+    monkeypatch.setattr(configured, "make_split", lambda c, split, index=None: inside.Blank(black))
 
 
 def rows(workdir):
@@ -66,7 +66,7 @@ def left_out(tmp_path_factory, black):
 
     with pytest.MonkeyPatch.context() as patch:
         inside.quick(patch)
-        patch.setattr(setup, "make_split", lambda c, split, index=None: inside.Blank(black))
+        patch.setattr(configured, "make_split", lambda c, split, index=None: inside.Blank(black))
         workdir = tmp_path_factory.mktemp("left_out")
         return workdir, inside.go(config(), workdir, leave_out)[1]
 
