@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mimjax.data import values
+from mimjax.data import value_range
 from mimjax.data.augment import Augment
 from mimjax.data.bands import Bands
 from mimjax.data.decoding import Decoding, to_bands, to_rgb
@@ -74,13 +74,13 @@ class Reader:
     def _warn(self, images: Any) -> None:
         """Warn of values beyond 8 bits that do not fill the range that is read."""
         sample = []
-        for image in images[: values.SAMPLE]:
+        for image in images[: value_range.SAMPLE]:
             if isinstance(image, str | os.PathLike):
-                sample.append(values.values_of(os.path.expanduser(os.fspath(image)), self.how))
+                sample.append(value_range.values_of(os.path.expanduser(os.fspath(image)), self.how))
             else:
                 pillow = isinstance(image, Image.Image)
-                sample.append(values.values_in(image) if pillow else None)
-        if text := values.advice(sample, self.how):
+                sample.append(value_range.values_in(image) if pillow else None)
+        if text := value_range.advice(sample, self.how):
             warnings.warn(text, stacklevel=4)
 
     def open(self, image: Any, number: int) -> Image.Image | Bands:

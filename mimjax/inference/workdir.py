@@ -16,7 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 from mimjax import schema
-from mimjax.data import configured, values
+from mimjax.data import configured, value_range
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles, named
 from mimjax.data.files import Files
@@ -152,7 +152,7 @@ def notes_of(source: Any) -> list[str]:
     """Return remarks on a source's folder and pixel values, also for a subset of it."""
     while isinstance(source, Subset):
         source = source.source
-    text = values.advise(source)
+    text = value_range.advise(source)
     return [*getattr(source, "notes", ()), *[f"WARNING: {text}"] * bool(text)]
 
 

@@ -17,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mimjax.data import values
+from mimjax.data import value_range
 from mimjax.data.augment import Augment
 from mimjax.data.configured import make_data, make_split, sample_images, source_config
 from mimjax.data.index import INDEX_FILE, Index
@@ -272,7 +272,7 @@ def say_files(
     """Says what the folders mean, what is odd, and which files changed since the last start."""
     for note in getattr(source, "notes", ()):
         say(f"data: {note}")
-    if jax.process_index() == 0 and (text := values.advise(source)):
+    if jax.process_index() == 0 and (text := value_range.advise(source)):
         say(f"WARNING: {text}")
     if kept is not None and c.data.trust_index and index.listings.keys() <= kept.listings.keys():
         say(f"data.trust_index: the files are those of {INDEX_FILE}; none was looked at")

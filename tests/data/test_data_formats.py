@@ -19,9 +19,9 @@ from mimjax.data.decoding import FORMATS, BadImage, Decoding, decode
 from mimjax.data.files import Files
 from mimjax.data.folder import read_bytes, read_image
 from mimjax.data.in_memory import Reader
+from mimjax.data.preparation import prepare
+from mimjax.data.statistics import statistics
 from mimjax.errors import ConfigError
-from mimjax.programs.prepare import prepare
-from mimjax.programs.stats import statistics
 from mimjax.task import View
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(256, size=(20, 30, 3), dtype=np.uint8))

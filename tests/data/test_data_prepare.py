@@ -14,7 +14,7 @@ from PIL import Image
 
 from mimjax.data import make_source
 from mimjax.data.decoding import decode
-from mimjax.programs.prepare import output_names, prepare, shrink
+from mimjax.data.preparation import output_names, prepare, shrink
 from mimjax.task import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,9 @@ from PIL import Image
 
 from mimjax.data import make_source
 from mimjax.data.bad_files import BadFiles
+from mimjax.data.statistics import statistics
 from mimjax.errors import ConfigError
-from mimjax.programs.stats import overrides, statistics
+from mimjax.programs.stats import overrides
 
 
 @pytest.fixture(scope="module")

@@ -287,7 +287,7 @@ DELETES = {
     "storage/outputs.py",
     "storage/files.py",
     "storage/checkpoints.py",
-    "programs/prepare.py",
+    "data/preparation.py",
 }
 OPENS = {
     "run/native.py",

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimjax.data import make_source, values
+from mimjax.data import make_source, value_range
 from mimjax.data.decoding import BadImage, Decoding, decode
 from mimjax.data.files import Files
 from mimjax.data.in_memory import Reader
-from mimjax.programs.prepare import prepare
+from mimjax.data.preparation import prepare
 from mimjax.task import View
 
 RAMP = np.linspace(0, 1, 12 * 20).reshape(12, 20)
@@ -45,7 +45,7 @@ def test_the_proposal_shows_what_was_black(tmp_path, bits, kind):
         else:
             Image.fromarray(gray(bits)).save(tmp_path / f"{n}.{kind}")
     source = make_source("folder", "train", path=str(tmp_path), test_fraction=0)
-    text = values.advise(source)
+    text = value_range.advise(source)
     assert text == (
         f"3 of 3 sampled files hold values beyond 8 bits, from 0 to {2**bits - 1}; read as 0 to "
         f"65535, they come out black or nearly so; data.value_range=(0,{2**bits - 1}) fits them"
@@ -53,10 +53,10 @@ def test_the_proposal_shows_what_was_black(tmp_path, bits, kind):
     assert np.asarray(source.image(0)).max() < 64
     options = {"value_range": (0, 2**bits - 1), "test_fraction": 0}
     source = make_source("folder", "train", path=str(tmp_path), **options)
-    assert values.advise(source) == ""
+    assert value_range.advise(source) == ""
     seen = np.asarray(source.image(0)).astype(int)[..., 1]
     assert np.abs(seen - (RAMP * 255).round()).max() <= 1
-    assert "fits them" in values.advise(Files(str(tmp_path)))
+    assert "fits them" in value_range.advise(Files(str(tmp_path)))
 
 
 def test_what_fits_is_not_spoken_of(tmp_path):
@@ -67,12 +67,14 @@ def test_what_fits_is_not_spoken_of(tmp_path):
     Image.fromarray(gray(12)).save(plain / "b.png")  # some of them are dark
     Image.fromarray(RAMP.astype(np.float32)).save(plain / "c.tiff")
     (plain / "broken.png").write_bytes(b"no image")
-    assert values.advise(Files(str(plain))) == ""
-    assert values.advise(make_source("synthetic", "train")) == ""
+    assert value_range.advise(Files(str(plain))) == ""
+    assert value_range.advise(make_source("synthetic", "train")) == ""
 
 
 def test_other_ranges():
-    say = lambda x, *limits: values.advice([np.asarray(x)], Decoding(value_range=limits or None))
+    say = lambda x, *limits: value_range.advice(
+        [np.asarray(x)], Decoding(value_range=limits or None)
+    )
     assert "read as 0 to 1, they come out black or nearly so; data.value_range=(0,0.05)" in say(
         np.float32([[0, 0.05]])
     )
@@ -93,7 +95,7 @@ def test_colors_of_16_bits_keep_them(tmp_path):
         decode(color_png(x[..., :2]), "a.png", how=Decoding(value_range=(0, 1023)))
     decode(color_png(x[..., :2]), "a.png")
     (tmp_path / "a.png").write_bytes(color_png(x[..., :2] * 4))
-    assert "data.value_range=(0,4095)" in values.advise(Files(str(tmp_path)))
+    assert "data.value_range=(0,4095)" in value_range.advise(Files(str(tmp_path)))
 
 
 def test_programs_and_the_interface_say_it(tmp_path, capsys):
