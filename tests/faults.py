@@ -266,7 +266,7 @@ FAULTS = [
     Fault(
         "decay for every parameter", f"{D}/optimizers.py", "rate * f * p", "rate * p", "mae_steps5"
     ),
-    Fault("Adam's eps 1e-6", f"{D}/optimizers.py", "eps=cfg.eps)", "eps=1e-6)", "mae_steps5"),
+    Fault("Adam's eps 1e-6", f"{D}/optimizers.py", "eps=self.eps)", "eps=1e-6)", "mae_steps5"),
     Fault(
         "patch bias starts at zero",
         f"{S}/vit.py",

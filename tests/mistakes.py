@@ -84,7 +84,7 @@ KEYS = {
     "two configs": main("'configs/mae.py:demo' and 'cae'", "--config=cae"),
     "no config": typed("train", "--config: missing", "--config.steps=3", "--workdir={new}"),
     "config that is no Python": main("{unfinished}, line 2: ", config="--config={unfinished}"),
-    "config that writes after lock": main("{locked}:8: ", config="--config={locked}"),
+    "config that writes after lock": main("{locked}, line 8: ", config="--config={locked}"),
     "config without get_config": main(
         "{empty_py}, line 1: the file has no function `get_config`", config="--config={empty_py}"
     ),
@@ -115,7 +115,7 @@ VALUES = {
     ),
     "two means for three channels": main("method.mean", "--config.method.mean=(0.5,0.5)"),
     "warm-up longer than the run": main(
-        "optimizer.warmup", "--config.optimizer.schedule.warmup_steps=99"
+        "optimizer.schedule.warmup", "--config.optimizer.schedule.warmup_steps=99"
     ),
     "negative warm-up": main(
         "optimizer.schedule.warmup_epochs: -1",

@@ -23,9 +23,7 @@ from mimjax.train.step import train_step
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
 METHODS = sorted(helpers.CONFIGS)
 # those that hide patches from their encoder
-MASKED = [
-    m for m in METHODS if hasattr(schema.make_task(helpers.small(m), Clock(4, 8)), "num_masked")
-]
+MASKED = [m for m in METHODS if hasattr(schema.make_task(helpers.small(m), Clock(4, 8)), "masking")]
 slow = lambda name: pytest.param(name, marks=pytest.mark.slow)
 # parameters whose gradient is zero, with the reason
 NO_GRADIENT: dict[str, set[str]] = {}

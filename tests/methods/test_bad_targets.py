@@ -63,7 +63,7 @@ def test_sides_that_the_patch_does_not_divide(method, size, side):
 
 
 @pytest.mark.parametrize(
-    "name", ["mimjax.targets.dalle:Dalle", "mimjax.targets.nothing:DallE", "dalle"]
+    "name", ["mimjax.targets.dalle:Dalle", "mimjax.targets.nothing:DallE", "dale"]
 )
 def test_an_unknown_type_of_target(name):
     task = "mimjax.methods.beit:BEiT"

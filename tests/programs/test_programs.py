@@ -19,12 +19,14 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import mimjax
+from mimjax import stopping
 from mimjax.data.augment import Augment
 from mimjax.data.files import Files
 from mimjax.errors import ConfigError
 from mimjax.evaluators.pictures import Pictures
 from mimjax.inference import workdir as trained
 from mimjax.inference.attention import Attention
+from mimjax.inference.encoders import EncoderAlone
 from mimjax.inference.features import FeatureBank
 from mimjax.inference.samples import Bench, Subset
 from mimjax.models.attention import Block
@@ -313,7 +315,15 @@ class NoPrefix(nn.Module):
 
     heads: int = 2
     dtype: Any = jnp.float32
-    grid = 2, 4
+    image_size, patch, grid, num_patches, num_prefix = (8, 16), 4, (2, 4), 8, 0
+    width, depth, channels, positions, notes = 8, 1, 3, "", ()
+    use_mask_token = fuses = False
+
+    def check(self, key):
+        pass
+
+    def plain(self):
+        return self
 
     @nn.compact
     def __call__(self, images):
@@ -323,10 +333,8 @@ class NoPrefix(nn.Module):
 
 
 def test_encoders_without_cls(images):
-    view = View((8, 16))
-    task = types.SimpleNamespace(
-        encoder=NoPrefix(), mean=(0.5,) * 3, std=(0.2,) * 3, views={"image": view}
-    )
+    encoder: Any = NoPrefix()
+    task = EncoderAlone(encoder=encoder, mean=(0.5,) * 3, std=(0.2,) * 3)
     params = task.encoder.init(jax.random.key(0), jnp.zeros((1, 8, 16, 3)))["params"]
     subset = Subset(Files(str(images)), 9)
     bench = Bench(task, make_mesh(devices=jax.devices()[:1]), subset, subset)
@@ -593,9 +601,10 @@ def test_every_method_says_what_it_predicts(name):
 
 
 @pytest.mark.parametrize("program", usage.PROGRAMS)
-def test_help_names_every_flag(program, capsys):
+def test_help_names_every_flag(program, capsys, monkeypatch):
     """The program's own text above, then its flags, in groups that fit a screen."""
     module = helpers.module_of(program)
+    monkeypatch.setattr(stopping, "install", lambda: None)  # the handlers of a program would stay
     cli.run(module, ["--help"])
     shown = capsys.readouterr().out
     assert shown.startswith(module.__doc__.split("\n")[0])
