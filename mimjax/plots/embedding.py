@@ -60,7 +60,7 @@ def gather(rows: list[Any], name: str, of: str, model: Any, count: int) -> Point
     """Return the points of a map from batches of encoded images.
 
     Args:
-      rows: batches as `inference.encoding.encode` yields them.
+      rows: batches as `inference.features.encode` yields them.
       name: of the feature that is read; for patches, one that holds all tokens.
       of: "images" or "patches": what a point is.
       model: gives the encoder's grid and number of prefix tokens.

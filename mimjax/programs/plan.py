@@ -103,7 +103,7 @@ def make(c: Config, devices: list[Any], small: int | None = None):
     from mimjax.train.program import make_program
 
     setup.check_choices(c)
-    if c.dtype == "auto":  # build.py would ask this machine's backend
+    if c.dtype == "auto":  # `schema.compute_dtype` would ask this machine
         c.dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
     mesh = sharding.make_mesh(c.mesh.data, c.mesh.fsdp, devices)
     setup.check_batch(c, mesh.size)

@@ -23,7 +23,7 @@ from mimjax.task import Encoder, Pretraining, Task, pretraining
 from mimjax.torch_io.read import detect
 from mimjax.torch_io.read.load import to_torch
 from mimjax.torch_io.write import files, formats, tensors
-from mimjax.torch_io.write import settings as hub
+from mimjax.torch_io.write import settings as json_settings
 
 PyTree = Any
 
@@ -161,24 +161,24 @@ class Export:
         return out
 
     @property
-    def timm(self) -> tuple[str, hub.Settings]:
+    def timm(self) -> tuple[str, json_settings.Settings]:
         """Name of the timm model that reads the file, and its settings."""
         beit = self.layout.startswith("beit")
-        return hub.timm_model(self.written[0], beit, self.pool, self.channels)
+        return json_settings.timm_model(self.written[0], beit, self.pool, self.channels)
 
-    def settings(self) -> dict[str, hub.Settings]:
+    def settings(self) -> dict[str, json_settings.Settings]:
         """Return the JSON files of a folder, {file name: settings}."""
         encoder, task = self.written[0], pretraining(self.task)
         if self.format == "timm":
-            return {"config.json": hub.timm_config(*self.timm, task.mean, task.std)}
-        config = hub.hf_config(encoder, self.layout, self.channels)
+            return {"config.json": json_settings.timm_config(*self.timm, task.mean, task.std)}
+        config = json_settings.hf_config(encoder, self.layout, self.channels)
         if self.layout == "vitmae_transformers":
             assert isinstance(task, MAE), task
-            config |= hub.hf_mae(task)
+            config |= json_settings.hf_mae(task)
         elif self.layout == "beit_transformers":
             assert isinstance(task, TargetTask), task
-            config |= hub.hf_pretraining_beit(task.pred_dim)
-        processor = hub.hf_processor(encoder, self.layout, task.mean, task.std)
+            config |= json_settings.hf_pretraining_beit(task.pred_dim)
+        processor = json_settings.hf_processor(encoder, self.layout, task.mean, task.std)
         return {"config.json": config, "preprocessor_config.json": processor}
 
     def write(self, path: str) -> None:
