@@ -132,14 +132,14 @@ def check_settings(output: epath.Path, settings: dict[str, Any]) -> None:
         raise ConfigError(f"output: {shown(str(output))} is a file; allowed: a folder")
     if file.exists():
         try:
-            found = json.loads(file.read_text())
-            found = {key: found[key] for key in settings}
+            before = json.loads(file.read_text())
+            before = {key: before[key] for key in settings}
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"output: {file} is damaged; allowed: a new folder") from None
         for key, value in settings.items():
-            if found[key] != value:
+            if before[key] != value:
                 raise ConfigError(
-                    f"{key}: {value!r}, but the images in {output} were made with {found[key]!r}; "
+                    f"{key}: {value!r}, but the images in {output} were made with {before[key]!r}; "
                     "allowed: that, or another output"
                 )
         return

@@ -50,15 +50,15 @@ def statistics(
     indices = np.random.default_rng(0).permutation(len(source))[:count].tolist()
     total, done, bad = np.zeros(()), 0, 0
     with futures.ThreadPoolExecutor(THREADS) as pool:
-        for found in progress.track(_each(pool, source, indices), "statistics", len(indices)):
-            if not isinstance(found, BadImage):
-                total, done = total + found, done + 1
+        for result in progress.track(_each(pool, source, indices), "statistics", len(indices)):
+            if not isinstance(result, BadImage):
+                total, done = total + result, done + 1
                 continue
             if not bad_files.skip:
-                raise found
+                raise result
             bad += 1
-            bad_files.add([[found.path, found.reason]])
-            bad_files.judge(bad, done + bad, len(indices), [found.path, found.reason])
+            bad_files.add([[result.path, result.reason]])
+            bad_files.judge(bad, done + bad, len(indices), [result.path, result.reason])
     if not done:
         raise ConfigError("--images: no file could be read; allowed: at least one")
     mean, square = total / done

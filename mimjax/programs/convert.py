@@ -61,9 +61,9 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
     if taken.is_local:
         outputs.check(workdir_path, flag="--workdir")
     tensors, average = published.open_file(path, layout, "--model")
-    found = published.fit(c, tensors, average, choice)
-    state = make_state(found)
-    text = settings.config_json(found.config)
+    imported = published.fit(c, tensors, average, choice)
+    state = make_state(imported)
+    text = settings.config_json(imported.config)
     meta: dict[str, Any] = {"config": json.loads(text), "versions": versions(), "teacher": {}}
     meta["weights"] = {"path": path, "sha256": weights.checksum(path, {}), "layout": tensors.layout}
     place = outputs.staged(workdir_path, flag="--workdir", listed=False)
@@ -75,10 +75,10 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
         finally:
             checkpoints.close()  # waits for threads that write
         workdir.write_text("config.json", text)  # last: it makes a run
-    return found.report
+    return imported.report
 
 
-def make_state(found: Any) -> Any:
+def make_state(imported: Any) -> Any:
     """Return the state at step 0 with the file's weights, others initialized from the seed."""
     import jax
     import jax.numpy as jnp
@@ -88,14 +88,14 @@ def make_state(found: Any) -> Any:
     from mimjax.run import setup
     from mimjax.task import Clock, TrainState
 
-    c, task = found.config, found.task
+    c, task = imported.config, imported.task
     clock = Clock(1, c.steps or 1)
     params, model_state = jax.jit(task.init)(step_key(c.seed, "init", 0))
-    params = published.complete(found.params, params)
+    params = published.complete(imported.params, params)
     tx, _ = setup.make_tx(c, params, clock)
     ema = task.init_ema(params)
-    if found.average:
-        ema = ema | published.complete(found.average, {"encoder": ema["encoder"]})
+    if imported.average:
+        ema = ema | published.complete(imported.average, {"encoder": ema["encoder"]})
     asarray = lambda tree: jax.tree.map(jnp.asarray, tree)
     params, ema = asarray(params), asarray(ema)
     return TrainState(jnp.zeros((), jnp.int32), params, model_state, ema, tx.init(params))

@@ -49,16 +49,18 @@ def main() -> None:
         small = f.of == "patches" or min(count, len(subset)) <= embedding.MOST_THUMBNAILS
     rows = [r if small else r._replace(images=r.images[:0]) for r in batches]  # dots need none
     skipped = features.say_bad(source)
-    found = embedding.gather(rows, f"{pool}_{name}", f.of, opened.model, 0 if colors else count)
-    what = f"{found.about} by {embedding.words(pool, name)} ({opened.title})."
+    points_of_map = embedding.gather(
+        rows, f"{pool}_{name}", f.of, opened.model, 0 if colors else count
+    )
+    what = f"{points_of_map.about} by {embedding.words(pool, name)} ({opened.title})."
     if colors:
-        sheet = embedding.color_sheet(found, opened.model.grid, what[0].upper() + what[1:])
+        sheet = embedding.color_sheet(points_of_map, opened.model.grid, what[0].upper() + what[1:])
     else:
-        places = embedding.place(found.vectors, f.method)
+        places = embedding.place(points_of_map.vectors, f.method)
         names = features.label_names(subset)
         caption = f"{embedding.WORDS[f.method]} of {what}"
-        sheet = embedding.draw(found, places, caption, subset.label_name, names, small)
-    print("\n".join([f"{opened.title}: {found.about}", *skipped]))
+        sheet = embedding.draw(points_of_map, places, caption, subset.label_name, names, small)
+    print("\n".join([f"{opened.title}: {points_of_map.about}", *skipped]))
     print(f"picture: {workdir.save(opened, picture_name(), f.output, reconstructions.png(sheet))}")
 
 

@@ -79,12 +79,14 @@ def find_devices(topology: str) -> tuple[list[Any], float | None]:
     # A v4 chip has two cores that train as one.
     options = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, **options
+        )
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
             f"topology: {topology}: {first_line(error)}; allowed: for example {EXAMPLES}"
         ) from None
-    return list(found.devices), HBM[kind] * GIB
+    return list(description.devices), HBM[kind] * GIB
 
 
 def first_line(error: BaseException) -> str:
@@ -158,10 +160,10 @@ def memory(compiled, hbm: float | None) -> dict[str, float]:
     return out | ({"hbm": hbm} if hbm else {})
 
 
-def table(found: list[hlo.Collective]) -> list[dict[str, Any]]:
+def table(collectives: list[hlo.Collective]) -> list[dict[str, Any]]:
     """One row per kind of collective, the largest in bytes first."""
     kinds = defaultdict(list)
-    for c in found:
+    for c in collectives:
         kinds[c.kind].append(c)
     rows = []
     for kind, group in kinds.items():
@@ -206,7 +208,9 @@ def size(tree: Any) -> int:
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
-def activations(program, batch_size: int, accum: int, found: list[hlo.Collective]) -> list[str]:
+def activations(
+    program, batch_size: int, accum: int, collectives: list[hlo.Collective]
+) -> list[str]:
     """Collectives that carry an array with one row per image, which no parallelism here needs.
 
     A parameter may happen to have as many rows as the batch: its shape, whole or sharded and in
@@ -219,22 +223,22 @@ def activations(program, batch_size: int, accum: int, found: list[hlo.Collective
     rows = {b // devices for b in batches for devices in (1, program.mesh.size)}
     return [
         f"{c.kind} {s} from {c.source or c.name}"
-        for c in found
+        for c in collectives
         for s in (*c.operands, *c.results)
         if s.dims and s.dims[0] in rows and tuple(sorted(s.dims)) not in known
     ]
 
 
-def judge(program, c: Config, found: list[hlo.Collective], mem: dict) -> list[Verdict]:
+def judge(program, c: Config, collectives: list[hlo.Collective], mem: dict) -> list[Verdict]:
     """What the program must satisfy to scale."""
-    of = lambda *kinds: [x for x in found if x.kind in kinds]
+    of = lambda *kinds: [x for x in collectives if x.kind in kinds]
     moved = lambda *kinds: sum(x.bytes for x in of(*kinds))
     sums = of("all-reduce", "reduce-scatter")
     reduced = sum(x.times * math.prod(s.dims) for x in sums for s in x.shapes)
     need, gathered = theory(program, 2 if c.dtype == "bfloat16" else 4), moved("all-gather")
     shuffled, permuted = moved("all-to-all", "ragged-all-to-all"), moved("collective-permute")
-    many = activations(program, c.batch_size, c.accum, found)
-    unknown = [x.name for x in found if not x.times]
+    many = activations(program, c.batch_size, c.accum, collectives)
+    unknown = [x.name for x in collectives if not x.times]
     verdicts = [
         Verdict(
             "gradients",
@@ -280,7 +284,7 @@ def analyze(c: Config, topology: str) -> tuple[dict[str, Any], str]:
     program = make(c, devices)
     compiled, seconds = compile_program(program, hbm)
     text = compiled.as_text()
-    found, mem = hlo.collectives(text), memory(compiled, hbm)
+    collectives, mem = hlo.collectives(text), memory(compiled, hbm)
     cost = (compiled.cost_analysis() or {}).get("flops", math.nan)
     mesh, state = program.mesh, program.abstract_state
     report = {
@@ -304,9 +308,9 @@ def analyze(c: Config, topology: str) -> tuple[dict[str, Any], str]:
             "products_per_image": step_flops(program.task),
         },
         "compile_seconds": seconds,
-        "collectives": table(found),
+        "collectives": table(collectives),
         "theory": theory(program, 2 if c.dtype == "bfloat16" else 4),
-        "verdicts": [dataclasses.asdict(v) for v in judge(program, c, found, mem)],
+        "verdicts": [dataclasses.asdict(v) for v in judge(program, c, collectives, mem)],
         "versions": {"jax": jax.__version__, **tpu_version(devices)},
     }
     return report, text

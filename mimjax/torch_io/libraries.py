@@ -91,17 +91,17 @@ def read_transformers(export: Export, path: str, images: np.ndarray, noise: np.n
     x = channels_first(images)
     with torch.no_grad():
         if layout == "vitmae_transformers":
-            found = model.eval()(x, noise=torch.from_numpy(noise))
-            rows = found.mask.bool()
-            logits = found.logits[rows].view(len(x), -1, found.logits.shape[-1])
-            out = {"prediction": logits, "loss": found.loss[None]}
+            output = model.eval()(x, noise=torch.from_numpy(noise))
+            rows = output.mask.bool()
+            logits = output.logits[rows].view(len(x), -1, output.logits.shape[-1])
+            out = {"prediction": logits, "loss": output.loss[None]}
         elif layout == "beit_transformers":
             out = {"logits": model.eval()(x).logits}
         else:
-            found = model.eval()(x)
+            output = model.eval()(x)
             pooled = layout.endswith("_pooled")
-            out = {"raw" if pooled else "tokens": found.last_hidden_state}
-            out |= {"pooled": found.pooler_output} if pooled else {}
+            out = {"raw" if pooled else "tokens": output.last_hidden_state}
+            out |= {"pooled": output.pooler_output} if pooled else {}
     return f"transformers {transformers.__version__}", numbers(out)
 
 
