@@ -141,7 +141,10 @@ def swap(c: Any, override: Override, base: type, optional: bool = False) -> None
     parent, last = parent_of(c, override.key, new=True)
     section = None
     if not (optional and override.text in NONE):
-        cls = schema.find_plug(base, override.text or "", f"config.{override.key}")
+        try:
+            cls = schema.find_plug(base, override.text or "", f"config.{override.key}")
+        except ConfigError as error:
+            raise ConfigError(f"{error}{', or None' if optional else ''}") from None
         section = schema.section(cls)
     with parent.unlocked():
         if last in parent:

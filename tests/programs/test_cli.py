@@ -133,6 +133,11 @@ def test_a_comma_that_is_quoted(monkeypatch):
         config_file.get_config('path="a,b')
 
 
+def test_a_part_that_may_be_left_out_says_so():
+    with pytest.raises(ConfigError, match=r"config.eval.probes: 'False'; allowed: .*, or None$"):
+        helpers.config_of("--config=mae:demo", "--config.eval.probes=False")
+
+
 def test_two_configs_are_refused():
     with pytest.raises(ConfigError, match="--config: 'mae' and 'cae'; allowed: one of them"):
         helpers.config_of("--config=mae", "--config=cae")
