@@ -52,7 +52,8 @@ def find(name: str) -> str:
     known = shipped()
     short = name.removeprefix("./").removeprefix("configs/").removesuffix(".py")
     if short not in known:
-        problem = "is no Python file" if os.path.isfile(path) else "not found"
+        problem = "is a folder" if os.path.isdir(path) else "not found"
+        problem = "is no Python file" if os.path.isfile(path) else problem
         raise ConfigError(f"config {name!r}: {problem}; allowed: FILE.py, {', '.join(known)}")
     return known[short]
 
