@@ -79,14 +79,12 @@ def find_devices(topology: str) -> tuple[list[Any], float | None]:
     # A v4 chip has two cores that train as one.
     options = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:
-        description = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, **options
-        )
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
             f"topology: {topology}: {first_line(error)}; allowed: for example {EXAMPLES}"
         ) from None
-    return list(description.devices), HBM[kind] * GIB
+    return list(slice_.devices), HBM[kind] * GIB
 
 
 def first_line(error: BaseException) -> str:
