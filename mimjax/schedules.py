@@ -129,6 +129,9 @@ class Warmup:
         """The length of the warm-up as the settings have it, "40 epochs"."""
         return f"{getattr(self, self.warmup_key):g} {self.warmup_key.removeprefix('warmup_')}"
 
+    def words(self) -> str:
+        return f"warm-up {self.warmup_words}, down to {getattr(self, 'min_lr', 0.0):g}"
+
     def check(self, clock: Clock, where: str) -> None:
         warmup, key = self.warmup(clock), self.warmup_key
         if warmup > clock.total_steps:
@@ -207,9 +210,6 @@ class MAECosine(Warmup, Schedule):
         falling = cosine(peak, self.min_lr, clock.total_steps - step, rest)
         return jnp.where(step < warmup, peak * step / max(warmup, 1), falling)
 
-    def words(self) -> str:
-        return f"warm-up {self.warmup_words}, down to {self.min_lr:g}"
-
 
 @dataclasses.dataclass(frozen=True)
 class BEiTCosine(Warmup, Schedule):
@@ -231,9 +231,6 @@ class BEiTCosine(Warmup, Schedule):
         rest = clock.total_steps - warmup
         falling = cosine(peak, self.min_lr, clock.total_steps - step, rest)
         return jnp.where(step < warmup, peak * step / max(warmup - 1, 1), falling)
-
-    def words(self) -> str:
-        return f"warm-up {self.warmup_words}, down to {self.min_lr:g}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 `section` writes the settings of a dataclass as a ConfigDict, so that each can be overridden by
 name. `build` reads a section back and names the key of each value that the field's annotation does
-not allow (`values`). A field whose class is PLUGGABLE may hold any subclass, a field of type
-dict[str, Base] any number of them by name, and a network may be replaced by one of another class;
+not allow (`values`). A field whose class is PLUGGABLE may hold any subclass, a class with EXTRA any
+number of plugs under names of the user's, and a network may be replaced by one of another class;
 such a section names its class in `type` (`plugs`). `make_task` turns a whole config into a task;
 flags and files play no part here.
 """
@@ -11,7 +11,6 @@ flags and files play no part here.
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,8 +72,6 @@ def section(thing: Any, **overrides: Any) -> Config:
             out[name] = leaf(values.fields(cls)[name], None)
         elif dataclasses.is_dataclass(value):
             out[name] = section(value, **override)
-        elif plugs_by_name(values.fields(cls)[name]):
-            out[name] = ConfigDict({k: section(v) for k, v in (value | override).items()})
         else:
             out[name] = leaf(values.fields(cls)[name], overrides.get(name, value))
     return out
@@ -84,12 +81,6 @@ def naming(cls: type) -> dict[str, str]:
     """Return a section's entries about its class: `type`, and `digest` for a user's file."""
     digest = digest_of(cls)
     return {"type": class_path(cls)} | ({"digest": digest} if digest else {})
-
-
-def plugs_by_name(hint: Any) -> type | None:
-    """Return the base class of the plugs that an annotation dict[str, Base] holds, or None."""
-    args = typing.get_args(hint) if typing.get_origin(hint) is dict else ()
-    return args[1] if args and pluggable(args[1]) else None
 
 
 class Setting(FieldReference):
@@ -185,19 +176,9 @@ def build(thing: Any, settings: Config, where: str) -> Any:
             new[name] = build(known[name], value, key)
         elif dataclasses.is_dataclass(part):  # it is left out by default
             new[name] = build(part, value, key)
-        elif base := plugs_by_name(hints[name]):
-            new[name] = _build_by_name(base, value, key)
         else:
             new[name] = values.fit(hints[name], value, key)
     return thing(**new) if isinstance(thing, type) else dataclasses.replace(thing, **new)
-
-
-def _build_by_name(base: type, settings: Config, where: str) -> dict[str, Any]:
-    """Return the plugs of a section that holds a section for each; one that is None is left out."""
-    if not isinstance(settings, ConfigDict | Mapping):
-        raise ConfigError(f"{where}: {settings!r}; allowed: a section for each {base.__name__}")
-    wanted = {name: inner for name, inner in settings.items() if inner is not None}
-    return {name: build(base, inner, f"{where}.{name}") for name, inner in wanted.items()}
 
 
 def annotation(settings: type, c: Config, key: str) -> Any:

@@ -419,8 +419,6 @@ def unsaid(hint):
     if typing.get_origin(inner) is tuple:
         args = [a for a in typing.get_args(inner) if a is not Ellipsis]
         return [x for a in args for x in unsaid(a)]
-    if schema.plugs_by_name(hint):
-        return []
     wanted = {str: Text, int: Range, float: Range}.get(inner)
     return [] if wanted and any(isinstance(m, wanted) for m in marks) else [hint]
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import jax
@@ -175,7 +177,7 @@ def commands(run: Run, reconstructs: bool) -> list[str]:
 
     task = run.program.task
     place = shlex.quote(typed_path(run.workdir.path))
-    program = lambda name, rest: f"mimjax {name} --model={place} {rest}"
+    program = lambda name, rest: f"{typed_program()} {name} --model={place} {rest}"
     out = [program("reconstruct", f"--images={FOLDER}")] if reconstructs else []
     if isinstance(task, Pretraining):
         if num_blocks(run.program.abstract_state.params["encoder"]):
@@ -185,6 +187,15 @@ def commands(run: Run, reconstructs: bool) -> list[str]:
     suffixes = formats.FORMATS[name].suffixes
     suffix = ".safetensors" if ".safetensors" in suffixes else suffixes[0]  # needs no torch
     return [*out, program("export", f"--format={name} --output=exported/encoder{suffix}")]
+
+
+def typed_program() -> str:
+    """Return how `mimjax` is called here: by the interpreter's path if it is not on PATH."""
+    if shutil.which("mimjax"):
+        return "mimjax"
+    # the path as it was typed: a link's target would be another environment
+    short = os.path.relpath(sys.executable)
+    return f"{shlex.quote(sys.executable if short.startswith('..') else short)} -m mimjax"
 
 
 def typed_path(path: os.PathLike) -> str:

@@ -38,7 +38,7 @@ from mimjax.targets.encoder import EncoderFeatures
 from mimjax.targets.pixels import Pixels
 from mimjax.targets.vqgan import VQGAN
 from mimjax.targets.vqkd import VQKD
-from mimjax.train.boards import Board, shipped_boards
+from mimjax.train.boards import Board, TensorBoard, WandB
 from mimjax.train.optimizers import OptimizerConfig
 from mimjax.values import Count, Number, Positive, Range, Rate, Text, Whole
 
@@ -140,6 +140,31 @@ class Eval:
 
 
 @dataclasses.dataclass(frozen=True)
+class Boards:
+    """Where curves and pictures are shown besides the workdir's own files; None = not there.
+
+    A section of any other name holds a board of the user's own; `mimjax/train/boards.py` describes
+    how one is written.
+
+    Attributes:
+      extra: the boards of sections of other names, by name.
+    """
+
+    EXTRA: ClassVar[type] = Board  # what a section of another name may hold
+    DERIVED: ClassVar[tuple[str, ...]] = ("extra",)
+
+    tensorboard: Board | None = dataclasses.field(default_factory=TensorBoard)
+    wandb: Board | None = dataclasses.field(default_factory=WandB)
+    extra: dict[str, Board] = dataclasses.field(default_factory=dict)
+
+    @property
+    def by_name(self) -> dict[str, Board]:
+        """The boards that are there, by section name."""
+        shipped = {"tensorboard": self.tensorboard, "wandb": self.wandb}
+        return {name: b for name, b in (shipped | self.extra).items() if b is not None}
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """The top level of a config: everything but the task's own settings.
 
@@ -159,7 +184,7 @@ class Settings:
       keep_every: steps; a checkpoint whose step it divides is kept for good.
       on_nonfinite: "rollback" = return to the last good checkpoint and leave the batch out.
       on_nonfinite_retries: rollbacks in the whole run.
-      boards: where curves and pictures are shown besides the workdir's own files, by name.
+      boards: where curves and pictures are shown besides the workdir's own files.
     """
 
     task: Annotated[str, Text("module:Class of a task")] = ""
@@ -185,7 +210,7 @@ class Settings:
     keep_every: Count | None = None
     on_nonfinite: Literal["stop", "rollback"] = "stop"
     on_nonfinite_retries: Count = 3
-    boards: dict[str, Board] = dataclasses.field(default_factory=shipped_boards)
+    boards: Boards = Boards()
     eval: Eval = Eval()
 
 

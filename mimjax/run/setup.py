@@ -1,6 +1,8 @@
-"""The one border where a configuration becomes objects.
+"""Make a run from a config and a workdir: the one border where settings become objects.
 
-Reads ConfigDicts, files of frozen networks and workdirs; hands plain dataclasses to the rest.
+`make_run` checks every setting before it writes anything. It reads the config, frozen networks and
+the workdir's checkpoints, and gives the loop plain objects (`train.run.Run`). Where a run starts is
+decided in `run.restore`, what may have changed in `run.changes`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from mimjax.evaluators import make_evaluators
 from mimjax.inference import weights
 from mimjax.inference.samples import Bench, Subset
 from mimjax.run import agreement, changes, messages, report, restore
-from mimjax.run.sections import Eval, Settings
+from mimjax.run.sections import Boards, Eval, Settings
 from mimjax.schema import Config, build, make_task
 from mimjax.sharding import make_mesh
 from mimjax.storage import settings
@@ -44,7 +46,7 @@ from mimjax.train.run import Evaluation, Length, Run
 
 
 def make_index(c: Config, workdir: str) -> tuple[Index, Index | None]:
-    """An index for this start, and the one of the workdir's last start.
+    """Return an index for this start, and that of the workdir's last start or None.
 
     Raises:
       ConfigError: a list is to be trusted for a source that has none.
@@ -63,7 +65,7 @@ def make_index(c: Config, workdir: str) -> tuple[Index, Index | None]:
 
 
 def make_clock(c: Config, steps_per_epoch: int) -> Clock:
-    """The run's length from `steps`, or else from `epochs`."""
+    """Return the run's length from `steps`, or else from `epochs`."""
     total = c.steps or round(c.epochs * steps_per_epoch)
     if total < 1:
         raise ConfigError(f"epochs: {c.epochs} gives {total} steps; allowed: at least one step")
@@ -71,7 +73,7 @@ def make_clock(c: Config, steps_per_epoch: int) -> Clock:
 
 
 def check_batch(c: Config, devices: int) -> None:
-    """The batch divides over devices and accumulation steps."""
+    """Check that devices and accumulation steps divide the batch."""
     if c.batch_size % (devices * c.accum):
         raise ConfigError(
             f"batch_size: {c.batch_size} is not divisible by devices {devices} x accum {c.accum}; "
@@ -80,14 +82,14 @@ def check_batch(c: Config, devices: int) -> None:
 
 
 def make_tx(c: Config, params: Any, clock: Clock):
-    """The optimizer and its learning-rate schedule."""
+    """Return the optimizer, and the learning rate by step."""
     cfg = build(optimizers.OptimizerConfig, c.optimizer, "optimizer")
     lr = optimizers.learning_rate(cfg, clock, c.batch_size)
     return optimizers.make_optimizer(cfg, params, lr, optimizers.weight_decay(cfg, clock)), lr
 
 
 def make_length(c: Config, mesh: Mesh, clock: Clock) -> tuple[Program, optimizers.ByStep]:
-    """Program and learning rate of a run of this length."""
+    """Return the program and the learning rate by step of a run of this length."""
     task = make_task(c, clock)
     params = jax.eval_shape(task.init, jax.random.key(0))[0]
     tx, lr = make_tx(c, params, clock)
@@ -98,18 +100,18 @@ def make_length(c: Config, mesh: Mesh, clock: Clock) -> tuple[Program, optimizer
 
 
 def check_choices(c: Config) -> None:
-    """Every setting but the method's own, which `make_task` checks.
+    """Check every setting but the method's own, which `make_task` checks.
 
     Raises:
       ConfigError: a value that its annotation in `mimjax.run.sections` does not allow.
     """
-    found = build(Settings, {k: v for k, v in c.items() if k != "method"}, "")
-    for name, board in found.boards.items():
+    checked = build(Settings, {k: v for k, v in c.items() if k != "method"}, "")
+    for name, board in checked.boards.by_name.items():
         board.check(f"boards.{name}")
 
 
 def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = None) -> Run:
-    """Everything a run needs, from a config and a workdir; prints the start block.
+    """Return a run that can begin; its start block is printed.
 
     Args:
       recipe: the config file's name and its `resolved` settings before any was overridden; the
@@ -157,7 +159,7 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
 def open_run(
     c: Config, run: Run, index: Index, kept: Index | None, recipe: tuple[str, dict] | None
 ) -> Run:
-    """Reads where `run` starts, checks the rest of the settings, and only then writes.
+    """Read where `run` starts, check the rest of the settings, and only then write.
 
     Args:
       run: without state and frozen networks; its workdir is locked.
@@ -198,7 +200,7 @@ def open_run(
     number = jax.process_index()
     name = f"bad_files_{number}.txt" if number else "bad_files.txt"
     run.data.bad_files.open(Workdir(str(workdir.path)), name, say)
-    wanted = build(Settings, {"boards": c.boards}, "").boards.values()
+    wanted = build(Boards, c.boards, "boards").by_name.values()
     log.boards = open_boards(wanted, workdir, c.to_dict(), run.state.step)
     if workdir.writer and index.listings:
         workdir.write_bytes(INDEX_FILE, index.to_bytes())
@@ -216,7 +218,7 @@ def say_length(
     settings_before: dict[str, Any],
     changed: dict[str, tuple[Any, Any]],
 ) -> None:
-    """Says what became of the length and the learning rate of a run that is continued.
+    """Say what became of the length and the learning rate of a run that is continued.
 
     Raises:
       ConfigError: the run is longer already than it is to be.
@@ -241,7 +243,7 @@ def say_length(
 
 
 def options(c: Config) -> dict[str, Any]:
-    """The plain numbers of a `Run`, where 0 says that nothing is clipped."""
+    """Return the plain numbers of a `Run`; a clip_norm of 0 clips nothing."""
     return {
         "workers": c.data.workers,
         "threads": c.data.threads,
@@ -254,12 +256,12 @@ def options(c: Config) -> dict[str, Any]:
 
 
 def resolved(c: Config) -> dict[str, Any]:
-    """The resolved config by dotted name, as config.json has it."""
+    """Return the resolved config by dotted name, with values as config.json has them."""
     return settings.flatten(json.loads(settings.to_json(c)))
 
 
 def write_settings(c: Config, program: Program, workdir: Workdir, source: dict[str, str]) -> None:
-    """config.json, parameters.txt and the teacher's checksum."""
+    """Write config.json, parameters.txt and the teacher's checksum."""
     workdir.write_text("config.json", settings.config_json(c))
     workdir.write_text("parameters.txt", messages.parameter_table(c, program))
     if source:
@@ -269,7 +271,7 @@ def write_settings(c: Config, program: Program, workdir: Workdir, source: dict[s
 def say_files(
     c: Config, source: Source, index: Index, kept: Index | None, say: Callable[[str], None]
 ) -> None:
-    """Says what the folders mean, what is odd, and which files changed since the last start."""
+    """Say what the folders mean, what is odd, and which files changed since the last start."""
     for note in getattr(source, "notes", ()):
         say(f"data: {note}")
     if jax.process_index() == 0 and (text := value_range.advise(source)):

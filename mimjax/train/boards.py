@@ -8,8 +8,8 @@
 
         def write(self, step, values): ...
 
-A run without boards is the same run. wandb is imported in the modes
-"offline" (files in the workdir, sent by `wandb sync` when somebody wants to) and "online" alone.
+A run without boards is the same run. wandb is imported in the modes "offline" (files in the
+workdir, sent by `wandb sync` when somebody wants to) and "online" alone.
 """
 
 from __future__ import annotations
@@ -199,11 +199,6 @@ def import_wandb(mode: str, where: str = "boards.wandb") -> Any:
             f"{where}.mode: {mode!r}, but wandb is not installed; allowed: off, or "
             'pip install "mimjax[wandb]"'
         ) from None
-
-
-def shipped_boards() -> dict[str, Board]:
-    """Return the boards of every config by name."""
-    return {"tensorboard": TensorBoard(), "wandb": WandB()}
 
 
 def open_boards(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -42,6 +43,7 @@ from mimjax.torch_io.read import load
 
 pytestmark = pytest.mark.xdist_group("programs")  # one worker makes the runs they share
 
+SHORT_PYTHON = os.path.relpath(sys.executable, helpers.ROOT)
 SHORT = ["--config.steps=2", "--config.eval.probes=None", "--config.eval.error=None"]
 SHORT += ["--config.eval.pictures.count=3", "--config.batch_size=16", "--config.checkpoint_every=1"]
 SHORT += ["--config.optimizer.schedule.warmup_steps=0", "--config.seed=5"]
@@ -575,18 +577,30 @@ def test_the_end_of_a_run_has_one_form(runs):
         task = trained.open_run(str(workdir)).program.task
         assert what.startswith(task.story + "\n\nPicture: "), name
         assert picture.split("\n")[0].endswith("pictures/reconstruction_0000002.png")
-        commands = [line for line in next_.splitlines() if line.startswith("  mimjax ")]
+        commands = [line for line in next_.splitlines() if "mimjax " in line]
         programs = []
         for command in commands:
-            _, program, *words = shlex.split(command)
+            called, _, rest = command.partition("mimjax ")
+            assert called.strip() in ("", f"{sys.executable} -m", f"{SHORT_PYTHON} -m"), command
+            program, *words = shlex.split(rest)
             helpers.program(program, *words, parse_only=True)
             assert f"--model={workdir}" in words
             programs.append(program)
         assert programs == ["reconstruct", "attention", "features", "export"]
 
 
+def test_commands_can_be_typed_where_mimjax_is_not_on_the_path(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(sys, "executable", f"{helpers.ROOT}/.venv/bin/python")
+    monkeypatch.chdir(helpers.ROOT)
+    assert messages.typed_program() == ".venv/bin/python -m mimjax"
+    monkeypatch.setattr(sys, "executable", "/other place/bin/python")
+    assert messages.typed_program() == "'/other place/bin/python' -m mimjax"
+
+
 @pytest.mark.parametrize("name", helpers.CONFIGS)
-def test_every_method_says_what_it_predicts(name):
+def test_every_method_says_what_it_predicts(name, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: f"/env/bin/{name}")
     task, compiled = helpers.make(helpers.small(name))
     assert task.story[0].islower()
     assert task.story.endswith(".")

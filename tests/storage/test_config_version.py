@@ -10,7 +10,7 @@ from mimjax import schema
 from mimjax.data.configured import source_config
 from mimjax.data.sources import Digits, Folder, Photos, Synthetic, Tfds
 from mimjax.run import changes
-from mimjax.run.sections import Settings
+from mimjax.run.sections import Boards
 from mimjax.schedules import BEiTCosine, Constant, MAECosine
 from mimjax.storage import config_version, settings
 from mimjax.storage.files import Workdir
@@ -86,5 +86,5 @@ def test_options_that_all_sources_have_go_where_these_stand():
 def test_boards_keep_what_wandb_was_told():
     found = upgraded(wandb="offline", wandb_project="faces")
     assert not {"wandb", "wandb_project"} & found.keys()
-    boards = schema.build(Settings, {"boards": found["boards"]}, "").boards
+    boards = schema.build(Boards, found["boards"], "boards").by_name
     assert boards == {"tensorboard": TensorBoard(), "wandb": WandB("offline", "faces")}

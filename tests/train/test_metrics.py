@@ -15,7 +15,7 @@ from PIL import Image
 
 from mimjax import plugs, schema
 from mimjax.errors import ConfigError
-from mimjax.run.sections import Settings
+from mimjax.run.sections import Boards
 from mimjax.storage.files import Workdir
 from mimjax.train import boards, loop, metrics
 
@@ -131,7 +131,7 @@ def test_wandb_gets_every_number_and_a_restart_continues(wandb, tmp_path, mode):
 
 
 def test_wandb_is_not_touched_unless_asked_for(wandb, tmp_path):
-    shipped = boards.shipped_boards()
+    shipped = Boards().by_name
     for board in shipped.values():
         board.check("boards")
     (board,) = boards.open_boards(shipped.values(), Workdir(str(tmp_path)), {})
@@ -152,7 +152,7 @@ def test_wandb_wanted_and_missing_is_one_clear_line(monkeypatch):
     with pytest.raises(
         ConfigError, match=r"^boards.wandb.mode: 'yes'; allowed: off, offline, online"
     ):
-        schema.build(Settings, {"boards": wanted}, "")
+        schema.build(Boards, wanted, "boards")
 
 
 USERS = """
@@ -182,7 +182,7 @@ def test_a_board_of_a_user_s_own_file(tmp_path):
     own = plugs.find_plug(boards.Board, f"{tmp_path}/mine.py:Lines", "boards.lines")
     c.boards.lines = schema.section(own, name="mine.txt")
     c.boards.tensorboard = None
-    wanted = schema.build(Settings, {"boards": c.boards}, "").boards
+    wanted = schema.build(Boards, c.boards, "boards").by_name
     assert set(wanted) == {"wandb", "lines"}
     log = metrics.Log(Workdir(str(tmp_path / "run")))
     log.boards = boards.open_boards(wanted.values(), log.workdir, c.to_dict(), np.int32(3))
@@ -193,10 +193,10 @@ def test_a_board_of_a_user_s_own_file(tmp_path):
     assert (tmp_path / "run/mine.txt").read_text() == "5 4 loss\n"
     c.boards.lines.nmae = "x"
     with pytest.raises(ConfigError, match=r"^boards.lines.nmae: unknown; allowed: name"):
-        schema.build(Settings, {"boards": c.boards}, "")
+        schema.build(Boards, c.boards, "boards")
     c.boards.lines.type = "mimjax.train.boards:Nothing"
     with pytest.raises(ConfigError, match=r"^boards.lines.type: .*Nothing"):
-        schema.build(Settings, {"boards": c.boards}, "")
+        schema.build(Boards, c.boards, "boards")
 
 
 def events(folder):
