@@ -1,14 +1,20 @@
-"""Losses on masked patches, as pure functions.
+"""Losses of predicted patches: one class for each kind, computed in float32.
 
-All are computed in float32, for any compute type of the networks. Which loss a method uses, and on
-which target, is decided in `methods/`; normalization of pixel targets stands in `patches`.
+Which loss a method uses, and on which target, its terms decide (`methods/mim.py`); normalization of
+pixel targets stands in `patches`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from typing import ClassVar
+
+import jax
 import jax.numpy as jnp
 from jax import lax, nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+
+from mimjax.values import Positive
 
 LN_EPS = 1e-6  # of all methods here; the defaults of timm and transformers differ
 
@@ -26,74 +32,106 @@ def standardize(
     return (x - mean) * lax.rsqrt(x.var(-1, keepdims=True, ddof=ddof) + eps)
 
 
-def masked_mse(
-    pred: Float[Array, "b m d"],
-    target: Float[Array, "b m d"],
-    weight: Float[Array, "b m"] | None = None,
-    divide_by_weight: bool = False,
-) -> Float[Array, ""]:
-    """Return the squared error, averaged over elements and masked patches.
-
-    Args:
-      pred, target: predictions and targets at the masked patches only.
-      weight: weight of each patch; None = 1.
-      divide_by_weight: divide by the sum of the weights instead of the number of patches. BootMAE's
-        code divides by the number, so its weighted loss is about 1.8 times as large.
-    """
-    error = patch_mse(pred, target)
-    if weight is None:
-        return error.mean()
-    return (error * weight).sum() / (weight.sum() if divide_by_weight else weight.size)
-
-
-def patch_mse(pred: Float[Array, "b m d"], target: Float[Array, "b m d"]) -> Float[Array, "b m"]:
-    """Return the mean squared error of each patch."""
-    return jnp.square(pred.astype(jnp.float32) - target.astype(jnp.float32)).mean(-1)
-
-
-def cross_entropy(
-    logits: Float[Array, "b m k"],
-    codes: Int[Array, "b m"],
-    weight: Float[Array, "b m"] | None = None,
-) -> Float[Array, ""]:
-    """Return the mean over masked patches of -log softmax(logits)[code], in nats.
-
-    Args:
-      logits: scores of the k codes at the masked patches.
-      codes: the targets, 0 to k - 1.
-      weight: weight of each patch, with mean 1 over the global batch; None = 1.
-    """
-    loss = patch_cross_entropy(logits, codes)
-    return (loss if weight is None else loss * weight).mean()
-
-
-def patch_cross_entropy(
-    logits: Float[Array, "b m k"], codes: Int[Array, "b m"]
-) -> Float[Array, "b m"]:
-    """Return the cross-entropy of each patch in nats."""
-    logs = nn.log_softmax(logits.astype(jnp.float32))
-    return -jnp.take_along_axis(logs, codes[..., None], axis=-1)[..., 0]
-
-
-def distance(
-    kind: str, pred: Float[Array, "b m d"], target: Float[Array, "b m d"]
-) -> Float[Array, "b m"]:
-    """Return the distance of each prediction to its target, float32.
-
-    Args:
-      kind: "cosine" = 1 - cos (CAE v2, eq. 2), "mse" or "smooth_l1" (beta 1), the last two averaged
-        over channels (CAE v2, Table 3).
-    """
-    pred, target = pred.astype(jnp.float32), target.astype(jnp.float32)
-    if kind == "cosine":
-        return 1 - (unit(pred) * unit(target)).sum(-1)
-    gap = jnp.abs(pred - target)
-    if kind == "smooth_l1":
-        return jnp.where(gap < 1, 0.5 * jnp.square(gap), gap - 0.5).mean(-1)
-    return jnp.square(gap).mean(-1)
-
-
 def unit(x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
     """Return x / max(|x|, 1e-12) over the last axis, as PyTorch's `normalize`."""
     # The inner maximum keeps the root's gradient finite at zero.
     return x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+
+
+# ------------------------------------------------------------------ the losses of a term
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """Base class: a distance of predictions to a target, one number for each patch.
+
+    Attributes:
+      kind: of the targets that it reads: "vectors" [b k d], "codes" [b k] or "probabilities".
+      words: what it measures, for tables; "" = the name of the class.
+    """
+
+    PLUGGABLE: ClassVar[bool] = True
+    HOME: ClassVar[tuple[str, ...]] = ("mimjax.losses",)
+    kind: ClassVar[str] = "vectors"
+    words: ClassVar[str] = ""
+
+    def __call__(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+        """Return float32 [b k] of predictions [b k d] and a target."""
+        raise NotImplementedError(type(self).__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class MSE(Loss):
+    """The squared error, averaged over the numbers of a vector."""
+
+    words: ClassVar[str] = "mean squared"
+
+    def __call__(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+        return jnp.square(pred.astype(jnp.float32) - target.astype(jnp.float32)).mean(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class L1(Loss):
+    """The absolute error, averaged over the numbers of a vector."""
+
+    words: ClassVar[str] = "mean absolute"
+
+    def __call__(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+        return jnp.abs(pred.astype(jnp.float32) - target.astype(jnp.float32)).mean(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SmoothL1(Loss):
+    """Half the squared error over beta below beta, the absolute error less half of beta above.
+
+    Attributes:
+      beta: where the parabola becomes a line.
+    """
+
+    words: ClassVar[str] = "smooth L1"
+    beta: Positive = 1.0
+
+    def __call__(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+        gap = jnp.abs(pred.astype(jnp.float32) - target.astype(jnp.float32))
+        near = 0.5 * jnp.square(gap) / self.beta
+        return jnp.where(gap < self.beta, near, gap - 0.5 * self.beta).mean(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine(Loss):
+    """1 - cos of the angle between two vectors (CAE v2, equation 2).
+
+    Where a term normalizes both vectors, MSE is twice this: use it with `normalize="none"`.
+    The squared distance of the two at length one, MILAN's l2, is twice as large.
+    """
+
+    words: ClassVar[str] = "1 - cosine"
+
+    def __call__(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+        return 1 - (unit(pred.astype(jnp.float32)) * unit(target.astype(jnp.float32))).sum(-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """-log softmax(prediction)[code], in nats; predictions are scores of all codes."""
+
+    kind: ClassVar[str] = "codes"
+    words: ClassVar[str] = "cross-entropy"
+
+    def __call__(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+        logs = nn.log_softmax(pred.astype(jnp.float32))
+        return -jnp.take_along_axis(logs, target[..., None], axis=-1)[..., 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftCrossEntropy(Loss):
+    """Cross-entropy of predicted scores and given probabilities, in nats.
+
+    Attributes:
+      temperature: divides the scores.
+    """
+
+    kind: ClassVar[str] = "probabilities"
+    words: ClassVar[str] = "cross-entropy"
+    temperature: Positive = 0.1
+
+    def __call__(self, pred: jax.Array, target: jax.Array) -> jax.Array:
+        return -(target * nn.log_softmax(pred.astype(jnp.float32) / self.temperature)).sum(-1)

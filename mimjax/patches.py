@@ -18,7 +18,7 @@ from mimjax.losses import standardize
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # MAE
 HALF = (0.5, 0.5, 0.5)  # BootMAE: mean = std = 0.5
-PatchNorm = Literal["none", "mae", "channel"]  # see `normalize_patches`
+PatchNorm = Literal["none", "patch", "channel"]  # see `normalize_patches`
 
 
 def normalize(images, mean, std) -> Float[Array, "b h w c"]:
@@ -31,13 +31,6 @@ def normalize(images, mean, std) -> Float[Array, "b h w c"]:
     return (images.astype(jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
-def denormalize(images: np.ndarray, mean, std) -> np.ndarray:
-    """Return normalized images [... c] as uint8, clipped; the inverse of `normalize`."""
-    return np.clip((images * np.asarray(std) + np.asarray(mean)) * 255.0 + 0.5, 0, 255).astype(
-        np.uint8
-    )
-
-
 def normalize_patches(
     patches: Float[Array, "b n d"], norm: str, channels: int = 3
 ) -> Float[Array, "b n d"]:
@@ -45,10 +38,10 @@ def normalize_patches(
 
     Args:
       patches: values of each patch in (row, column, channel) order.
-      norm: "none"; "mae" = over all values, sample variance, eps 1e-6 (MAE's code); "channel" =
+      norm: "none"; "patch" = over all values, sample variance, eps 1e-6 (MAE's code); "channel" =
         per color channel, population variance, eps 1e-5 (BootMAE's code).
     """
-    if norm == "mae":
+    if norm == "patch":
         return standardize(patches, eps=1e-6, ddof=1)
     if norm == "channel":
         x = rearrange(patches, "b n (p c) -> b n c p", c=channels)
@@ -69,14 +62,14 @@ def restore_patches(pred: Any, patches: Any, norm: str, channels: int = 3) -> An
         return pred
     c = channels if norm == "channel" else 1
     true = rearrange(patches, "b n (p c) -> b n c p", c=c)
-    ddof, eps = (1, 1e-6) if norm == "mae" else (0, 1e-5)
+    ddof, eps = (1, 1e-6) if norm == "patch" else (0, 1e-5)
     std = (true.var(-1, keepdims=True, ddof=ddof) + eps) ** 0.5
     out = rearrange(pred, "b n (p c) -> b n c p", c=c) * std + true.mean(-1, keepdims=True)
     return rearrange(out, "b n c p -> b n (p c)")
 
 
-def unpatchify(patches: np.ndarray, grid: tuple[int, int], patch: int) -> np.ndarray:
-    """Return flat patches [b n d] as images [b h w c]; the inverse of `patchify`."""
+def unpatchify(patches: Any, grid: tuple[int, int], patch: int) -> Any:
+    """Return flat patches [b n d] as images [b h w c], numpy or jax; the inverse of `patchify`."""
     return rearrange(
         patches, "b (h w) (p q c) -> b (h p) (w q) c", h=grid[0], w=grid[1], p=patch, q=patch
     )

@@ -1,9 +1,9 @@
 """Classes that a config names: by a shipped class's name, "module:Class" or "my_file.py:Class".
 
-A plug is a class that fills a field of a config: a target, an optimizer's rule, a schedule, a data
-source, an evaluator, a board. Its base class sets PLUGGABLE, and HOME to the modules of the shipped
-classes; there is no registry. The fields of its dataclass are the schema of its section, which
-`schema` reads and writes.
+A plug is a class that fills a field of a config: a network, a masking, a target, a loss, a
+schedule, an optimizer's rule, a data source, an evaluator, a board. Its base class sets PLUGGABLE,
+and HOME to the modules of the shipped classes; there is no registry. The fields of its dataclass
+are the schema of its section, which `schema` reads and writes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ MOVED = {
     "mimjax.models.discrete_vae:DVAEEncoder": "mimjax.models.dvae:DVAEEncoder",
     "mimjax.targets.patches:Pixels": "mimjax.targets.pixels:Pixels",
 }
+PACKAGE = os.path.dirname(os.path.abspath(__file__))
+ROOTS = (PACKAGE, os.path.dirname(PACKAGE))  # of the folder configs: of a wheel, of a checkout
 _FILES: dict[str, Any] = {}  # absolute path -> module
 
 
@@ -69,7 +71,7 @@ def _module(name: str) -> Any:
 
 def import_file(path: str) -> Any:
     """Import a file as a module, once; `sys.modules` holds it, so its classes can be pickled."""
-    path = os.path.abspath(os.path.expanduser(path))
+    path = find_file(path)
     if path not in _FILES:
         if not os.path.isfile(path):
             raise FileNotFoundError(path)
@@ -86,6 +88,19 @@ def import_file(path: str) -> Any:
             raise UserCodeError(path) from error
         _FILES[path] = module
     return _FILES[path]
+
+
+def find_file(path: str) -> str:
+    """Return the absolute path of a file, which need not exist.
+
+    Classes of the configs that come with mimjax are named "configs/recipes/NAME.py:Class", from
+    whichever folder a program is started.
+    """
+    found = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isfile(found) and path.startswith("configs/"):
+        shipped_files = (os.path.join(folder, path) for folder in ROOTS)
+        found = next((file for file in shipped_files if os.path.isfile(file)), found)
+    return found
 
 
 def user_files() -> tuple[str, ...]:
@@ -124,6 +139,23 @@ def pluggable(thing: Any) -> bool:
     return getattr(thing, "PLUGGABLE", False)
 
 
+def base_of(cls: type) -> type:
+    """Return the base class of the plugs of which `cls` is one.
+
+    It is the last pluggable class that `cls` derives from; of a class that is no plug, as a network
+    that a published file fixes, the last but `object`.
+    """
+    return next((c for c in reversed(cls.__mro__) if pluggable(c)), cls.__mro__[-2])
+
+
+def abstract(cls: type) -> bool:
+    """Return whether a class only tells what its subclasses have in common.
+
+    A base class of plugs does, unless it sets ABSTRACT to False.
+    """
+    return getattr(cls, "ABSTRACT", cls is base_of(cls))
+
+
 def plain(name: str) -> str:
     """Return a short name for comparison: without case, underscores and hyphens."""
     return name.lower().replace("_", "").replace("-", "")
@@ -136,7 +168,7 @@ def shipped(base: type) -> dict[str, type]:
         for name, cls in vars(importlib.import_module(home)).items():
             if not (inspect.isclass(cls) and issubclass(cls, base)) or name.startswith("_"):
                 continue
-            if cls.__module__ == home and not getattr(cls, "ABSTRACT", cls is base):
+            if cls.__module__ == home and not abstract(cls):
                 out[name] = cls
     return out
 

@@ -2,17 +2,16 @@
 
 `section` writes the settings of a dataclass as a ConfigDict, so that each can be overridden by
 name. `build` reads a section back and names the key of each value that the field's annotation does
-not allow (`values`). A field whose class is PLUGGABLE may hold any subclass, a class with EXTRA any
-number of plugs under names of the user's, and a network may be replaced by one of another class;
-such a section names its class in `type` (`plugs`). `make_task` turns a whole config into a task;
-flags and files play no part here.
+not allow (`values`). A field whose class is PLUGGABLE may hold any subclass of its annotation, and
+a class with EXTRA any number of plugs under names of the user's; such a section names its class in
+`type` (`plugs`). `make_task` turns a whole config into a task; flags and files play no part here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import flax.linen as nn
 import jax
@@ -22,7 +21,7 @@ from ml_collections.config_dict import FieldReference
 
 from mimjax import values
 from mimjax.errors import ConfigError
-from mimjax.plugs import class_path, digest_of, find_class, find_plug, pluggable
+from mimjax.plugs import abstract, base_of, class_path, digest_of, find_class, find_plug, pluggable
 from mimjax.task import Clock, Task
 
 # A ConfigDict. Its attributes are typed as a union of all types, which helps no checker.
@@ -41,6 +40,20 @@ def defaults(thing: Any) -> dict[str, Any]:
     fields = {f.name: f for f in dataclasses.fields(thing)}
     made = lambda f: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
     return {name: made(fields[name]) for name in values.fields(thing)}
+
+
+def brief(thing: Any) -> str:
+    """Return a part in one line: its class and the settings that differ from the class's defaults.
+
+    Settings that the part derives, and those of a network that only the run sets, are left out.
+    """
+    if isinstance(thing, float):
+        return f"{thing:.10g}"
+    if isinstance(thing, type) or not dataclasses.is_dataclass(thing):
+        return repr(thing)
+    usual = defaults(type(thing))
+    changed = [f"{k}={brief(v)}" for k, v in defaults(thing).items() if v != usual[k]]
+    return type(thing).__name__ + (f"({', '.join(changed)})" if changed else "")
 
 
 def section(thing: Any, **overrides: Any) -> Config:
@@ -114,7 +127,7 @@ def leaf(hint: Any, value: Any) -> Any:
     return Setting(hint, value) if optional or values.mark(hint, values.Square) else value
 
 
-def is_section(value: Any) -> bool:
+def is_section(value: Any) -> TypeGuard[ConfigDict]:
     """Return whether a value is a section of settings."""
     return isinstance(value, ConfigDict | Mapping)
 
@@ -139,13 +152,14 @@ def build_extra(thing: Any, value: Any, key: str, known: list[str]) -> Any:
     return build(base, value, key)
 
 
-def build(thing: Any, settings: Config, where: str) -> Any:
+def build(thing: Any, settings: Config, where: str, base: type | None = None) -> Any:
     """Return an instance with the settings of a section.
 
     Args:
       thing: its class, or an instance whose other settings are kept.
       settings: the section.
       where: dotted name of the section, for errors; "" = the top of the config.
+      base: see `chosen`.
 
     Raises:
       ConfigError: an unknown key, a class that cannot be found, or a value that the field's
@@ -153,12 +167,7 @@ def build(thing: Any, settings: Config, where: str) -> Any:
     """
     if not is_section(settings):
         raise ConfigError(f"{where}: {settings!r}; allowed: a section of settings")
-    if pluggable(thing) or ("type" in settings and "type" not in defaults(thing)):
-        base = (thing if isinstance(thing, type) else type(thing)).__mro__[-2]
-        if "type" not in settings:
-            raise ConfigError(f"{where}.type: missing; allowed: the class of a {base.__name__}")
-        thing = find_plug(base, settings["type"], f"{where}.type")
-        settings = {k: v for k, v in settings.items() if k not in ("type", "digest")}
+    thing, settings = chosen(thing, settings, where, base)
     known, new = defaults(thing), {}
     hints = values.fields(thing if isinstance(thing, type) else type(thing))
     for name, value in settings.items():
@@ -173,7 +182,7 @@ def build(thing: Any, settings: Config, where: str) -> Any:
         elif optional and dataclasses.is_dataclass(part) and not is_section(value):
             raise ConfigError(f"{key}: {value!r}; allowed: a section of settings, or None")
         elif dataclasses.is_dataclass(known[name]):
-            new[name] = build(known[name], value, key)
+            new[name] = build(known[name], value, key, plug_base(hints[name]))
         elif dataclasses.is_dataclass(part):  # it is left out by default
             new[name] = build(part, value, key)
         else:
@@ -181,12 +190,36 @@ def build(thing: Any, settings: Config, where: str) -> Any:
     return thing(**new) if isinstance(thing, type) else dataclasses.replace(thing, **new)
 
 
+def chosen(
+    thing: Any, settings: Config, where: str, base: type | None = None
+) -> tuple[Any, Config]:
+    """Return what a section describes, and its settings without those about its class.
+
+    Where the section names no class, it is that of the default, whose other settings are kept; so
+    are sections read that were written before their part could be replaced.
+
+    Args:
+      thing: class of the field's annotation, or its default.
+      base: the class is a subclass of it; None = of the base class of such plugs.
+
+    Raises:
+      ConfigError: there is no such class, or none is named and the annotation names none.
+    """
+    cls = thing if isinstance(thing, type) else type(thing)
+    if "type" in settings and "type" not in values.fields(cls):
+        rest = {k: v for k, v in settings.items() if k not in ("type", "digest")}
+        return find_plug(base or base_of(cls), settings["type"], f"{where}.type"), rest
+    if pluggable(cls) and abstract(cls):
+        raise ConfigError(f"{where}.type: missing; allowed: the class of a {cls.__name__}")
+    return thing, settings
+
+
 def annotation(settings: type, c: Config, key: str) -> Any:
     """Return the annotation of the setting that a dotted key names, None where no class says it.
 
-    A section has the fields of the class that its `type` names, else of its annotation; `method`
-    those of the class `c.task`. A class of settings with sections that a user names, as evaluators,
-    says their base class in `EXTRA`.
+    A section has the fields of the class that its `type` names, else of its default or annotation;
+    `method` those of the class `c.task`. A class of settings with sections that a user names, as
+    evaluators, says their base class in `EXTRA`.
 
     Args:
       settings: the dataclass of the whole config, `mimjax.run.sections.Settings`.
@@ -194,29 +227,29 @@ def annotation(settings: type, c: Config, key: str) -> Any:
     Raises:
       ConfigError: a section's class does not exist.
     """
-    hint, owner, node = None, settings, c
-    for name in key.split("."):
-        if owner is None:
+    hint, thing, node = None, settings, c
+    for end, name in enumerate(key.split("."), 1):
+        if thing is None:
             return None  # inside a dictionary
-        if owner is settings and name == "method":
-            hint = find_class(c.task, "task")
+        if thing is settings and name == "method":
+            hint = thing = find_class(c.task, "task")
         else:
-            hint = values.fields(owner).get(name, getattr(owner, "EXTRA", None))
-        node = node.get(name) if isinstance(node, ConfigDict | Mapping) else None
-        owner = values.parts(hint)[0]
-        owner = owner if isinstance(owner, type) and dataclasses.is_dataclass(owner) else None
-        named = node.get("type") if isinstance(node, ConfigDict) else None
-        if named is not None and (owner is None or "type" not in values.fields(owner)):
-            owner = find_class(named, f"{key}.type")
+            cls = thing if isinstance(thing, type) else type(thing)
+            hint = values.fields(cls).get(name, getattr(cls, "EXTRA", None))
+            inner, known = values.parts(hint)[0], defaults(thing).get(name)
+            known = inner if known is None else known
+            thing = known if dataclasses.is_dataclass(known) else None
+        node = node.get(name) if is_section(node) else {}
+        where = ".".join(key.split(".")[:end])
+        if thing is not None and is_section(node) and "type" in node:
+            thing = chosen(thing, node, where, plug_base(hint))[0]
     return hint
 
 
 def plug_base(hint: Any) -> type | None:
-    """Return the base class of the plugs that a setting may hold, None where it holds none."""
+    """Return the class whose subclasses a setting may hold as plugs, None where it holds none."""
     inner = values.parts(hint)[0]
-    if not isinstance(inner, type) or not pluggable(inner):
-        return None
-    return [cls for cls in inner.__mro__ if pluggable(cls)][-1]
+    return inner if isinstance(inner, type) and pluggable(inner) else None
 
 
 def compute_dtype(name: str) -> Any:
@@ -243,12 +276,15 @@ def make_task(c: Config, clock: Clock) -> Task:
 
 
 def with_dtype(thing: Any, dtype: Any) -> Any:
-    """Return a dataclass with `dtype` set in every network in it, nested dataclasses included."""
+    """Return a dataclass with `dtype` set in every network in it, nested dataclasses included.
+
+    A user's network without such a field decides by itself.
+    """
     new = {}
     for field in dataclasses.fields(thing):
         value = getattr(thing, field.name)
         if isinstance(value, nn.Module):
-            new[field.name] = value.clone(dtype=dtype)
+            new[field.name] = value.clone(dtype=dtype) if hasattr(value, "dtype") else value
         elif dataclasses.is_dataclass(value):
             new[field.name] = with_dtype(value, dtype)
     return dataclasses.replace(thing, **new)

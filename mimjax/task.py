@@ -1,4 +1,4 @@
-"""The contract of every pretraining method and every transfer task, and of the encoder.
+"""The contract of every pretraining method and every transfer task.
 
 A task is a frozen dataclass that holds linen modules, each applied with its own parameter subtree.
 The trainer (`mimjax.train`) reads this file and no method; a method knows no flags, files or
@@ -11,21 +11,34 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from einops import rearrange
 from flax import struct
 
 from mimjax.errors import ConfigError as ConfigError  # data sources import it from here
+from mimjax.networks import PLACES as PLACES
+from mimjax.networks import ByPlace as ByPlace
+from mimjax.networks import Encoded as Encoded
+from mimjax.networks import Encoder as Encoder
+from mimjax.networks import EncoderNetwork as EncoderNetwork
+from mimjax.networks import Features as Features
+from mimjax.networks import Network as Network
+from mimjax.networks import Predictor as Predictor
+from mimjax.networks import Student as Student
+from mimjax.networks import gather_rows as gather_rows
+from mimjax.networks import split_places as split_places
+from mimjax.networks import take as take
 
 PyTree = Any
 Batch = dict[str, Any]
-MaskFn = Callable[[random.Random], np.ndarray]  # host-made masks: bool[n], True = masked
 Key = jax.Array
+# Makes the masks or ids of one image on the host: (rng, epoch) -> arrays by name.
+Sampler = Callable[[random.Random, int], dict[str, np.ndarray]]
 
 
 class Clock(NamedTuple):
@@ -44,134 +57,130 @@ class Clock(NamedTuple):
 
 
 class View(NamedTuple):
-    """A resized copy of the shared crop box, as the data pipeline delivers it (uint8 [b h w c]).
+    """A resized crop of an image, as the data pipeline delivers it (uint8 [b h w c]).
 
     Attributes:
       size: (height, width) in pixels.
       resample: "bicubic" (antialiased, Pillow's), "bilinear" or "lanczos".
       channels: number of channels that the task reads; the source has as many.
+      crop: views of one crop share box, flip and color jitter; another crop draws its own.
     """
 
     size: tuple[int, int]
     resample: str = "bicubic"
     channels: int = 3
+    crop: str = "image"
 
 
-# ------------------------------------------------------------------ the encoder
-class Features(NamedTuple):
-    """The output of an encoder.
+# ------------------------------------------------------------------ between the parts of a method
+@struct.dataclass
+class Prepared:
+    """What a loss reads: made once per step from the whole batch, constant to the gradient.
 
     Attributes:
-      tokens: [b p+n d] after the final norm: p prefix tokens (CLS), then n patches.
-      blocks: the output of each block before the final norm, [b p+n d] each.
-      prefix: number of prefix tokens; 1 = CLS, 0 = none.
+      image: the student's normalized images, float32 [b h w c].
+      ids_v, ids_m: ids of visible and masked patches, int32 [b v] and [b m].
+      mask: bool [b n], True = masked; for encoders that see mask tokens. None = only ids are known.
+      weight: weights of the masked patches, float32 [b m]; 0 = a patch that only fills the shape.
+      attention: where a teacher looks, float32 [b n], if the masking reads it.
+      targets: by term and place, what the term's loss compares: [b k d], codes [b k].
+      rows: by term and place, the patches of the place that the target is known at, [b k]; see
+        `Known`.
+      shown: by target and place, its values before any normalization; {} in training.
+      shown_rows: by target and place, as `rows`.
+      sequences: the masked patches are so many sets, each predicted apart.
     """
 
-    tokens: jax.Array
-    blocks: tuple[jax.Array, ...]
-    prefix: int
-
-    def read(self, pool: str = "mean", layer: int | None = None) -> jax.Array:
-        """Return the features of one layer, as probes, pictures and exports read them.
-
-        Args:
-          pool: "cls" or "mean" of the patches ([b d]), or "all" tokens ([b p+n d]).
-          layer: block index (negative counts from the end); None = after the final norm.
-        """
-        x = self.tokens if layer is None else self.blocks[layer]
-        if pool == "cls":
-            if not self.prefix:
-                raise ValueError("pool=cls: this encoder has no CLS token; allowed: mean, all")
-            return x[:, 0]
-        return {"mean": x[:, self.prefix :].mean(1), "all": x}[pool]
-
-
-class Network(nn.Module):
-    """A linen module whose `apply` has the type of its result.
-
-    Flax gives every call of `apply` the type "a result, or a tuple of a result and variables";
-    which of the two it is depends on arguments that a type checker does not see.
-    """
+    image: jax.Array
+    ids_v: jax.Array
+    ids_m: jax.Array
+    mask: jax.Array | None = None
+    weight: jax.Array | None = None
+    attention: jax.Array | None = None
+    targets: dict[str, ByPlace] = struct.field(default_factory=dict)
+    rows: dict[str, ByPlace] = struct.field(default_factory=dict)
+    shown: dict[str, ByPlace] = struct.field(default_factory=dict)
+    shown_rows: dict[str, ByPlace] = struct.field(default_factory=dict)
+    sequences: int = struct.field(pytree_node=False, default=1)
 
     if TYPE_CHECKING:
 
-        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
+        def replace(self, **changes: Any) -> Prepared: ...
 
 
-@runtime_checkable
-class Encoder(Protocol):
-    """The properties and calls of an encoder that methods, evaluators, exports and the API read.
-
-    Called as encoder(images [b h w c], ids [b v], mask [b n], train) through `init` or `apply`, it
-    returns `Features`. With `ids` it encodes these patches alone; `mask` is True where a patch
-    is shown as the mask token.
+class Known(NamedTuple):
+    """What a target knows about the images of a batch.
 
     Attributes:
-      image_size: height and width of the images in pixels.
-      patch: side of a patch in pixels.
-      width, depth, heads: numbers in a token, transformer blocks, heads of each attention.
-      channels: number of channels of the images.
-      use_mask_token: whether masked patches enter as a learned token instead of being left out.
-      fuses: whether several blocks or stages are summed before the final norm.
-      grid, num_patches: rows and columns of patches, and their product.
-      num_prefix: number of tokens before the patches; 1 = CLS, 0 = none.
-      positions: the coordinate that comes first in the fixed sine-cosine table, "xy" (column first)
-        or "yx"; "" = there is no such table.
-      notes: sentences about settings that are guesses, see `Task.notes`.
+      values: by place, vectors [b k d] or codes [b k].
+      rows: by place, which of the place's patches the values belong to, [b k]; None = all.
+      state: the target's own model_state after the step.
     """
 
-    @property
-    def image_size(self) -> tuple[int, int]: ...
+    values: ByPlace
+    rows: ByPlace | None = None
+    state: PyTree = {}
 
-    @property
-    def patch(self) -> int: ...
 
-    @property
-    def width(self) -> int: ...
+class Seen(NamedTuple):
+    """What a target may look at: everything, since no gradient passes.
 
-    @property
-    def depth(self) -> int: ...
+    Attributes:
+      name: the target's field, the key of its model_state.
+      frozen: its own frozen networks, see `Target.init_frozen`.
+      batch: images by the names of their views, uint8 [b h w c]; labels.
+      image: the student's normalized images, float32 [b h w c].
+      ids: ids of the patches by place, [b k]; {} before the masking chose.
+      state: of the run, before the step.
+      key: for random numbers of this target.
+      train: whether the step trains.
+      pieces: as many pieces as the step has micro-batches.
+      network: a network of the method by the name of its field, for targets that apply one.
+      hidden: what `Target.attention` computed already, or None.
+    """
 
-    @property
-    def heads(self) -> int: ...
+    name: str
+    frozen: PyTree
+    batch: Batch
+    image: jax.Array
+    ids: ByPlace
+    state: TrainState
+    key: Key
+    train: bool
+    pieces: int
+    network: Callable[[str], Any]
+    hidden: PyTree = None
 
-    @property
-    def channels(self) -> int: ...
+    def weights(self, of: str) -> PyTree:
+        """Return the run's parameters, "current" or their "average"."""
+        return self.state.ema if of == "average" else self.state.params
 
-    @property
-    def use_mask_token(self) -> bool: ...
+    def in_pieces(self, fn: Callable[..., Any], *rows: Any) -> Any:
+        """Return fn(key, *rows), computed one micro-batch after the other.
 
-    @property
-    def fuses(self) -> bool: ...
+        No more activations are held at once than in the loss.
+        """
+        if self.pieces == 1:
+            return fn(self.key, *rows)
+        keys = jax.random.split(self.key, self.pieces)
+        cut = jax.tree.map(lambda x: rearrange(x, "(b a) ... -> a b ...", a=self.pieces), rows)
+        out = jax.lax.map(lambda xs: fn(xs[0], *xs[1]), (keys, cut))
+        return jax.tree.map(lambda x: rearrange(x, "a b ... -> (b a) ..."), out)
 
-    @property
-    def grid(self) -> tuple[int, int]: ...
 
-    @property
-    def num_patches(self) -> int: ...
+class Prediction(NamedTuple):
+    """What a term predicted, as its loss compares it, for evaluators and pictures.
 
-    @property
-    def num_prefix(self) -> int: ...
+    Attributes:
+      values, target: by place, [b k d] each; codes [b k] in `target`.
+      error: by place, the loss of each patch before weights, float32 [b k].
+      rows: see `Prepared`.
+    """
 
-    @property
-    def positions(self) -> str: ...
-
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-
-    def check(self, key: str) -> None:
-        """Raise a ConfigError for sizes that do not go together; `key` is the encoder's section."""
-
-    def plain(self) -> Any:
-        """Return the encoder of whole images: float32, without what only pretraining needs."""
-
-    def clone(self, **changes: Any) -> Any: ...
-
-    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any: ...
-
-    def init_with_output(self, rngs: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]: ...
-
-    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
+    values: ByPlace
+    target: ByPlace
+    error: ByPlace
+    rows: ByPlace = {}
 
 
 # ------------------------------------------------------------------ the task
@@ -180,15 +189,15 @@ class LossOutput(NamedTuple):
 
     Attributes:
       total: float32 scalar, the value that is minimized.
-      metrics: float32 scalars, logged under these very names ("loss/pixel", "lambda").
+      metrics: float32 scalars, logged under these very names ("loss/pixel", "weight/pixel").
       model_state: the new non-gradient state (BatchNorm statistics); {} for most methods.
-      preds: arrays that evaluators and pictures read; dead code inside the compiled train step.
+      predictions: by term, for evaluators and pictures; dead code inside the compiled train step.
     """
 
     total: jax.Array
     metrics: dict[str, jax.Array]
     model_state: PyTree = {}
-    preds: dict[str, jax.Array] = {}
+    predictions: dict[str, Prediction] = {}
 
 
 class Reader(NamedTuple):
@@ -205,31 +214,38 @@ class Reader(NamedTuple):
     std: tuple[float, ...] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """The base class of all tasks. Its defaults: no average, nothing frozen, no second view.
+class Frozen(NamedTuple):
+    """The frozen networks of one part of a task, a target as a rule.
 
     Attributes:
-      FITTED: names in `frozen` that `fit_frozen` estimates; all others are read from files.
+      key: the setting that names their file or workdir, "method.code_target.path"; "" = they are
+        estimated from the data and come from no file.
+      path: its value; None = not set.
+      readers: by name, how each network that a workdir can hold is read.
     """
 
-    FITTED: ClassVar[tuple[str, ...]] = ()
+    key: str
+    path: str | None = None
+    readers: dict[str, Reader] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The base class of all tasks. Its defaults: no average, nothing frozen, no second view."""
 
     clock: Clock = Clock(1, 1)
 
     @property
     def views(self) -> dict[str, View]:
-        """The images that the data pipeline delivers: "image"; for tokenizers "target_image"."""
+        """The images that the data pipeline delivers, by name; "image" is the student's."""
         raise NotImplementedError(type(self).__name__)  # the base class is no task
 
-    @property
-    def mask_fn(self) -> MaskFn | None:
-        """The sampler of host-made masks (the official block samplers need Python's `random`).
+    def sample(self, rng: random.Random, epoch: int) -> dict[str, np.ndarray]:
+        """Make the masks or ids of one image on the host; they enter the batch under these names.
 
-        It is a function (random.Random) -> bool[n], True = masked; None where `prepare` makes the
-        mask on the device or the task needs none.
+        {} where `prepare` makes them on the device or none are needed.
         """
-        return None
+        return {}
 
     @property
     def num_masked(self) -> int:
@@ -240,15 +256,13 @@ class Task:
         """Return parameters and model_state. Pretraining methods have `params["encoder"]`."""
         raise NotImplementedError(type(self).__name__)
 
-    def init_frozen(self, key: Key) -> PyTree:
-        """Return {name: tree} of random weights in the right shapes, filled from `teacher.path`.
-
-        A name is that of the tree in a workdir's parameters and in the tables of `torch_io`.
-        """
+    @property
+    def frozen(self) -> dict[str, Frozen]:
+        """The parts of the task that own frozen networks, by name; see `Frozen`."""
         return {}
 
-    def frozen_readers(self) -> dict[str, Reader]:
-        """Return, by name, how each network of `init_frozen` that a workdir can hold is read."""
+    def init_frozen(self, key: Key) -> PyTree:
+        """Return random weights of all frozen networks, by the part that owns them."""
         return {}
 
     def fit_frozen(self, frozen: PyTree, sample: Callable[[int], np.ndarray]) -> PyTree:
@@ -267,55 +281,45 @@ class Task:
         return ema
 
     def prepare(
-        self, ema: PyTree, frozen: PyTree, batch: Batch, key: Key, step, train: bool
-    ) -> Batch:
-        """Make everything that needs no gradient: normalized images, ids, targets of teachers."""
+        self,
+        state: TrainState,
+        frozen: PyTree,
+        batch: Batch,
+        key: Key,
+        train: bool,
+        pieces: int = 1,
+    ) -> tuple[Any, PyTree]:
+        """Make everything that needs no gradient: normalized images, ids, targets of teachers.
+
+        Args:
+          state: before the step.
+          batch: the whole batch of the step.
+          pieces: number of micro-batches; targets are computed for one after the other.
+
+        Returns:
+          What `loss` reads, arrays [b ...], and what of model_state is new after the step.
+        """
         raise NotImplementedError(type(self).__name__)
 
     def loss(
-        self, params: PyTree, model_state: PyTree, batch: Batch, key: Key, step, train: bool
+        self, params: PyTree, model_state: PyTree, prepared: Any, key: Key, step, train: bool
     ) -> LossOutput:
         """Return the loss of a prepared (micro-)batch; this part is differentiated."""
         raise NotImplementedError(type(self).__name__)
-
-    def own_targets(self, batch: Batch) -> dict[str, jax.Array]:
-        """Return, by name, the targets [b k d] of a prepared batch that the run itself made.
-
-        Nothing outside the run fixes such a target: it can shrink to a constant while the loss
-        falls, so monitors watch its variance. {} where every target comes from data or from a
-        frozen network.
-        """
-        return {}
-
-    def pictures(
-        self, params: PyTree, frozen: PyTree, batch: Batch, preds: dict[str, jax.Array]
-    ) -> dict[str, jax.Array]:
-        """Return the columns of a picture by name, float32 [b h w c] in [0, 1]; {} = none.
-
-        Args:
-          batch: output of `prepare` with train=False; preds: of `loss` on it.
-        """
-        return {}
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences, printed at the start, about settings that no official source decides."""
         return ()
 
+    def describe(self) -> list[tuple[str, ...]]:
+        """Return what is learned as a table of strings, its header first; [] = there is none."""
+        return []
+
     @property
     def story(self) -> str:
         """What is predicted, and from what: one sentence for readers who do not know the paper."""
         return f"what {type(self).__name__} learns."
-
-    @property
-    def picture_note(self) -> str:
-        """What a reader must know about the columns of `pictures`."""
-        return ""
-
-    @property
-    def error_name(self) -> str:
-        """What `preds["error"]` measures, for tables."""
-        return "mean squared, in target space, at fixed masks"
 
 
 class Pretraining(Task):
@@ -334,13 +338,12 @@ class Pretraining(Task):
     std: tuple[float, ...]
 
     @property
-    def pixel_space(self) -> str | None:
-        """How `preds["pred"]` are pixels, see `patches.normalize_patches`; None = they are none."""
-        return None
-
-    @property
     def notes(self) -> tuple[str, ...]:
         return self.encoder.notes
+
+    def evaluated(self, state: TrainState) -> PyTree:
+        """Return the encoder's parameters that evaluators and export read."""
+        return state.params["encoder"]
 
 
 def pretraining(task: Task) -> Pretraining:

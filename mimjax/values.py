@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Union
 import flax.linen as nn
 
 from mimjax.errors import ConfigError
+from mimjax.plugs import pluggable
 
 CLOCK = {"clock"}  # of a task; the run sets it
 FLAX = {"parent", "name", "dtype"}  # of a module; flax sets the first two, the run the third
@@ -254,7 +255,10 @@ def check(thing: Any, where: str) -> None:
     """
     for name, hint in fields(type(thing)).items():
         value, key = getattr(thing, name), f"{where}.{name}" if where else name
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            inner = parts(hint)[0]
+            if pluggable(inner) and not isinstance(value, inner):
+                raise wrong(key, type(value).__name__, hint)
             check(value, key)
         else:
             fit(hint, value, key)

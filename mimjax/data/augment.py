@@ -1,15 +1,19 @@
-"""Augmentation of one image: a random crop box, a flip and a color jitter, shared by all views.
+"""Augmentation of one image: a random crop box, a flip and a color jitter for each crop.
 
 The operations are those of torchvision's `RandomResizedCrop`, `RandomHorizontalFlip` and
 `ColorJitter` with Pillow's antialiased resize, as in the published pretraining code of MAE, BEiT,
-CAE and BootMAE. A tokenizer that needs a second image size gets a second view of the same box
-(BEiT's "two pic" transform). Mixup and normalization are not done here; they run on the device.
+CAE and BootMAE. A tokenizer that needs a second image size gets a second view of the same crop
+(BEiT's "two pic" transform); a method that compares two crops of an image
+gives the second one another name (`View.crop`). Mixup and normalization are not done here; they run
+on the device.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import zlib
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +33,7 @@ _JITTERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 class Params(NamedTuple):
-    """Random parameters of one example.
+    """Random parameters of one crop of an example.
 
     Attributes:
       box: (left, top, right, bottom) in pixels of the source image; None = center crop.
@@ -79,12 +83,12 @@ class Augment:
     def params(
         self, size: tuple[int, int], views: dict[str, View], rng: np.random.Generator
     ) -> Params:
-        """Draw the parameters of one example.
+        """Draw the parameters of one crop.
 
         Args:
           size: (height, width) of the source image in pixels.
-          views: with crop "fixed" the box has the proportions of the first view.
-          rng: generator of this example. The draws are always made in the same order: box, flip,
+          views: those of the crop; with "fixed" the box has the proportions of the first one.
+          rng: generator of this crop. The draws are always made in the same order: box, flip,
             jitter.
         """
         box = None
@@ -110,9 +114,9 @@ class Augment:
 
         Args:
           image: RGB image, or Bands without a color jitter.
-          views: {name: size and filter}.
+          views: {name: size, filter and crop}.
           rng: generator of this example; unused if `train` is False.
-          train: False = center crop without any augmentation.
+          train: False = center crop without any augmentation, for views of all crops.
 
         Returns:
           {name: uint8 [h w c]}.
@@ -120,17 +124,30 @@ class Augment:
         Raises:
           ConfigError: a color jitter is set for Bands, or a view has an unknown filter.
         """
-        params = Params(None, False, ())
-        if train:
-            params = self.params((image.height, image.width), views, rng)
+        if not train:
+            center = Params(None, False, ())
+            return {name: self._view(image, view, center) for name, view in views.items()}
+        crops: dict[str, dict[str, View]] = {}
+        for name, view in views.items():
+            crops.setdefault(view.crop, {})[name] = view
+        generators = {crop: crop_generator(crop, rng) for crop in crops}  # before `rng` is read
+        out: dict[str, np.ndarray] = {}
+        for crop, members in crops.items():
+            params = self.params((image.height, image.width), members, generators[crop])
+            cut = self._colored(image, params)
+            if params.box is not None:
+                cut = cut.crop(params.box)
+            out |= {name: self._view(cut, view, params) for name, view in members.items()}
+        return {name: out[name] for name in views}
+
+    def _colored(self, image: Image.Image | Bands, params: Params) -> Image.Image | Bands:
+        """Return the whole image with another brightness, contrast and saturation."""
         for number, factor in params.jitter:
             if isinstance(image, Bands):
                 _check("color_jitter", self.color_jitter, False, "0 for channels other than three")
             assert not isinstance(image, Bands)
             image = _JITTERS[number](image).enhance(factor)
-        if params.box is not None:
-            image = image.crop(params.box)
-        return {name: self._view(image, view, params) for name, view in views.items()}
+        return image
 
     def _view(self, image: Image.Image | Bands, view: View, params: Params) -> np.ndarray:
         """Return one view, uint8 [h w c]; the image is already cropped to the box, if any."""
@@ -145,6 +162,18 @@ class Augment:
         if params.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return np.array(image)  # a copy: Pillow's own buffer is read-only
+
+
+def crop_generator(crop: str, rng: np.random.Generator) -> np.random.Generator:
+    """Return the generator of one crop of an example.
+
+    That of "image" is `rng` itself, whose numbers thus depend on no other crop. Another crop's is
+    seeded by its name and by the state of `rng`, which does not change.
+    """
+    if crop == "image":
+        return rng
+    state = int(copy.deepcopy(rng).integers(1 << 63))
+    return np.random.default_rng([state, zlib.crc32(crop.encode())])
 
 
 def _check(name: str, value: object, ok: bool, allowed: str) -> None:

@@ -40,7 +40,7 @@ def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> 
         make_split(c, split, index),
         views=task.views,
         augment=augment,
-        mask_fn=task.mask_fn,
+        sample=task.sample,
         batch_size=c.batch_size,
         seed=c.seed,
         bad_files=make_bad_files(c),

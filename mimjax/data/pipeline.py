@@ -21,7 +21,7 @@ from mimjax.data.images import fingerprint
 from mimjax.data.prefetch import NumpyBatch, Prefetched, prefetched
 from mimjax.data.sources import Source
 from mimjax.rng import example_seed
-from mimjax.task import ConfigError, MaskFn, View
+from mimjax.task import ConfigError, Sampler, View
 
 # replacements that are tried for one bad file; even if half of all files are bad, a good one is
 # found in practice (the probability of none is 2^-50)
@@ -36,7 +36,8 @@ class Pipeline:
       source: the images and labels.
       views: {name in the batch: size and filter}.
       augment: crop, flip and color jitter.
-      mask_fn: makes the mask of one example on the host, bool [n]; None = no masks.
+      sample: makes masks or ids of one example on the host, see `mimjax.task.Sampler`; it is called
+        with the epoch. None = there are none.
       batch_size: rows of the global batch, over all hosts.
       seed: seed of the run.
       train: False = images in the order of the source, center crops.
@@ -47,7 +48,7 @@ class Pipeline:
     source: Source
     views: dict[str, View]
     augment: Augment
-    mask_fn: MaskFn | None
+    sample: Sampler | None
     batch_size: int
     seed: int
     train: bool = True
@@ -79,7 +80,7 @@ class Pipeline:
     @property
     def fingerprint(self) -> str:
         """16 hex digits that change if a step would have other data (`seed` and `skip` aside)."""
-        views = sorted((name, tuple(v.size), v.resample) for name, v in self.views.items())
+        views = sorted(_traits(name, view) for name, view in self.views.items())
         parts = [self.source.fingerprint, views, self.augment, self.batch_size, self.train]
         return fingerprint(parts)
 
@@ -92,8 +93,8 @@ class Pipeline:
 
         Returns:
           Every view, uint8 [b h w c]; `label` int32 [b], -1 = none; `index` int32 [b], the position
-          in the source; `mask` bool [b n] if there is a `mask_fn`. Label and index of a bad file's
-          replacement are its own.
+          in the source; what `sample` makes, as a rule `mask` bool [b n]. Label and index of a bad
+          file's replacement are its own.
         """
         batch = self._make(step, rows)
         batch.pop(KEY, None)
@@ -169,10 +170,10 @@ class Pipeline:
     def _example(self, epoch: int, index: int) -> dict[str, Any]:
         """Return one example of a batch, with rows of bad files under KEY."""
         rng = np.random.default_rng(example_seed(self.seed, epoch, index, "augment"))
-        mask_seed = example_seed(self.seed, epoch, index, "mask")
+        made = _sampled(self.sample, example_seed(self.seed, epoch, index, "mask"), epoch)
         image, place, bad = readable(self.source, self._places(epoch, index), self.bad_files.skip)
         example = self.augment(image, self.views, rng, self.train)
-        return _finish(example, self.source, place, self.mask_fn, mask_seed) | {KEY: bad}
+        return _finish(example, self.source, place, made) | {KEY: bad}
 
     def _places(self, epoch: int, index: int) -> Iterator[int]:
         """Yield the example's own position in the source, then those of its replacements."""
@@ -186,7 +187,7 @@ def eval_batches(
     source: Source,
     views: dict[str, View],
     batch_size: int,
-    mask_fn: MaskFn | None,
+    sample: Sampler | None,
     seed: int,
     *,
     augment: Augment | None = None,
@@ -202,8 +203,9 @@ def eval_batches(
       source: the images and labels.
       views: {name in the batch: size and filter}.
       batch_size: rows of the global batch; the last batch is filled with copies of the last image.
-      mask_fn: makes one fixed mask per example, bool [n]; None = no masks.
-      seed: seed of the run, used for the masks only.
+      sample: makes the fixed masks or ids of each example, see `mimjax.task.Sampler`; it is called
+        with epoch 0. None = there are none.
+      seed: seed of the run, read by `sample` only.
       augment: its `eval_crop` is used; None = 1.
       rows: rows of each global batch (a host's share); None = all.
       workers, threads, prefetch: see `prefetch.prefetched`.
@@ -220,7 +222,7 @@ def eval_batches(
         raise ConfigError(f"eval batch_size: found {batch_size}; allowed: 1 or more")
     start, stop, _ = (rows or slice(None)).indices(batch_size)
     augment = augment or Augment()
-    maker = _EvalMaker(source, views, batch_size, mask_fn, seed, augment, bad_files.skip)
+    maker = _EvalMaker(source, views, batch_size, sample, seed, augment, bad_files.skip)
     num_steps = -(-len(source) // batch_size)
     return prefetched(
         maker,
@@ -240,7 +242,7 @@ class _EvalMaker:
     source: Source
     views: dict[str, View]
     batch_size: int
-    mask_fn: MaskFn | None
+    sample: Sampler | None
     seed: int
     augment: Augment
     skip: bool
@@ -258,21 +260,42 @@ class _EvalMaker:
             places = ((index + i) % count for i in range(min(count, 1 + STAND_INS)))
             image, place, bad = readable(self.source, places, self.skip)
             example = self.augment(image, self.views, unused, train=False)
-            mask_seed = example_seed(self.seed, 0, index, "eval_mask")
-            example = _finish(example, self.source, place, self.mask_fn, mask_seed)
+            made = _sampled(self.sample, example_seed(self.seed, 0, index, "eval_mask"), 0)
+            example = _finish(example, self.source, place, made)
             weight = np.asarray(number <= last and not bad, np.float32)
             yield {**example, "weight": weight, KEY: bad}
 
 
-def _finish(
-    example: NumpyBatch, source: Source, index: int, mask_fn: MaskFn | None, mask_seed: int
-) -> NumpyBatch:
-    """Add label, index and mask to the views of one example."""
+def _traits(name: str, view: View) -> tuple[Any, ...]:
+    """Return what of a view decides its pixels, in the form of the fingerprints in checkpoints."""
+    # A view's name decides nothing. Checkpoints were made when every view but the student's had
+    # the name "target_image", and all were of one crop.
+    called = name if name == "image" else "target_image"
+    crop = () if view.crop == "image" else (view.crop,)
+    return (called, tuple(view.size), view.resample, *crop)
+
+
+def _sampled(sample: Sampler | None, seed: int, epoch: int) -> NumpyBatch:
+    """Return the masks or ids of one example."""
+    if sample is None:
+        return {}
+    return {name: np.asarray(x) for name, x in sample(random.Random(seed), epoch).items()}
+
+
+def _finish(example: NumpyBatch, source: Source, index: int, made: NumpyBatch) -> NumpyBatch:
+    """Return the views of one example with label, index, and the masks or ids.
+
+    Raises:
+      ConfigError: two of them have one name.
+    """
     example["label"] = np.asarray(source.label(index), np.int32)
     example["index"] = np.asarray(index, np.int32)
-    if mask_fn is not None:
-        example["mask"] = np.asarray(mask_fn(random.Random(mask_seed)), dtype=bool)
-    return example
+    if twice := sorted(made.keys() & {*example, "weight"}):
+        raise ConfigError(
+            f"sample: it makes {', '.join(twice)}, and the batch has an image or a number of that "
+            "name; allowed: other names"
+        )
+    return example | made
 
 
 def _stack(examples: list[dict[str, Any]], skip: bool) -> NumpyBatch:

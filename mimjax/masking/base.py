@@ -1,126 +1,176 @@
-"""Which patches are masked: the settings, and the choice among the kinds of masks.
+"""Which patches are hidden: the base class, and random and regular masks.
 
-The data pipeline calls the sampler once per image, on the host (`data/pipeline.py`): it takes a
-`random.Random` of (seed, epoch, index) and returns bool[n], True = masked, n in raster order.
-Random and grid masks are drawn here, blocks in `block.py`. A method that chooses patches by a
-teacher's attention draws no mask on the host; see `salient.py`.
-
-Every kind but "block_at_most" masks exactly `num_masked` patches, so that shapes are static.
+A masking draws on the host (`sample`, once per image in `data/pipeline.py`, from a `random.Random`
+of (seed, epoch, index)) or on the device (`choose`, once per step), where a teacher may decide.
+Counts of visible and masked patches are static. Blocks are drawn in `block.py`, masks by a
+teacher's attention in `salient.py`, several masks of one image in `views.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
-from mimjax import values
 from mimjax.errors import ConfigError
-from mimjax.masking.block import Grid, block_mask, block_mask_at_most, block_random_mask
-from mimjax.task import MaskFn
-from mimjax.values import Count, Range, Whole
+from mimjax.patches import split
+from mimjax.task import Batch, Key, Prepared, Student, View
+from mimjax.values import Range
 
-OFFICIAL_PATCHES = 196  # the 14x14 grid on which the papers give their block counts
-Kind = Literal["random", "block", "block_random", "block_at_most", "grid"]
-EXACT = tuple(k for k in get_args(Kind) if k != "block_at_most")  # no mask has fewer than asked
-
-
-def random_mask(rng: random.Random, num_patches: int, num_masked: int) -> np.ndarray:
-    """Draw a uniformly random mask of exactly `num_masked` patches (MAE section 3)."""
-    mask = np.zeros(num_patches, bool)
-    mask[rng.sample(range(num_patches), num_masked)] = True
-    return mask
+Grid = tuple[int, int]  # (rows, columns) of patches
+Ratio = Annotated[float, Range(0, 1, low_open=True, high_open=True)]
+Weights = Literal["none", "neighbors", "neighbors_mean"]  # see `patch_weights`
 
 
-def grid_mask(grid: Grid) -> np.ndarray:
-    """Return the mask that keeps the top-left patch of every 2x2 cell (MAE's "grid 75")."""
-    mask = np.ones(grid, bool)
-    mask[::2, ::2] = False
-    return mask.reshape(-1)
+def neighbor_weight(mask: Bool[Array, "b n"], grid: Grid) -> Float[Array, "b n"]:
+    """Return BootMAE's loss weight of each patch, m * avgpool3(m) + m.
+
+    Zero padding counts in the average. Patches deep inside a block weigh up to 2, single ones 10/9
+    (paper appendix C; formula from the official code).
+    """
+    m = mask.astype(jnp.float32).reshape(-1, *grid)
+    padded = jnp.pad(m, ((0, 0), (1, 1), (1, 1)))
+    h, w = grid
+    pooled = sum(padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9.0
+    return (m * pooled + m).reshape(-1, h * w)
+
+
+def patch_weights(mask: jax.Array, ids_m: jax.Array, grid: Grid, how: str) -> jax.Array | None:
+    """Return the weights of the masked patches, float32 [b m]; None = all weigh 1.
+
+    Args:
+      mask: bool [b n].
+      ids_m: ids of the masked patches, [b m].
+      how: "none"; "neighbors" = `neighbor_weight` (BootMAE's code, whose losses they make about 1.8
+        times as large); "neighbors_mean" = the same divided by their mean over the batch.
+    """
+    if how == "none":
+        return None
+    weight = jnp.take_along_axis(neighbor_weight(mask, grid), ids_m, axis=1)
+    return weight / weight.mean() if how == "neighbors_mean" else weight
 
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """Which patches are masked; counts are exact for any grid.
+    """Base class. Its attributes without an annotation are no settings; a subclass may make fields.
+
+    A user's own kind defines `num_masked` and `sample`, or `choose`.
 
     Attributes:
-      kind: "random" (MAE), "block" (blocks alone: BEiT's default here, CAE), "block_random"
-        (BootMAE's code: blocks topped up at random), "block_at_most" (BEiT's code: blocks that may
-        cover fewer patches; for methods that weigh patches by whether they are masked) or "grid"
-        (MAE ablation f).
-      ratio: share of masked patches.
-      rounding: how the ratio becomes a number of the n patches. "mae" = n - int(n (1 - ratio)) are
-        masked, as in MAE's and ConvMAE's code; it also gives the numbers that the scripts of BEiT
-        (75 of 196), BootMAE (147), CAE (98) and CAE v2 (30, 49, 98) name. "cae" = the same, but
-        int(n ratio) for kind "random", as in CAE's generator: 29 and not 30 of 196 at 0.15.
-      num_block, min_block, max_block: 120 (BootMAE) and 16 on 14x14, scaled by n / 196 elsewhere
-        (at least 1, maximum at least the minimum). `num_block` is read by "block_random" only;
-        max_block None = the number of masked patches (BEiT, CAE); BootMAE has 60.
-      min_aspect: aspect ratios are log-uniform in (min_aspect, 1 / min_aspect).
-      roll_max: how many block patches may be exchanged for others (0 = none).
+      reads: name of the target whose attention decides; "" = none.
+      sequences: the masked patches are so many sets, each predicted apart.
+      weights: how masked patches are weighed; "none" = alike.
     """
 
-    kind: Kind = "random"
-    ratio: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.75
-    rounding: Literal["mae", "cae"] = "mae"
-    num_block: Count = 120
-    min_block: Count = 16
-    max_block: Count | None = None
-    min_aspect: values.Some = 0.3
-    roll_max: Whole = 3
-
-    def __post_init__(self):
-        values.check(self, "method.masking")
-        if self.kind == "grid" and self.ratio != 0.75:
-            raise ConfigError(
-                f"method.masking.ratio: {self.ratio}; kind=grid keeps one patch in four: 0.75"
-            )
-
-    @property
-    def exact(self) -> bool:
-        """Whether every mask has exactly `num_masked` patches; those of "block_at_most" may not."""
-        return self.kind in EXACT
+    PLUGGABLE: ClassVar[bool] = True
+    HOME: ClassVar[tuple[str, ...]] = tuple(
+        f"mimjax.masking.{name}" for name in ("base", "block", "salient", "views")
+    )
+    reads = ""
+    sequences = 1
+    weights = "none"
 
     def num_masked(self, grid: Grid) -> int:
-        """The static number of masked patches on this grid."""
-        n = grid[0] * grid[1]
-        if self.kind == "grid":
-            return int(grid_mask(grid).sum())
-        masked = n - int(n * (1 - self.ratio))
-        if self.rounding == "cae" and self.kind == "random":
-            masked = int(n * self.ratio)
-        if not 0 < masked < n:
-            raise ConfigError(
-                f"method.masking.ratio: {self.ratio} masks {masked} of {n} patches; "
-                "allowed: at least one masked and one visible"
-            )
-        return masked
+        """Return the static number of masked patches on this grid."""
+        raise NotImplementedError(type(self).__name__)
 
-    def sampler(self, grid: Grid) -> MaskFn:
-        """The host sampler (random.Random) -> bool[n]; picklable, for worker processes."""
-        return _Sampler(self, grid)
+    def views(self, encoder: Student) -> dict[str, View]:
+        """Return the images that it needs beside the student's, by name."""
+        return {}
+
+    def sample(self, rng: random.Random, grid: Grid, epoch: int) -> dict[str, np.ndarray]:
+        """Make arrays of one image on the host; they enter the batch under these names.
+
+        As a rule {"mask": bool [n]}, True = masked, n in raster order.
+        """
+        return {}
+
+    def expand(self, batch: Batch, train: bool) -> Batch:
+        """Return the batch with several rows per image, which stand together; here one."""
+        return batch
+
+    def choose(
+        self, batch: Batch, encoder: Student, attention: jax.Array | None, key: Key
+    ) -> Prepared:
+        """Return normalized images, ids and weights, made on the device.
+
+        Args:
+          batch: "image" float32 [b h w c], and what `sample` made.
+          attention: that of the target `reads`, float32 [b n].
+          key: for random numbers.
+        """
+        mask = batch["mask"]
+        ids_v, ids_m = split(mask, self.num_masked(encoder.grid))
+        weight = patch_weights(mask, ids_m, encoder.grid, self.weights)
+        return Prepared(batch["image"], ids_v, ids_m, mask, weight, attention)
+
+    def check(self, key: str, encoder: Student) -> None:
+        """Raise a ConfigError for settings that the encoder's grid does not allow."""
+        masked, n = self.num_masked(encoder.grid), encoder.num_patches
+        if not 0 < masked < n:
+            ratio = getattr(self, "ratio", None)
+            found = f"{key}: {type(self).__name__}" if ratio is None else f"{key}.ratio: {ratio}"
+            raise ConfigError(
+                f"{found} masks {masked} of {n} patches; allowed: at least one masked and one "
+                "visible"
+            )
+
+
+def count(ratio: float, grid: Grid) -> int:
+    """Return n - int(n (1 - ratio)), the number of masked patches in MAE's and ConvMAE's code.
+
+    It also gives the numbers that the scripts of BEiT (75 of 196), BootMAE (147), CAE (98) and CAE
+    v2 (30, 49, 98) name.
+    """
+    n = grid[0] * grid[1]
+    return n - int(n * (1 - ratio))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sampler:
-    masking: Masking
-    grid: Grid
+class Random(Masking):
+    """Uniformly random patches, exactly so many (MAE, section 3).
 
-    def __call__(self, rng: random.Random) -> np.ndarray:
-        m, n = self.masking, self.grid[0] * self.grid[1]
-        masked = m.num_masked(self.grid)
-        if m.kind == "random":
-            return random_mask(rng, n, masked)
-        if m.kind == "grid":
-            return grid_mask(self.grid)
-        scale = n / OFFICIAL_PATCHES
-        least = max(1, round(m.min_block * scale))
-        most = masked if m.max_block is None else max(least, round(m.max_block * scale))
-        if m.kind in ("block", "block_at_most"):
-            make = block_mask if m.kind == "block" else block_mask_at_most
-            return make(rng, self.grid, masked, least, most, m.min_aspect)
-        num_block = min(n - 1, max(1, round(m.num_block * scale)))
-        block = block_mask(rng, self.grid, num_block, least, most, m.min_aspect)
-        return block_random_mask(rng, block, masked, m.roll_max)
+    Attributes:
+      ratio: share of masked patches.
+      rounding: how the ratio becomes a number: "mae", see `count`; "cae" = int(n ratio), as in
+        CAE's generator of random masks: 29 and not 30 of 196 at 0.15.
+      weights: see `patch_weights`.
+    """
+
+    ratio: Ratio = 0.75
+    rounding: Literal["mae", "cae"] = "mae"
+    weights: Weights = "none"
+
+    def num_masked(self, grid: Grid) -> int:
+        if self.rounding == "cae":
+            return int(grid[0] * grid[1] * self.ratio)
+        return count(self.ratio, grid)
+
+    def sample(self, rng: random.Random, grid: Grid, epoch: int) -> dict[str, np.ndarray]:
+        mask = np.zeros(grid[0] * grid[1], bool)
+        mask[rng.sample(range(mask.size), self.num_masked(grid))] = True
+        return {"mask": mask}
+
+
+@dataclasses.dataclass(frozen=True)
+class Regular(Masking):
+    """All but the top-left patch of every 2x2 cell (MAE's "grid 75", ablation f).
+
+    Attributes:
+      weights: see `patch_weights`.
+    """
+
+    weights: Weights = "none"
+
+    def num_masked(self, grid: Grid) -> int:
+        return grid[0] * grid[1] - (-(-grid[0] // 2)) * (-(-grid[1] // 2))
+
+    def sample(self, rng: random.Random, grid: Grid, epoch: int) -> dict[str, np.ndarray]:
+        mask = np.ones(grid, bool)
+        mask[::2, ::2] = False
+        return {"mask": mask.reshape(-1)}

@@ -1,4 +1,4 @@
-"""Block-wise masks: BEiT's generator, its forms in BootMAE and CAE, and BootMAE's weights.
+"""Block-wise masks: BEiT's generator and its forms in BootMAE and CAE.
 
 Samplers take a `random.Random` and return bool[n], True = masked, n in raster order. Given Python's
 seed, `block_mask` reproduces the masks of BootMAE's generator bit for bit.
@@ -6,31 +6,25 @@ seed, `block_mask` reproduces the masks of BootMAE's generator bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
 
-Grid = tuple[int, int]  # (rows, columns) of patches
+from mimjax.masking.base import Grid, Masking, Ratio, Weights, count
+from mimjax.patches import split
+from mimjax.task import Batch, Key, Prepared, Student
+from mimjax.values import Count, Some, Whole
+
+OFFICIAL_PATCHES = 196  # the 14x14 grid on which the papers give their block counts
 # The generator has no bound in the official code. With the official constants on 14x14 no
 # rectangle of 20,000 masks needed more than 151 tries: the bound never changes an official mask.
 MAX_TRIES = 10_000
 ATTEMPTS = 10  # BEiT's generator gives up after so many tries that add nothing
-
-
-def neighbor_weight(mask: Bool[Array, "b n"], grid: Grid) -> Float[Array, "b n"]:
-    """Return BootMAE's loss weight of each patch, m * avgpool3(m) + m.
-
-    Zero padding counts in the average. Patches deep inside a block weigh up to 2, single ones 10/9
-    (paper appendix C; formula from the official code).
-    """
-    m = mask.astype(jnp.float32).reshape(-1, *grid)
-    padded = jnp.pad(m, ((0, 0), (1, 1), (1, 1)))
-    h, w = grid
-    pooled = sum(padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9.0
-    return (m * pooled + m).reshape(-1, h * w)
 
 
 def block_mask(
@@ -107,21 +101,135 @@ def add_rectangle(
     return 0
 
 
-def block_random_mask(
-    rng: random.Random, block: np.ndarray, num_masked: int, roll_max: int
-) -> np.ndarray:
-    """BootMAE's final mask: block patches, topped up at random, with up to `roll_max` exchanged.
-
-    The official order of patches is [free, shuffled] + [block, shuffled], rolled right by r in
-    0..roll_max; the first n - num_masked are visible. The official r is shared by a batch; here
-    every image draws its own, so that a mask does not depend on its batch.
-    """
-    free, taken = list(np.flatnonzero(~block)), list(np.flatnonzero(block))
+def shuffled(rng: random.Random, block: np.ndarray) -> list[int]:
+    """Return BootMAE's order of patches: free ones and then the block's, both shuffled."""
+    free, taken = np.flatnonzero(~block).tolist(), np.flatnonzero(block).tolist()
     rng.shuffle(free)
     rng.shuffle(taken)
-    r = rng.randint(0, roll_max)
-    order = free + taken
-    order = order[len(order) - r :] + order[: len(order) - r]
+    return free + taken
+
+
+def hide(order: list[int], roll: int, num_masked: int) -> np.ndarray:
+    """Return BootMAE's final mask bool[n], True = masked.
+
+    The order is rolled right by `roll`, which exchanges as many block patches for free ones; the
+    first n - num_masked patches are visible.
+    """
+    order = order[len(order) - roll :] + order[: len(order) - roll]
     mask = np.ones(len(order), bool)
     mask[order[: len(order) - num_masked]] = False
     return mask
+
+
+# ------------------------------------------------------------------ settings
+@dataclasses.dataclass(frozen=True)
+class _Blocks(Masking):
+    """What the kinds of block-wise masks share.
+
+    Attributes:
+      ratio: share of masked patches, see `masking.base.count`.
+      min_block, max_block: patches of a block on 14x14, scaled by n / 196 on other grids (at least
+        1, the largest at least the smallest); max_block None = all that are masked (BEiT, CAE);
+        BootMAE has 60.
+      min_aspect: aspect ratios are log-uniform in (min_aspect, 1 / min_aspect).
+    """
+
+    ratio: Ratio = 0.5
+    min_block: Count = 16
+    max_block: Count | None = None
+    min_aspect: Some = 0.3
+
+    def num_masked(self, grid: Grid) -> int:
+        return count(self.ratio, grid)
+
+    def sizes(self, grid: Grid) -> tuple[int, int, float]:
+        """Return the smallest and the largest block on this grid, and the aspect."""
+        scale = grid[0] * grid[1] / OFFICIAL_PATCHES
+        least = max(1, round(self.min_block * scale))
+        largest = self.max_block and max(least, round(self.max_block * scale))
+        return least, largest or self.num_masked(grid), self.min_aspect
+
+
+@dataclasses.dataclass(frozen=True)
+class Block(_Blocks):
+    """Blocks alone, exactly so many patches (CAE; BEiT's default here).
+
+    Attributes:
+      ratio, min_block, max_block, min_aspect: see `_Blocks`.
+      weights: see `masking.base.patch_weights`.
+    """
+
+    weights: Weights = "none"
+
+    def sample(self, rng: random.Random, grid: Grid, epoch: int) -> dict[str, np.ndarray]:
+        return {"mask": block_mask(rng, grid, self.num_masked(grid), *self.sizes(grid))}
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockAtMost(_Blocks):
+    """BEiT's own sampler, which stops short of the number in a third of the images.
+
+    The ids of masked patches are padded with visible ones of weight 0, so that shapes are static;
+    the weights have mean 1 over the whole batch.
+
+    Attributes:
+      ratio: 75 of 196 patches by default (--num_mask_patches).
+      min_block, max_block, min_aspect: see `_Blocks`.
+    """
+
+    weights = "masked"
+
+    ratio: Ratio = 0.38
+
+    def sample(self, rng: random.Random, grid: Grid, epoch: int) -> dict[str, np.ndarray]:
+        return {"mask": block_mask_at_most(rng, grid, self.num_masked(grid), *self.sizes(grid))}
+
+    def choose(
+        self, batch: Batch, encoder: Student, attention: jax.Array | None, key: Key
+    ) -> Prepared:
+        ids_v, ids_m = split(batch["mask"], self.num_masked(encoder.grid))
+        # `split` puts visible patches first: where too few are masked, the first of the static
+        # number of "masked" ids are visible ones.
+        real = jnp.take_along_axis(batch["mask"], ids_m, axis=1).astype(jnp.float32)
+        # Should a batch have no masked patch at all, its loss is 0 and not the mean of nothing.
+        weight = real / jnp.maximum(real.mean(), 1 / real.size)
+        return Prepared(batch["image"], ids_v, ids_m, batch["mask"], weight, attention)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockRandom(Block):
+    """BootMAE's code: blocks, topped up at random, with a few block patches exchanged.
+
+    Attributes:
+      ratio, min_block, max_block, min_aspect, weights: see `Block`.
+      num_block: patches in blocks on 14x14, scaled as the sizes of blocks are.
+      roll_max: how many block patches may be exchanged for others at most; 0 = none.
+      roll: the number of exchanged patches is drawn for each "image", so that a mask does not
+        depend on its batch, or for all images of a "batch" at once, as in the code.
+    """
+
+    ratio: Ratio = 0.75
+    max_block: Count | None = 60
+    num_block: Count = 120
+    roll_max: Whole = 3
+    roll: Literal["image", "batch"] = "image"
+
+    def sample(self, rng: random.Random, grid: Grid, epoch: int) -> dict[str, np.ndarray]:
+        n = grid[0] * grid[1]
+        number = min(n - 1, max(1, round(self.num_block * n / OFFICIAL_PATCHES)))
+        order = shuffled(rng, block_mask(rng, grid, number, *self.sizes(grid)))
+        if self.roll == "batch":
+            return {"order": np.asarray(order, np.int32)}
+        return {"mask": hide(order, rng.randint(0, self.roll_max), self.num_masked(grid))}
+
+    def choose(
+        self, batch: Batch, encoder: Student, attention: jax.Array | None, key: Key
+    ) -> Prepared:
+        if self.roll == "batch":
+            last = jax.random.randint(key, (), 0, self.roll_max + 1)
+            order = jnp.roll(batch["order"], last, axis=1)
+            masked = order[:, -self.num_masked(encoder.grid) :]
+            rows = jnp.arange(len(masked))[:, None]
+            mask = jnp.zeros(order.shape, bool).at[rows, masked].set(True)
+            batch = batch | {"mask": mask}
+        return super().choose(batch, encoder, attention, key)

@@ -12,13 +12,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from mimjax import errors, patches, values
 from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.rng import named
-from mimjax.task import Batch, Key, LossOutput, PyTree, Task, View
+from mimjax.task import Batch, Key, LossOutput, Prediction, PyTree, Task, TrainState, View
 from mimjax.values import Count, Mean, NonNegative, Positive, Size, Std
 
 # DALL-E's 150,000 and 5,000 updates as shares of the 250,000 of configs/dvae.py (ours; DALL-E's own
@@ -84,9 +83,15 @@ class DiscreteVAE(Task):
         return {"encoder": encoder["params"], "decoder": decoder["params"]}, {}
 
     def prepare(
-        self, ema: PyTree, frozen: PyTree, batch: Batch, key: Key, step, train: bool
-    ) -> Batch:
-        return {"image": patches.normalize(batch["image"], self.mean, self.std)}
+        self,
+        state: TrainState,
+        frozen: PyTree,
+        batch: Batch,
+        key: Key,
+        train: bool,
+        pieces: int = 1,
+    ) -> tuple[Batch, PyTree]:
+        return {"image": patches.normalize(batch["image"], self.mean, self.std)}, {}
 
     def schedules(self, step) -> tuple[jax.Array, jax.Array]:
         """Temperature and KL weight at `step`."""
@@ -99,9 +104,10 @@ class DiscreteVAE(Task):
         return temperature, self.kl_weight * rise
 
     def loss(
-        self, params: PyTree, model_state: PyTree, batch: Batch, key: Key, step, train: bool
+        self, params: PyTree, model_state: PyTree, prepared: Batch, key: Key, step, train: bool
     ) -> LossOutput:
-        images = batch["image"]
+        """Return the loss of a micro-batch; its prediction is the image, at the place "image"."""
+        images = prepared["image"]
         logits: Any = self.encoder.apply({"params": params["encoder"]}, images)
         codes = logits.argmax(-1)
         temperature, kl_weight = self.schedules(step)
@@ -114,6 +120,7 @@ class DiscreteVAE(Task):
         reconstruction = distance(recon, images, self.reconstruction).mean()
         kl = kl_to_uniform(logits).mean()
         used, perplexity = usage(codes, self.encoder.vocab)
+        error = {"image": jnp.square(recon - images).mean((1, 2, 3))[:, None]}
         return LossOutput(
             reconstruction + kl_weight * kl,
             {
@@ -124,19 +131,8 @@ class DiscreteVAE(Task):
                 "codes_used": used,
                 "perplexity": perplexity,
             },
-            preds={
-                "reconstruction": recon,
-                "codes": rearrange(codes, "b h w -> b (h w)"),
-                # of whole images: nothing is masked here, whatever an evaluator calls it
-                "error": jnp.square(recon - images).mean((1, 2, 3)),
-            },
+            predictions={"reconstruction": Prediction({"image": recon}, {"image": images}, error)},
         )
-
-    def pictures(self, params: PyTree, frozen: PyTree, batch: Batch, preds) -> dict[str, jax.Array]:
-        """Columns of a picture, float32 [b h w c] in [0, 1]: the images and what codes keep."""
-        columns = {"original": batch["image"], "reconstruction": preds["reconstruction"]}
-        mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
-        return {k: jnp.clip(v * std + mean, 0.0, 1.0) for k, v in columns.items()}
 
     @property
     def story(self) -> str:
@@ -145,10 +141,6 @@ class DiscreteVAE(Task):
             f"whole images, from one of {vocab:,} codes for each {step}x{step} pixels; nothing is "
             "masked. BEiT and CAE predict such codes."
         )
-
-    @property
-    def error_name(self) -> str:
-        return "mean squared, of whole images reconstructed from their codes"
 
 
 def relax(

@@ -32,7 +32,7 @@ from mimjax.models.layers import (
 from mimjax.models.masked_conv import REACH, Place, depthwise, neighbors
 from mimjax.models.vit import check_channels, grid_of, order_of, sincos_table
 from mimjax.patches import gather, patchify
-from mimjax.task import Features, Network
+from mimjax.task import EncoderNetwork, Features
 from mimjax.values import Count, Index, Positive, Rate, Size
 
 # Stages: widths, depths, mlp ratios; transformer: width, depth, heads. Only B is in the official
@@ -155,7 +155,7 @@ class CBlock(Branch):
         return x + self.residual(conv1x1(y, width, "fc2", self.dtype), "gamma_2", train)
 
 
-class ConvViT(Network):
+class ConvViT(EncoderNetwork):
     """Encoder of ConvMAE / MCMAE and, with `fuse_layers`, of MR-MAE. No CLS token.
 
     Attributes:
@@ -197,6 +197,10 @@ class ConvViT(Network):
     @property
     def use_mask_token(self) -> bool:
         return False
+
+    @property
+    def out_width(self) -> int:
+        return self.width
 
     @property
     def num_prefix(self) -> int:

@@ -7,15 +7,20 @@ in `models.regressor`. Sources: MAE, section 3; BootMAE, sections 3.3 and 3.4 an
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mimjax import errors
 from mimjax.models.attention import Bias, run_blocks
 from mimjax.models.layers import Dtype, InitScheme, clipped_normal, dense, layer_norm, torch_uniform
 from mimjax.models.vit import FixedPositions, order_of, sincos_table
-from mimjax.task import Network
-from mimjax.values import Count
+from mimjax.patches import gather
+from mimjax.task import ByPlace, Encoded, Predictor, Student
+from mimjax.values import Count, Index, Positive
 
 
 def positions(grid: tuple[int, int], width: int, order: str, ids) -> Float[Array, "b k d"]:
@@ -47,37 +52,84 @@ class PixelHead(nn.Module):
         return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
-class MAEDecoder(Network):
+def at_places(x: jax.Array, prefix: int, visible: int, rows: int, at: tuple[str, ...]) -> ByPlace:
+    """Return the tokens at places out of those in the order [prefix, visible, masked].
+
+    Args:
+      x: [b*s p+v+m/s d], where the masked patches of an image are s sets, one row each.
+      prefix, visible: numbers of prefix tokens and of visible patches.
+      rows: b, the number of images.
+    """
+    bounds = {
+        "cls": slice(0, 1),
+        "visible": slice(prefix, prefix + visible),
+        "masked": slice(prefix + visible, None),
+    }
+    return {place: x[:, bounds[place]].reshape(rows, -1, x.shape[-1]) for place in at}
+
+
+def apart(x: jax.Array, sequences: int) -> jax.Array:
+    """Return rows [b ...] repeated, one for each set of masked patches, [b*s ...]."""
+    return x if sequences == 1 else jnp.repeat(x, sequences, axis=0)
+
+
+class MAEDecoder(Predictor):
     """MAE's decoder (section 3): mask tokens, positions on every token, plain blocks, linear head.
 
     Attributes:
       width, depth, heads: sizes; 512, 8 and 16 for every size of the encoder.
-      out, grid, mask_tokens, prefix, mlp_ratio: derived by the method. `out` is the width of a
-        prediction, `grid` (height, width) in patches. Without `mask_tokens` the encoder has put
-        tokens at the masked patches already (ablation c). `prefix` is the number of tokens before
-        the patches: 1 = CLS, 0 = none.
+      mlp_ratio: None = that of the encoder's first convolutional stage where it has some (ConvMAE's
+        code), else 4.
       pos_embed, bias, init_scheme: as in `ViT`.
+      out, grid, mask_tokens, prefix: derived. `out` is the width of a prediction, `grid` (height,
+        width) in patches. Without `mask_tokens` the encoder has put tokens at the masked patches
+        already (ablation c). `prefix` is the number of tokens before the patches.
     """
 
     width: Count = 512
     depth: Count = 8
     heads: Count = 16
+    mlp_ratio: Positive | None = None
+    pos_embed: FixedPositions = "sincos_xy"
+    bias: Bias = "full"
+    init_scheme: InitScheme = "mae"
     out: int = 0
     grid: tuple[int, int] = (0, 0)
     mask_tokens: bool = True
     prefix: int = 1
-    mlp_ratio: float = 4.0
-    pos_embed: FixedPositions = "sincos_xy"
-    bias: Bias = "full"
-    init_scheme: InitScheme = "mae"
     dtype: Dtype = jnp.float32
 
-    DERIVED = ("out", "grid", "mask_tokens", "prefix", "mlp_ratio")
+    DERIVED = ("out", "grid", "mask_tokens", "prefix")
 
     @property
     def positions(self) -> str:
         """The coordinate that comes first in the fixed positions, "xy" or "yx"."""
         return order_of(self.pos_embed)
+
+    def sized(self, encoder: Student, out: int) -> MAEDecoder:
+        stages = getattr(encoder, "stage_mlp_ratios", ())
+        return self.clone(
+            out=out,
+            grid=encoder.grid,
+            mask_tokens=not encoder.use_mask_token,
+            prefix=encoder.num_prefix,
+            mlp_ratio=self.mlp_ratio or (stages[0] if stages else 4.0),
+        )
+
+    def places(self, encoder: Student, given: tuple[str, ...]) -> tuple[str, ...]:
+        return ("cls", "visible", "masked") if encoder.num_prefix else ("visible", "masked")
+
+    def inputs(self, encoded: Encoded, at: tuple[str, ...]) -> tuple[Any, ...]:
+        tokens, prefix = encoded.tokens, encoded.prefix
+        if encoded.whole:  # all tokens come out of the encoder: bring them into the order here
+            order = jnp.concatenate([encoded.ids_v, encoded.ids_m], axis=1)
+            patches = gather(tokens[:, prefix:], order)
+            tokens = jnp.concatenate([tokens[:, :prefix], patches], axis=1)
+        return tokens, encoded.ids_v, encoded.ids_m, encoded.sequences, at
+
+    def check(self, key: str, encoder: Student) -> None:
+        errors.heads(key, self)
+        errors.sine_cosine(key, self)
 
     @nn.compact
     def __call__(
@@ -85,17 +137,20 @@ class MAEDecoder(Network):
         tokens: Float[Array, "b t d"],
         ids_v: Int[Array, "b v"],
         ids_m: Int[Array, "b m"],
-        all_patches: bool = False,
-    ) -> Float[Array, "b k o"]:
-        """Return predictions for the patches `ids_m`.
+        sequences: int = 1,
+        at: tuple[str, ...] = ("masked",),
+    ) -> dict[str, Float[Array, "b _ o"]]:
+        """Return predictions by place.
 
         Args:
-          tokens: the encoder's output, CLS first: prefix + v tokens, or prefix + v + m without
-            `mask_tokens`.
+          tokens: the encoder's output: prefix + v tokens, or prefix + v + m without `mask_tokens`.
           ids_v, ids_m: the visible and the masked patches.
-          all_patches: predict [ids_v, ids_m], in that order, instead of `ids_m` alone.
+          sequences: the masked patches are so many sets of one size, each predicted apart.
+          at: the places that are predicted.
         """
-        x = dense(self.width, "embed", self.dtype)(tokens)
+        b = len(tokens)
+        x = apart(dense(self.width, "embed", self.dtype)(tokens), sequences)
+        ids_v, ids_m = apart(ids_v, sequences), ids_m.reshape(b * sequences, -1)
         if self.mask_tokens:
             token = self.param(
                 "mask_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32
@@ -111,15 +166,15 @@ class MAEDecoder(Network):
             heads=self.heads,
             bias=self.bias,
             init_scheme=self.init_scheme,
-            mlp_ratio=self.mlp_ratio,
+            mlp_ratio=self.mlp_ratio or 4.0,
             dtype=self.dtype,
         )
-        x = x[:, self.prefix + (0 if all_patches else ids_v.shape[1]) :]
-        x = layer_norm("norm", self.dtype)(x)
-        return dense(self.out, "head", self.dtype)(x)
+        norm, head = layer_norm("norm", self.dtype), dense(self.out, "head", self.dtype)
+        tokens_at = at_places(x, self.prefix, ids_v.shape[1], b, at)
+        return {place: head(norm(y)) for place, y in tokens_at.items()}
 
 
-class InjectedDecoder(Network):
+class InjectedDecoder(Predictor):
     """BootMAE's regressor and predictor (sections 3.3, 3.4; appendix A).
 
     It has a mask token of its own and adds positions to mask tokens only; each of its blocks
@@ -129,66 +184,117 @@ class InjectedDecoder(Network):
       width: 512 for pixels; None = the encoder's width, for features.
       depth: number of blocks; 2 in both branches.
       heads: None = the encoder's heads, as in the code (a head has width // heads channels).
-      inject: whether the blocks have a cross-attention (paper Table 2).
-      out, grid, pixel_head, channels: derived by the method; with `pixel_head` the last layer is a
-        `PixelHead`.
+      inject: the encoder's block that every block reads, negative from the end; None = there is no
+        cross-attention (paper Table 2).
+      head: the last layer: "linear", "pixel" = `PixelHead`, or "mlp" = two layers with a GELU
+        between (the paper's "MLP head" of the predictor).
       pos_embed, bias, init_scheme: as in `ViT`.
+      out, grid, prefix, channels: derived.
     """
 
     width: Count | None = None
     depth: Count = 2
     heads: Count | None = None
-    inject: bool = True
-    out: int = 0
-    grid: tuple[int, int] = (0, 0)
-    pixel_head: bool = False
-    channels: int = 3
+    inject: Index | None = -1
+    head: Literal["linear", "pixel", "mlp"] = "linear"
     pos_embed: FixedPositions = "sincos_yx"
     bias: Bias = "qv"
     init_scheme: InitScheme = "bootmae"
+    out: int = 0
+    grid: tuple[int, int] = (0, 0)
+    prefix: int = 1
+    channels: int = 3
     dtype: Dtype = jnp.float32
 
-    DERIVED = ("out", "grid", "pixel_head", "channels")
+    DERIVED = ("out", "grid", "prefix", "channels")
 
     @property
     def positions(self) -> str:
         """The coordinate that comes first in the fixed positions, "xy" or "yx"."""
         return order_of(self.pos_embed)
 
+    def sized(self, encoder: Student, out: int) -> InjectedDecoder:
+        return self.clone(
+            out=out,
+            grid=encoder.grid,
+            prefix=encoder.num_prefix,
+            channels=encoder.channels,
+            width=self.width or encoder.width,
+            heads=self.heads or encoder.heads,
+        )
+
+    def places(self, encoder: Student, given: tuple[str, ...]) -> tuple[str, ...]:
+        if encoder.use_mask_token:  # it brings mask tokens of its own
+            return ()
+        return ("cls", "visible", "masked") if encoder.num_prefix else ("visible", "masked")
+
+    def inputs(self, encoded: Encoded, at: tuple[str, ...]) -> tuple[Any, ...]:
+        context = None if self.inject is None else encoded.blocks[self.inject]
+        if context is not None and context.shape[1] != encoded.tokens.shape[1]:
+            raise errors.ConfigError(
+                f"method.encoder: block {self.inject}, which a decoder's `inject` names, has "
+                f"{context.shape[1]} tokens; allowed: {encoded.tokens.shape[1]}, as after the norm"
+            )
+        return encoded.tokens, context, encoded.ids_v, encoded.ids_m, encoded.sequences, at
+
+    def check(self, key: str, encoder: Student) -> None:
+        if self.inject is not None:
+            errors.block_index(f"{key}.inject", self.inject, encoder.depth)
+        errors.heads(key, self, floor=True)
+        errors.sine_cosine(key, self)
+        if self.head == "pixel" and self.out != encoder.patch**2 * encoder.channels:
+            raise errors.ConfigError(
+                f"{key}.head: 'pixel' for predictions of {self.out} numbers; allowed: for pixels "
+                "alone, else linear, mlp"
+            )
+
     @nn.compact
     def __call__(
         self,
         latents: Float[Array, "b t d"],
-        context: Float[Array, "b t d"],
+        context: Float[Array, "b t e"] | None,
         ids_v: Int[Array, "b v"],
         ids_m: Int[Array, "b m"],
-        all_patches: bool = False,
-    ) -> Float[Array, "b k o"]:
-        """Return predictions for the patches `ids_m`.
+        sequences: int = 1,
+        at: tuple[str, ...] = ("masked",),
+    ) -> dict[str, Float[Array, "b _ o"]]:
+        """Return predictions by place.
 
         Args:
-          latents: the encoder's output after the final norm, CLS first, 1 + v tokens.
-          context: output of the encoder block that is injected, of the same shape.
+          latents: the encoder's output after the final norm, prefix + v tokens.
+          context: output of the encoder block that is injected.
           ids_v, ids_m: the visible and the masked patches.
-          all_patches: predict [ids_v, ids_m], in that order, instead of `ids_m` alone.
+          sequences: the masked patches are so many sets of one size, each predicted apart.
+          at: the places that are predicted.
         """
-        assert self.width is not None, "the method fills in the encoder's width"
-        assert self.heads is not None, "the method fills in the encoder's heads"
-        x = dense(self.width, "down", self.dtype)(latents)
+        assert self.width is not None, "`sized` fills in the encoder's width"
+        assert self.heads is not None, "`sized` fills in the encoder's heads"
+        b = len(latents)
+        x = apart(dense(self.width, "down", self.dtype)(latents), sequences)
+        ids_m = ids_m.reshape(b * sequences, -1)
         token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width), jnp.float32)
         pos = positions(self.grid, self.width, self.positions, ids_m)
         x = jnp.concatenate([x, (token + pos).astype(x.dtype)], axis=1)
         x = run_blocks(
             x,
             self.depth,
-            context if self.inject else None,
+            None if context is None else apart(context, sequences),
             heads=self.heads,
             bias=self.bias,
             init_scheme=self.init_scheme,
             dtype=self.dtype,
         )
-        x = x[:, -(pos.shape[1] + ids_v.shape[1] if all_patches else pos.shape[1]) :]
-        x = layer_norm("norm", self.dtype)(x)
-        if self.pixel_head:
-            return PixelHead(self.out, self.channels, dtype=self.dtype, name="head")(x)
-        return dense(self.out, "head", self.dtype)(x)
+        norm, last = layer_norm("norm", self.dtype), self.last()
+        tokens_at = at_places(x, self.prefix, ids_v.shape[1], b, at)
+        return {place: last(norm(y)) for place, y in tokens_at.items()}
+
+    def last(self) -> Any:
+        """Return the last layer."""
+        if self.head == "pixel":
+            return PixelHead(self.out, self.channels, dtype=self.dtype, name="head")
+        linear = dense(self.out, "head", self.dtype)
+        if self.head == "linear":
+            return linear
+        assert self.width is not None, "`sized` fills in the encoder's width"
+        hidden = dense(self.width, "head_hidden", self.dtype)
+        return lambda x: linear(nn.gelu(hidden(x), approximate=False))

@@ -6,31 +6,38 @@ here is one that somebody published beside an encoder; nothing in this file is t
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mimjax.models.layers import Dtype, InitScheme, LayerNorm, dense, kernel_init
-from mimjax.task import Features, Network
+from mimjax.task import ByPlace, Encoded, Features, Predictor
 
 
-class LinearHead(Network):
-    """Linear map from tokens to predictions, [b t w] to [b t o].
+class LinearHead(Predictor):
+    """Linear map from tokens to predictions, [b k w] to [b k o], the same at every place.
 
     Attributes:
-      out: width of the target; derived by the method.
       init_scheme: see `kernel_init`; "beit" draws this layer as BEiT draws all its layers.
+      out: width of the target; derived.
     """
 
-    out: int = 0
     init_scheme: InitScheme = "beit"
+    out: int = 0
     dtype: Dtype = jnp.float32
 
     DERIVED = ("out",)
 
+    def inputs(self, encoded: Encoded, at: tuple[str, ...]) -> tuple[Any, ...]:
+        return (encoded.at(at),)
+
     @nn.compact
-    def __call__(self, x: Float[Array, "b t w"]) -> Float[Array, "b t o"]:
-        return dense(self.out, "linear", self.dtype, init=kernel_init(self.init_scheme))(x)
+    def __call__(self, tokens: ByPlace) -> dict[str, Float[Array, "b _ o"]]:
+        """Return predictions by place from the tokens there."""
+        layer = dense(self.out, "linear", self.dtype, init=kernel_init(self.init_scheme))
+        return {place: layer(x) for place, x in tokens.items()}
 
 
 class Classifier(nn.Module):

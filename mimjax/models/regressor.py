@@ -9,15 +9,16 @@ of MAE and BootMAE do not (`models.decoders`).
 from __future__ import annotations
 
 import functools
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from mimjax import errors
 from mimjax.models.attention import attend, run_blocks
-from mimjax.models.decoders import positions
+from mimjax.models.decoders import apart, positions
 from mimjax.models.layers import (
     Branch,
     Dtype,
@@ -28,25 +29,11 @@ from mimjax.models.layers import (
     layer_norm,
     shard_batch,
 )
-from mimjax.task import Network
+from mimjax.task import ByPlace, Encoded, Predictor, Student
 from mimjax.values import Count, Positive, Rate, Whole
 
 SMALL = (192, 384)  # widths of ViT-Ti and ViT-S
 OFFICIAL_WIDTH = 768  # --decoder_embed_dim of CAE's code
-
-
-class Projection(Network):
-    """Linear layer and LayerNorm from the encoder's width to the regressor's.
-
-    The official model has them only where the two widths differ.
-    """
-
-    width: int
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t w"]:
-        return layer_norm("norm", self.dtype)(dense(self.width, "linear", self.dtype)(x))
 
 
 class CrossAttention(nn.Module):
@@ -99,37 +86,58 @@ class RegressorBlock(Branch):
         return x + self.residual(y, "gamma_2_cross", train)
 
 
-class Regressor(Network):
-    """CAE's latent contextual regressor (section 3.2).
+class Regressor(Predictor):
+    """CAE's latent contextual regressor (section 3.2): latents of masked patches from visible ones.
+
+    It is as wide as the encoder's tokens; `ViT.project` narrows these (CAE-Large).
 
     Attributes:
-      width: None = the encoder's width; with another one the method adds a `Projection`.
       depth, heads: 4 and 12 in the official code, for every size.
+      mlp_ratio: hidden width of the MLPs / width.
       layer_scale, drop_path: see `Branch`; the rate rises linearly over these blocks alone.
-      grid, final_norm: derived by the method: (height, width) in patches, and whether a norm stands
-        after the last block (CAE v2 has none).
+      final_norm: whether a norm stands after the last block (CAE v2 has none).
+      width, grid: derived; grid is (height, width) in patches.
     """
 
-    width: Count | None = None
-    depth: Whole = 4
+    depth: Count = 4
     heads: Count = 12
+    mlp_ratio: Positive = 4.0
     layer_scale: Positive | None = 0.1
     drop_path: Rate = 0.1
-    grid: tuple[int, int] = (0, 0)
     final_norm: bool = True
+    width: int = 0
+    grid: tuple[int, int] = (0, 0)
     dtype: Dtype = jnp.float32
 
-    DERIVED = ("grid", "final_norm")
+    DERIVED = ("width", "grid")
     positions: ClassVar[str] = "yx"  # the coordinate that comes first in the fixed positions
 
-    def guesses(self, encoder_width: int) -> tuple[str, ...]:
-        """Return what CAE's sources leave open about this network; see `task.Task.notes`."""
-        if encoder_width not in SMALL or self.width != encoder_width:
+    def sized(self, encoder: Student, out: int) -> Regressor:
+        return self.clone(width=out, grid=encoder.grid)
+
+    def places(self, encoder: Student, given: tuple[str, ...]) -> tuple[str, ...]:
+        return () if encoder.use_mask_token else ("masked",)
+
+    def inputs(self, encoded: Encoded, at: tuple[str, ...]) -> tuple[Any, ...]:
+        latents = encoded.tokens[:, encoded.prefix :]
+        return latents, encoded.ids_v, encoded.ids_m, encoded.sequences, encoded.train
+
+    def check(self, key: str, encoder: Student) -> None:
+        check_heads(key, self.heads, self.width)
+        if self.width % 4:
+            setting = "width" if self.width == encoder.width else "project"
+            raise errors.ConfigError(
+                f"{key.rpartition('.')[0]}.encoder.{setting}: {self.width}; allowed: multiples of "
+                "4 (the regressor's sine-cosine positions)"
+            )
+
+    def guesses(self, encoder: Student) -> tuple[str, ...]:
+        if encoder.width not in SMALL or self.width != encoder.width or not self.final_norm:
             return ()
         return (
             f"the regressor is {self.width} wide, as the encoder: a guess, after CAE v2's ViT-S. "
             "CAE's paper and scripts give no width for ViT-Ti and ViT-S; the code's default is "
-            f"--config.method.regressor.width={OFFICIAL_WIDTH}.",
+            f"--config.method.encoder.project={OFFICIAL_WIDTH}.",
         )
 
     @nn.compact
@@ -138,17 +146,20 @@ class Regressor(Network):
         latents: Float[Array, "b v w"],
         ids_v: Int[Array, "b v"],
         ids_m: Int[Array, "b m"],
+        sequences: int = 1,
         train: bool = False,
-    ) -> Float[Array, "b m w"]:
-        """Return predicted latents of the masked patches.
+    ) -> dict[str, Float[Array, "b m w"]]:
+        """Return predicted latents of the masked patches, {"masked": [b m w]}.
 
         Args:
           latents: the encoder's output for the visible patches, without CLS.
           ids_v, ids_m: the visible and the masked patches.
+          sequences: the masked patches are so many sets of one size, each predicted apart.
           train: whether branches are dropped.
         """
-        assert self.width is not None, "the method fills in the encoder's width"
-        latents = latents.astype(self.dtype)
+        b = len(ids_m)
+        latents, ids_v = apart(latents.astype(self.dtype), sequences), apart(ids_v, sequences)
+        ids_m = ids_m.reshape(b * sequences, -1)
         place = functools.partial(positions, self.grid, self.width, self.positions)
         pos_v, pos_m = (place(ids).astype(self.dtype) for ids in (ids_v, ids_m))
         token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width), jnp.float32)
@@ -156,27 +167,40 @@ class Regressor(Network):
         for i in range(self.depth):
             block = RegressorBlock(
                 heads=self.heads,
+                mlp_ratio=self.mlp_ratio,
                 layer_scale=self.layer_scale,
                 drop_path=drop_rate(self.drop_path, i, self.depth),
                 dtype=self.dtype,
                 name=f"block_{i:02d}",
             )
             x = block(x, latents, pos_m, pos_v, train)
-        return layer_norm("norm", self.dtype)(x) if self.final_norm else x
+        x = layer_norm("norm", self.dtype)(x) if self.final_norm else x
+        return {"masked": x.reshape(b, -1, self.width)}
 
 
-class LatentDecoder(Network):
-    """CAE's decoder (section 3.2): blocks over masked patches alone, then a linear head.
+def check_heads(key: str, heads: int, width: int) -> None:
+    """Check that each head has a number at least: a head has width // heads of them.
+
+    Raises:
+      ConfigError: there are more heads than numbers.
+    """
+    if heads > width:
+        raise errors.ConfigError(f"{key}.heads: {heads}; allowed: 1 to {width}, its width")
+
+
+class LatentDecoder(Predictor):
+    """CAE's decoder (section 3.2): blocks over predicted latents alone, then a linear head.
 
     Attributes:
       depth: number of blocks; 0 = a linear head on the regressor's output (Table 2, no decoder).
       heads: 12 in the official code, for every width.
-      layer_scale, drop_path: as in `Regressor`.
-      out, grid: derived by the method: width of a prediction, and (height, width) in patches.
+      mlp_ratio, layer_scale, drop_path: as in `Regressor`.
+      out, grid: derived: width of a prediction, and (height, width) in patches.
     """
 
     depth: Whole = 4
     heads: Count = 12
+    mlp_ratio: Positive = 4.0
     layer_scale: Positive | None = 0.1
     drop_path: Rate = 0.1
     out: int = 0
@@ -185,11 +209,24 @@ class LatentDecoder(Network):
 
     DERIVED = ("out", "grid")
 
+    def sized(self, encoder: Student, out: int) -> LatentDecoder:
+        return self.clone(out=out, grid=encoder.grid)
+
+    def places(self, encoder: Student, given: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(place for place in given if place == "masked")
+
+    def inputs(self, encoded: Encoded, at: tuple[str, ...]) -> tuple[Any, ...]:
+        return encoded.at(at)["masked"], encoded.ids_m, encoded.train
+
+    def check(self, key: str, encoder: Student) -> None:
+        if self.depth:
+            check_heads(key, self.heads, encoder.out_width)
+
     @nn.compact
     def __call__(
         self, latents: Float[Array, "b m w"], ids: Int[Array, "b m"], train: bool = False
-    ) -> Float[Array, "b m o"]:
-        """Return predictions for the patches `ids` from their latents."""
+    ) -> dict[str, Float[Array, "b m o"]]:
+        """Return predictions for the patches `ids` from their latents, {"masked": [b m o]}."""
         x = latents.astype(self.dtype)
         if self.depth:
             x = x + positions(self.grid, x.shape[-1], "yx", ids).astype(self.dtype)
@@ -200,31 +237,36 @@ class LatentDecoder(Network):
             train,
             drop_path=self.drop_path,
             heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
             bias="qv",
             layer_scale=self.layer_scale,
             dtype=self.dtype,
         )
         if self.depth:
             x = layer_norm("norm", self.dtype)(x)
-        return dense(self.out, "head", self.dtype)(x)
+        return {"masked": dense(self.out, "head", self.dtype)(x)}
 
 
-class SharedHead(Network):
+class SharedHead(Predictor):
     """CAE v2's head, which visible and masked latents share (appendix B.1).
 
     Attributes:
       order: "ln_fc" = LayerNorm, then linear (code); "fc_ln" = linear, then LayerNorm (paper).
-        Derived by the method.
-      out: width of the teacher; derived by the method.
+      out: width of the teacher; derived.
     """
 
     order: Literal["ln_fc", "fc_ln"] = "ln_fc"
     out: int = 0
     dtype: Dtype = jnp.float32
 
-    DERIVED = ("order", "out")
+    DERIVED = ("out",)
+
+    def inputs(self, encoded: Encoded, at: tuple[str, ...]) -> tuple[Any, ...]:
+        return (encoded.at(at),)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t w"]) -> Float[Array, "b t o"]:
+    def __call__(self, tokens: ByPlace) -> dict[str, Float[Array, "b _ o"]]:
+        """Return predictions by place from the tokens [b k w] there."""
         head, norm = dense(self.out, "head", self.dtype), layer_norm("norm", self.dtype)
-        return norm(head(x)) if self.order == "fc_ln" else head(norm(x))
+        one = (lambda x: norm(head(x))) if self.order == "fc_ln" else (lambda x: head(norm(x)))
+        return {place: one(x) for place, x in tokens.items()}

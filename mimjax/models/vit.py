@@ -21,13 +21,14 @@ from mimjax.models.layers import (
     Dtype,
     InitScheme,
     clipped_normal,
+    dense,
     drop_rate,
     layer_norm,
     torch_uniform,
     xavier_uniform,
 )
 from mimjax.patches import gather, patchify
-from mimjax.task import Features, Network
+from mimjax.task import EncoderNetwork, Features, Network
 from mimjax.values import Count, Index, Positive, Rate, Size
 
 FixedPositions = Literal["sincos_xy", "sincos_yx"]
@@ -74,7 +75,18 @@ def check_channels(count: int, channels: int) -> None:
         raise ValueError(f"images have {count} channels, this encoder reads {channels}")
 
 
-class ViT(Network):
+class Projection(Network):
+    """Linear layer and LayerNorm to another width (CAE-Large's, in front of the regressor)."""
+
+    width: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t w"]:
+        return layer_norm("norm", self.dtype)(dense(self.width, "linear", self.dtype)(x))
+
+
+class ViT(EncoderNetwork):
     """Vision transformer of MAE (section 3), BootMAE (section 3.2), BEiT and CAE.
 
     Attributes:
@@ -96,6 +108,8 @@ class ViT(Network):
       drop_path: the last block's rate; it rises linearly from 0.
       use_mask_token: whether masked patches enter as a learned token (MAE's ablation c) instead of
         being left out.
+      project: width of a linear layer and a norm behind the final norm; None = there is none. With
+        CAE-Large they narrow the tokens that other networks read; exports and evaluators drop them.
       remat: recompute each block in the backward pass instead of storing its inner activations.
       channels: of the images; derived by the method from the length of its mean.
     """
@@ -114,6 +128,7 @@ class ViT(Network):
     init_scheme: InitScheme = "mae"
     drop_path: Rate = 0.0
     use_mask_token: bool = False
+    project: Count | None = None
     remat: bool = False
     dtype: Dtype = jnp.float32
     channels: int = 3
@@ -124,6 +139,10 @@ class ViT(Network):
     @property
     def num_prefix(self) -> int:
         return 1
+
+    @property
+    def out_width(self) -> int:
+        return self.project or self.width
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -151,7 +170,7 @@ class ViT(Network):
     def plain(self) -> ViT:
         """Return the encoder of whole images without mask token, fused blocks and drop path."""
         rest = {"drop_path": 0.0, "remat": False, "dtype": jnp.float32}
-        return self.clone(use_mask_token=False, fuse_layers=(-1,), **rest)
+        return self.clone(use_mask_token=False, project=None, fuse_layers=(-1,), **rest)
 
     @nn.compact
     def __call__(
@@ -189,7 +208,10 @@ class ViT(Network):
             blocks.append(x)
         if self.fuse_layers != (-1,):
             x = sum(blocks[i] for i in self.fuse_layers)
-        return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), self.num_prefix)
+        x = layer_norm("norm", self.dtype)(x)
+        if self.project:
+            x = Projection(self.project, self.dtype, name="projection")(x)
+        return Features(x, tuple(blocks), self.num_prefix)
 
     def block(self, i: int) -> nn.Module:
         """Return block `i` as a module; with `remat` the backward pass computes it once more."""

@@ -1,113 +1,206 @@
-"""The contract of a frozen target: what patches are to be predicted as.
+"""The contract of a target: what is predicted.
 
-A target is a frozen dataclass, plugged into a method's `target` field; `method.target.type` in the
-config names its class. It owns a network that nothing updates (or none, for pixels) and reads the
-student's image or a view of its own. All of it runs in `prepare`, outside the gradient.
+A target is a frozen dataclass in a field of a method. It knows the encoder, whose grid and patches
+decide, and never the method. It may own frozen networks, or read the run's own weights; all of it
+runs in `prepare`, outside the gradient. Most frozen networks define `encode` and `read`, from which
+`values` follows.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 
 from mimjax.errors import ConfigError
-from mimjax.task import Batch, Key, PyTree, Reader, View
+from mimjax.rng import named
+from mimjax.task import PLACES, Batch, Frozen, Key, Known, PyTree, Reader, Seen, View, take
+from mimjax.task import Student as Student
+from mimjax.values import Text
 
-# An encoder module: of all it is, targets read `grid`, `patch`, `image_size` and `num_patches`.
-Student = Any
+Path = Annotated[str, Text("a workdir, .safetensors, .pth, or 'random' (noise, for tests)")]
+Grid = tuple[int, int]
+
+
+class Colors(NamedTuple):
+    """The student's images, for targets that need true statistics to be shown.
+
+    Attributes:
+      image: normalized, float32 [b h w c].
+      mean, std: with which they were normalized.
+    """
+
+    image: jax.Array
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Base class. Every method gets the student's `encoder`: its grid and image size decide.
+    """Base class of all targets.
 
     Attributes:
-      discrete: True = codes (int32 [b k]), learned with cross-entropy; False = vectors
-        (float32 [b k d]).
-      num_prefix: tokens before the patches in what `encode` returns (CLIP's CLS token).
+      kind: "vectors" [b k d], "codes" int32 [b k] or "probabilities" [b k d].
+      of: the run's own weights that it reads, "current" or "average"; "" = none. Such a target can
+        shrink to a constant while the loss falls, so monitors watch its variance.
+      networks: whose weights these are.
+      num_prefix: tokens before the patches in what `encode` returns (CLIP's class token).
       decodes: whether `decode` can turn values into pictures.
-      has_attention: whether it can tell where its CLS token looks (`attention`).
+      has_attention: whether it can tell where its class token looks.
+      path: file or workdir of its frozen networks; a field of those that have some.
+      brings: what a workdir at `path` fills in where a setting is None: its name here, and that of
+        the field of the run's task.
+      follows: whether the run's own task fills in what no workdir does.
+      standard: what fills in the rest, by the name here.
     """
 
     PLUGGABLE: ClassVar[bool] = True  # the config section names the class
     HOME: ClassVar[tuple[str, ...]] = tuple(
         f"mimjax.targets.{name}"
-        for name in ("clip", "dalle", "dino", "dvae", "encoder", "joint", "pixels", "vqgan", "vqkd")
+        for name in (
+            *("clip", "dalle", "dino", "dvae", "encoder", "joint", "own", "pixels", "vqgan"),
+            "vqkd",
+        )
     )
-    discrete: ClassVar[bool] = False
-    num_prefix: ClassVar[int] = 0
-    decodes: ClassVar[bool] = False
-    has_attention: ClassVar[bool] = False
+    kind = "vectors"
+    of = ""
+    networks: ClassVar[tuple[str, ...]] = ("encoder",)
+    num_prefix = 0
+    decodes = False
+    has_attention = False
+    path = None
+    brings: ClassVar[dict[str, str]] = {}
+    follows: ClassVar[bool] = False
+    standard: ClassVar[dict[str, Any]] = {}
 
-    @property
-    def channels(self) -> int:
-        """Of the images that it reads; three where published weights fix it."""
+    def channels(self, encoder: Student) -> int:
+        """Return the number of channels of the images that it reads; published weights fix it."""
         return 3
 
-    def out_dim(self, encoder: Student) -> int:
-        """Width of the head that predicts it: the vocabulary or the length of a vector."""
+    def width(self, encoder: Student) -> int:
+        """Return the width of predictions: the vocabulary, or the length of a vector."""
         raise NotImplementedError(type(self).__name__)
 
+    def grid(self, encoder: Student) -> Grid:
+        """Return rows and columns of its values."""
+        return encoder.grid
+
+    def places(self, encoder: Student) -> tuple[str, ...]:
+        """Return the places at which it has values, of "cls", "visible" and "masked"."""
+        return PLACES if self.num_prefix else PLACES[1:]
+
     def views(self, encoder: Student) -> dict[str, View]:
-        """{} = reads the student's image; else {"target_image": View}, same crop box and flip."""
+        """Return the image that it reads, by name; {} = the student's. See `target_view`."""
         return {}
 
+    def check(self, key: str, encoder: Student) -> None:
+        """Raise a ConfigError for settings that do not go together; `key` names its section."""
+
+    # ---------------------------------------------------------------- frozen networks
+    def frozen(self, key: str) -> dict[str, Frozen]:
+        """Return its frozen networks by the name of the part that owns them; "" = itself.
+
+        {} = there are none, as by default where the class has no field `path`.
+        """
+        if all(field.name != "path" for field in dataclasses.fields(self)):
+            return {}
+        return {"": Frozen(f"{key}.path", self.path, self.readers())}
+
     def init_frozen(self, key: Key, encoder: Student) -> PyTree:
-        """{name: tree} with random weights. Each name is read from `teacher.path`."""
+        """Return {name: tree} of random weights; {} = there are none.
+
+        A name is that of the tree in a workdir's parameters and in the tables of `torch_io`.
+        """
         return {}
 
     def readers(self) -> dict[str, Reader]:
-        """How each of its networks that a run of this project can have trained is read, by name."""
+        """Return, by name, how each network that a run of this project can train is read."""
         return {}
 
-    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
-        """Hidden vectors of all tokens, [b p+n d], before the last projection.
+    def fit(self, frozen: PyTree, encoder: Student, images: Callable[[int], jax.Array]) -> PyTree:
+        """Return `frozen` with what is estimated from data before step 0.
 
         Args:
-          batch: as the data pipeline delivers it (uint8 images; floats pass as normalized).
+          images: n -> normalized training images [n h w c].
+        """
+        return frozen
+
+    def init_state(self, encoder: Student) -> PyTree:
+        """Return its non-gradient arrays, which `values` renews; {} = there are none."""
+        return {}
+
+    # ---------------------------------------------------------------- values
+    def image(self, batch: Batch, encoder: Student) -> jax.Array:
+        """Return the image that it reads: its own view if it has one, else the student's."""
+        return batch[next(iter(self.views(encoder)), "image")]
+
+    def encode(self, frozen: PyTree, images: jax.Array, encoder: Student) -> jax.Array:
+        """Return hidden vectors of all tokens, [b p+n d], before the last projection.
+
+        Args:
+          images: its view, uint8 [b h w c]; floats pass as normalized.
         """
         raise NotImplementedError(type(self).__name__)
 
     def encode_with_attention(
-        self, frozen: PyTree, batch: Batch, encoder: Student
+        self, frozen: PyTree, images: jax.Array, encoder: Student
     ) -> tuple[jax.Array, jax.Array]:
-        """`encode` and, from the same pass, `attention`; only where `has_attention`."""
-        raise NotImplementedError(f"{type(self).__name__} has no attention of a CLS token")
+        """Return `encode`, and how the class token attends to each patch, float32 [b h n].
 
-    def attention(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
-        """How CLS attends to each patch in the last block, float32 [b h n], head by head.
-
-        Softmax probabilities without CLS's own column and not normalized anew. The mean over heads
-        is the caller's (MILAN and MR-MAE select patches by it).
+        The attention is that of the last block, head by head: softmax probabilities without the
+        class token's own column and not normalized anew. Only where `has_attention`.
         """
-        return self.encode_with_attention(frozen, batch, encoder)[1]
+        raise NotImplementedError(f"{type(self).__name__} has no attention of a class token")
 
     def read(self, frozen: PyTree, hidden: jax.Array, key: Key | None = None) -> jax.Array:
-        """Targets of the tokens that a loss reads, [b k] or [b k d], from their hidden vectors.
+        """Return the values of tokens, [b k] or [b k d], from their hidden vectors.
 
         Args:
-          key: for targets that are drawn at random (VQGAN with `sample`); others ignore it.
+          key: for values that are drawn at random (VQGAN with `sample`); others ignore it.
         """
         raise NotImplementedError(type(self).__name__)
 
-    def decode(
-        self, frozen: PyTree, values: jax.Array, encoder: Student, image: jax.Array | None = None
-    ) -> jax.Array:
-        """Values of all n patches in raster order back to images, float32 [b h w c] in [0, 1].
+    def attention(self, encoder: Student, seen: Seen) -> tuple[jax.Array, PyTree]:
+        """Return where its class token looks, [b n], the mean over heads, and the hidden vectors.
 
-        Args:
-          image: the student's normalized images, for targets that need true statistics.
+        `values` is given the hidden vectors as `Seen.hidden`, so that one pass gives both.
         """
+
+        def part(key: Key, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            hidden, heads = self.encode_with_attention(seen.frozen, images, encoder)
+            return heads.mean(1), hidden
+
+        return seen.in_pieces(part, self.image(seen.batch, encoder))
+
+    def values(self, encoder: Student, seen: Seen, at: tuple[str, ...]) -> Known:
+        """Return the values at the places `at`; networks run inside `seen.in_pieces`."""
+
+        def read(key: Key, hidden: jax.Array, ids: Any) -> Any:
+            rows = take(hidden, self.num_prefix, ids, at)
+            return {p: self.read(seen.frozen, x, named(key, p)) for p, x in rows.items()}
+
+        def part(key: Key, images: jax.Array, ids: Any) -> Any:
+            return read(key, self.encode(seen.frozen, images, encoder), ids)
+
+        if seen.hidden is not None:
+            return Known(seen.in_pieces(read, seen.hidden, seen.ids))
+        return Known(seen.in_pieces(part, self.image(seen.batch, encoder), seen.ids))
+
+    # ---------------------------------------------------------------- words and pictures
+    def decode(
+        self, frozen: PyTree, values: jax.Array, encoder: Student, colors: Colors
+    ) -> jax.Array:
+        """Return images, float32 [b h w c] in [0, 1], of the values of all n patches by raster."""
         raise NotImplementedError(type(self).__name__)
 
     @property
     def story(self) -> str:
         """What it is, as the object of a sentence."""
         name = type(self).__name__
-        kind = "codes of a frozen tokenizer" if self.discrete else "features of a frozen teacher"
-        return f"the {kind} ({name})"
+        words = "codes of a frozen tokenizer" if self.kind == "codes" else "features of a teacher"
+        return f"the {words} ({name})"
 
     @property
     def picture_note(self) -> str:
@@ -116,9 +209,11 @@ class Target:
 
 
 def target_view(
-    key: str, size: tuple[int, int] | None, step: int, encoder: Student, resample: str
+    key: str, size: tuple[int, int] | None, step: int, encoder: Student, resample: str, channels=3
 ) -> dict[str, View]:
-    """The view that gives one token per patch of the student: `step` pixels for each.
+    """Return the view that gives one token per patch of the student: `step` pixels for each.
+
+    Its name says what it is, so that targets that read the same image share it.
 
     Args:
       key: of the target in the config, for errors.
@@ -139,26 +234,7 @@ def target_view(
             f" tokens, but the student has {grid[0]}x{grid[1]} patches; allowed: "
             f"{needed[0]}x{needed[1]}, or None = derived"
         )
-    view = View(needed, resample)
-    return {} if view == View(tuple(encoder.image_size)) else {"target_image": view}
-
-
-def checked_views(target: Target, encoder: Student, channels: int) -> dict[str, View]:
-    """The target's views for a student of so many channels.
-
-    Raises:
-      ConfigError: the target reads another number.
-    """
-    if target.channels != channels:
-        raise ConfigError(
-            f"method.target: {type(target).__name__} reads {target.channels} channels, but "
-            f"method.mean has {channels}; allowed: as many in both (method.target.mean and .std of "
-            "pixels, or of a tokenizer or encoder trained on such images)"
-        )
-    views = target.views(encoder)
-    return {name: view._replace(channels=channels) for name, view in views.items()}
-
-
-def target_image(batch: Batch) -> jax.Array:
-    """The image that a target reads: its own view if there is one, else the student's."""
-    return batch.get("target_image", batch["image"])
+    view = View(needed, resample, channels)
+    if view == View(tuple(encoder.image_size), channels=channels):
+        return {}
+    return {f"image_{needed[0]}x{needed[1]}_{resample}": view}

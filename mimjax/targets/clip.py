@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from mimjax import errors, values
+from mimjax import errors
 from mimjax.models.attention_maps import with_cls_attention
 from mimjax.models.clip import CLIPVision
 from mimjax.patches import normalize
-from mimjax.targets.base import Student, Target, target_image, target_view
-from mimjax.task import Batch, Key, PyTree, View
+from mimjax.targets.base import Path, Student, Target, target_view
+from mimjax.task import Key, PyTree, View
 from mimjax.values import Mean, Size, Std
 
 # openai/CLIP, `clip/clip.py`, _transform
@@ -38,6 +38,7 @@ class CLIP(Target):
         features of the tower's own width) or "pre_norm" (the last block's output).
       size: (height, width) of the teacher's view; None = the student's grid times the patch.
       mean, std: of the teacher's input, per channel.
+      path: file or workdir of its weights, 'random' = noise, for tests.
     """
 
     num_prefix: ClassVar[int] = 1
@@ -49,51 +50,51 @@ class CLIP(Target):
     mean: Mean = CLIP_MEAN
     std: Std = CLIP_STD
     feature: Feature | None = None
+    path: Path | None = None
 
-    def __post_init__(self):
-        values.check(self, "method.target")
-        errors.statistics("method.target", self.mean, self.std)
+    def check(self, key: str, encoder: Student) -> None:
+        errors.statistics(key, self.mean, self.std)
         net = self.network
-        errors.heads("method.target.network", net.clone(heads=net.num_heads))
+        errors.heads(f"{key}.network", net.clone(heads=net.num_heads))
+        target_view(key, self.size, net.patch, encoder, "bicubic")
 
     @property
     def stage(self) -> Feature:
-        """Which feature is read."""
+        """The feature that is read."""
         return self.feature or ("proj" if self.project else "post_norm")
 
     @property
     def tower(self) -> CLIPVision:
-        """The network that is computed: without its projection if that is not wanted."""
+        """The network that is computed, without its projection if that is not wanted."""
         return self.network if self.stage == "proj" else self.network.clone(proj_dim=None)
 
-    def out_dim(self, encoder: Student) -> int:
+    def width(self, encoder: Student) -> int:
         return self.tower.out_dim
 
     def views(self, encoder: Student) -> dict[str, View]:
-        return target_view("method.target", self.size, self.network.patch, encoder, "bicubic")
+        return target_view("target", None, self.network.patch, encoder, "bicubic")
 
     def init_frozen(self, key: Key, encoder: Student) -> PyTree:
         side = self.network.patch
         images = jnp.zeros((1, side, side, 3))
         return {"clip": self.tower.init(key, images)["params"]}
 
-    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
-        """The last block's output before the final norm, [b 1+n d], CLS first."""
-        images = normalize(target_image(batch), self.mean, self.std)
-        return self.apply(frozen, "encode", images)
+    def encode(self, frozen: PyTree, images: jax.Array, encoder: Student) -> jax.Array:
+        """Return the last block's output before the final norm, [b 1+n d], CLS first."""
+        return self.apply(frozen, "encode", normalize(images, self.mean, self.std))
 
     def encode_with_attention(
-        self, frozen: PyTree, batch: Batch, encoder: Student
+        self, frozen: PyTree, images: jax.Array, encoder: Student
     ) -> tuple[jax.Array, jax.Array]:
-        images = normalize(target_image(batch), self.mean, self.std)
+        images = normalize(images, self.mean, self.std)
         return with_cls_attention(self.tower, frozen["clip"], images, "encode")
 
     def read(self, frozen: PyTree, hidden: jax.Array, key: Key | None = None) -> jax.Array:
-        """Features [b k p] in float32: the final norm and the projection, as asked for."""
+        """Return features, float32 [b k p], after final norm and projection as asked for."""
         if self.stage == "pre_norm":
             return hidden.astype(jnp.float32)
         return self.apply(frozen, "read", hidden)
 
     def apply(self, frozen: PyTree, method: str, x: jax.Array) -> Any:
-        """One method of the tower with its frozen parameters."""
+        """Return what one method of the tower returns, with its frozen parameters."""
         return self.tower.apply({"params": frozen["clip"]}, x, method=method)

@@ -14,14 +14,14 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from mimjax import errors, patches, values
+from mimjax import errors, patches
 from mimjax.errors import ConfigError
 from mimjax.models.attention_maps import with_cls_attention
 from mimjax.models.layers import normalize
 from mimjax.models.positions import resize_absolute
 from mimjax.models.vit import ViT
-from mimjax.targets.base import Student, Target, target_image, target_view
-from mimjax.task import Batch, Key, PyTree, View
+from mimjax.targets.base import Path, Student, Target, target_view
+from mimjax.task import Key, PyTree, View
 from mimjax.values import Mean, Size, Std
 
 # DINO's interpolate_pos_encoding asks for grid + 0.1 rows against rounding in `scale_factor`, which
@@ -39,6 +39,7 @@ class DINO(Target):
       feature: "post_norm" (after the final norm) or "pre_norm" (the last block's output).
       size: (height, width) of the teacher's view; None = the student's grid times the patch.
       mean, std: of the teacher's input, per channel (ImageNet's in DINO's code).
+      path: file or workdir of its weights, 'random' = noise, for tests.
     """
 
     num_prefix: ClassVar[int] = 1
@@ -49,52 +50,58 @@ class DINO(Target):
     size: Size | None = None
     mean: Mean = patches.IMAGENET_MEAN
     std: Std = patches.IMAGENET_STD
+    path: Path | None = None
 
-    def __post_init__(self):
-        key = "method.target"
-        values.check(self, key)
+    def check(self, key: str, encoder: Student) -> None:
         errors.statistics(key, self.mean, self.std)
-        network = self.network.clone(channels=len(self.mean))
-        network.check(f"{key}.network")
-        object.__setattr__(self, "network", network)  # derived field of a frozen dataclass
+        self.backbone.check(f"{key}.network")
         if self.network.pos_embed != "learned":
             raise ConfigError(
                 f"{key}.network.pos_embed: {self.network.pos_embed!r}; DINO's are learned; "
                 "allowed: learned"
             )
+        target_view(key, self.size, self.network.patch, encoder, "bicubic")
 
-    def out_dim(self, encoder: Student) -> int:
+    @property
+    def backbone(self) -> ViT:
+        """The network for images of as many channels as the statistics have."""
+        return self.network.clone(channels=len(self.mean))
+
+    def width(self, encoder: Student) -> int:
         return self.network.width
 
     def views(self, encoder: Student) -> dict[str, View]:
-        return target_view("method.target", self.size, self.network.patch, encoder, "bicubic")
+        return target_view("target", None, self.network.patch, encoder, "bicubic")
 
     def init_frozen(self, key: Key, encoder: Student) -> PyTree:
         images = jnp.zeros((1, *self.network.image_size, len(self.mean)))
-        return {"dino": self.network.init(key, images)["params"]}
+        return {"dino": self.backbone.init(key, images)["params"]}
 
-    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
-        """The last block's output before the final norm, [b 1+n d], CLS first."""
-        network, params, images = self.at_size(frozen, batch)
+    def encode(self, frozen: PyTree, images: jax.Array, encoder: Student) -> jax.Array:
+        """Return the last block's output before the final norm, [b 1+n d], CLS first."""
+        network, params, images = self.at_size(frozen, images)
         return network.apply({"params": params}, images).blocks[-1]
 
     def encode_with_attention(
-        self, frozen: PyTree, batch: Batch, encoder: Student
+        self, frozen: PyTree, images: jax.Array, encoder: Student
     ) -> tuple[jax.Array, jax.Array]:
-        features, attention = with_cls_attention(*self.at_size(frozen, batch))
+        features, attention = with_cls_attention(*self.at_size(frozen, images))
         return features.blocks[-1], attention
 
     def read(self, frozen: PyTree, hidden: jax.Array, key: Key | None = None) -> jax.Array:
-        """Features [b k d] in float32."""
+        """Return features, float32 [b k d], after the final norm as asked for."""
         if self.feature == "pre_norm":
             return hidden.astype(jnp.float32)
         norm = frozen["dino"]["norm"]
         return normalize(hidden) * norm["scale"] + norm["bias"]
 
-    def at_size(self, frozen: PyTree, batch: Batch) -> tuple[ViT, PyTree, jax.Array]:
-        """The network at the view's size, its parameters with positions of its grid, and images."""
-        images = patches.normalize(target_image(batch), self.mean, self.std)
-        network = self.network.clone(image_size=images.shape[1:3])
+    def at_size(self, frozen: PyTree, images: jax.Array) -> tuple[ViT, PyTree, jax.Array]:
+        """Return the network at the view's size, its parameters and the normalized images.
+
+        The positions among the parameters are those of the view's grid.
+        """
+        images = patches.normalize(images, self.mean, self.std)
+        network = self.backbone.clone(image_size=images.shape[1:3])
         pos = jnp.asarray(frozen["dino"]["pos_embed"])
         pos = resize_absolute(pos, self.network.grid, network.grid, EXTRA)
         return network, {**frozen["dino"], "pos_embed": pos}, images

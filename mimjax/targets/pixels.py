@@ -1,66 +1,61 @@
-"""Pixels of patches as a pluggable target: nothing frozen, nothing learned."""
+"""Pixels of patches, as they are, normalized, or as coefficients of a principal component analysis.
+
+They come from the student's own image: nothing is frozen but the basis of `PCA`, which is estimated
+from the training images before the first step.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+import numpy as np
 
-from mimjax import errors, values
-from mimjax import patches as pixels
+from mimjax import patches
+from mimjax.errors import ConfigError
 from mimjax.patches import patchify
-from mimjax.targets.base import Student, Target
-from mimjax.task import Batch, PyTree
-from mimjax.values import Mean, Std
+from mimjax.targets.base import Colors, Student, Target
+from mimjax.task import Frozen, Key, Known, PyTree, Seen, take
+from mimjax.values import Count
+
+SAMPLE = 512  # training images from which the basis of `PCA` is estimated
 
 
 @dataclasses.dataclass(frozen=True)
 class Pixels(Target):
-    """Normalized pixels of each patch.
+    """The pixels of each patch of the student's normalized image.
 
     Attributes:
-      norm: patch normalization, see `pixels.normalize_patches`.
-      mean, std: of the image; they should be the student's.
+      norm: normalization of each patch by its own statistics, see `patches.normalize_patches`:
+        "none", "patch" (MAE's code) or "channel" (BootMAE's code).
     """
 
     decodes: ClassVar[bool] = True
 
-    norm: pixels.PatchNorm = "none"
-    mean: Mean = pixels.IMAGENET_MEAN
-    std: Std = pixels.IMAGENET_STD
+    norm: patches.PatchNorm = "patch"
 
-    def __post_init__(self):
-        values.check(self, "method.target")
-        errors.statistics("method.target", self.mean, self.std)
+    def channels(self, encoder: Student) -> int:
+        return encoder.channels
 
-    @property
-    def channels(self) -> int:
-        return len(self.mean)
+    def width(self, encoder: Student) -> int:
+        return encoder.patch**2 * encoder.channels
 
-    def out_dim(self, encoder: Student) -> int:
-        return encoder.patch**2 * len(self.mean)
+    def values(self, encoder: Student, seen: Seen, at: tuple[str, ...]) -> Known:
+        x = patchify(seen.image, encoder.patch)
+        x = patches.normalize_patches(x, self.norm, encoder.channels)
+        return Known(take(x, 0, seen.ids, at))
 
-    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
-        patches = patchify(pixels.normalize(batch["image"], self.mean, self.std), encoder.patch)
-        return pixels.normalize_patches(patches, self.norm, len(self.mean))
-
-    def read(self, frozen: PyTree, hidden: jax.Array, key=None) -> jax.Array:
-        return hidden
-
-    def decode(self, frozen: PyTree, values: jax.Array, encoder: Student, image=None) -> jax.Array:
-        """With a normalization, the TRUE statistics of each patch of `image` are put back."""
-        if self.norm != "none":
-            assert image is not None
-            values = pixels.restore_patches(
-                values, patchify(image, encoder.patch), self.norm, len(self.mean)
-            )
-        h, w = encoder.grid
-        p = encoder.patch
-        out = rearrange(values, "b (h w) (p q c) -> b (h p) (w q) c", h=h, w=w, p=p, q=p)
-        return jnp.clip(out * jnp.asarray(self.std) + jnp.asarray(self.mean), 0, 1)
+    def decode(
+        self, frozen: PyTree, values: jax.Array, encoder: Student, colors: Colors
+    ) -> jax.Array:
+        """With a normalization, the TRUE statistics of each patch of the image are put back."""
+        true = patchify(colors.image, encoder.patch)
+        return picture(
+            patches.restore_patches(values, true, self.norm, encoder.channels), encoder, colors
+        )
 
     @property
     def story(self) -> str:
@@ -68,5 +63,66 @@ class Pixels(Target):
 
     @property
     def picture_note(self) -> str:
-        true = "" if self.norm == "none" else ", un-normalized with the true patch statistics"
-        return f"Masked patches: predicted{true}. Visible patches: pasted from the original."
+        if self.norm == "none":
+            return ""
+        return "Predictions are un-normalized with the true patch statistics."
+
+
+@dataclasses.dataclass(frozen=True)
+class PCA(Target):
+    """Leading coefficients of the principal components of patches (MAE's slides, ablation d).
+
+    Attributes:
+      components: 96 in the MAE paper.
+    """
+
+    decodes: ClassVar[bool] = True
+
+    components: Count = 96
+
+    def channels(self, encoder: Student) -> int:
+        return encoder.channels
+
+    def width(self, encoder: Student) -> int:
+        return self.components
+
+    def check(self, key: str, encoder: Student) -> None:
+        most = encoder.patch**2 * encoder.channels
+        if self.components > most:
+            raise ConfigError(f"{key}.components: {self.components}; allowed: 1 to {most}")
+
+    def frozen(self, key: str) -> dict[str, Frozen]:
+        return {"": Frozen("")}  # estimated, and read from no file
+
+    def init_frozen(self, key: Key, encoder: Student) -> PyTree:
+        size = encoder.patch**2 * encoder.channels
+        return {"pca": {"mean": jnp.zeros(size), "basis": jnp.zeros((size, self.components))}}
+
+    def fit(self, frozen: PyTree, encoder: Student, images: Callable[[int], jax.Array]) -> PyTree:
+        x = np.asarray(patchify(images(SAMPLE), encoder.patch))
+        return {"pca": patches.pca_basis(x.reshape(-1, x.shape[-1]), self.components)}
+
+    def values(self, encoder: Student, seen: Seen, at: tuple[str, ...]) -> Known:
+        pca = seen.frozen["pca"]
+        x = (patchify(seen.image, encoder.patch) - pca["mean"]) @ pca["basis"]
+        return Known(take(x, 0, seen.ids, at))
+
+    def decode(
+        self, frozen: PyTree, values: jax.Array, encoder: Student, colors: Colors
+    ) -> jax.Array:
+        pca = frozen["pca"]
+        return picture(values @ pca["basis"].T + pca["mean"], encoder, colors)
+
+    @property
+    def story(self) -> str:
+        return f"the {self.components} leading principal components of the pixels"
+
+    @property
+    def picture_note(self) -> str:
+        return f"Of each patch, {self.components} principal components are shown."
+
+
+def picture(x: jax.Array, encoder: Student, colors: Colors) -> jax.Array:
+    """Return flat patches [b n d] of normalized pixels as images, float32 [b h w c] in [0, 1]."""
+    images = patches.unpatchify(x, encoder.grid, encoder.patch)
+    return jnp.clip(images * jnp.asarray(colors.std) + jnp.asarray(colors.mean), 0, 1)

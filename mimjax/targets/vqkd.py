@@ -15,17 +15,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mimjax import errors, patches, values
+from mimjax import errors, patches
 from mimjax.models.layers import Dtype, Resample
 from mimjax.models.vit import ViT
 from mimjax.rng import named
-from mimjax.targets.base import Student, Target, target_image, target_view
-from mimjax.task import Batch, Key, Network, PyTree, View
+from mimjax.targets.base import Path, Student, Target, target_view
+from mimjax.task import Key, Network, PyTree, View
 from mimjax.values import Count, Mean, Size, Std
 
 
 class CodeHead(Network):
-    """Linear, tanh, linear: [... d] to float32 [... code_dim] (`encode_task_layer`)."""
+    """A linear layer, tanh and another: [... d] to float32 [... c] (`encode_task_layer`).
+
+    Attributes:
+      code_dim: numbers in a code, c.
+    """
 
     code_dim: int
     dtype: Dtype = jnp.float32
@@ -37,7 +41,7 @@ class CodeHead(Network):
 
 
 def unit(x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
-    """Vectors of length 1, PyTorch's F.normalize (eps 1e-12)."""
+    """Return vectors brought to length 1, as PyTorch's F.normalize does (eps 1e-12)."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
@@ -53,9 +57,10 @@ class VQKD(Target):
       size: (height, width) of the view; None = the network's patch for each of the student's.
       resample: "bicubic", as the student's image in BEiT v2's datasets.py.
       mean, std: 0.5 (`pre_process` of the official class: x / 127.5 - 1 for x up to 255).
+      path: file or workdir of its weights, 'random' = noise, for tests.
     """
 
-    discrete: ClassVar[bool] = True
+    kind: ClassVar[str] = "codes"
 
     network: ViT = ViT(pos_embed="learned", bias="qv", init_scheme="beit")
     code_dim: Count = 32
@@ -64,33 +69,34 @@ class VQKD(Target):
     resample: Resample = "bicubic"
     mean: Mean = patches.HALF
     std: Std = patches.HALF
+    path: Path | None = None
 
-    def __post_init__(self):
-        values.check(self, "method.target")
-        errors.statistics("method.target", self.mean, self.std)
+    def check(self, key: str, encoder: Student) -> None:
+        errors.statistics(key, self.mean, self.std)
         side = self.network.patch  # the image size follows from the student
-        self.network.clone(image_size=(side, side)).check("method.target.network")
-        network = self.network.clone(channels=len(self.mean))
-        object.__setattr__(self, "network", network)  # derived field of a frozen dataclass
+        self.network.clone(image_size=(side, side)).check(f"{key}.network")
+        target_view(key, self.size, side, encoder, self.resample)
 
-    def out_dim(self, encoder: Student) -> int:
+    def width(self, encoder: Student) -> int:
         return self.vocab
 
     def views(self, encoder: Student) -> dict[str, View]:
-        step = self.network.patch
-        return target_view("method.target", self.size, step, encoder, self.resample)
+        return target_view("target", None, self.network.patch, encoder, self.resample)
 
     def vit(self, encoder: Student) -> ViT:
-        """The network at the size that gives the student's grid: positions have its shape."""
+        """Return the network at the size that gives the student's grid, as positions need it."""
         height, width = encoder.grid
         patch = self.network.patch
-        return self.network.clone(image_size=(height * patch, width * patch))
+        return self.network.clone(
+            image_size=(height * patch, width * patch), channels=len(self.mean)
+        )
 
     def head(self) -> CodeHead:
+        """Return the network between the encoder and the codes."""
         return CodeHead(self.code_dim, self.network.dtype)
 
     def init_frozen(self, key: Key, encoder: Student) -> PyTree:
-        """{"vqkd": {"encoder", "head", "codebook"}}."""
+        """Return random weights, {"vqkd": {"encoder", "head", "codebook"}}."""
         vit, width = self.vit(encoder), self.network.width
         images = jnp.zeros((1, *vit.image_size, len(self.mean)))
         codes = jax.random.normal(named(key, "codebook"), (self.vocab, self.code_dim))
@@ -102,14 +108,14 @@ class VQKD(Target):
             }
         }
 
-    def encode(self, frozen: PyTree, batch: Batch, encoder: Student) -> jax.Array:
-        """[b n d] patch tokens after the final norm (their `fc_norm`)."""
-        images = patches.normalize(target_image(batch), self.mean, self.std)
+    def encode(self, frozen: PyTree, images: jax.Array, encoder: Student) -> jax.Array:
+        """Return patch tokens [b n d] after the final norm (BEiT v2's `fc_norm`)."""
+        images = patches.normalize(images, self.mean, self.std)
         f = self.vit(encoder).apply({"params": frozen["vqkd"]["encoder"]}, images)
         return f.tokens[:, f.prefix :]
 
     def read(self, frozen: PyTree, hidden: jax.Array, key: Key | None = None) -> jax.Array:
-        """int32 [b k]; `key` is not used, nothing is drawn."""
+        """Return codes, int32 [b k]; nothing is drawn, so that `key` is not used."""
         x = self.head().apply({"params": frozen["vqkd"]["head"]}, hidden)
         codes = frozen["vqkd"]["codebook"].astype(jnp.float32)
         # Nearest by distance, |c|^2 - 2 x c: for codes of length 1, the largest cosine.

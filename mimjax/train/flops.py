@@ -20,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from mimjax.rng import named
-from mimjax.task import Task
+from mimjax.task import Task, TrainState
 
 
 def step_flops(task: Task) -> float:
@@ -38,15 +38,15 @@ def step_flops(task: Task) -> float:
         for name, view in task.views.items()
     }
     batch |= {k: jax.ShapeDtypeStruct((1,), jnp.int32) for k in ("label", "index")}
-    if task.mask_fn is not None:
-        mask = task.mask_fn(random.Random(0))
-        batch["mask"] = jax.ShapeDtypeStruct((1, *mask.shape), jnp.bool_)
+    made = task.sample(random.Random(0), 0)
+    batch |= {k: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for k, x in made.items()}
 
     def step(params, model_state, ema, frozen, batch, key):
         zero = jnp.zeros((), jnp.int32)
-        batch = task.prepare(ema, frozen, batch, named(key, "prepare"), zero, True)
-        loss = lambda p: task.loss(p, model_state, batch, named(key, "loss"), zero, True).total
-        return jax.grad(loss)(params)
+        state = TrainState(zero, params, model_state, ema, ())
+        prepared, fresh = task.prepare(state, frozen, batch, named(key, "prepare"), True)
+        loss = lambda p: task.loss(p, model_state, prepared, named(key, "loss"), zero, True).total
+        return jax.grad(loss)(params), fresh
 
     return count(jax.make_jaxpr(step)(params, model_state, ema, frozen, batch, key))
 

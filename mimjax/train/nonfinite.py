@@ -161,7 +161,10 @@ def faults(
     # not finite in the new parameters is not finite in the gradient.
     new, _ = train_step(bare, frozen, batch, task=task, tx=tx, seed=seed, accum=accum)
     shares = jax.tree.map(lambda x: jnp.mean(~jnp.isfinite(x)), new.params)
-    errors = eval_step(state, frozen, batch, task=task, seed=seed)[1].preds.get("error")
+    predictions = eval_step(state, frozen, batch, task=task, seed=seed)[1].predictions
+    # one number per example, not finite where any error of any of its terms is not
+    found = [x.sum(1) for prediction in predictions.values() for x in prediction.error.values()]
+    errors = sum(found[1:], start=found[0]) if found else None
     # replicated, because every process reads all of them
     return lax.with_sharding_constraint((shares, errors), PartitionSpec())
 

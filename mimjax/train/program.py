@@ -120,6 +120,4 @@ def abstract_batch(task: Task, batch_size: int, mesh: Mesh) -> dict[str, jax.Sha
         name: make((*view.size, view.channels), jnp.uint8) for name, view in task.views.items()
     }
     batch |= {name: make((), jnp.int32) for name in ("label", "index")}
-    if task.mask_fn is not None:
-        batch["mask"] = make(task.mask_fn(random.Random(0)).shape, jnp.bool_)
-    return batch
+    return batch | {k: make(x.shape, x.dtype) for k, x in task.sample(random.Random(0), 0).items()}

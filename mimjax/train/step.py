@@ -6,6 +6,8 @@ functools.partial and jit the result, as `train.program` does.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -42,7 +44,7 @@ def train_step(
     step, key = state.step, step_key(seed, "train", state.step)
     # `prepare` runs once on the whole batch: teachers stand outside the gradient, and targets do
     # not depend on accum.
-    batch = task.prepare(state.ema, frozen, batch, named(key, "prepare"), step, True)
+    batch, fresh = task.prepare(state, frozen, batch, named(key, "prepare"), True, accum)
 
     def loss_fn(params, model_state, micro, key):
         out = task.loss(params, model_state, micro, key, step, True)
@@ -76,20 +78,20 @@ def train_step(
         "grad_norm": optax.global_norm(grads),
         "param_norm": optax.global_norm(params),
     }
-    return TrainState(step + 1, params, model_state, ema, opt_state), metrics
+    return TrainState(step + 1, params, model_state | fresh, ema, opt_state), metrics
 
 
 def eval_step(
     state: TrainState, frozen: PyTree, batch: Batch, *, task: Task, seed: int = 0
-) -> tuple[Batch, LossOutput]:
+) -> tuple[Any, LossOutput]:
     """Compute the loss of a batch without training behavior (no drop path, no update).
 
     Every call uses the same random key, so that values of different steps can be compared.
 
     Returns:
-      The prepared batch (ids, targets) and the loss with its `preds`.
+      The prepared batch (ids, targets) and the loss with its predictions.
     """
     key = step_key(seed, "eval", 0)
-    batch = task.prepare(state.ema, frozen, batch, named(key, "prepare"), state.step, False)
-    out = task.loss(state.params, state.model_state, batch, named(key, "loss"), state.step, False)
-    return batch, out
+    prepared, _ = task.prepare(state, frozen, batch, named(key, "prepare"), False)
+    key = named(key, "loss")
+    return prepared, task.loss(state.params, state.model_state, prepared, key, state.step, False)
