@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from mimjax.errors import ConfigError, RunError
-from mimjax.storage import config_version, digests
+from mimjax.storage import config_version, digests, paths_from_3
 from mimjax.storage.files import Workdir
 from mimjax.storage.verdicts import (
     PROBLEMS,
@@ -238,24 +238,22 @@ class Checkpoints:
           Damaged, Unfit, Newer: see these classes. Errors of orbax and of the disk pass through.
         """
         meta = self.read_json(step, "meta")
-        version = meta.get("config", {}).get(config_version.KEY, 1)
+        version = paths_from_3.version_of(meta)
         if not isinstance(version, int) or version > config_version.VERSION:
             raise Newer(
                 f"its {config_version.KEY} is {version}, and this mimjax reads up to "
                 f"{config_version.VERSION}"
             )
         params, rest = _split(like)
-        self._check_fit(step, {"params": params, "rest": rest}, say)
-        out = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(params),
-                rest=ocp.args.StandardRestore(rest),
-                data=ocp.args.JsonRestore(),
-            ),
-        )
+        stored = {"params": params, "rest": rest}
+        stored = {item: paths_from_3.as_stored(tree, meta) for item, tree in stored.items()}
+        self._check_fit(step, stored, say)
+        args = {item: ocp.args.StandardRestore(tree) for item, tree in stored.items()}
+        args = ocp.args.Composite(data=ocp.args.JsonRestore(), **args)
+        out = self.manager.restore(step, args=args)
         digests.check(meta, out["data"], params=out["params"], rest=out["rest"])
-        state = TrainState(params=out["params"], **out["rest"])
+        params = paths_from_3.as_today(out["params"], params, None, meta)
+        state = TrainState(params=params, **paths_from_3.as_today(out["rest"], rest, params, meta))
         if int(state.step) != step:
             raise Damaged(f"holds step {int(state.step)}")
         return Restored(state, out["data"], meta)
@@ -337,16 +335,18 @@ class Checkpoints:
         Raises:
           ConfigError: the checkpoint has another structure or cannot be read.
         """
-        params, rest = _split(like)
+        like_params, rest = _split(like)
         wanted = {k: v for k, v in rest.items() if k != "opt_state" and jax.tree.leaves(v)}
-        restored = rest | {"opt_state": ()} | self._read(step, "rest", wanted)
-        return TrainState(params=self.params(params, step), **restored)
+        params = self.params(like_params, step)
+        restored = rest | {"opt_state": ()} | self._read(step, "rest", wanted, params)
+        return TrainState(params=params, **restored)
 
-    def _read(self, step: int, item_name: str, like: PyTree) -> PyTree:
-        """Return the subtrees of one item that `like` has, with the shardings of `like`."""
+    def _read(self, step: int, item_name: str, today: PyTree, params: PyTree = None) -> PyTree:
+        """Return the subtrees of one item that `today` has; `rest` needs this step's `params`."""
         where = f"{self.workdir.path}: checkpoint {step}"
         try:
             meta = self.read_json(step, "meta")
+            like = paths_from_3.as_stored(today, meta)
             compare(self._stored(step, item_name), by_path(like), "", part=True)
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 tree = reader.restore(
@@ -366,7 +366,7 @@ class Checkpoints:
         except Exception as error:  # see `_attempt`
             reason = problem_of(error, self._exists(step))[1]
             raise ConfigError(f"{where}: its files cannot be read: {reason}") from error
-        return tree
+        return paths_from_3.as_today(tree, today, params, meta)
 
     def close(self) -> None:
         """Wait for the save in progress, then close orbax's manager."""

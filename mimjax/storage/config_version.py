@@ -1,9 +1,9 @@
 """Version of the settings in `config.json`, and translations of older versions.
 
 A run whose settings have another version than VERSION is continued through the translations in
-this file; settings of a newer version are refused. A translation is a function from the nested
-settings of one version to those of the next. Reading and writing the file is in
-`storage/settings.py`.
+this file and in `storage/config_from_3.py`; settings of a newer version are refused. A translation
+is a function from the nested settings of one version to those of the next. Reading and writing the
+file is in `storage/settings.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 from mimjax.errors import ConfigError
 from mimjax.plugs import MOVED
+from mimjax.storage.config_from_3 import from_3
 
 KEY = "config_version"
-VERSION = 3  # raise it and add a translation when a setting changes its name or its values
+VERSION = 4  # raise it and add a translation when a setting changes its name or its values
 
 Settings = dict[str, Any]
 
@@ -203,7 +204,7 @@ def data_from_2(old: Settings) -> Settings:
     return old | shared | {"source": {"type": place} | own}
 
 
-TRANSLATIONS: dict[int, Callable[[Settings], Settings]] = {1: from_1, 2: from_2}
+TRANSLATIONS: dict[int, Callable[[Settings], Settings]] = {1: from_1, 2: from_2, 3: from_3}
 
 
 def upgrade(settings: Settings, where: str) -> Settings:

@@ -27,10 +27,11 @@ from mimjax.errors import ConfigError
 STORES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme -> (package, extra of mimjax)
 # orbax has no driver for s3://, so checkpoints cannot be stored there
 RUNS, IMAGES = ("gs",), ("gs", "s3")
-# stores that each path flag of the programs (FLAGS) and each path setting (KEYS) may name
+# stores that each path flag of the programs (FLAGS) and each path setting (KEYS) may name; those of
+# frozen networks, settings of their targets, are as `init_from`
 FLAGS = {"workdir": RUNS, "images": IMAGES, "model": RUNS, "output": IMAGES, "hlo": IMAGES}
 WRITTEN = ("workdir", "output", "hlo")
-KEYS = {"init_from": RUNS, "resume": RUNS, "teacher.path": RUNS, "data.path": IMAGES}
+KEYS = {"init_from": RUNS, "resume": RUNS, "data.path": IMAGES}
 
 
 def checked_path(path: str, key: str, stores: Sequence[str] = IMAGES, opened: bool = True) -> str:

@@ -1,0 +1,96 @@
+"""Paths of arrays in checkpoints that were written with version 3 of the settings or before.
+
+The projection behind CAE's encoder had a place of its own, "projection/...", and is a part of the
+encoder now, "encoder/projection/...". An average of the encoder did not hold it. All other
+parameters, averages and optimizer slots have the paths that they had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mimjax.storage import config_version
+
+PyTree = Any
+LAST = 3  # the last version with these paths
+PART, OWNER = "projection", "encoder"
+
+
+def version_of(meta: dict[str, Any]) -> Any:
+    """Return the version of the settings in a checkpoint's metadata."""
+    return meta.get("config", {}).get(config_version.KEY, 1)
+
+
+def as_stored(tree: PyTree, meta: dict[str, Any]) -> PyTree:
+    """Return a tree of today with the structure in which a checkpoint holds it.
+
+    Args:
+      tree: parameters or the other items of a state, or subtrees of them; leaves of any kind.
+      meta: the checkpoint's metadata.
+    """
+    return _walk(tree, _apart) if version_of(meta) <= LAST else tree
+
+
+def as_today(stored: PyTree, like: PyTree, params: PyTree | None, meta: dict[str, Any]) -> PyTree:
+    """Return a tree as restored with the structure that it has today.
+
+    Args:
+      stored: the restored tree, with the structure that `as_stored` gives `like`.
+      like: the tree of today, of shapes and shardings.
+      params: the restored parameters, for averages, which did not hold the projection: it is a
+        copy of them. None = the tree itself is that of the parameters.
+      meta: the checkpoint's metadata.
+    """
+    return _together(stored, like, params) if version_of(meta) <= LAST else stored
+
+
+def _holds(tree: PyTree) -> bool:
+    """Return whether a tree is one of networks whose encoder has the projection in it."""
+    encoder = tree.get(OWNER) if isinstance(tree, dict) else None
+    return isinstance(encoder, dict) and PART in encoder
+
+
+def _walk(tree: PyTree, change: Callable[[PyTree, bool], PyTree], averages: bool = False) -> PyTree:
+    """Return a tree with `change` made at every dictionary of networks in it."""
+    if _holds(tree):
+        return change(tree, averages)
+    if isinstance(tree, dict):
+        return {k: _walk(v, change, averages or k == "ema") for k, v in tree.items()}
+    if isinstance(tree, tuple):
+        parts = [_walk(x, change, averages) for x in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return tree
+
+
+def _apart(tree: PyTree, averages: bool) -> PyTree:
+    """Return networks with the projection beside the encoder; averages are without it."""
+    encoder = {k: v for k, v in tree[OWNER].items() if k != PART}
+    out = {**tree, OWNER: encoder}
+    return out if averages else out | {PART: tree[OWNER][PART]}
+
+
+def _together(stored: PyTree, like: PyTree, params: PyTree) -> PyTree:
+    """Return what `_apart` took apart, put together."""
+    if _holds(like):
+        part = stored.get(PART)
+        if part is None:
+            part = _average(params[OWNER][PART], like[OWNER][PART])
+        out = {k: stored[k] for k in like if k != OWNER}
+        return out | {OWNER: {**stored[OWNER], PART: part}}
+    if isinstance(like, dict):
+        return {k: _together(stored[k], v, params) for k, v in like.items()}
+    if isinstance(like, tuple):
+        parts = [_together(s, x, params) for s, x in zip(stored, like, strict=True)]
+        return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+    return stored
+
+
+def _average(params: PyTree, like: PyTree) -> PyTree:
+    """Return copies of parameters, never aliases, with the dtypes and shardings of `like`."""
+    copy = lambda x, y: jnp.array(x, y.dtype, copy=True)
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    return jax.jit(lambda tree: jax.tree.map(copy, tree, like), out_shardings=shardings)(params)
