@@ -19,11 +19,11 @@ import numpy as np
 
 from mimjax.data.decoding import open_image
 from mimjax.errors import ConfigError
-from mimjax.methods.beit import BEiT
-from mimjax.methods.mae import MAE
+from mimjax.masking.base import Random
+from mimjax.methods.mim import MIM
 from mimjax.models.layers import normalize
 from mimjax.patches import normalize as normalize_pixels
-from mimjax.task import Encoder, Features, pretraining
+from mimjax.task import Encoder, Features, TrainState, pretraining
 from mimjax.torch_io import libraries
 from mimjax.torch_io.write import tensors
 from mimjax.torch_io.write.export import Export
@@ -123,28 +123,37 @@ def reference(export: Export, images: np.ndarray, noise: np.ndarray) -> Outputs:
     out = features(*export.plain, images)
     task, params = export.task, export.params
     if export.layout == "beit_transformers":
-        assert isinstance(task, BEiT), task
-        rows = jnp.asarray(out["tokens"][:, task.encoder.num_prefix :])
-        out["logits"] = np.asarray(run(task.head.clone(dtype=jnp.float32), params["head"], rows))
+        head = export.network("head").clone(dtype=jnp.float32)
+        rows = {"all": jnp.asarray(out["tokens"][:, export.encoder.num_prefix :])}
+        out["logits"] = np.asarray(run(head, params["head"], rows)["all"])
     if export.layout == "vitmae_transformers":
-        assert isinstance(task, MAE), task
-        mask = noise.argsort(1).argsort(1) >= task.encoder.num_patches - task.num_masked
-        out |= reconstruct(task, params, jnp.asarray(images), jnp.asarray(mask))
+        mask = noise.argsort(1).argsort(1) >= export.encoder.num_patches - task.num_masked
+        method: Any = task
+        out |= reconstruct(method, params, jnp.asarray(images), jnp.asarray(mask))
     return out
 
 
-def reconstruct(task: MAE, params: Any, images: jax.Array, mask: jax.Array) -> Outputs:
-    """Return MAE's "prediction" of the masked patches, and its "loss" [1], for masks [b n]."""
-    encoder, decoder = (n.clone(dtype=jnp.float32) for n in (task.encoder, task.decoder))
-    task = dataclasses.replace(task, encoder=encoder, decoder=decoder)
-    key = jax.random.key(0)  # read by nothing: this method draws no random numbers
+def reconstruct(task: MIM, params: Any, images: jax.Array, mask: jax.Array) -> Outputs:
+    """Return the "prediction" of the masked patches, and its "loss" [1], for masks [b n].
+
+    Args:
+      task: the run's, which learns one thing by one network.
+    """
+    ((name, term),) = task.terms.items()
+    networks = {k: getattr(task, k).clone(dtype=jnp.float32) for k in ("encoder", term.network)}
+    masking = Random((task.num_masked - 0.5) / task.encoder.num_patches)  # as many, whatever kind
+    task = dataclasses.replace(task, masking=masking, **networks)
+    key = jax.random.key(0)  # read by nothing: no random numbers are drawn
 
     @jax.jit
     def both(params, images, mask):
+        state = TrainState(jnp.int32(0), params, {}, {}, ())
         with jax.default_matmul_precision("highest"):
-            batch = task.prepare({}, {}, {"image": images, "mask": mask}, key, 0, False)
-            out = task.loss(params, {}, batch, key, 0, False)
-        return {"loss": out.total[None], "prediction": out.preds["pred"]}
+            batch = {"image": images, "mask": mask}
+            prepared, _ = task.prepare(state, {}, batch, key, False)
+            predicted = task.loss(params, {}, prepared, key, 0, False).predictions[name]
+        error, values = predicted.error["masked"], predicted.values["masked"]
+        return {"loss": error.mean()[None], "prediction": values}
 
     return {k: np.asarray(v) for k, v in both(params, images, mask).items()}
 

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mimjax.errors import ConfigError
-from mimjax.torch_io.tables.imports import official_names
+from mimjax.torch_io.tables.imports import official_names, own_names
 from mimjax.torch_io.tables.teachers import backbone
 
 State = dict[str, np.ndarray]
@@ -90,12 +90,12 @@ def read(path: str) -> File:
     if path.endswith(".safetensors"):
         state, about = _safetensors(path)
         state = backbone(state)
-        return File(state if about else official_names(state), None, about)
+        return File(own_names(state) if about else official_names(state), None, about)
     whole = _torch_load(path)
     state = next((whole[w] for w in WRAPPERS if isinstance(whole.get(w), dict)), whole)
     average = next((whole[w] for w in AVERAGES if isinstance(whole.get(w), dict)), None)
     about = _about(whole.get("mimjax"))
-    official = (lambda state: state) if about else official_names
+    official = own_names if about else official_names
     named = lambda tensors: official(backbone(_arrays(tensors, path)))
     return File(named(state), named(average) if average else None, about)
 

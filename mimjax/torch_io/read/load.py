@@ -25,8 +25,8 @@ __all__ = ["SUFFIXES", "from_torch", "read", "read_file", "take", "to_torch"]
 PyTree = Any
 LISTED = 20  # largest number of keys that an error names
 # Parameters that a file may lack: fine-tuned models have a norm after pooling instead, and files of
-# the encoder alone have no mask token.
-OPTIONAL = re.compile(r"encoder/(norm/(scale|bias)|mask_token)")
+# the encoder alone have no mask token and no projection.
+OPTIONAL = re.compile(r"encoder/(norm/(scale|bias)|mask_token|projection/.+)")
 # keys of files that may lack the final norm: norms after pooling, feature pyramids
 NORMLESS = r"(beit\.)?(fc_norm|pooler\.layernorm)\.|fpn\d?\."
 
@@ -92,7 +92,7 @@ def row_in_file(layout: str, path: str, state: State) -> detect.Row | None:
     lacks = not any(k in state for k in row.keys)
     if path.endswith("mask_token"):
         lacks = lacks and not any(k.startswith("lm_head") for k in state)
-    else:
+    elif path.startswith("encoder/norm/"):
         lacks = lacks and any(re.match(NORMLESS, k) for k in state)
     return None if lacks else row
 

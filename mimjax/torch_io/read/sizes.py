@@ -295,6 +295,10 @@ def decoders(file: FileTensors) -> dict[str, Settings]:
             "depth": file.blocks("decoder"),
             "layer_scale": SCALED if scaled(file, "decoder/block_00/gamma_1") else None,
         }
+        for name, kernel in (("regressor", "mlp_cross/fc1"), ("decoder", "mlp/fc1")):
+            if out[name]["depth"]:
+                hidden = file.shape(f"{name}/block_00/{kernel}/kernel")[0]
+                out[name]["mlp_ratio"] = ratio(hidden, width)
     return out
 
 

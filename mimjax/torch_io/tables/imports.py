@@ -1,6 +1,7 @@
 """Names of tensors that are read and never written: variants of keys, and classifiers.
 
-`official_names` renames a file's tensors to the names of the tables. `with_heads` adds to the
+`official_names` renames a file's tensors to the names of the tables, `own_names` those of our own
+files to the names of today. `with_heads` adds to the
 tables where each layout has the classifier of a fine-tuned or linearly probed model.
 """
 
@@ -66,6 +67,17 @@ def official_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         zeros = np.zeros((1, 1, pos.shape[2]), pos.dtype)
         state = state | {"pos_embed": np.concatenate([zeros, pos], axis=1)}
     return state
+
+
+def own_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a file that mimjax exported under today's names.
+
+    CAE's projection stood beside the encoder until version 3 of the settings.
+    """
+    if not any(k.startswith("encoder/") for k in state):
+        return state  # the names are those of another layout
+    moved = lambda k: f"encoder/{k}" if k.startswith("projection/") else k
+    return {moved(k): v for k, v in state.items()}
 
 
 def whole_square(shape: tuple[int, ...]) -> bool:

@@ -77,8 +77,8 @@ def cae(
         *linear("decoder/head", head),
         *norm("head/norm", decode_norm),
         *linear("head/head", head),
-        *linear("projection/linear", project),
-        *norm("projection/norm", f"{project}_norm"),
+        *linear("encoder/projection/linear", project),
+        *norm("encoder/projection/norm", f"{project}_norm"),
     ]
 
 

@@ -1,6 +1,6 @@
 """Export of a run's parameters: the tensors and settings of a file, and writing them.
 
-Which pairs of method and format exist is in `formats.py`. A written file is verified in
+Which pairs of encoder and format exist is in `formats.py`. A written file is verified in
 `torch_io/verify.py`.
 """
 
@@ -17,8 +17,7 @@ import numpy as np
 
 from mimjax.errors import ConfigError
 from mimjax.losses import LN_EPS
-from mimjax.methods.mae import MAE
-from mimjax.methods.masked import TargetTask
+from mimjax.rules import paths
 from mimjax.task import Encoder, Pretraining, Task, pretraining
 from mimjax.torch_io.read import detect
 from mimjax.torch_io.read.load import to_torch
@@ -28,15 +27,9 @@ from mimjax.torch_io.write import settings as json_settings
 PyTree = Any
 
 
-def method_of(task: Task) -> str:
-    """Return the name of a task's method in `formats.MATRIX`, or the lower-case name of its class.
-
-    A method without a row in the table can be exported as "safetensors" only.
-    """
-    name = type(task).__name__.lower()
-    if name == "mrmae" and pretraining(task).encoder.num_prefix:  # ConvMAE's encoder has no CLS
-        return "mrmae_vit"
-    return name
+def row_of(task: Task) -> str:
+    """Return the row of `formats.MATRIX` for a task; without an encoder it is "others"."""
+    return formats.row_of(task.encoder) if isinstance(task, Pretraining) else "others"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +62,12 @@ class Export:
 
     @property
     def method(self) -> str:
-        return method_of(self.task)
+        """The method's name, as the file says it."""
+        return type(self.task).__name__.lower()
+
+    @property
+    def row(self) -> str:
+        return row_of(self.task)
 
     @property
     def is_encoder(self) -> bool:
@@ -81,9 +79,10 @@ class Export:
         """The run's encoder; only where `is_encoder`."""
         return pretraining(self.task).encoder
 
-    @property
+    @functools.cached_property
     def layout(self) -> str:
-        return formats.choose_layout(self.method, self.format, self.pool, self.decoder)
+        held = paths(self.params) if self.decoder else ()
+        return formats.choose_layout(self.row, self.format, self.pool, self.decoder, held)
 
     @property
     def kind(self) -> formats.Format:
@@ -92,6 +91,11 @@ class Export:
     @property
     def channels(self) -> int:
         return self.task.views["image"].channels
+
+    def network(self, name: str) -> Any:
+        """Return a network of the task that stands behind its encoder, with all its sizes."""
+        method: Any = self.task
+        return method.network(name)
 
     @functools.cached_property
     def plain(self) -> tuple[Any, PyTree]:
@@ -109,7 +113,7 @@ class Export:
             encoder, params = self.encoder, self.params["encoder"]
         if self.layout != detect.OWN:  # ours computes fixed positions itself
             encoder, params = tensors.with_table(encoder, params)
-        for step in formats.find_pair(self.method, self.format).steps:
+        for step in formats.find_pair(self.row, self.format).steps:
             encoder, params = tensors.STEPS[step](encoder, params)
         absent = (
             "cls_token" if self.format == "detectron2" else "",
@@ -135,7 +139,7 @@ class Export:
         for key, root in detect.TABLES[self.layout][1].items():
             if root in trees and root != "encoder":
                 prefix = self.encoder.num_prefix
-                network = getattr(self.task, root)
+                network = self.network(root)
                 out[key] = tensors.fixed_table(network, self.encoder.grid, prefix)
         if not self.decoder:  # timm takes a file with a mask token for DINO v2
             assert not [k for k in out if "mask_token" in k or "decoder" in k], sorted(out)
@@ -173,11 +177,10 @@ class Export:
             return {"config.json": json_settings.timm_config(*self.timm, task.mean, task.std)}
         config = json_settings.hf_config(encoder, self.layout, self.channels)
         if self.layout == "vitmae_transformers":
-            assert isinstance(task, MAE), task
-            config |= json_settings.hf_mae(task)
+            method: Any = task
+            config |= json_settings.hf_mae(method)
         elif self.layout == "beit_transformers":
-            assert isinstance(task, TargetTask), task
-            config |= json_settings.hf_pretraining_beit(task.pred_dim)
+            config |= json_settings.hf_pretraining_beit(self.network("head").out)
         processor = json_settings.hf_processor(encoder, self.layout, task.mean, task.std)
         return {"config.json": config, "preprocessor_config.json": processor}
 

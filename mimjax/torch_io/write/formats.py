@@ -1,16 +1,20 @@
-"""Table of what can be exported: pairs of method and format, and the properties of each format.
+"""Table of what can be exported: pairs of encoder and format, and the properties of each format.
 
-A pair names the layout of its tensors and the steps that change the encoder before it is written.
-A pair that is not in the table is refused, with the reason if there is a known one. Tensors are
-made in `export.py`.
+Which parameters an encoder has decides, and not the method that trains it: a row of the table is
+named after the method whose encoders are such. A pair names the layout of its tensors and the steps
+that change the encoder before it is written. A pair that is not in the table is refused, with the
+reason if there is a known one. Tensors are made in `export.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from mimjax import values
 from mimjax.errors import ConfigError
-from mimjax.torch_io.read.detect import OWN
+from mimjax.task import Student
+from mimjax.torch_io.read.detect import OWN, rows_for
 
 TENSORS, PICKLES = (".safetensors",), (".pth", ".pt")
 
@@ -50,12 +54,12 @@ FORMATS: dict[str, Format] = {
 
 
 class Pair(NamedTuple):
-    """Export of one method in one format.
+    """Export of one kind of encoder in one format.
 
     Attributes:
       layout: layout of the tensors, a key of `detect.TABLES`.
       pooled: layout with --pool=avg; "" = the format has no norm after pooling.
-      full: layout with --decoder, which has all trained networks; "" = not supported.
+      full: layout with --decoder, if it has a place for all trained networks; "" = none.
       steps: names in `tensors.STEPS`, applied to the encoder in this order: "per_block" copies a
         shared relative table to every block, "folded" multiplies layer scales into weights. Without
         steps the file has the trained values bit for bit.
@@ -70,10 +74,14 @@ class Pair(NamedTuple):
 SAFETENSORS = {"safetensors": Pair(OWN, full=OWN)}
 DENSE = {"mmseg": Pair("mmseg"), "detectron2": Pair("detectron2")}
 FOLDED = DENSE | {"detectron2": Pair("detectron2", steps=("folded",))}
+BEIT = {
+    "hf": Pair("beit_transformers_bare", "beit_transformers_pooled", full="beit_transformers"),
+    "beit": Pair("beit", full="beit"),
+}
 # an encoder with biases of queries and values alone, in transformers and mmpretrain a BEiT
 QV = {
     "timm": Pair("mae", "mae_pooled"),
-    "hf": Pair("beit_transformers_bare", "beit_transformers_pooled"),
+    **BEIT,
     "mmpretrain": Pair("mmpretrain_beit", "mmpretrain_beit_pooled"),
 }
 COPIED = ("per_block",)
@@ -95,24 +103,21 @@ MATRIX: dict[str, dict[str, Pair]] = {
     },
     "beit": {
         "timm": Pair("beit", "beit_pooled", steps=COPIED),
-        "hf": Pair("beit_transformers_bare", "beit_transformers_pooled", full="beit_transformers"),
-        "beit": Pair("beit", full="beit"),
+        **BEIT,
         "mmpretrain": Pair("mmpretrain_beit", "mmpretrain_beit_pooled", steps=COPIED),
         "mmseg": Pair("mmseg_beit", steps=COPIED),
         **SAFETENSORS,
     },
     "cae": {**QV, "cae": Pair("cae", full="cae"), **FOLDED, **SAFETENSORS},
-    "caev2": {**QV, "cae": Pair("cae", full="cae"), **FOLDED, **SAFETENSORS},
     "mcmae": {"convmae": Pair("mcmae", full="mcmae"), **SAFETENSORS},
-    "mrmae": {"convmae": Pair("mcmae", full="mcmae"), **SAFETENSORS},
-    "mrmae_vit": {  # backbone=vit
-        "timm": Pair("mae", "mae_pooled"),
-        "hf": Pair("vit_transformers"),
-        "mae": Pair("mae", full="mae"),
-        "mmpretrain": Pair("mmpretrain", "mmpretrain_pooled"),
-        **DENSE,
-        **SAFETENSORS,
-    },
+}
+WORDS = {
+    "mae": "a ViT with biases of q, k and v",
+    "bootmae": "a ViT with biases of q and v",
+    "beit": "a ViT with relative positions",
+    "cae": "a ViT with biases of q and v and with layer scales",
+    "mcmae": "convolutional stages and a ViT",
+    "others": "any other network",
 }
 
 RELATIVE = "has no place for BEiT's relative positions"
@@ -121,64 +126,95 @@ REFUSED = {
     ("beit", "detectron2"): f"ViTDet {RELATIVE}",
     ("beit", "mae"): f"MAE's layout {RELATIVE}",
     ("cae", "mae"): "MAE's layout has no layer scale",
-    ("caev2", "mae"): "MAE's layout has no layer scale",
     **{
-        (method, name): f"{name} {STAGES}; take convmae and mimjax/torch_io/write/convmae_module.py"
-        for method in ("mcmae", "mrmae")
+        ("mcmae", name): f"{name} {STAGES}; take convmae and "
+        "mimjax/torch_io/write/convmae_module.py"
         for name in ("timm", "hf", "mmpretrain", "mmseg", "detectron2")
     },
 }
 
 
-def pairs_of(method: str) -> dict[str, Pair]:
-    """Return {format: pair} of a method.
+def row_of(encoder: Student) -> str:
+    """Return the row of MATRIX for an encoder, by the parameters that its settings give it.
 
-    A method without a row in MATRIX (a tokenizer, a user's method) has mimjax's own format only.
+    An encoder with settings of its own has none: "others".
     """
-    return MATRIX.get(method, SAFETENSORS)
+    if getattr(encoder, "stage_mlp_ratios", ()):
+        return "mcmae"
+    if not {"rel_pos", "bias", "layer_scale"} <= set(values.fields(type(encoder))):
+        return "others"
+    if encoder.rel_pos != "none":
+        return "beit"
+    if encoder.bias == "full":
+        return "mae"
+    return "cae" if encoder.layer_scale else "bootmae"
 
 
-def find_pair(method: str, name: str) -> Pair:
-    """Return the pair of a method and the format `name`.
+def pairs_of(row: str) -> dict[str, Pair]:
+    """Return {format: pair} of a row; other networks have mimjax's own format only."""
+    return MATRIX.get(row, SAFETENSORS)
+
+
+def find_pair(row: str, name: str) -> Pair:
+    """Return the pair of a row and the format `name`.
 
     Raises:
-      ConfigError: the pair is not supported; the line has the reason and the method's formats.
+      ConfigError: the pair is not supported; the line has the reason and the row's formats.
     """
-    pairs = pairs_of(method)
+    pairs = pairs_of(row)
     if name not in pairs:
-        why = REFUSED.get((method, name), "no layout of it is known for this method")
+        why = REFUSED.get((row, name), "no layout of it is known for such an encoder")
         raise ConfigError(
-            f"--format: {name} for {method}: not supported ({why}); allowed: {', '.join(pairs)}"
+            f"--format: {name} for {WORDS[row]}: not supported ({why}); allowed: {', '.join(pairs)}"
         )
     return pairs[name]
 
 
-def choose_layout(method: str, name: str, pool: str, decoder: bool) -> str:
+def whole(row: str, held: Iterable[str] = ()) -> dict[str, str]:
+    """Return {format: layout} of those that have a place for all parameters of a run.
+
+    Args:
+      held: paths of all trained parameters; () = not known, so that every layout counts that has
+        other networks beside the encoder.
+    """
+
+    def holds(layout: str) -> bool:
+        try:
+            return bool(rows_for(layout, held)) or not held
+        except ConfigError:
+            return False
+
+    held = list(held)
+    return {name: p.full for name, p in pairs_of(row).items() if p.full and holds(p.full)}
+
+
+def choose_layout(row: str, name: str, pool: str, decoder: bool, held: Iterable[str] = ()) -> str:
     """Return the layout of an export.
 
     Args:
-      method: a row of MATRIX.
+      row: of MATRIX.
       name: the format.
       pool: "token" or "avg" (a norm after mean pooling).
       decoder: whether all trained networks are exported and not the encoder alone.
+      held: see `whole`; read with `decoder` only.
 
     Raises:
       ConfigError: the pair is not supported, or not with this `pool` or `decoder`.
     """
-    pair = find_pair(method, name)
+    pair = find_pair(row, name)
     if decoder:
-        if not pair.full or pool == "avg":
+        layouts = whole(row, held)
+        if name not in layouts or pool == "avg":
             raise ConfigError(
-                f"--decoder: {name} for {method}: not supported; allowed: "
-                + ", ".join(f for f, p in pairs_of(method).items() if p.full)
-                + " (with --pool=token)"
+                f"--decoder: {name} has no place for all networks of this run; allowed: "
+                f"{', '.join(layouts)} (with --pool=token)"
             )
-        return pair.full
+        return layouts[name]
     if pool == "avg" and not pair.pooled:
-        some = [f for f, p in pairs_of(method).items() if p.pooled]
+        some = [f for f, p in pairs_of(row).items() if p.pooled]
         raise ConfigError(
-            f"--pool: avg for {method} in the format {name}, which has one final norm; allowed: "
-            f"token{', or the formats ' + ', '.join(some) if some else ''}"
+            f"--pool: avg in the format {name}, which has one final norm; allowed: token"
+            f"{', or the formats ' + ', '.join(some) if some else ''}"
         )
     return pair.pooled if pool == "avg" else pair.layout
 
@@ -200,14 +236,14 @@ def check_output(name: str, path: str) -> bool:
 
 
 def table() -> str:
-    """Return MATRIX as text, a row per method and a column per format.
+    """Return MATRIX as text, a row per kind of encoder and a column per format.
 
     A cell is "exact" (values bit for bit), "copied" or "folded" (see `Pair.steps`), or "-".
     """
     marks = {(): "exact", ("per_block",): "copied", ("folded",): "folded"}
     width = max(map(len, FORMATS)) + 2
-    lines = ["".ljust(12) + "".join(name.ljust(width) for name in FORMATS)]
-    for method, pairs in (MATRIX | {"others": SAFETENSORS}).items():
+    lines = ["encoder as".ljust(12) + "".join(name.ljust(width) for name in FORMATS)]
+    for row, pairs in (MATRIX | {"others": SAFETENSORS}).items():
         cells = [marks[pairs[f].steps] if f in pairs else "-" for f in FORMATS]
-        lines.append(method.ljust(12) + "".join(cell.ljust(width) for cell in cells).rstrip())
-    return "\n".join(lines)
+        lines.append(row.ljust(12) + "".join(cell.ljust(width) for cell in cells).rstrip())
+    return "\n".join([*lines, "", *(f"{row.ljust(12)}{words}" for row, words in WORDS.items())])

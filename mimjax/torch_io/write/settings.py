@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from mimjax.errors import ConfigError
-from mimjax.losses import LN_EPS
-from mimjax.methods.mae import MAE
+from mimjax.losses import LN_EPS, MSE
+from mimjax.methods.mim import MIM
 from mimjax.models.vit import ViT
+from mimjax.schema import brief
 
 Settings = dict[str, Any]
 # timm's presets by (width, depth, heads, patch); other sizes use the first preset with settings
@@ -51,7 +52,8 @@ def timm_model(encoder: ViT, beit: bool, pool: str, channels: int) -> tuple[str,
         "in_chans": channels,
         **dict(zip(SIZES, sizes, strict=True)),
         "mlp_ratio": encoder.mlp_ratio,
-        "init_values": encoder.layer_scale or None,
+        # timm drops a None, and Beit's presets have layer scales
+        "init_values": encoder.layer_scale or (0.0 if beit else None),
         "global_pool": pool,
     }
     if beit:
@@ -147,34 +149,40 @@ def hf_config(encoder: ViT, layout: str, channels: int) -> Settings:
     }
 
 
-def hf_mae(task: MAE) -> Settings:
+def hf_mae(task: MIM) -> Settings:
     """Return the settings of ViTMAEForPreTraining that are added to the encoder's.
 
     Args:
-      task: the run's MAE.
+      task: the run's, whose one network behind the encoder is a decoder as MAE's.
 
     Raises:
-      ConfigError: the class does not support this variant of MAE.
+      ConfigError: what the decoder learns, or from what, is not what the class computes.
     """
-    if task.target != "pixels" or task.pixel_norm == "channel" or task.encoder.use_mask_token:
+    (term,) = task.terms.values()
+    target: Any = task.targets[term.target]
+    decoder = task.network(term.network)
+    # pixels alone have such a norm
+    known = getattr(target, "norm", "") in ("none", "patch")
+    same = (term.at, term.loss, term.normalize) == ("masked", MSE(), "none")
+    if not (known and same and task.masking.weights == "none") or task.encoder.use_mask_token:
         raise ConfigError(
-            "--decoder: transformers' ViTMAE predicts pixels, plain or normalized per patch, from "
-            f"visible patches; the run has target {task.target}, pixel_norm {task.pixel_norm}, "
-            f"use_mask_token {task.encoder.use_mask_token}; allowed: without --decoder"
+            "--decoder: transformers' ViTMAE predicts pixels, plain or normalized per patch, of "
+            f"masked patches from visible ones, by their mean squared error; the run has "
+            f"{brief(target)}, {brief(term)}, {brief(task.masking)}, use_mask_token "
+            f"{task.encoder.use_mask_token}; allowed: without --decoder"
         )
-    visible, patches = task.encoder.num_patches - task.num_masked, task.encoder.num_patches
-    ratio = task.masking.ratio
+    patches, ratio = task.encoder.num_patches, task.num_masked / task.encoder.num_patches
     # the class computes int(patches * (1 - ratio)) visible patches, which may round differently
-    if int(patches * (1 - ratio)) != visible:
-        ratio = 1 - (visible + 0.5) / patches
+    if int(patches * (1 - ratio)) != patches - task.num_masked:
+        ratio = 1 - (patches - task.num_masked + 0.5) / patches
     return {
         "architectures": ["ViTMAEForPreTraining"],
-        "decoder_hidden_size": task.decoder.width,
-        "decoder_num_hidden_layers": task.decoder.depth,
-        "decoder_num_attention_heads": task.decoder.heads,
-        "decoder_intermediate_size": int(task.decoder.width * task.decoder.mlp_ratio),
+        "decoder_hidden_size": decoder.width,
+        "decoder_num_hidden_layers": decoder.depth,
+        "decoder_num_attention_heads": decoder.heads,
+        "decoder_intermediate_size": int(decoder.width * decoder.mlp_ratio),
         "mask_ratio": ratio,
-        "norm_pix_loss": task.pixel_norm == "mae",
+        "norm_pix_loss": target.norm == "patch",
     }
 
 
