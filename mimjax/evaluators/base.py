@@ -25,15 +25,16 @@ every section of `config.eval` that is not None. A user's own evaluator may stan
             task = bench.task
 
             @bench.jit
-            def lengths(params, images, weight):
+            def lengths(encoder, images, weight):
                 images = patches.normalize(images, task.mean, task.std)
-                features = task.encoder.apply({"params": params["encoder"]}, images)
+                features = task.encoder.apply({"params": encoder}, images)
                 norms = jnp.linalg.norm(features.read(self.pool), axis=-1)
                 return jnp.stack([(norms * weight).sum(), weight.sum()])
 
             def measure(state, frozen):
+                encoder = task.evaluated(state)
                 batches = bench.batches(bench.test, {"image": task.views["image"]})
-                sums = [lengths(state.params, b["image"], b["weight"]) for b in batches]
+                sums = [lengths(encoder, b["image"], b["weight"]) for b in batches]
                 total, count = np.sum(jax.device_get(sums), axis=0)
                 yield "length", total / count
 
@@ -49,12 +50,13 @@ may name one class. A config file writes the same as
 `make` is called once, after every other setting was checked and before the run writes anything. It
 raises `ConfigError` where its settings do not suit the task or the data. Its argument is a `Bench`
 (`mimjax/inference/samples.py`), which offers:
-  - `task`, `mesh`, `seed`: those of the run; `task.encoder`, `task.mean` and `task.std` exist in
-    every pretraining task.
+  - `task`, `mesh`, `seed`: those of the run; `task.encoder`, `task.mean`, `task.std` and
+    `task.evaluated(state)`, the encoder's parameters that are measured (a moving average where the
+    method says so), exist in every pretraining task.
   - `train`, `test`: at most `eval.max_images` images of each split, the same at every step and
     restart, with `labels()` where the source has labels.
-  - `batches(split, views, mask_fn)`: global batches on the mesh. Each view, as a rule those of
-    `task.views`, is an entry of uint8 images [b h w c]; `mask_fn=task.mask_fn` adds the masks of
+  - `batches(split, views, sample)`: global batches on the mesh. Each view, as a rule those of
+    `task.views`, is an entry of uint8 images [b h w c]; `sample=task.sample` adds the masks of
     methods that make them on the host; `weight` [b] is 0 for rows that must not count.
   - `jit(fn)`: compiles a function whose outputs every process can read.
   - `write(name, png)`: writes a picture into the workdir's pictures/.

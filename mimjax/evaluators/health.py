@@ -4,13 +4,14 @@
 of all patch tokens after the final norm, on full test images, the same ones at every step. RankMe
 (Garrido et al. 2023, arXiv:2210.02885, eq. 1) is the number of directions that the features use, at
 most the smaller of their width and the number of images. `target_variance/<name>` is the share of
-a target's mean square that depends on the image, for targets that the run's own moving average
-makes. A target with no such variance has collapsed, however low its loss is.
+a target's mean square that depends on the image, for targets that read the run's own weights
+(`Target.of`). A target with no such variance has collapsed, however low its loss is.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +22,9 @@ import numpy as np
 from mimjax import patches
 from mimjax.evaluators.base import Evaluator
 from mimjax.inference.samples import Bench
+from mimjax.methods.mim import MIM
 from mimjax.rng import named, step_key
-from mimjax.task import Pretraining, TrainState, pretraining
+from mimjax.task import Prepared, Pretraining, TrainState, gather_rows, pretraining
 from mimjax.values import NonNegative
 
 # Measured with BootMAE on digits. In a healthy run the variance falls to 0.006 while the encoder
@@ -54,18 +56,20 @@ class HealthMeasure:
         self.bench, self.warn_below = bench, warn_below
         self._encode = bench.jit(self._features)
         self._spread = bench.jit(self._variances)
-        self._outputs: tuple[bool, bool] | None = None
+        targets = bench.task.targets if isinstance(bench.task, MIM) else {}
+        self.own = [name for name, target in targets.items() if target.of]
 
     def __call__(self, state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
-        has_features, has_targets = self._available(state, frozen)
-        if has_features:
-            encode = lambda b: self._encode(state.params["encoder"], b["image"], b["weight"])
+        task = self.bench.task
+        if isinstance(task, Pretraining):
+            encoder = task.evaluated(state)
+            encode = lambda b: self._encode(encoder, b["image"], b["weight"])
             parts = [jax.device_get(encode(b)) for b in self._batches()]
             # Rows of weight 0 fill up a batch or replace images that cannot be read.
             features = np.concatenate([x[w > 0] for x, w in parts]).astype(np.float64)
             yield "feature_std", float(features.std(0).mean())
             yield "rankme", rankme(features)
-        if has_targets:
+        if self.own:
             variances = jax.device_get(self._spread(state, frozen, self._first_batch()))
             for name, value in sorted(variances.items()):
                 if not value >= self.warn_below:  # NaN is a collapse, too.
@@ -79,17 +83,7 @@ class HealthMeasure:
 
     def _first_batch(self) -> dict[str, jax.Array]:
         """Return the first test images with all that the task reads."""
-        return next(self.bench.batches(self.bench.test, mask_fn=self.bench.task.mask_fn))
-
-    def _available(self, state: TrainState, frozen: Any) -> tuple[bool, bool]:
-        """Return whether the task has features, and own targets; computed once, on shapes."""
-        if self._outputs is None:
-            batch, has_features = self._first_batch(), isinstance(self.bench.task, Pretraining)
-            has_targets = bool(jax.tree.leaves(state.ema)) and bool(
-                jax.eval_shape(self._variances, state, frozen, batch)
-            )
-            self._outputs = has_features, has_targets
-        return self._outputs
+        return next(self.bench.batches(self.bench.test, sample=self.bench.task.sample))
 
     # ---------------------------------------------------------------- compiled
     def _features(self, encoder, images, weight):
@@ -101,13 +95,13 @@ class HealthMeasure:
 
     def _variances(self, state, frozen, batch):
         """Return `variance_share` of each of the run's own targets, by the target's name."""
-        if "mask" in batch:  # With one mask for all, the k-th targets of all images are one patch.
-            mask = jnp.broadcast_to(batch["mask"][:1], batch["mask"].shape)
-            batch = batch | {"mask": mask}
-        key = named(step_key(self.bench.seed, "eval", 0), "prepare")
         task, weight = self.bench.task, batch["weight"]
-        prepared = task.prepare(state.ema, frozen, batch, key, state.step, False)
-        return {k: variance_share(x, weight) for k, x in task.own_targets(prepared).items()}
+        # With one mask for all, the k-th targets of all images are one patch.
+        for name in task.sample(random.Random(0), 0):
+            batch = batch | {name: jnp.broadcast_to(batch[name][:1], batch[name].shape)}
+        key = named(step_key(self.bench.seed, "eval", 0), "prepare")
+        prepared, _ = task.prepare(state, frozen, batch, key, False)
+        return {name: variance_share(patches_of(prepared, name), weight) for name in self.own}
 
 
 def rankme(features: np.ndarray) -> float:
@@ -115,6 +109,20 @@ def rankme(features: np.ndarray) -> float:
     values = np.linalg.svd(features, compute_uv=False)
     share = values / max(values.sum(), 1e-300) + 1e-7
     return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def patches_of(prepared: Prepared, name: str) -> jax.Array:
+    """Return a target's values [b k d] at one and the same k patches of all images.
+
+    These are all patches in raster order where the target knows them. Otherwise they are those that
+    it knows, which must be the same ones in all images.
+    """
+    values, rows = prepared.shown[name], prepared.shown_rows[name]
+    found = [values[place] for place in ("visible", "masked") if place in values]
+    if len(found) == 2 and not rows:
+        ids = jnp.concatenate([prepared.ids_v, prepared.ids_m], axis=1)
+        return gather_rows(jnp.concatenate(found, axis=1), jnp.argsort(ids, axis=1))
+    return found[-1]
 
 
 def variance_share(target: jax.Array, weight: jax.Array) -> jax.Array:
@@ -134,6 +142,7 @@ def collapsed(name: str, value: float) -> str:
     """Return the warning about a collapsed target."""
     return (
         f"the target {name!r} has collapsed: {100 * (1 - value):.1f} % of it is the same for every "
-        "image, so its loss can fall without anything being learned. Look at the moving average "
-        "(ema_decay), the weight of the other losses and the normalization of the target"
+        "image, so its loss can fall without anything being learned. Look at the moving average, "
+        "if it reads one (ema_decay), the weight of the other losses and the normalization of the "
+        "target"
     )

@@ -1,7 +1,7 @@
-"""Pictures of reconstructed test images as PNG files.
+"""Pictures of what is predicted of test images, as PNG files.
 
-A task that makes columns of its own (`Task.pictures`) gets these. A task that predicts pixels at
-its masked patches gets the columns original, masked and reconstruction. Other tasks get no picture.
+Their columns follow from the task's terms and targets, see `inference.presentation`. A task that
+predicts nothing that can be shown gets no picture.
 """
 
 from __future__ import annotations
@@ -59,6 +59,6 @@ class PictureWriter:
         if self.painter.possible is False:
             return None
         size = -(-self.count // self.bench.mesh.size) * self.bench.mesh.size
-        mask_fn = self.bench.task.mask_fn
-        (batch,) = self.bench.batches(self.images, mask_fn=mask_fn, batch_size=size)
+        sample = self.bench.task.sample
+        (batch,) = self.bench.batches(self.images, sample=sample, batch_size=size)
         return self.painter.sheet(state, frozen, batch, self.count)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from mimjax.evaluators.error import ErrorMeasure
 from mimjax.evaluators.probes import Probe, Score
 from mimjax.inference.features import ROWS
+from mimjax.inference.presentation import error_name
 from mimjax.train.run import Evaluation
 
 TITLES = dict(zip(ROWS, ("raw pixels", "untrained encoder", "pretrained encoder")))
@@ -103,7 +104,7 @@ def masked_error(measure: ErrorMeasure) -> str:
     names = CODE_PREDICTORS if measure.codes else PREDICTORS
     body = [[names[name], f"{value:.4f}"] for name, value in values.items()]
     lines = [
-        f"Held-out error: {bench.task.error_name}, {len(bench.test):,} test images.",
+        f"Held-out error: {error_name(bench.task)}, {len(bench.test):,} test images.",
         "",
         *markdown(["predictor", "error"], body),
         "",

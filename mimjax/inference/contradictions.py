@@ -24,6 +24,7 @@ from mimjax.torch_io.read import load
 Say = Callable[[str], None]
 # settings that change no output for full images in evaluation, or that shapes decide
 TRAINING = {"drop_path", "remat", "init_scheme", "use_mask_token", "skip_masked", "image_size"}
+TRAINING |= {"project"}  # what other networks read; exports and teachers are without it
 TRAINING |= {"parent", "name", "dtype", "channels"}
 PRESENCE = {"layer_scale"}  # compared as present or absent: the value is where training starts
 
@@ -40,34 +41,33 @@ def own_readers(task: Task, names: Iterable[str]) -> dict[str, Reader]:
     return readers
 
 
-def check(paths: str, key: str, readers: Mapping[str, Reader], say: Say) -> None:
-    """Compare what each source says of itself with how its networks will be read.
+def check(path: str, key: str, readers: Mapping[str, Reader], say: Say) -> None:
+    """Compare what a source says of itself with how its networks will be read.
 
     Args:
-      paths: workdirs or files, separated by commas.
-      key: the setting that names them, for errors. For "init_from" other statistics of images are
-        a warning; for a frozen network they are an error.
+      path: workdir or file.
+      key: the setting that names it, for errors. For "init_from" other statistics of images are a
+        warning; for a frozen network they are an error.
       readers: the networks by name.
 
     Raises:
       ConfigError: they contradict each other; both are named.
     """
-    for path in paths.split(","):
-        if path.endswith(load.SUFFIXES):
-            source, theirs = file_facts(path, readers)
-        else:
-            source, theirs = workdir_facts(path)
-        for name, reader in readers.items():
-            facts = theirs.get(name, {})
-            for setting, here, there in differences(reader, facts):
-                text = f"{key}: {source} has {setting} {there}"
-                if setting in ("mean", "std") and key == "init_from":
-                    say(f"WARNING: {text}; this run has {here}")
-                    continue
-                raise ConfigError(
-                    f"{text} in {name}, but it would be read with {setting} {here}; allowed: the "
-                    "same in both"
-                )
+    if path.endswith(load.SUFFIXES):
+        source, theirs = file_facts(path, readers)
+    else:
+        source, theirs = workdir_facts(path)
+    for name, reader in readers.items():
+        facts = theirs.get(name, {})
+        for setting, here, there in differences(reader, facts):
+            text = f"{key}: {source} has {setting} {there}"
+            if setting in ("mean", "std") and key == "init_from":
+                say(f"WARNING: {text}; this run has {here}")
+                continue
+            raise ConfigError(
+                f"{text} in {name}, but it would be read with {setting} {here}; allowed: the same "
+                "in both"
+            )
 
 
 def differences(reader: Reader, facts: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -103,16 +103,22 @@ def near(here: Any, there: Any) -> bool:
     return len(here) == len(there) and all(abs(a - b) < 1e-3 for a, b in zip(here, there))
 
 
-def workdir_facts(path: str) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Return the settings of networks in a workdir's `config.json`; {} where there is none."""
-    workdir = Workdir(path, writer=False)
-    file = f"{path}/config.json"
+def task_of(workdir: Workdir) -> tuple[str, Task | None]:
+    """Return the name of a workdir's `config.json` and its task; None where there is no file."""
+    file = str(workdir.file("config.json"))
     settings = workdir.read_json("config.json")
     if not settings:
-        return file, {}
+        return file, None
     settings = config_version.upgrade(settings, file)
     cls = find_class(settings["task"], f"{file}: task")
-    task = build(cls, settings["method"], f"{file}: method")
+    return file, build(cls, settings["method"], f"{file}: method")
+
+
+def workdir_facts(path: str) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Return the settings of networks in a workdir's `config.json`; {} where there is none."""
+    file, task = task_of(Workdir(path, writer=False))
+    if task is None:
+        return file, {}
     out = {}
     for field in dataclasses.fields(task):
         value = getattr(task, field.name)

@@ -148,7 +148,7 @@ def read(
         params |= load.from_torch(file.state, like, file.layout, file.where)
     settings: Config = ConfigDict({"task": "", "method": {"mean": mean, "std": std}})
     settings.method.encoder = schema.section(module)
-    settings.method.encoder.type = schema.class_path(type(module))
+    settings.method.encoder.update(schema.naming(type(module)))
     unread = file.unread({f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys())
     with_head = " and its head" if head else ""
     lines = [f"from {file.where} (layout {file.layout!r}): the encoder{with_head}"]
@@ -180,6 +180,7 @@ def own_module(file: sizes.FileTensors) -> Any:
             f"{file.where}: its metadata names settings that {cls.__name__} does not have: "
             f"{', '.join(sorted(wrong))}; it was made by another version"
         )
+    settings["type"] = schema.class_path(cls)
     module: Any = schema.build(cls, settings, f"{file.where}: encoder")
     return module.clone(dtype=schema.compute_dtype("auto"))
 
@@ -212,10 +213,9 @@ def module_of(file: sizes.FileTensors, choice: published.Choice) -> Any:
         found = sizes.clip(file)
         # OpenAI's loader derives them so, and every published tower has them
         return CLIPVision(**found, heads=choice.heads or found["width"] // 64 or 1, dtype=dtype)
-    cls = ConvViT if CONV in file else ViT
-    section = schema.section(cls)
+    section = schema.section(cls := ConvViT if CONV in file else ViT)
     published.size_encoder(file, section, choice, root)
-    return cls(**section, dtype=dtype)
+    return schema.build(cls, section, file.where).clone(dtype=dtype)
 
 
 def head_of(file: sizes.FileTensors) -> tuple[Classifier | None, dict[str, tuple[int, ...]]]:

@@ -29,7 +29,7 @@ from mimjax.inference.model import Model, Reading
 from mimjax.inference.samples import Bench, Subset
 from mimjax.inference.workdir import notes_of
 from mimjax.rng import step_key
-from mimjax.task import TrainState, View, pretraining
+from mimjax.task import Student, TrainState, View, pretraining
 
 ROWS = ("raw_pixels", "untrained", "pretrained")
 
@@ -192,17 +192,17 @@ class FeatureBank:
     def read(self, row: str, state: TrainState) -> dict[str, Splits]:
         """Return the candidates of one row of ROWS by name."""
         # By identity: the probes of one evaluation share the work, a later state does not.
-        params, left, features = self._kept.pop(row, (None, 0, {}))
-        if params is not state.params:
-            left, features = self.readers, self._make(row, state.params)
+        encoder = pretraining(self.bench.task).evaluated(state)
+        known, left, features = self._kept.pop(row, (None, 0, {}))
+        if known is not encoder:
+            left, features = self.readers, self._make(row, encoder)
         if left > 1:
-            self._kept[row] = state.params, left - 1, features
+            self._kept[row] = encoder, left - 1, features
         return features
 
-    def _make(self, row: str, params: Any) -> dict[str, Splits]:
+    def _make(self, row: str, encoder: Student) -> dict[str, Splits]:
         if row == "raw_pixels":
             return self._both(self._flatten)
-        encoder = params["encoder"]
         if row == "untrained":
             encoder = self._untrained(like=encoder)
         return self._both(lambda images: self._encode(encoder, images))

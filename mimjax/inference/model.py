@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,11 +22,11 @@ from mimjax.data.augment import Augment
 from mimjax.data.decoding import Decoding
 from mimjax.data.in_memory import Images, Reader
 from mimjax.errors import ConfigError
-from mimjax.inference import encoders, published, weights, workdir
+from mimjax.inference import encoders, published, teachers, workdir
 from mimjax.inference.reconstruction import Painter, Sheet
 from mimjax.rng import example_seed, step_key
 from mimjax.schema import Config
-from mimjax.task import MaskFn, Pretraining, TrainState, View
+from mimjax.task import Pretraining, TrainState, View
 from mimjax.torch_io.read import load as torch_load
 from mimjax.torch_io.read.sizes import FileTensors
 
@@ -244,10 +244,7 @@ class Reconstructor:
         task, seed = self.task, self._seed if seed is None else seed
         batch: dict[str, Any] = reader(images, task.views)
         count = len(batch["image"])
-        if task.mask_fn is not None:
-            batch["mask"] = self._masks(task.mask_fn, mask, count, seed)
-        elif mask is not None:
-            raise ConfigError("mask: the method chooses the patches itself; allowed: None")
+        batch |= self._sampled(mask, count, seed)
         if self._ready is None:
             self._ready = self._load[0](), self._load[1]()
         painter = self._painters.setdefault(seed, Painter(task, seed))
@@ -259,12 +256,20 @@ class Reconstructor:
             )
         return sheet
 
-    def _masks(self, draw: MaskFn, mask: np.ndarray | None, count: int, seed: int) -> np.ndarray:
-        """Return `mask` if it fits `count` images, or else masks of the task's own."""
+    def _sampled(self, mask: np.ndarray | None, count: int, seed: int) -> dict[str, np.ndarray]:
+        """Return the masks or ids of `count` images that the task makes on the host.
+
+        Args:
+          mask: takes the place of those that the task makes, if it fits; None = it does not.
+        """
         task = self.task
+        seeds = [example_seed(seed, 0, i, "eval_mask") for i in range(count)]
+        made = [task.sample(random.Random(s), 0) for s in seeds]
+        out = {name: np.stack([np.asarray(x[name]) for x in made]) for name in made[0]}
         if mask is None:
-            seeds = [example_seed(seed, 0, i, "eval_mask") for i in range(count)]
-            return np.stack([np.asarray(draw(random.Random(s)), bool) for s in seeds])
+            return out
+        if "mask" not in out:
+            raise ConfigError("mask: the method chooses the patches itself; allowed: None")
         mask = np.asarray(mask)
         shape = (count, task.encoder.num_patches)
         if mask.dtype != bool or mask.shape != shape or (mask.sum(1) != task.num_masked).any():
@@ -272,7 +277,10 @@ class Reconstructor:
                 f"mask: {mask.dtype} {list(mask.shape)}; allowed: bool {list(shape)} with "
                 f"{task.num_masked} masked patches in each image"
             )
-        return mask
+        # a masking may have several masks of an image, [b s n], of which evaluation reads the first
+        own = out["mask"]
+        mask = mask.reshape(count, *(1,) * (own.ndim - 2), shape[1])
+        return out | {"mask": np.broadcast_to(mask, own.shape)}
 
 
 def load(
@@ -281,12 +289,12 @@ def load(
     decoder_heads: int | None = None,
     *,
     step: int | None = None,
-    ema: bool = False,
+    ema: bool | None = None,
     layout: str = "auto",
     image_size: tuple[int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    teacher: str = "",
+    teacher: str | Mapping[str, str] = "",
 ) -> Model:
     """Return a model from a workdir of this project or from a published checkpoint file.
 
@@ -295,12 +303,14 @@ def load(
       heads, decoder_heads: numbers of heads of a file's encoder and of the networks behind it,
         where no tensor shows them and the size is no published one.
       step: step of a workdir's checkpoint; None = the newest.
-      ema: whether to read the encoder's moving average (BootMAE) instead of the encoder.
+      ema: whether to read the encoder's moving average instead of the encoder; None = of a workdir
+        what its evaluators read, of a file the encoder.
       layout: layout of a file, a name of `mimjax/torch_io/read/detect.py`.
       image_size: (height, width), where a file's patches fill no square or its learned positions
         are to be resized.
       mean, std: statistics of a file's images, where they are not its method's.
-      teacher: file of the tokenizer or teacher that a file's method reconstructs with.
+      teacher: file or workdir of the tokenizer or teacher that a file's method reconstructs with;
+        for several of them one by the target's field, {"mimic_target.first": FILE, ...}.
 
     Raises:
       ConfigError: what is wrong, in one line.
@@ -326,8 +336,11 @@ def reader_of(network: encoders.Network) -> Reader:
     return Reader(Augment(), Decoding(channels=len(network.mean)))
 
 
-def of_run(run: workdir.SavedRun, path: str, ema: bool = False) -> Model:
+def of_run(run: workdir.SavedRun, path: str, ema: bool | None = None) -> Model:
     """Return the model of a run that is open already, at `path`.
+
+    Args:
+      ema: see `load`.
 
     Raises:
       ConfigError: it has no encoder of images, or no average of it.
@@ -335,19 +348,22 @@ def of_run(run: workdir.SavedRun, path: str, ema: bool = False) -> Model:
     c, task = run.config, run.program.task
     if not isinstance(task, Pretraining):
         raise ConfigError(f"path: {path} is a run of {c.task}, which has no encoder of images")
-    params: PyTree = run.state().ema.get("encoder") if ema else run.encoder()
-    if params is None:
-        raise ConfigError(f"ema: True, but {c.task} in {path} averages no encoder; allowed: False")
+    params = run.encoder(ema)
     network = encoders.Network(task.encoder, tuple(task.mean), tuple(task.std))
     augment = schema.build(Augment, c.data.augment, "data.augment")
     reader = Reader(augment, configured.decoding(c))
     reconstruct = Reconstructor(task, run.state, run.frozen, c.seed)
-    line = f"from {path}: {run.title}" + (", moving average" if ema else "")
+    line = f"from {path}: {run.title}" + (", moving average" if run.takes_average(ema) else "")
     return Model(c, network, {"encoder": params}, [line], reader, reconstruct)
 
 
 def _from_method(
-    path: str, file: FileTensors, choice: published.Choice, mean: Any, std: Any, teacher: str
+    path: str,
+    file: FileTensors,
+    choice: published.Choice,
+    mean: Any,
+    std: Any,
+    teacher: str | Mapping[str, str],
 ) -> Model:
     """Return the model of a method's file, with the method's published settings."""
     task_path = published.method_of(file)
@@ -359,7 +375,8 @@ def _from_method(
     statistics = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
     c = ConfigDict({"task": task_path, "dtype": "auto", "seed": 0})
     c.method = schema.section(schema.find_class(task_path, "task"), **statistics)
-    fitted = published.fit(c, file, None, choice)
+    teachers.name_paths(c, teacher)
+    fitted = published.fit(teachers.fill(c), file, None, choice)
     task = fitted.task
     init = jax.jit(task.init)(step_key(0, "init", 0))[0]
     params = jax.tree.map(jnp.asarray, published.complete(fitted.params, init))
@@ -368,16 +385,5 @@ def _from_method(
     reconstruct: Any = f"{path} holds no {', '.join(lacking)}"
     if not lacking:
         state = lambda: TrainState(jnp.zeros((), jnp.int32), params, {}, task.init_ema(params), ())
-        reconstruct = Reconstructor(task, state, lambda: _teacher(task, teacher))
+        reconstruct = Reconstructor(task, state, lambda: teachers.read_named(task))
     return Model(fitted.config, network, params, fitted.report, reader_of(network), reconstruct)
-
-
-def _teacher(task: Pretraining, path: str) -> PyTree:
-    """Read the frozen networks of a file's method from `path`, an argument of `load`."""
-    like = jax.eval_shape(task.init_frozen, jax.random.key(0))
-    if like and not path:
-        raise ConfigError(
-            f"teacher: missing, but {type(task).__name__} reconstructs with a frozen network "
-            f"({', '.join(like)}); allowed: mimjax.load(..., teacher=FILE)"
-        )
-    return weights.read_teachers(path, like, lambda line: None, task.encoder.grid) if like else {}

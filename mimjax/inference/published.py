@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mimjax import schema
+from mimjax import schema, values
 from mimjax.errors import ConfigError
-from mimjax.methods.masked import TargetTask
 from mimjax.models.vit import SIZES
 from mimjax.rules import paths
 from mimjax.schema import Config
@@ -215,30 +214,64 @@ def size_decoders(file: derive.FileTensors, method: Config, before: Config, choi
     Args:
       before: the method's section as the config has it.
     """
-    for name, shown in derive.decoders(file).items():
-        if name not in method or "depth" not in method[name]:
+    sizes = derive.decoders(file)
+    latents = sizes.get("regressor", {}).get("width")
+    if latents and "project" in method.encoder:
+        projects = any(path.endswith("projection/linear/kernel") for path in file.keys)
+        method.encoder.project = latents if projects else None
+    for name, shown in sizes.items():
+        if not schema.is_section(method.get(name)) or "depth" not in method[name]:
             continue  # the method has no such network
         section, old = method[name], before[name]
         if section.get("layer_scale") and shown.get("layer_scale"):
             del shown["layer_scale"]
+        if "inject" in section:
+            size_injection(file, section, name, bool(shown.pop("inject", False)))
         section.update({k: v for k, v in shown.items() if k in section})
-        if not shown["depth"]:
-            continue
-        width = shown.get("width") or method.regressor.width
-        inner = derive.inner_width(file, name)
-        wide = before.regressor if "width" not in old else old  # CAE's decoder is as wide as that
-        same = (wide.width or before.encoder.width) == width
-        follows = old.heads is None  # BootMAE's: the encoder's
-        heads = choice.decoder_heads or (method.encoder.heads if follows else 0)
-        if not heads and not same:
-            raise derive.ask(file, "decoder_heads", f"the heads of {name}", "--decoder_heads=16")
-        heads = heads or old.heads
-        if not 0 < heads <= width or heads * (width // heads) != inner:
-            raise ConfigError(
-                f"{file.where}: {name} of width {width} has {inner} channels in its attention, "
-                f"which {heads} heads do not give; allowed: --decoder_heads=N that do"
-            )
-        section.heads = None if follows and not choice.decoder_heads else heads
+        if shown["depth"]:
+            own = old.get("width") or before.encoder.get("project") or before.encoder.width
+            widths = int(shown.get("width") or latents or 0), int(own)
+            size_heads(file, method, name, widths, choice)
+
+
+def size_injection(file: derive.FileTensors, section: Config, name: str, crosses: bool) -> None:
+    """Write which block of the encoder a decoder reads; the file shows whether it reads one.
+
+    Raises:
+      ConfigError: it reads one, and the config does not say which.
+    """
+    if not crosses:
+        section.inject = None
+    elif section.inject is None:
+        raise ConfigError(
+            f"method.{name}.inject: None, but {name} of {file.where} reads a block of the encoder; "
+            "allowed: the number of that block"
+        )
+
+
+def size_heads(
+    file: derive.FileTensors, method: Config, name: str, widths: tuple[int, int], choice: Choice
+) -> None:
+    """Write the heads of a network behind the encoder into its section.
+
+    Args:
+      widths: of its tokens, in the file and in the config.
+
+    Raises:
+      ConfigError: they are not given and cannot be told, or do not fit the file.
+    """
+    section, (width, before), inner = method[name], widths, derive.inner_width(file, name)
+    follows = section.heads is None  # BootMAE's: the encoder's
+    heads = choice.decoder_heads or (method.encoder.heads if follows else 0)
+    if not heads and width != before:
+        raise derive.ask(file, "decoder_heads", f"the heads of {name}", "--decoder_heads=16")
+    heads = heads or section.heads
+    if not 0 < heads <= width or heads * (width // heads) != inner:
+        raise ConfigError(
+            f"{file.where}: {name} of width {width} has {inner} channels in its attention, "
+            f"which {heads} heads do not give; allowed: --decoder_heads=N that do"
+        )
+    section.heads = None if follows and not choice.decoder_heads else heads
 
 
 def size_target(file: derive.FileTensors, c: Config, task: Pretraining) -> Pretraining:
@@ -247,22 +280,32 @@ def size_target(file: derive.FileTensors, c: Config, task: Pretraining) -> Pretr
     Raises:
       ConfigError: the target predicts something of another size.
     """
-    count = derive.vocabulary(file)
-    if not isinstance(task, TargetTask) or not count:
+    count, terms = derive.vocabulary(file), getattr(task, "terms", {}).values()
+    network = "head" if "head/linear/kernel" in file else "decoder"
+    name = next((t.target for t in terms if t.network == network), None)
+    if not count or name is None:
         return task
-    section = c.method.target
-    for part in (section, section.get("network", {}), section.get("encoder", {})):
-        if count != task.pred_dim and "vocab" in part:
-            part.vocab = count
-            changed = schema.make_task(c, Clock(1, 1))
-            assert isinstance(changed, TargetTask), changed
-            task = changed
-    if count != task.pred_dim:
+    made: Any = task
+    section, target = c.method[name], type(getattr(made, name))
+    for holder, cls in [(section, target), *inner_sections(section, target)]:
+        if count != made.width(network) and "vocab" in values.fields(cls):
+            holder.vocab = count
+            made = pretraining(schema.make_task(c, Clock(1, 1)))
+    if count != made.width(network):
         raise ConfigError(
-            f"method.target: {type(task.target).__name__} gives {task.pred_dim} values per patch, "
+            f"method.{name}: {target.__name__} gives {made.width(network)} values per patch, "
             f"but the head of {file.where} predicts {count}; allowed: the target it was trained on"
         )
-    return task
+    return made
+
+
+def inner_sections(section: Config, cls: type) -> list[tuple[Config, type]]:
+    """Return the sections of a target's networks, and the class of each."""
+    found = []
+    for name, hint in values.fields(cls).items():
+        if schema.is_section(inner := section.get(name)):
+            found.append((inner, values.parts(hint)[0]))
+    return found
 
 
 def report(

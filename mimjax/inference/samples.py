@@ -21,7 +21,7 @@ from mimjax.data.decoding import BadImage
 from mimjax.data.images import fingerprint
 from mimjax.data.pipeline import eval_batches
 from mimjax.data.sources import Source
-from mimjax.task import MaskFn, Task, View
+from mimjax.task import Sampler, Task, View
 
 
 @dataclasses.dataclass
@@ -128,7 +128,7 @@ class Bench:
         self,
         split: Subset,
         views: dict[str, View] | None = None,
-        mask_fn: MaskFn | None = None,
+        sample: Sampler | None = None,
         batch_size: int | None = None,
     ) -> Iterator[dict[str, jax.Array]]:
         """Yield global batches in which every image of `split` stands once.
@@ -136,12 +136,12 @@ class Bench:
         Args:
           split: the sample to read.
           views: the images of a row, uint8 [b h w c] by name; None = those of the task.
-          mask_fn: makes the masks of a row; None = no masks.
+          sample: makes the masks or ids of a row, `task.sample`; None = there are none.
           batch_size: rows, a multiple of the devices; None = `self.batch_size`.
 
         Yields:
-          The views' images, "label", "index" and "weight" [b], and "mask" where there is a
-          `mask_fn`. `weight` is 0 for rows that only fill the last batch or replace a bad file.
+          The views' images, "label", "index" and "weight" [b], and what `sample` makes. `weight` is
+          0 for rows that only fill the last batch or replace a bad file.
         """
         size = batch_size or self.batch_size
         rows = sharding.local_rows(self.mesh, size)
@@ -150,7 +150,7 @@ class Bench:
             split,
             views,
             size,
-            mask_fn,
+            sample,
             self.seed,
             augment=self.augment,
             rows=rows,

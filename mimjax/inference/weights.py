@@ -1,12 +1,13 @@
 """Reading of the weights that a config names, from a workdir or a published file.
 
-They are where a run begins (`init_from`) or its frozen networks (`teacher.path`).
+They are where a run begins (`init_from`) or the frozen networks of its targets, each of which names
+a file or workdir in its own section (`method.code_target.path`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,14 +20,14 @@ from mimjax.rng import step_key
 from mimjax.schema import Config
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import RUNS, Workdir, checked_path
-from mimjax.task import Pretraining, Task
+from mimjax.task import Frozen, Pretraining, Task
 from mimjax.torch_io.read import detect, load
 
 PyTree = Any
 Say = Callable[[str], None]
-
-
-TEACHER_FILE = "teacher.json"  # where frozen weights came from, and their checksum
+Sources = dict[str, dict[str, str]]  # by the owner of frozen networks: "path" and "sha256"
+TEACHER_FILE = "teacher.json"  # `Sources`: where frozen weights came from
+RANDOM = "random"  # as a path: noise
 
 
 def grid_of(task: Task) -> tuple[int, int] | None:
@@ -84,97 +85,147 @@ def make_frozen(
     task: Task,
     abstract: PyTree,
     workdir: Workdir,
-    sample,
+    sample: Callable[[int], np.ndarray],
     say: Say,
     meta: dict[str, Any] | None = None,
-) -> tuple[PyTree, dict[str, str]]:
-    """Make the frozen parameters: read from `teacher.path`, or estimated from the data.
+) -> tuple[PyTree, Sources]:
+    """Make the frozen parameters: each owner's from its path, or estimated from the data.
 
     Args:
       abstract: shapes and shardings of `task.init_frozen`.
+      sample: see `Task.fit_frozen`.
       meta: metadata of the checkpoint that is continued.
 
     Returns:
-      The tree, and {"path", "sha256"} of what was read ({} if nothing was).
+      The tree, and what was read for each owner of `task.frozen` that names a path.
 
     Raises:
-      ConfigError: the task has a frozen network and no path is given, the file does not fit, or
-        it is not the one that the workdir was made with.
+      ConfigError: a target has a frozen network and no path is given, the file does not fit, or it
+        is not the one that the workdir was made with.
     """
-    sharding = jax.tree.map(lambda x: x.sharding, abstract)
-    like, path = {k: v for k, v in abstract.items() if k not in task.FITTED}, c.teacher.path
-    if like and not path:
-        raise ConfigError(
-            f"teacher.path: none, but {c.task} learns from a frozen network ({', '.join(like)}); "
-            "allowed: a workdir, .safetensors, .pth (README: where each is published), or "
-            "'random' (tests and benchmarks only)"
-        )
-    frozen, source = {}, {}
-    if path == "random" or len(like) < len(abstract):
+    owners = {name: frozen for name, frozen in task.frozen.items() if frozen.key}
+    for name, owner in owners.items():
+        if not owner.path:
+            names = ", ".join(at(abstract, name))
+            raise ConfigError(
+                f"{owner.key}: none, but {c.task} learns from a frozen network ({names}); "
+                "allowed: a workdir, .safetensors, .pth (README: where each is published), or "
+                f"'{RANDOM}' (tests and benchmarks only)"
+            )
+    files = {name: str(o.path) for name, o in owners.items() if o.path != RANDOM}
+    count = lambda tree: len(jax.tree.leaves(tree))
+    frozen, sharding = {}, jax.tree.map(lambda x: x.sharding, abstract)
+    if sum(count(at(abstract, name)) for name in files) < count(abstract):
         frozen = jax.jit(task.init_frozen, out_shardings=sharding)(step_key(c.seed, "init", 1))
         frozen = task.fit_frozen(frozen, sample)
-    if like and path == "random":
-        say("WARNING: teacher.path=random: the targets are noise; for tests and benchmarks only")
-        source = {"path": path, "sha256": "random weights"}
-    elif like:
-        contradictions.check(path, "teacher.path", task.frozen_readers(), say)
-        trees = read_teachers(path, like, say, grid_of(task))
-        count = lambda tree: len(jax.tree.leaves(tree))
-        if absent := [k for k, v in trees.items() if count(v) < count(like[k])]:
-            raise ConfigError(f"teacher.path: {path} does not hold all of {', '.join(absent)}")
-        source = {"path": path, "sha256": ",".join(checksum(p, trees) for p in path.split(","))}
-        say(f"teacher: {path}, sha256 {source['sha256']}")
-        frozen |= trees
-    check_teacher(source, workdir, meta or {}, say)
-    return jax.tree.map(lambda x, s: jax.device_put(x, s), frozen, sharding), source
+    sources: Sources = {}
+    for name, owner in owners.items():
+        if name not in files:
+            noise = "the targets are noise; for tests and benchmarks only"
+            say(f"WARNING: {owner.key}={RANDOM}: {noise}")
+            sources[name] = {"path": RANDOM, "sha256": "random weights"}
+            continue
+        path, like = files[name], at(abstract, name)
+        tree = read_network(path, like, owner, say, grid_of(task))
+        sources[name] = {"path": path, "sha256": checksum(path, tree)}
+        say(f"teacher: {path}, sha256 {sources[name]['sha256']}")
+        frozen = put(frozen, name, tree)
+    keys = {name: owner.key for name, owner in owners.items()}
+    check_teachers(sources, keys, workdir, meta or {}, say)
+    return jax.tree.map(lambda x, s: jax.device_put(x, s), frozen, sharding), sources
 
 
-def read_teachers(path: str, like: PyTree, say: Say, grid: tuple[int, int] | None) -> PyTree:
-    """Read frozen networks from a file or workdir, or from several files separated by commas."""
-    paths = path.split(",")
-    if len(paths) == 1:
-        return read_params(path, like, "teacher.path", say, grid)
-    trees = {}
-    for one in paths:
-        layout = detect.detect(load.read_file(one), f"teacher.path: {one}: ", like)
-        part = {k: v for k, v in like.items() if k in detect.roots_of(layout)}
-        trees |= read_params(one, part or like, "teacher.path", say, grid)
-    if absent := like.keys() - trees.keys():
-        raise ConfigError(f"teacher.path: none of {path} holds {', '.join(sorted(absent))}")
-    return trees
+def at(tree: PyTree, name: str) -> PyTree:
+    """Return the subtree of a dotted name; {} where there is none."""
+    for part in name.split("."):
+        tree = tree.get(part, {})
+    return tree
 
 
-def check_teacher(source: dict[str, str], workdir: Workdir, meta: dict[str, Any], say: Say) -> None:
+def put(tree: PyTree, name: str, value: PyTree) -> PyTree:
+    """Return the tree with another subtree at a dotted name."""
+    first, _, rest = name.partition(".")
+    return tree | {first: put(tree.get(first, {}), rest, value) if rest else value}
+
+
+def read_network(
+    path: str, like: PyTree, owner: Frozen, say: Say, grid: tuple[int, int] | None
+) -> PyTree:
+    """Read the frozen networks of one owner, all of them, and compare their settings first.
+
+    Args:
+      like: abstract parameters by the name of the network.
+      grid: see `read_params`.
+
+    Raises:
+      ConfigError: settings contradict each other, or the path does not hold the networks.
+    """
+    contradictions.check(path, owner.key, owner.readers, say)
+    tree = read_params(path, like, owner.key, say, grid)
+    count = lambda tree: len(jax.tree.leaves(tree))
+    if absent := [name for name in like if count(tree[name]) < count(like[name])]:
+        raise ConfigError(f"{owner.key}: {path} does not hold all of {', '.join(absent)}")
+    return tree
+
+
+def check_teachers(
+    sources: Sources, keys: Mapping[str, str], workdir: Workdir, meta: dict[str, Any], say: Say
+) -> None:
     """Compare the frozen weights with those that the workdir's run began with.
 
     Args:
+      sources: what was read.
+      keys: the setting that named it, by owner.
       meta: metadata of the checkpoint that is continued, which repeats teacher.json; {} = none.
 
     Raises:
       ConfigError: they differ, or nothing says what they were.
     """
-    if not source:
+    if not sources:
         return
-    complete = lambda source: {"path", "sha256"} <= (source or {}).keys()
-    kept, there = meta.get("teacher"), workdir.file(TEACHER_FILE).exists()
+    kept, there = known_sources(meta.get("teacher"), sources), workdir.file(TEACHER_FILE).exists()
     try:
-        before = workdir.read_json(TEACHER_FILE)
+        before = known_sources(workdir.read_json(TEACHER_FILE), sources)
     except ConfigError:
         before = {}
-    if there and not complete(before):
-        if not complete(kept):
+    if there and not before:
+        if not kept:
             raise ConfigError(
                 f"--workdir: {workdir.file(TEACHER_FILE)} is damaged; allowed: the file as a run "
                 "wrote it (restore it from a copy)"
             )
         say(f"{TEACHER_FILE} is damaged: the checkpoint says what it held")
-    known = before if complete(before) else kept or {}
-    if complete(known) and known["sha256"] != source["sha256"]:
-        raise ConfigError(
-            f"teacher.path: {source['path']} (sha256 {source['sha256'][:14]}), but the workdir was "
-            f"made with {known['path']} (sha256 {known['sha256'][:14]}); use the same weights or "
-            "another --workdir"
-        )
+    for name, known in (before or kept).items():
+        source = sources.get(name, known)
+        if known["sha256"] != source["sha256"]:
+            raise ConfigError(
+                f"{keys[name]}: {source['path']} (sha256 {source['sha256'][:14]}), but the workdir "
+                f"was made with {known['path']} (sha256 {known['sha256'][:14]}); use the same "
+                "weights or another --workdir"
+            )
+
+
+def known_sources(content: Any, sources: Sources) -> Sources:
+    """Return what teacher.json or a checkpoint says of each owner; {} where it is not complete.
+
+    Older versions kept one path and one checksum for all frozen networks, with commas between
+    several, in any order.
+
+    Args:
+      sources: what was read now, whose owners an old record is about.
+    """
+    if not isinstance(content, dict):
+        return {}
+    complete = lambda x: isinstance(x, dict) and {"path", "sha256"} <= x.keys()
+    if not complete(content):
+        return content if all(map(complete, content.values())) else {}
+    digests = str(content["sha256"]).split(",")
+    out = {}
+    for number, (name, source) in enumerate(sources.items()):
+        digest = digests[min(number, len(digests) - 1)]
+        same = source["sha256"] if source["sha256"] in digests else digest
+        out[name] = {"path": str(content["path"]), "sha256": same}
+    return out
 
 
 def checksum(path: str, trees: PyTree) -> str:

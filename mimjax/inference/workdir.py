@@ -29,7 +29,7 @@ from mimjax.sharding import make_mesh
 from mimjax.storage import files, outputs, settings
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
-from mimjax.task import Clock, TrainState
+from mimjax.task import Clock, Pretraining, TrainState
 from mimjax.train.program import Program, make_program
 
 PyTree = Any
@@ -59,7 +59,7 @@ class SavedRun:
         return self.checkpoints.weights(self.program.abstract_state, self.step)
 
     def frozen(self) -> PyTree:
-        """Read the frozen networks, from `teacher.path` of the config."""
+        """Read the frozen networks, each from the path in its target's section of the config."""
         c, task = self.config, self.program.task
         sample = lambda n: configured.sample_images(c, configured.make_data(c, task, "train"), n)
         say = functools.partial(print, flush=True)
@@ -71,8 +71,30 @@ class SavedRun:
     def abstract_encoder(self) -> PyTree:
         return self.program.abstract_state.params["encoder"]
 
-    def encoder(self) -> PyTree:
-        """Read the encoder's parameters alone."""
+    def takes_average(self, ema: bool | None = None) -> bool:
+        """Return whether the encoder's moving average is read instead of its weights.
+
+        Args:
+          ema: what is asked for; None = what the run's own evaluators read.
+
+        Raises:
+          ConfigError: it is asked for, and there is none.
+        """
+        task, state = self.program.task, self.program.abstract_state
+        average = state.ema.get("encoder")
+        if ema and average is None:
+            raise ConfigError(
+                f"ema: True, but {self.config.task} in {self.workdir.path} averages no encoder; "
+                "allowed: False"
+            )
+        if ema is None and average is not None and isinstance(task, Pretraining):
+            return task.evaluated(state) is average
+        return bool(ema)
+
+    def encoder(self, ema: bool | None = None) -> PyTree:
+        """Read the encoder's parameters alone, or its moving average; see `takes_average`."""
+        if self.takes_average(ema):
+            return self.state().ema["encoder"]
         like = {"encoder": self.abstract_encoder}
         return self.checkpoints.params(like, self.step)["encoder"]
 

@@ -1,8 +1,7 @@
-"""Pictures of reconstructions: arrays in, Pillow images out.
+"""Pictures as a grid of captioned columns: arrays in, Pillow images out.
 
-A model that predicts normalized patches does not predict their mean and contrast: such pictures
-take the true ones, and the caption must say so (`explain`). The grid of captioned columns (`draw`)
-serves other pictures too. This module reads no file and runs no network.
+Reconstructions are drawn so, and other pictures too; what the columns show, the callers decide
+(`inference/presentation.py`). This module reads no file and runs no network.
 """
 
 from __future__ import annotations
@@ -10,67 +9,12 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 
-from mimjax import patches as pixels
-
-GRAY = 128  # of masked patches
 TILE = 128  # pixels to which smaller images are enlarged, about
 GAP, MARGIN = 6, 16  # pixels between tiles, and around all
 FONT_SIZE = 14  # pixels
 BACKGROUND, INK, FAINT = (255, 255, 255), (32, 32, 32), (110, 110, 110)
-
-
-def reconstruct(
-    images: np.ndarray,
-    pred: np.ndarray,
-    ids_m: np.ndarray,
-    *,
-    patch: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    norm: str = "none",
-) -> dict[str, np.ndarray]:
-    """Return the original, the masked and the reconstructed images.
-
-    Args:
-      images: uint8 [b h w c].
-      pred: predictions at the masked patches in the space of the target, [b m d].
-      ids_m: the masked patches, int [b m].
-      patch: side of a patch in pixels.
-      mean, std: of the image normalization, per channel.
-      norm: patch normalization of the target; see `targets.pixels.restore_patches`.
-
-    Returns:
-      "original", "masked" (masked patches gray) and "reconstruction" (visible patches from the
-      original, masked ones predicted), uint8 [b h w c].
-    """
-    _, h, w, c = images.shape
-    grid = h // patch, w // patch
-    patches = rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)
-    index = ids_m[..., None]
-    true = np.take_along_axis(patches, index, 1)
-    colors = lambda x: rearrange(x, "b m (p c) -> b m p c", c=c)
-    flat = lambda x: rearrange(x, "b m p c -> b m (p c)")
-    normal = flat((colors(true) / 255.0 - np.asarray(mean)) / np.asarray(std))
-    restored = pixels.restore_patches(np.asarray(pred, np.float32), normal, norm, c)
-    painted = flat(pixels.denormalize(colors(restored), mean, std))
-    masked, full = patches.copy(), patches.copy()
-    np.put_along_axis(masked, index, np.uint8(GRAY), 1)
-    np.put_along_axis(full, index, painted, 1)
-    back = lambda x: pixels.unpatchify(x, grid, patch)
-    return {"original": images, "masked": back(masked), "reconstruction": back(full)}
-
-
-def explain(norm: str) -> str:
-    """Return the sentence about the patch normalization that a caption needs."""
-    if norm == "none":
-        return "Visible patches are pasted from the original."
-    return (
-        "Masked patches: predicted, un-normalized with the true patch statistics. "
-        "Visible patches: pasted from the original."
-    )
 
 
 def draw(columns: dict[str, np.ndarray], caption: str = "") -> Image.Image:

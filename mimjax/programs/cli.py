@@ -218,16 +218,16 @@ def check_paths() -> None:
     config: Any = values.get("config")
     if not isinstance(config, ConfigDict):
         return
-    for key, stores in files.KEYS.items():
-        section, _, last = key.rpartition(".")
-        node: Any = config.get(section, config)
+    from mimjax.inference import teachers
+
+    for key, stores in (files.KEYS | dict.fromkeys(teachers.paths(config), files.RUNS)).items():
+        *sections, last = key.split(".")
+        node: Any = config
+        for name in sections:
+            node = node.get(name, {})
         if isinstance(path := node.get(last), str):
-            parts = path.split(",") if key == "teacher.path" else [path]
             # files of weights are read on this machine alone, runs on a store too
-            places = [
-                files.reachable_path(p, key, () if p.endswith(SUFFIXES) else stores) for p in parts
-            ]
-            node[last] = ",".join(places)
+            node[last] = files.reachable_path(path, key, () if path.endswith(SUFFIXES) else stores)
 
 
 def guard(main: Callable[[], None]) -> None:

@@ -57,8 +57,26 @@ def main() -> None:
     for row in found:
         print(f"  {row.key:{width}}  {row.value!s:32}  {row.origin}")
     if plugs:
-        print("\nplugs, --config.KEY=CLASS; also 'module:Class' and 'file.py:Class':")
+        print(
+            "\nplugs, --config.KEY=CLASS, with the defaults of the class; also 'module:Class' and "
+            "'file.py:Class':"
+        )
         print("\n".join(f"  {line}" for line in plugs))
+    print("\n" + "\n".join(terms(f.config)))
+
+
+def terms(c: Any) -> list[str]:
+    """Return what the task learns as lines of a table, or its story; parts that do not fit raise.
+
+    Raises:
+      ConfigError: a setting of the task is wrong, or its parts do not go together.
+    """
+    from mimjax import schema
+    from mimjax.run import messages
+    from mimjax.task import Clock
+
+    task = schema.make_task(c, Clock(1, 1))
+    return messages.composition(task) or [f"  learned: {task.story}"]
 
 
 def rows(c: Any, overridden: list[str]) -> list[Row]:
@@ -85,14 +103,15 @@ def _rows(section: Any, known: dict[str, Any], prefix: str, overridden: list[str
             yield Row(key, value, _origin(key, value, known.get(name, _MISSING), overridden))
             continue
         thing = known.get(name)
-        if "type" in value and (thing is None or "type" not in _settings(thing)):
-            cls = schema.find_class(value["type"], f"{key}.type")
-            same = cls is (thing if isinstance(thing, type) else type(thing))
-            thing = thing if same else cls
-            default = {"type": schema.class_path(cls)} if same else {}
-            inner.append((value, _settings(thing) | default, key))
-        else:
+        if "type" not in value or "type" in _settings(thing):
             inner.append((value, _settings(thing), key))
+            continue
+        known_class = thing if isinstance(thing, type) else type(thing)
+        plug = dataclasses.is_dataclass(thing)
+        cls = schema.chosen(thing, value, key)[0] if plug else schema.find_class(value["type"], key)
+        same = cls is known_class
+        default = {"type": schema.class_path(cls)} if same else {}
+        inner.append((value, _settings(thing if same else cls) | default, key))
     for value, defaults, key in inner:
         yield from _rows(value, defaults, f"{key}.", overridden)
 

@@ -50,7 +50,7 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
         is written then.
     """
     from mimjax.errors import ConfigError
-    from mimjax.inference import published, weights
+    from mimjax.inference import published, teachers, weights
     from mimjax.storage import outputs, settings
     from mimjax.storage.checkpoints import Checkpoints, versions
     from mimjax.storage.files import Workdir
@@ -61,7 +61,7 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
     if taken.is_local:
         outputs.check(workdir_path, flag="--workdir")
     tensors, average = published.open_file(path, layout, "--model")
-    imported = published.fit(c, tensors, average, choice)
+    imported = published.fit(teachers.fill(c), tensors, average, choice)
     state = make_state(imported)
     text = settings.config_json(imported.config)
     meta: dict[str, Any] = {"config": json.loads(text), "versions": versions(), "teacher": {}}

@@ -6,7 +6,7 @@
 
 The library that a file is meant for loads it, and its features are compared with the run's on the
 same images; a file that differs is deleted. --overwrite replaces only an earlier export that nobody
-changed. --format=list prints which methods go into which formats.
+changed. --format=list prints which encoders go into which formats.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def define_flags() -> None:
     """Define all flags of the program."""
     cli.define_base_flags()
     flags.DEFINE_string("model", None, "Workdir of the run.")
-    flags.DEFINE_enum("weights", "online", ["online", "ema"], "ema = the moving average.")
+    opening.define_weights_flag()
     flags.DEFINE_integer("step", None, "Which checkpoint; without it the newest.")
-    flags.DEFINE_string("format", None, "timm, hf, mae, ...; list prints methods and formats.")
+    flags.DEFINE_string("format", None, "timm, hf, mae, ...; list prints encoders and formats.")
     flags.DEFINE_string("output", None, "File or folder to make; the suffix says which.")
     flags.DEFINE_enum("pool", "token", ["token", "avg"], "avg: the norm stands after mean pooling.")
     flags.DEFINE_string("image_size", None, "Resize positions for images of 512 or HxW pixels.")
@@ -93,19 +93,17 @@ def make_export():
     import jax
     import numpy as np
 
+    from mimjax.rules import paths
     from mimjax.torch_io.write import export, formats
 
     f = flags.FLAGS
     run = opening.open_run()
-    method = export.method_of(run.program.task)
+    row = export.row_of(run.program.task)
     # before anything is read
-    formats.choose_layout(method, f.format, f.pool, f.decoder)
-    if f.weights == "ema":
-        params = averaged(run, f.decoder)
-    elif f.decoder or method not in formats.MATRIX:
-        params = run.state().params
-    else:
-        params = {"encoder": run.encoder()}
+    held = paths(run.program.abstract_state.params)
+    formats.choose_layout(row, f.format, f.pool, f.decoder, held)
+    whole = f.decoder or row not in formats.MATRIX
+    params, weights = parameters(run, opening.asked_average(), whole)
     text = run.workdir.read_text("config.json")
     return export.Export(
         run.program.task,
@@ -116,26 +114,41 @@ def make_export():
         image_size(f.image_size),
         {
             "step": str(run.step),
-            "weights": f.weights,
+            "weights": weights,
             "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
         },
     )
 
 
-def averaged(run, decoder: bool):
-    """Return the moving average of the encoder.
+def parameters(run, ema: bool | None, whole: bool):
+    """Return the parameters that are exported, and which these are, "online" or "ema".
+
+    Args:
+      ema: whether the moving average is asked for; None = what the run's evaluators read, but for
+        networks of which no average is kept.
+      whole: all networks, not the encoder alone.
 
     Raises:
-      ConfigError: the method keeps none, or the decoder is asked for too.
+      ConfigError: an average is asked for that there is not.
     """
-    if "encoder" not in run.program.abstract_state.ema:
+    state = run.program.abstract_state
+    lacking = [name for name in state.params if whole and name not in state.ema]
+    if ema and "encoder" not in state.ema:
         raise ConfigError(
             f"--weights: ema, but {run.config.task} as configured keeps no average of its encoder; "
             "allowed: online"
         )
-    if decoder:
-        raise ConfigError("--weights: ema with --decoder: only the encoder is averaged")
-    return {"encoder": run.state().ema["encoder"]}
+    if ema and lacking:
+        raise ConfigError(
+            f"--weights: ema with --decoder, but {', '.join(lacking)} are not averaged; allowed: "
+            "online"
+        )
+    averaged = not lacking and run.takes_average(ema)
+    if whole:
+        params = run.state().ema if averaged else run.state().params
+    else:
+        params = {"encoder": run.encoder(averaged)}
+    return params, "ema" if averaged else "online"
 
 
 def image_size(text: str | None) -> tuple[int, int] | None:

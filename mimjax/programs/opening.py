@@ -23,11 +23,23 @@ OF_FILE = ("heads", "decoder_heads", "image_size", "mean", "std", "layout")
 def define_model_flags() -> None:
     """Define --model, which of its weights, and what a published file may not say."""
     flags.DEFINE_string("model", None, "Workdir of a run, or published file.")
-    flags.DEFINE_enum("weights", "online", ["online", "ema"], "ema = the moving average.")
+    define_weights_flag()
     flags.DEFINE_integer("step", None, "Which checkpoint of a run; without it the newest.")
     define_file_flags()
     flags.DEFINE_list("mean", None, "Of a file's images, per channel, if not its method's.")
     flags.DEFINE_list("std", None, "Likewise.")
+
+
+def define_weights_flag() -> None:
+    """Define --weights."""
+    text = "ema = the moving average of the encoder; default: what the run's evaluators read."
+    flags.DEFINE_enum("weights", None, ["online", "ema"], text)
+
+
+def asked_average() -> bool | None:
+    """Return whether --weights asks for the moving average; None = it says nothing."""
+    weights = flags.FLAGS.weights
+    return None if weights is None else weights == "ema"
 
 
 def define_file_flags() -> None:
@@ -135,7 +147,8 @@ def open_model(teacher: str = "") -> Opened:
         if name == "ema":
             text = text.replace("ema: True", "ema", 1).replace("allowed: False", "allowed: online")
             raise ConfigError(f"--weights: {text}") from None
-        known = {"path": "model", "--workdir": "model", "mean": "mean", "std": "std"}
+        known = {"path": "model", "--workdir": "model"}
+        known |= {name: name for name in ("mean", "std", "teacher")}
         if name not in known:
             raise
         raise ConfigError(f"--{known[name]}{colon}{rest}") from None
@@ -179,9 +192,11 @@ def _of_workdir(f: Any) -> Opened:
     from mimjax.inference import model as api
 
     run = open_run()
-    model = api.of_run(run, f.model, f.weights == "ema")
-    method = type(run.program.task).__name__
-    return Opened(model, run.title, _about(model, method, str(run.step), f), run.workdir, run)
+    model = api.of_run(run, f.model, asked_average())
+    averaged, method = run.takes_average(asked_average()), type(run.program.task).__name__
+    title = f"{run.title}, moving average" if averaged else run.title
+    about = _about(model, method, str(run.step), averaged, f)
+    return Opened(model, title, about, run.workdir, run)
 
 
 def _of_file(f: Any, teacher: str) -> Opened:
@@ -194,7 +209,7 @@ def _of_file(f: Any, teacher: str) -> Opened:
         f.model,
         heads,
         decoder_heads,
-        ema=f.weights == "ema",
+        ema=asked_average(),
         layout=f.layout,
         image_size=size,
         mean=statistics("mean"),
@@ -203,16 +218,17 @@ def _of_file(f: Any, teacher: str) -> Opened:
     )
     method = model.config.task.rpartition(":")[2] or "an encoder"
     title = f"{method} of {os.path.basename(f.model)}"
-    return Opened(model, title, _about(model, method, "", f), None, None)
+    about = _about(model, method, "", bool(asked_average()), f)
+    return Opened(model, title, about, None, None)
 
 
-def _about(model: Model, method: str, step: str, f: Any) -> dict[str, str]:
+def _about(model: Model, method: str, step: str, averaged: bool, f: Any) -> dict[str, str]:
     mean, std = model.statistics
     return {
         "method": method,
         "step": step,
         "model": f.model,
-        "weights": f.weights,
+        "weights": "ema" if averaged else "online",
         "mean": json.dumps(mean),
         "std": json.dumps(std),
         "image_size": json.dumps(model.image_size),

@@ -1,14 +1,16 @@
 """The settings of a command line: `--config=NAME[:ARGUMENTS]` and `--config.KEY=VALUE`.
 
 Overrides are applied in two passes. The first takes those that name a class, as
-`--config.method.target=DINO`, and replaces the section by that class's; the second sets all others
-in order. So a part can be swapped and its options be set on one command line. The annotation of a
-setting says how its text is read; of a key that is given twice the last value counts.
+`--config.method.masking=Block`, and replaces the section by that class's, with the defaults of the
+class: nothing of the section before is kept. The second sets all others in order. So a part can be
+swapped and its options be set on one command line. The annotation of a setting says how its text is
+read; of a key that is given twice the last value counts.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import typing
 from collections.abc import Sequence
@@ -41,7 +43,8 @@ class ConfigFlag(flags.Flag):
     def __init__(self) -> None:
         super().__init__(
             *(flags.ArgumentParser(), flags.ArgumentSerializer(), "config", None),
-            "Name or file of a config, NAME[:argument=value,...]; --config.KEY=VALUE overrides.",
+            "Name or file of a config, NAME[:argument=value,...]; --config.KEY=VALUE overrides. A "
+            "class, as --config.method.masking=Block, replaces its section by its own defaults.",
         )
         self.text = ""
         self.overrides: list[Override] = []
@@ -118,9 +121,12 @@ def config_text(flag_values: flags.FlagValues = flags.FLAGS) -> str:
 def apply(c: Any, overrides: Sequence[Override]) -> None:
     """Replace the sections of plugs, then set all other keys in order."""
     from mimjax import schema, values
+    from mimjax.inference import teachers
     from mimjax.run.sections import Settings
 
     others = list(overrides)
+    for override in others:
+        teachers.check_old(c, f"config.{override.key}")
     for override in sorted(overrides, key=lambda o: o.key.count(".")):  # outer sections first
         if base := schema.plug_base(schema.annotation(Settings, c, override.key)):
             swap(c, override, base, values.parts(schema.annotation(Settings, c, override.key))[2])
@@ -189,8 +195,26 @@ def parent_of(c: Any, key: str, new: bool = False) -> tuple[Any, str]:
             raise ConfigError(f"{where}.{name}: unknown; allowed: {allowed}")
         if number == len(names) - 1:
             break
+        if node[name] is None:
+            make_section(c, node, ".".join(names[: number + 1]))
         node, where = node[name], f"{where}.{name}"
     return node, names[-1]
+
+
+def make_section(c: Any, parent: Any, key: str) -> None:
+    """Put the defaults in the place of a section that is None, where one class alone may fill it.
+
+    Args:
+      parent: the section in which it stands; key: its dotted name.
+    """
+    from mimjax import schema, values
+    from mimjax.run.sections import Settings
+
+    cls, last = values.parts(schema.annotation(Settings, c, key))[0], key.rpartition(".")[2]
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls) and not schema.pluggable(cls):
+        with parent.unlocked():
+            del parent[last]
+            parent[last] = schema.section(cls)
 
 
 def value_of(text: str | None, hint: Any, key: str) -> Any:

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from mimjax import schema
 from mimjax.errors import ConfigError
+from mimjax.inference import teachers
 from mimjax.programs import cli, parser
 from mimjax.schema import Config
 from mimjax.storage import config_version, outputs
@@ -370,7 +371,7 @@ def wanted(c: Config | None, workdir: str | None) -> Config:
     if (c is None) == (workdir is None):
         raise ConfigError("--config, --workdir: both or none given; allowed: one of them")
     if c is not None:
-        return c
+        return teachers.fill(c)
     run = Workdir(workdir or "", writer=False)
     place = run.file("config.json")
     if not place.exists():

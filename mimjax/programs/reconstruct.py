@@ -3,9 +3,9 @@
   mimjax reconstruct --model=WORKDIR [--images=FOLDER|FILE] [--output=PNG]
   mimjax reconstruct --model=FILE --images=FOLDER|FILE --output=PNG [--teacher=FILE]
 
-Crops, masks and columns are those of the run's own pictures, with any images; for BEiT and CAE
-with a tokenizer, the weights that `teacher.path` of the run's config names are read again. Files
-that cannot be read are left out and named; others are shown in their places.
+Crops, masks and columns are those of the run's own pictures, with any images; the weights of frozen
+networks that the run's config names are read again. Files that cannot be read are left out and
+named; others are shown in their places.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def define_flags() -> None:
     """Define all flags of the program."""
     opening.define_look_flags()
     flags.DEFINE_integer("seed", None, "Fixes the masks; without it the run's own seed.")
-    flags.DEFINE_string("teacher", None, "Of a file that reconstructs with one: its file.")
+    flags.DEFINE_string("teacher", None, "Of a file that reconstructs with one: its own file.")
 
 
 def main() -> None:
@@ -59,6 +59,7 @@ def of_run(f: Any) -> tuple[Any, Sheet, Any, list[str], str]:
       ConfigError: the method makes no picture, or no image can be read.
     """
     from mimjax.evaluators.pictures import Pictures
+    from mimjax.inference.presentation import error_name
 
     if f.weights == "ema":
         raise ConfigError("--weights: ema; a run reconstructs with what it trains; allowed: online")
@@ -73,7 +74,7 @@ def of_run(f: Any) -> tuple[Any, Sheet, Any, list[str], str]:
             f"--model: {run.config.task} with this target predicts no pixels, it makes no "
             "picture; allowed: runs that write pictures while they train"
         )
-    return run, sheet, pictures.images, notes, run.program.task.error_name
+    return run, sheet, pictures.images, notes, error_name(run.program.task)
 
 
 def of_file(f: Any) -> tuple[Any, Sheet, Any, list[str], str]:
@@ -82,6 +83,8 @@ def of_file(f: Any) -> tuple[Any, Sheet, Any, list[str], str]:
     Raises:
       ConfigError: the file has no decoder, its method no picture, or no image can be read.
     """
+    from mimjax.inference.presentation import error_name
+
     opened = opening.open_model(f.teacher or "")
     part, notes = opening.readable(opened, f.images, f.count)
     images = [part.image(i) for i in range(len(part))]
@@ -90,5 +93,6 @@ def of_file(f: Any) -> tuple[Any, Sheet, Any, list[str], str]:
     except ConfigError as error:
         text = str(error).replace("reconstruct: ", "--model: ", 1)
         text = text.replace("mimjax.load(..., teacher=FILE)", "--teacher=FILE")
+        text = f"--{text}" if text.startswith("teacher: ") else text
         raise ConfigError(text) from None
-    return opened, sheet, part, notes, opened.model.task.error_name
+    return opened, sheet, part, notes, error_name(opened.model.task)

@@ -23,13 +23,11 @@ from mimjax.programs import cli, parser
 REQUIRED: tuple[str, ...] = ()
 
 
-def overrides(mean: np.ndarray, std: np.ndarray, sections: list[str]) -> list[str]:
-    """Command-line overrides, quoted for a shell."""
+def overrides(mean: np.ndarray, std: np.ndarray) -> list[str]:
+    """Return command-line overrides, quoted for a shell."""
     numbers = lambda x: "(" + ",".join(f"{v:.4f}" for v in x) + ("," if len(x) == 1 else "") + ")"
-    out = [f"--config.data.channels={len(mean)}"]
-    for section in sections:
-        out += [f"'--config.{section}.{k}={numbers(v)}'" for k, v in (("mean", mean), ("std", std))]
-    return out
+    found = [f"'--config.method.{k}={numbers(v)}'" for k, v in (("mean", mean), ("std", std))]
+    return [f"--config.data.channels={len(mean)}", *found]
 
 
 def define_flags() -> None:
@@ -59,10 +57,6 @@ def main() -> None:
         options = {} if f.channels == 3 else {"channels": f.channels}
         source = make_source("folder", "train", path=f.images, test_fraction=0.0, **options)
         bad_files = BadFiles(0.01)
-    sections = ["method"]
-    target = f.config.method.get("target") if f.config is not None else None
-    if "targets.pixels:" in getattr(target, "type", ""):  # pixels are normalized as the images
-        sections.append("method.target")
     mean, std, done = statistics(source, f.count, bad_files)
     print(f"{done:,} of {len(source):,} training images, {len(mean)} channels, on the scale 0 to 1")
     for note in getattr(source, "notes", ()):
@@ -77,4 +71,4 @@ def main() -> None:
     if std.min() == 0:
         constant = ", ".join(str(i) for i in np.flatnonzero(std == 0))
         print(f"channel {constant} is constant: give its std a positive number by hand")
-    print(" ".join(overrides(mean, std, sections)))
+    print(" ".join(overrides(mean, std)))

@@ -10,12 +10,15 @@ programs prove it. Where a run starts is decided in `run.restore`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from mimjax.errors import ConfigError
+from mimjax.inference import teachers
 from mimjax.schema import Config
 from mimjax.storage.files import Workdir
 from mimjax.storage.settings import flatten, to_json
@@ -27,6 +30,8 @@ from mimjax.train.run import Length
 Say = Callable[[str], None]
 # A checkpoint fits only while these stay the same; all other settings may change between starts.
 STRUCTURE = ("task", "method.", "optimizer.rule.type")
+# Places of frozen networks: the weights there are compared by their checksums.
+PLACE = re.compile(r"method\.(\w+\.)+path")
 # Settings that change neither a batch nor a step.
 NEUTRAL = (
     *("steps", "epochs", "log_every", "checkpoint_every", "keep_", "eval.", "boards."),
@@ -93,7 +98,8 @@ def explain(
             f"{step} was epoch {step / before.steps_per_epoch:.1f} and is epoch "
             f"{step / now.steps_per_epoch:.1f}; before: {in_words(before)}, now: {in_words(now)}"
         )
-    others = [key for key in changed if not key.startswith(NEUTRAL)]
+    neutral = lambda key: key.startswith(NEUTRAL) or PLACE.fullmatch(key)
+    others = [key for key in changed if not neutral(key)]
     if others or before.steps_per_epoch != now.steps_per_epoch:
         named = ", ".join(others) or "the number of images"
         say(f"  other settings changed too ({named}): it is another run")
@@ -172,12 +178,14 @@ def check_workdir(
     """
     if not saved:
         return {}
+    if saved.get("task") == c.task:  # what an older version took from the student unsaid
+        saved = json.loads(to_json(teachers.fill(ConfigDict(saved), read=False)))
     old, new = flatten(saved), flatten(json.loads(to_json(c)))
     # the task first: where it differs, it is why the settings of the method differ
     keys = sorted(old.keys() | new.keys(), key=lambda k: (k != "task", k))
     changed = [k for k in keys if old.get(k) != new.get(k)]
     for name in changed:
-        if name.startswith(STRUCTURE):
+        if name.startswith(STRUCTURE) and not PLACE.fullmatch(name):
             raise ConfigError(
                 f"{name}: {new.get(name)!r}, but the workdir {workdir.path} was made with "
                 f"{old.get(name)!r}; use another {key} (its weights: --config.init_from)"

@@ -133,6 +133,9 @@ def _refusal(error: BaseException) -> str:
     while error.args and isinstance(error.args[0], Exception):  # an AttributeError of a KeyError
         error = error.args[0]
     text = str(error.args[0] if error.args else error)
+    if re.search(r"\bteacher\b", text):  # the section of older versions
+        path = "`path` of the target that reads it, as c.method.code_target.path"
+        return f"config.teacher: unknown; allowed: {path}"
     if match := re.match(r'Key "(.+?)" does not exist and cannot be added since', text):
         return f"key {match[1]!r} is added to a locked config; allowed: new keys before `lock()`"
     text = " ".join(text.split())[:300]

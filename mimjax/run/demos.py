@@ -13,6 +13,7 @@ from mimjax.errors import ConfigError
 from mimjax.evaluators.probes import Probes
 from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.models.vit import ViT
+from mimjax.run.sections import find_target
 from mimjax.schema import Config, section
 from mimjax.targets.base import Target
 from mimjax.targets.dvae import DVAE
@@ -41,6 +42,10 @@ TOKENIZERS = {  # of configs/dvae.py:demo: vocabulary, width, layers, width of a
 def small_run(c: Config, data: str, encoders: Encoders = VITS) -> None:
     """Set the data, the encoder's sizes, the length and the evaluations of a demo.
 
+    A demo that predicts pixels leaves them as they are, where the published recipes normalize: a
+    2x2 patch of a digit is mostly flat, so its own statistics say almost all there is to say, and a
+    picture convinces only if it needs no true statistics.
+
     Args:
       data: "digits" (8x8 pixels, patch 2, labeled) or "photos" (64x64, patch 8).
       encoders: settings of the encoder for each.
@@ -55,10 +60,6 @@ def small_run(c: Config, data: str, encoders: Encoders = VITS) -> None:
     c.log_every, c.checkpoint_every = 100, 500
     c.eval.every = 500 if data == "digits" else 400
     c.eval.batch_size = 256
-    # A 2x2 patch of a digit is mostly flat, so its own statistics say almost all there is to say;
-    # and a picture convinces only if it needs no true statistics. The published recipes normalize.
-    if "pixel_norm" in c.method:
-        c.method.pixel_norm = "none"
     if data == "digits":
         c.eval.probes = section(Probes())
         whole_digits(c)
@@ -84,31 +85,32 @@ def small_tokenizer(c: Config, data: str) -> None:
         whole_digits(c)
 
 
-def small_target(c: Config, data: str, name: str) -> None:
-    """Replace the target by one that a demo can train, so that no published file is needed.
+def small_target(name: str, path: str, data: str) -> Target:
+    """Return a target that a demo can train, so that no published file is needed.
 
     Args:
       name: "dvae" (a workdir of configs/dvae.py:demo), "encoder" (of configs/mae.py:demo) or
         "pixels".
+      path: the workdir; "" = not given.
+      data: as in `small_run`.
+
+    Raises:
+      ConfigError: another name, or a path for pixels.
     """
     check_data(data)
-    c.method.target = section(_target(data, name))
-
-
-def _target(data: str, name: str) -> Target:
-    """Return a target with the network sizes of the demo that trains it."""
-    if name == "dvae":
-        vocab, hidden, layers, codebook = TOKENIZERS[data]
-        encoder = DVAEEncoder(vocab=vocab, hidden=hidden, num_layers=layers)
+    vocab, hidden, layers, codebook = TOKENIZERS[data]
+    encoder = DVAEEncoder(vocab=vocab, hidden=hidden, num_layers=layers)
+    known: dict[str, Target] = {
         # bicubic: the student's own view serves both
-        return DVAE(encoder, DVAEDecoder(codebook_dim=codebook), resample="bicubic")
-    if name == "encoder":
-        return EncoderFeatures(network=ViT(**VITS[data]))
-    if name == "pixels":
-        return Pixels()
-    raise ConfigError(
-        f"config argument tokenizer={name!r} with demo; allowed: dvae, encoder, pixels"
-    )
+        "dvae": DVAE(encoder, DVAEDecoder(codebook_dim=codebook), resample="bicubic"),
+        "encoder": EncoderFeatures(network=ViT(**VITS[data])),
+        "pixels": Pixels(norm="none"),
+    }
+    if name not in known:
+        raise ConfigError(
+            f"config argument tokenizer={name!r} with demo; allowed: {', '.join(known)}"
+        )
+    return find_target(name, path, known)
 
 
 def whole_digits(c: Config) -> None:

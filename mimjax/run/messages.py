@@ -24,7 +24,7 @@ from mimjax.evaluators.pictures import PictureWriter
 from mimjax.models.attention_maps import num_blocks
 from mimjax.schedules import in_words
 from mimjax.schema import Config, build, defaults
-from mimjax.task import Clock, Pretraining, View
+from mimjax.task import Clock, Pretraining, Task, View
 from mimjax.train.optimizers import OptimizerConfig
 from mimjax.train.program import Program
 
@@ -39,12 +39,15 @@ FOLDER = "YOUR_FOLDER"  # stands for a folder of images in the commands at the e
 
 
 def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> str:
-    """Return the block at the start of a run: sizes, devices, batch, rate, length, data, warnings.
+    """Return the block at the start of a run: sizes, devices, batch, rate, length, data and terms.
 
     Args:
       c: the resolved config.
       program: with the abstract state; nothing is computed.
       clock: length of the run.
+
+    Returns:
+      Lines, with those of warnings and of settings that are guesses last.
     """
     params = program.abstract_state.params
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
@@ -55,10 +58,9 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
     o = build(OptimizerConfig, c.optimizer, "optimizer")
     peak = o.peak_lr(c.batch_size)
     rate = f"base {o.base_lr:g} x {c.batch_size} / 256" if o.lr is None else "absolute"
-    masks = ""
-    if "mask" in program.abstract_batch:
-        n = program.abstract_batch["mask"].shape[1]
-        masks = f", {n} patches, {program.task.num_masked} masked"
+    masks, task = "", program.task
+    if task.num_masked and isinstance(task, Pretraining):
+        masks = f", {task.encoder.num_patches} patches, {task.num_masked} masked"
     lines = [
         f"mimjax {__version__}  {c.task}  (jax {jax.__version__}, compute {c.dtype})",
         f"  parameters  {count(params) / 1e6:,.2f} M ({parts})"
@@ -76,17 +78,27 @@ def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> st
         + ", ".join(f"{k} {_size(v)}" for k, v in data.views.items())
         + f"{masks}; fingerprint {data.fingerprint}",
     ]
-    student = data.views["image"].size
+    student = data.views["image"]
     for name, view in data.views.items():
-        if view.size != student:
+        if view.crop == student.crop and view.size != student.size:
             lines.append(
                 f"  {name}  the same crop resized to {view.size[0]}x{view.size[1]}, so that the "
-                f"target has one token per patch of the student's {student[0]}x{student[1]}"
+                f"target has one token per patch of the student's {student.size[0]}x"
+                f"{student.size[1]}"
             )
+    lines += composition(task)
     found = o.schedule.warnings(clock, peak, "optimizer.schedule")
     lines += [f"  WARNING     {text}" for text in found]
-    lines += [f"  NOTE        {note}" for note in program.task.notes]
+    lines += [f"  NOTE        {note}" for note in task.notes]
     return "\n".join(lines)
+
+
+def composition(task: Task) -> list[str]:
+    """Return what is learned as the lines of a table with aligned columns; [] = nothing to tell."""
+    rows = task.describe()
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = lambda row: "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+    return [f"  {cells(row)}".rstrip() for row in rows]
 
 
 def source_words(c: Config) -> str:
@@ -183,7 +195,7 @@ def commands(run: Run, reconstructs: bool) -> list[str]:
         if num_blocks(run.program.abstract_state.params["encoder"]):
             out.append(program("attention", f"--images={FOLDER}"))
         out.append(program("features", f"--images={FOLDER} --output=features.npz"))
-    name = next(iter(formats.pairs_of(export.method_of(task))))
+    name = next(iter(formats.pairs_of(export.row_of(task))))
     suffixes = formats.FORMATS[name].suffixes
     suffix = ".safetensors" if ".safetensors" in suffixes else suffixes[0]  # needs no torch
     return [*out, program("export", f"--format={name} --output=exported/encoder{suffix}")]

@@ -238,6 +238,8 @@ def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> Tr
         task.init_ema,
         out_shardings=jax.tree.map(lambda x: x.sharding, program.abstract_state.ema),
     )(params)
+    if ema:
+        say(f"moving average of {', '.join(ema)}: begins as a copy of these weights")
     schedule = build(OptimizerConfig, c.optimizer, "optimizer").schedule
     say(
         f"schedule: from its beginning ({schedule.words()}); optimizer slots "

@@ -61,17 +61,6 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher:
-    """Frozen weights that a method reads.
-
-    Attributes:
-      path: a file or workdir; the paths of several networks are separated by commas.
-    """
-
-    path: Weights | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Data:
     """Where images come from.
 
@@ -197,7 +186,6 @@ class Settings:
     init_from: Weights | None = None
     resume: Annotated[str, Text("a workdir of an earlier run")] | None = None
     restart: bool = False
-    teacher: Teacher = Teacher()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: Mesh = Mesh()
     sharding: tuple[
@@ -240,23 +228,40 @@ TARGETS: dict[str, Target] = {
     "vqgan": VQGAN(),  # Gumbel f8, 8192 codes (CAE, Table 7)
     "vqgan_f16_1024": VQGAN(network=VQGANModel(**VQGAN_SIZES["vq_f16_1024"])),
     "vqgan_f16_16384": VQGAN(network=VQGANModel(**VQGAN_SIZES["vq_f16_16384"])),
-    "pixels": Pixels(norm="mae"),
+    "pixels": Pixels(norm="patch"),
     "clip": CLIP(),  # ViT-B/16
     "clip_l14": CLIP(network=CLIPVision(**CLIP_SIZES["l14"])),  # reads 196 px for a 14x14 grid
     "dino": DINO(),
-    "encoder": EncoderFeatures(),  # an encoder of this project, ViT-B/16 as configs/mae.py's
+    "encoder": EncoderFeatures(),  # an encoder of this project, of the sizes of its workdir
 }
 
 
-def find_target(name: str) -> Target:
+def find_target(
+    name: str, path: str = "", known: dict[str, Target] = TARGETS, argument: str = "tokenizer"
+) -> Target:
     """Return the target of this name, with its published settings.
 
+    Args:
+      path: file or workdir of its frozen network; "" = not given.
+      known: where it is looked up.
+      argument: which argument of the config gave the name, for errors.
+
     Raises:
-      ConfigError: there is none.
+      ConfigError: there is none, or a path for one that does not read a single file.
     """
-    if name not in TARGETS:
-        raise ConfigError(f"config argument tokenizer={name!r}; allowed: {', '.join(TARGETS)}")
-    return TARGETS[name]
+    if name not in known:
+        raise ConfigError(f"config argument {argument}={name!r}; allowed: {', '.join(known)}")
+    target = known[name]
+    if not path:
+        return target
+    if not any(field.name == "path" for field in dataclasses.fields(target)):
+        keys = [part.key for part in target.frozen("--config.method.TARGET").values() if part.key]
+        allowed = f"{' and '.join(keys)}, with the target's field" if keys else "none"
+        raise ConfigError(
+            f"config argument path={path!r} with {argument}={name}; allowed: {allowed}"
+        )
+    changes: Any = {"path": path}
+    return dataclasses.replace(target, **changes)
 
 
 # ------------------------------------------------------------------ arguments of a config
@@ -272,8 +277,9 @@ def arguments(arg: str | None, *, default: str = "", **known: Any) -> Config:
     Args:
       arg: the text; None or "" = no argument.
       default: which key of the dict is taken where no argument names one: `size=SIZES`.
-      known: each argument with its default (a bool, number or string), or with its allowed words:
-        a tuple, of which the first is the default, or a dict.
+      known: each argument with its default (a bool, number or string); with its type, None where it
+        is not given; or with its allowed words, a tuple, of which the first is the default, or a
+        dict.
 
     Returns:
       A ConfigDict with the value of each argument.
@@ -283,6 +289,7 @@ def arguments(arg: str | None, *, default: str = "", **known: Any) -> Config:
     """
     words = {k: tuple(v) for k, v in known.items() if isinstance(v, tuple | dict)}
     values = known | {k: default if isinstance(known[k], dict) else v[0] for k, v in words.items()}
+    values |= {k: None for k, v in known.items() if isinstance(v, type)}
     chosen: dict[str, Any] = {}
     for match in ARGUMENT.finditer(arg or ""):
         name, text = match[1].strip(), match[2] or ""
@@ -298,21 +305,22 @@ def arguments(arg: str | None, *, default: str = "", **known: Any) -> Config:
         if text not in words.get(name, (text,)):
             allowed = ", ".join(words[name])
             raise ConfigError(f"config argument {name}={text!r}; allowed: {allowed}")
-        chosen[name] = text if name in words else _typed(name, text, values[name])
+        chosen[name] = text if name in words else _typed(name, text, known[name])
     if "data" in chosen and not (values | chosen).get("demo", True):
         raise ConfigError(f"config argument data={chosen['data']!r}; allowed: beside demo alone")
     return ConfigDict(values | chosen)
 
 
 def _typed(name: str, text: str, default: Any) -> Any:
-    """Return an argument's text as a value of the default's type."""
-    if isinstance(default, str):
+    """Return an argument's text as a value of the default's type, or of the type itself."""
+    kind = default if isinstance(default, type) else type(default)
+    if kind is str:
         return text
     try:
         value = ast.literal_eval(text or "True")
     except (ValueError, SyntaxError):
         value = text
-    value = float(value) if isinstance(default, float) and type(value) is int else value
-    if type(value) is not type(default):
-        raise ConfigError(f"config argument {name}={text!r}: no {type(default).__name__}")
+    value = float(value) if kind is float and type(value) is int else value
+    if type(value) is not kind:
+        raise ConfigError(f"config argument {name}={text!r}: no {kind.__name__}")
     return value

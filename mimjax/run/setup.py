@@ -27,7 +27,7 @@ from mimjax.data.pipeline import Pipeline
 from mimjax.data.sources import Source, short_name
 from mimjax.errors import ConfigError
 from mimjax.evaluators import make_evaluators
-from mimjax.inference import weights
+from mimjax.inference import teachers, weights
 from mimjax.inference.samples import Bench, Subset
 from mimjax.run import agreement, changes, messages, report, restore
 from mimjax.run.sections import Boards, Eval, Settings
@@ -105,6 +105,8 @@ def check_choices(c: Config) -> None:
     Raises:
       ConfigError: a value that its annotation in `mimjax.run.sections` does not allow.
     """
+    for name in c:
+        teachers.check_old(c, name)
     checked = build(Settings, {k: v for k, v in c.items() if k != "method"}, "")
     for name, board in checked.boards.by_name.items():
         board.check(f"boards.{name}")
@@ -122,6 +124,7 @@ def make_run(c: Config, workdir_path: str, recipe: tuple[str, dict] | None = Non
     """
     check_choices(c)
     check_batch(c, jax.device_count())
+    c = teachers.fill(c)  # from here on it is what config.json will hold
     mesh = make_mesh(c.mesh.data, c.mesh.fsdp)
     index, kept = make_index(c, workdir_path)
     data = make_data(c, make_task(c, Clock(1, 1)), "train", index)
@@ -182,7 +185,7 @@ def open_run(
     )
     meta = restored.meta if restored else {}
     sample = functools.partial(sample_images, c, run.data)
-    run.frozen, source = weights.make_frozen(
+    run.frozen, sources = weights.make_frozen(
         c, program.task, program.abstract_frozen, workdir, sample, say, meta
     )
     begin = restore.first_state(decided, restored, c, program, run.data.fingerprint, say)
@@ -196,7 +199,7 @@ def open_run(
     restore.set_aside(decided, workdir, run.checkpoints, say)
     log.begin()
     log.truncate(int(run.state.step) or -1)  # a fresh start keeps nothing
-    write_settings(c, program, workdir, source)
+    write_settings(c, program, workdir, sources)
     number = jax.process_index()
     name = f"bad_files_{number}.txt" if number else "bad_files.txt"
     run.data.bad_files.open(Workdir(str(workdir.path)), name, say)
@@ -205,7 +208,7 @@ def open_run(
     if workdir.writer and index.listings:
         workdir.write_bytes(INDEX_FILE, index.to_bytes())
     config = json.loads(settings.config_json(c))
-    run.meta = {"config": config, "versions": versions(), "teacher": source}
+    run.meta = {"config": config, "versions": versions(), "teacher": sources}
     known = versions(), resolved(c), recipe, program.task.story
     run.publish = functools.partial(report.publish, workdir, run.evaluators, block, *known)
     return run
@@ -260,12 +263,12 @@ def resolved(c: Config) -> dict[str, Any]:
     return settings.flatten(json.loads(settings.to_json(c)))
 
 
-def write_settings(c: Config, program: Program, workdir: Workdir, source: dict[str, str]) -> None:
-    """Write config.json, parameters.txt and the teacher's checksum."""
+def write_settings(c: Config, program: Program, workdir: Workdir, sources: weights.Sources) -> None:
+    """Write config.json, parameters.txt and the checksums of frozen networks."""
     workdir.write_text("config.json", settings.config_json(c))
     workdir.write_text("parameters.txt", messages.parameter_table(c, program))
-    if source:
-        workdir.write_text(weights.TEACHER_FILE, json.dumps(source, indent=2) + "\n")
+    if sources:
+        workdir.write_text(weights.TEACHER_FILE, json.dumps(sources, indent=2) + "\n")
 
 
 def say_files(
