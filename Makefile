@@ -33,11 +33,12 @@ $(VENV)/mm: $(VENV)/dev
 	touch $@
 
 # BEiT and CAE predict the codes of a tokenizer, CAE v2 and MR-MAE the features of a teacher. Their demos train
-# one first, unless TEACHER names another workdir or file.
+# one first, unless TEACHER names another workdir or file. METHOD=recipes/three_targets is a demo too.
 FIRST_beit := dvae
 FIRST_cae := dvae
 FIRST_caev2 := mae
 FIRST_mrmae := mae
+FIRST_recipes/three_targets := mae
 FIRST := $(FIRST_$(METHOD))
 TEACHER ?= $(if $(FIRST),runs/$(FIRST)_$(DATA)_$(SEED))
 

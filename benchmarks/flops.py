@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from mimjax.methods.bootmae import BootMAE
 from mimjax.methods.mae import MAE
 from mimjax.models.decoders import InjectedDecoder
-from mimjax.models.vit import SIZES, ViT
+from mimjax.models.vit import SIZES
+from mimjax.targets.own import OwnFeatures
 from mimjax.task import Task
 from mimjax.train.flops import step_flops
 
@@ -54,7 +55,7 @@ def block(tokens: int, width: int, ratio: float = 4.0) -> float:
     return attention(tokens, tokens, width, width, width) + mlp
 
 
-def encoder(vit: ViT, patches: int, embedded: int) -> tuple[float, float]:
+def encoder(vit: Any, patches: int, embedded: int) -> tuple[float, float]:
     """Forward pass over `patches` and CLS; (all of it, the embedding of `embedded` patches)."""
     embed = linear(embedded, 3 * vit.patch**2, vit.width)
     return embed + vit.depth * block(patches + 1, vit.width, vit.mlp_ratio), embed
@@ -62,7 +63,7 @@ def encoder(vit: ViT, patches: int, embedded: int) -> tuple[float, float]:
 
 def mae(task: MAE, official: bool = False) -> Flops:
     """MAE with pixels as targets (paper section 3; official code's `models_mae.py`)."""
-    vit, decoder = task.encoder, task.decoder
+    vit, decoder = task.encoder, task.network("decoder")
     n, m = vit.num_patches, task.num_masked
     forward, embed = encoder(vit, n - m, n if official else n - m)
     forward += linear(n - m + 1, vit.width, decoder.width)
@@ -71,7 +72,7 @@ def mae(task: MAE, official: bool = False) -> Flops:
     return Flops(forward, embed)
 
 
-def injected(decoder: InjectedDecoder, vit: ViT, visible: int, predicted: int) -> float:
+def injected(decoder: InjectedDecoder, vit: Any, visible: int, predicted: int) -> float:
     """One of BootMAE's decoders: self-attention, cross-attention, MLP per block.
 
     Heads of floor(width / heads) channels make the inner width smaller than the width.
@@ -79,25 +80,23 @@ def injected(decoder: InjectedDecoder, vit: ViT, visible: int, predicted: int) -
     n, d, heads = vit.num_patches + 1, decoder.width or vit.width, decoder.heads or vit.heads
     inner = heads * (d // heads)
     one = attention(n, n, d, d, inner) + 2 * linear(n, d, 4 * d)
-    if decoder.inject:
+    if decoder.inject is not None:
         one += attention(n, visible + 1, d, vit.width, inner)
     down = linear(visible + 1, vit.width, d)
     return down + decoder.depth * one + linear(predicted, d, decoder.out)
 
 
 def bootmae(task: BootMAE, official: bool = False) -> Flops:
-    """BootMAE: encoder, regressor, predictor; the moving average sees `teacher_fraction`."""
+    """BootMAE: encoder, regressor, predictor; the moving average sees the image or a part of it."""
     vit = task.encoder
     n, m = vit.num_patches, task.num_masked
     forward, embed = encoder(vit, n - m, n if official else n - m)
-    no_grad = 0.0
-    for decoder, weight in (
-        (task.pixel_decoder, task.pixel_weight),
-        (task.feature_decoder, task.feature_weight),
-    ):
-        forward += injected(decoder, vit, n - m, n if official else m) if weight else 0.0
-    if task.feature_weight:
-        seen = n if task.teacher_fraction == 1.0 else task.num_teacher
+    for name in task.networks:
+        forward += injected(task.network(name), vit, n - m, n if official else m)
+    no_grad, target = 0.0, task.targets.get("feature_target")
+    if isinstance(target, OwnFeatures):
+        share = target.masked_share
+        seen = n if share is None else round(share * m)
         no_grad = encoder(vit, seen, n if official else seen)[0]
     return Flops(forward, embed, no_grad)
 
@@ -106,7 +105,7 @@ def published(method: str, size: str) -> Task:
     """The published recipe of "mae" or "bootmae" at 224 pixels."""
     width, depth, heads, patch = SIZES[size]
     cls = {"mae": MAE, "bootmae": BootMAE}[method]
-    vit = cls().encoder.clone(width=width, depth=depth, heads=heads, patch=patch)
+    vit: Any = cls().encoder.clone(width=width, depth=depth, heads=heads, patch=patch)
     return cls(encoder=vit)
 
 

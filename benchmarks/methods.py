@@ -25,7 +25,7 @@ def config(name: str, shape: str, batch: int) -> Any:
     """The published configuration of a size; "tiny" = the demo's, to try the program itself."""
     size = SMALLEST.get(name, shape) if shape == "ti" else shape
     c = load(f"{name}:demo" if shape == "tiny" else f"{name}:size={size}").unlock()
-    c.batch_size, c.teacher.path = batch, "random"
+    c.batch_size = batch
     return c
 
 
@@ -54,8 +54,8 @@ def prepare(name: str, shape: str, batch: int) -> tuple[Any, dict[str, Any]]:
         k: rng.integers(0, 256, (batch, *v.size, 3), np.uint8) for k, v in task.views.items()
     }
     data |= {k: np.zeros(batch, np.int32) for k in ("label", "index")}
-    if task.mask_fn is not None:
-        data["mask"] = np.stack([task.mask_fn(source) for _ in range(batch)])
+    made = [task.sample(source, 0) for _ in range(batch)]
+    data |= {k: np.stack([x[k] for x in made]) for k in made[0]}
     data = jax.tree.map(jnp.asarray, data)
 
     def step():

@@ -10,9 +10,12 @@ Hardware: the authors used 16 V100 (about five days for 800 epochs of ViT-B). Ex
 not reproduced by this project): ViT-B fine-tuned 83.2 % after 800 epochs, 83.0 % and a linear probe
 of 37.6 % after 300 (CAE, Table 1); ViT-L 85.2 % (after 800 epochs by BootMAE's Table 6, 1600 by CAE
 v2's tables).
-`--config.method.masking.kind=block_at_most` is the official sampler, which masks at most 75.
+`--config.method.masking=BlockAtMost` is the official sampler, which masks at most 75.
 """
 
+from mimjax.losses import MSE, CrossEntropy
+from mimjax.masking.base import Random
+from mimjax.masking.block import Block
 from mimjax.methods.beit import BEiT
 from mimjax.rules import VECTORS
 from mimjax.run.demos import small_run, small_target
@@ -55,10 +58,13 @@ def get_config(arg=None):
     m.encoder.drop_path = 0.1  # --drop_path
 
     # what is hidden, what is learned
-    m.masking.kind, m.masking.ratio = "block", 0.38  # 75 of 196 patches, --num_mask_patches
-    c.teacher.path = a.path or None
-    if not a.demo:
-        m.target = section(find_target(a.tokenizer or "dalle"))
+    m.masking = section(Block(ratio=0.38))  # 75 of 196 patches, --num_mask_patches
+    if a.demo:
+        target = small_target(a.tokenizer or "dvae", a.path, a.data)
+    else:
+        target = find_target(a.tokenizer or "dalle", a.path)
+    m.code_target = section(target)
+    m.code.loss = section(CrossEntropy() if target.kind == "codes" else MSE())
 
     # optimizer: run_beit_pretraining.py
     c.epochs = 800.0
@@ -70,19 +76,18 @@ def get_config(arg=None):
     c.data.augment.scale = (0.08, 1.0)  # torchvision's default, as datasets.py
     c.data.augment.flip = 0.5
     c.data.augment.color_jitter = 0.4
-    return (demo(c, a.data, a.tokenizer or "dvae") if a.demo else c).lock()
+    return (demo(c, a.data) if a.demo else c).lock()
 
 
-def demo(c, data, tokenizer):
+def demo(c, data):
     """Minutes on two CPU cores, with a tokenizer trained before; no published number is behind."""
     small_run(c, data)  # data set, sizes of the encoder, steps, evaluations
-    small_target(c, data, tokenizer)
     c.data.augment.color_jitter = 0.0
     if data == "digits":
         # The published recipe's relative bias starts at zero and learns slowly where a patch is;
         # layer scale 0.1 and drop path slow a run of 1,500 steps down further, and a block of a 4x4
         # grid leaves little to predict from. As published k-NN was 56.6 % and the linear probe
         # 87.5 %, like this 83.0 and 96.4, with a masked error 39 % below the naive predictor's.
-        c.method.encoder.pos_embed, c.method.masking.kind = "learned", "random"
+        c.method.masking, c.method.encoder.pos_embed = section(Random(ratio=0.38)), "learned"
         c.method.encoder.layer_scale, c.method.encoder.drop_path = None, 0.0
     return c

@@ -45,9 +45,10 @@ def get_config(arg=None):
 
     # what is hidden, what is learned
     m.masking.ratio = 0.75  # 147 of 196 patches, 120 of them in blocks (code)
-    m.pixel_weight, m.feature_weight = 1.0, 1.0  # equation 6, lambda = 1
-    m.ema_start, m.ema_mid = 0.999, 0.9999  # over 100 epochs, and to the last over 300 more (code)
-    m.ema_end = 0.9999 if large else 0.99999  # the last is a flag of the Base script alone
+    m.pixel.weight, m.feature.weight = 1.0, 1.0  # equation 6, lambda = 1
+    m.average.decay.start, m.average.decay.middle = 0.999, 0.9999  # over 100 epochs (code)
+    m.average.decay.end = 0.9999 if large else 0.99999  # over 300 more: a flag of Base alone
+    m.average.evaluate = False  # the published numbers are those of the trained weights
 
     # optimizer: run_pretraining.py and the two scripts
     c.epochs = 801.0  # the schedule spans 801; the published checkpoint is epoch index 799
@@ -69,11 +70,11 @@ def get_config(arg=None):
 def demo(c, data):
     """Minutes on two CPU cores; no published number stands behind these settings."""
     small_run(c, data)  # data set, sizes of the encoder, steps, evaluations
-    m = c.method
-    # 100 and 300 epochs of the EMA schedule are far longer than the demo: 0.99 all the way
-    m.ema_start = m.ema_mid = m.ema_end = 0.99
+    m, decay = c.method, c.method.average.decay
+    decay.start = decay.middle = decay.end = 0.99  # 400 epochs of schedule do not fit in a demo
     # Few patches leave little to predict from, and hundreds of steps are no 801 epochs.
-    m.masking.ratio, m.feature_weight = 0.5, 0.3
+    m.masking.ratio, m.feature.weight = 0.5, 0.3
+    m.pixel_target.norm = "none"  # see `small_run`
     m.pixel_decoder.width = 32 if data == "digits" else 96
     if data == "digits":  # small decoders make the encoder work
         m.pixel_decoder.depth = m.feature_decoder.depth = 1

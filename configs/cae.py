@@ -4,8 +4,8 @@
   (DATA holds train/ and val/; DALLE: facebook/flava-image-codebook, .safetensors or .bin; see
   the README, "Weights of tokenizers and teachers")
   arguments: configs/cae.py:size=l  size=ti|s|b|l, res=224, epochs=800 (with the
-  scripts' warm-up for that length), demo, data=digits|photos, path=FILE or WORKDIR ('random' =
-  noise), tokenizer=dalle|dvae|vqkd|vqgan|pixels|clip|...
+  scripts' warm-up for that length), drop_path=0.1 (of all networks), demo, data=digits|photos,
+  path=FILE or WORKDIR ('random' = noise), tokenizer=dalle|dvae|vqkd|vqgan|pixels|clip|...
 
 Hardware: not published; batches of 2048. Expected (published, not reproduced by this project):
 ViT-B 800 epochs 83.8 % fine-tuned, 68.6 % linear, 75.9 % attentive probe; 1600 epochs 83.9, 70.4,
@@ -13,9 +13,12 @@ ViT-B 800 epochs 83.8 % fine-tuned, 68.6 % linear, 75.9 % attentive probe; 1600 
 ViT-S 300 epochs 82.0, 51.8, 65.0. Where code and paper differ this is the code; ViT-L is the script
 as it runs: a regressor 768 wide behind a projection. For ViT-S and ViT-Ti neither script nor table
 gives the regressor's width: the encoder's is a guess, after CAE v2's ViT-S, and the code's default
-is `--config.method.regressor.width=768`, behind a projection.
+is `--config.method.encoder.project=768`, a projection behind the encoder.
 """
 
+from mimjax.losses import MSE, CrossEntropy
+from mimjax.masking.base import Random
+from mimjax.masking.block import Block
 from mimjax.methods.cae import CAE
 from mimjax.rules import VECTORS
 from mimjax.run.demos import small_run, small_target
@@ -46,6 +49,7 @@ def get_config(arg=None):
         default="b",
         res=224,
         epochs=800.0,
+        drop_path=0.1,
         demo=False,
         data=("digits", "photos"),
         tokenizer="",
@@ -59,16 +63,21 @@ def get_config(arg=None):
     m.encoder.width, m.encoder.depth, m.encoder.heads, m.encoder.patch = SIZES[a.size]
     m.encoder.image_size = (a.res, a.res)
     m.encoder.layer_scale = 1e-5 if a.size == "l" else 0.1  # cae_large_1600e.sh
-    m.regressor.width = 768 if a.size == "l" else None  # None: the encoder's width
+    m.encoder.project = 768 if a.size == "l" else None  # None: regressor as wide as the encoder
     m.regressor.depth, m.regressor.heads = 4, 12
     m.decoder.depth, m.decoder.heads = 4, 12
+    # one rate for all networks (appendix A)
+    m.encoder.drop_path = m.regressor.drop_path = m.decoder.drop_path = a.drop_path
 
     # what is hidden, what is learned
-    m.masking.kind, m.masking.ratio = "block", 0.5  # 98 of 196 patches
-    m.align_weight = 2.0  # section 4.1
-    c.teacher.path = a.path or None
-    if not a.demo:
-        m.target = section(find_target(a.tokenizer or "dalle"))
+    m.masking = section(Block(ratio=0.5))  # 98 of 196 patches
+    m.align.weight = 2.0  # section 4.1
+    if a.demo:
+        target = small_target(a.tokenizer or "dvae", a.path, a.data)
+    else:
+        target = find_target(a.tokenizer or "dalle", a.path)
+    m.code_target = section(target)
+    m.code.loss = section(CrossEntropy() if target.kind == "codes" else MSE())
 
     # optimizer: the scripts of CAE
     beit_recipe(c)  # batch, rate, betas, weight decay, clipping
@@ -79,17 +88,16 @@ def get_config(arg=None):
     # data
     c.data.augment.scale = (0.08, 1.0)  # furnace/datasets.py
     c.data.augment.flip = 0.5
-    return (demo(c, a.data, a.tokenizer or "dvae") if a.demo else c).lock()
+    return (demo(c, a.data) if a.demo else c).lock()
 
 
-def demo(c, data, tokenizer):
+def demo(c, data):
     """Minutes on two CPU cores, with a tokenizer trained before; no published number is behind."""
     small_run(c, data)  # data set, sizes of the encoder, steps, evaluations
-    small_target(c, data, tokenizer)
     m = c.method
     m.regressor.depth, m.regressor.heads = 2, m.encoder.heads
     m.decoder.depth, m.decoder.heads = 1, m.encoder.heads
     # a block of half a small grid leaves little to predict from: one of three seeds learned no
     # more than the codes' frequencies
-    m.masking.kind = "random"
+    m.masking = section(Random(ratio=0.5, rounding="cae"))  # as CAE's generator of such masks
     return c

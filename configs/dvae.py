@@ -3,7 +3,7 @@
   mimjax train --config=configs/dvae.py --workdir=DIR --config.data.path=IMAGENET
   (IMAGENET holds train/ and val/; a folder without them is split, 10 % held out)
   arguments: configs/dvae.py:res=112, demo, data=digits|photos
-  then: the workdir as `teacher.path` of a method whose target is mimjax.targets.dvae
+  then: the workdir as `path` of a target DVAE: configs/beit.py:tokenizer=dvae,path=DIR
 
 No published recipe: CAE's paper (appendix G.1) says only that a d-VAE was trained on ImageNet-1k.
 Sizes are CAE's code's; temperature and optimizer are those of DALL-E's d-VAE (Ramesh et al. 2021,

@@ -43,7 +43,7 @@ def get_config(arg=None):
 
     # what is hidden, what is learned
     m.masking.ratio = 0.75  # 147 of 196 patches (section 3)
-    m.pixel_norm = "mae"  # --norm_pix_loss of PRETRAIN.md
+    m.pixel_target.norm = "patch"  # --norm_pix_loss of PRETRAIN.md
 
     # optimizer: PRETRAIN.md and main_pretrain.py
     c.epochs = 800.0  # PRETRAIN.md; the paper's best runs have 1600
@@ -65,5 +65,6 @@ def demo(c, data):
     """Minutes on two CPU cores; no published number stands behind these settings."""
     small_run(c, data)  # data set, sizes of the encoder, steps, evaluations
     m = c.method
+    m.pixel_target.norm = "none"  # see `small_run`
     m.decoder.width, m.decoder.depth, m.decoder.heads = 48 if data == "digits" else 96, 2, 4
     return c

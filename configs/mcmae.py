@@ -23,6 +23,8 @@ file, `mimjax convert` takes depths, ratios and patch from it; no tensor shows t
 which are the config's or `--heads=`.
 """
 
+from mimjax.masking.base import Random
+from mimjax.masking.views import Complementary
 from mimjax.methods.mcmae import MCMAE
 from mimjax.rules import VECTORS
 from mimjax.run.demos import CONV_VITS, small_run
@@ -69,9 +71,9 @@ def get_config(arg=None):
     m.decoder.width, m.decoder.depth, m.decoder.heads = 512, 8, 16
 
     # what is hidden, what is learned
-    m.masking.ratio = 0.75  # of the patches that the last stage sees (section 3.2)
-    m.pixel_norm = "mae"  # --norm_pix_loss of PRETRAIN.md
-    m.fast = a.fast
+    ratio = 0.75  # of the patches that the last stage sees (section 3.2)
+    m.masking = section(Complementary(ratio) if a.fast else Random(ratio))
+    m.pixel_target.norm = "patch"  # --norm_pix_loss of PRETRAIN.md
 
     # optimizer
     c.epochs = 50.0 if a.fast else 1600.0  # PRETRAIN.md of each repository
@@ -93,5 +95,6 @@ def demo(c, data):
     """Minutes on two CPU cores; no published number stands behind these settings."""
     small_run(c, data, CONV_VITS)  # data set, sizes of the encoder, steps, evaluations
     m = c.method
+    m.pixel_target.norm = "none"  # see `small_run`
     m.decoder.width, m.decoder.depth, m.decoder.heads = 48 if data == "digits" else 96, 2, 4
     return c

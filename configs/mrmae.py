@@ -21,7 +21,7 @@ from mimjax.models.conv_vit import ConvViT
 from mimjax.models.vit import ViT
 from mimjax.rules import VECTORS
 from mimjax.run.demos import CONV_VITS, VITS, small_run, small_target
-from mimjax.run.sections import TARGETS, arguments, base, load, section
+from mimjax.run.sections import TARGETS, arguments, base, find_target, load, section
 from mimjax.schedules import MAECosine
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dino import DINO
@@ -30,7 +30,7 @@ from mimjax.targets.joint import Joint
 TEACHERS = {  # patch tokens after the last norm, not projected
     "clip": CLIP(project=False),
     "dino": DINO(),
-    "joint": Joint(CLIP(project=False), DINO()),  # Table 4
+    "joint": Joint(CLIP(project=False), DINO()),  # Table 4; a path for each is an override
     "encoder": TARGETS["encoder"],
 }
 DECAY = (  # MCMAE's: only 1-D tensors and biases are spared
@@ -58,7 +58,7 @@ def get_config(arg=None):
     conv = a.backbone == "conv"
     c = base()
     c.task = "mimjax.methods.mrmae:MRMAE"
-    c.method = m = section(MRMAE, encoder=ConvViT() if conv else ViT(), target=TEACHERS[a.teacher])
+    c.method = m = section(MRMAE, encoder=ConvViT() if conv else ViT())
 
     # networks: MCMAE's encoder, or MAE's for the ablations, in their sizes
     student = load(f"{'mcmae' if conv else 'mae'}:size={a.size},res={a.res}").method.encoder
@@ -68,10 +68,14 @@ def get_config(arg=None):
 
     # what is hidden, what is learned
     m.masking.ratio = 0.75  # section 4.1's "mask ratio 25 %" is the visible share (ours)
-    m.select = "topk"  # the patches that the teacher attends to are visible (section 3.3)
-    m.pixel_weight, m.mimic_weight = 0.5, 0.5  # section 4.1
-    m.pixel_norm = "mae"  # MCMAE's command; the paper says nothing
-    c.teacher.path = a.path or None
+    m.masking.select = "topk"  # the patches that the teacher attends to are visible (section 3.3)
+    m.pixel.weight, m.mimic.weight = 0.5, 0.5  # section 4.1
+    m.pixel_target.norm = "patch"  # MCMAE's command; the paper says nothing
+    if a.demo:
+        target = small_target("encoder", a.path, a.data)
+    else:
+        target = find_target(a.teacher, a.path, TEACHERS, "teacher")
+    m.mimic_target = section(target)
 
     # optimizer
     c.epochs = 400.0  # section 4.1
@@ -93,10 +97,10 @@ def get_config(arg=None):
 def demo(c, data, encoders):
     """Minutes on two CPU cores; the teacher is no CLIP, but an encoder of configs/mae.py:demo."""
     small_run(c, data, encoders)  # data set, sizes of the encoder, steps, evaluations
-    small_target(c, data, "encoder")
     m = c.method
     m.encoder.fuse_layers = quarters(m.encoder.depth)
     m.decoder.width, m.decoder.depth, m.decoder.heads = 48 if data == "digits" else 96, 2, 4
     # the largest attention of a small teacher is always at the same places: draw by it instead
-    m.select = "sample"
+    m.masking.select = "sample"
+    m.pixel_target.norm = "none"  # see `small_run`
     return c

@@ -9,8 +9,8 @@ rate warms up again, to a third of the published peak, and decays to zero. Of MA
 `mae_visualize_*` and `*_full` hold the decoder; with the others the first epochs mostly train a
 new one. Watch the masked error of step 0, which an evaluation prints before the first update: far
 below that of a random start, weights and image normalization fit together (`mae_visualize_*`
-predict plain pixels: `--config.method.pixel_norm=none`). All numbers are ours but those of the
-method's config. For other sizes than the published ones convert the file first
+predict plain pixels: `--config.method.pixel_target.norm=none`). All numbers are ours but those of
+the method's config. For other sizes than the published ones convert the file first
 (`mimjax convert`), then path=WORKDIR.
 """
 

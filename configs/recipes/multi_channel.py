@@ -32,7 +32,7 @@ def get_config(arg=None):
     # what is learned
     m.mean, m.std = (0.5,) * a.channels, (0.25,) * a.channels
     # Bands differ in brightness by orders: each is normalized by its own patch statistics.
-    m.pixel_norm = "channel"
+    m.pixel_target.norm = "channel"
 
     # optimizer
     c.batch_size = 512  # one accelerator

@@ -8,9 +8,10 @@
 An update sums the gradients of batch / images micro-batches: the same update as on many devices.
 Hardware, calculated and not measured, at 256 images in bfloat16: activations of MAE-B and BootMAE-B
 take 10 to 15 GB, of CAE-B 13 to 20, of BEiT-B, whose encoder sees all patches, 16 to 24; of ViT-L
-18 to 27, 27 to 40 and 40 to 60. Tokenizers and teachers run before them and are freed: DALL-E's
-needs up to 8 GB, VQGAN 5, VQ-KD 4, CLIP 2. images=64 takes a quarter of all these. The state takes
-16 to 20 bytes per parameter in addition. `mimjax plan` prints what the step takes on a TPU chip.
+18 to 27, 27 to 40 and 40 to 60. Tokenizers and teachers run before them, on as many images at once,
+and are freed: DALL-E's needs up to 8 GB, VQGAN 5, VQ-KD 4, CLIP 2. images=64 takes a quarter of all
+these. The state takes 16 to 20 bytes per parameter in addition. `mimjax plan` prints what the step
+takes on a TPU chip.
 Expected for MAE-B (mmpretrain's runs): fine-tuned 83.1 % after 300 epochs, 83.3 %
 after 800.
 """
@@ -31,9 +32,8 @@ def get_config(arg=None):
         )
     # CAE's scripts have a warm-up for each length, which its config knows.
     length = f",epochs={a.epochs}" if a.method == "cae" else ""
-    c = load(f"{a.method}:size={a.size}{length}")
-    if a.path:
-        c.teacher.path = a.path
+    path = f',path="{a.path}"' if a.path else ""
+    c = load(f"{a.method}:size={a.size}{length}{path}")
 
     # The published batch stays, and with it the published rates; only its pieces are chosen here.
     if a.images < 1 or c.batch_size % a.images:
