@@ -14,6 +14,7 @@ class Fault(NamedTuple):
 
 
 M, T, S, D = "mimjax/methods", "mimjax/targets", "mimjax/models", "mimjax/train"
+K = "mimjax/masking"
 CONV = f"{S}/conv_vit.py"
 FAULTS = [
     # --- MCMAE
@@ -49,9 +50,9 @@ FAULTS = [
     ),
     Fault(
         "FastConvMAE's views mixed up",
-        f"{M}/mcmae.py",
-        "mask + jax.random",
-        "~mask + jax.random",
+        f"{K}/views.py",
+        "np.arange(n // visible)[:, None]",
+        "np.arange(n // visible)[:, None] // 2",
         "mcmae.fast",
     ),
     Fault(
@@ -79,22 +80,22 @@ FAULTS = [
     Fault(
         "targets standardized instead of unit vectors",
         f"{M}/mrmae.py",
-        'return unit(features) if self.target_norm == "l2" else features',
-        'return standardize(features) if self.target_norm == "l2" else features',
+        "return jnp.square(pred - unit(target)).mean(-1)",
+        "return jnp.square(pred - target / target.std(-1, keepdims=True)).mean(-1)",
         "mrmae.pretrain",
     ),
     Fault(
         "teacher's features not standardized",
-        f"{M}/mrmae.py",
-        "return standardize(features)\n",
-        "return features\n",
+        f"{M}/mim.py",
+        'x if t.normalize == "none" else jax.tree.map(standardize, x)',
+        'x if t.normalize == "target" else jax.tree.map(standardize, x)',
         "mrmae.pretrain_clip",
     ),
     Fault(
         "mimic loss with the pixels' weight",
-        f"{M}/mrmae.py",
-        "total += self.mimic_weight * loss",
-        "total += self.pixel_weight * loss",
+        f"{M}/mim.py",
+        "weight = t.weight * jnp",
+        "weight = next(iter(self.terms.values())).weight * jnp",
         "mrmae.steps",
     ),
     # --- CAE and CAE v2
@@ -106,45 +107,46 @@ FAULTS = [
         "cae.steps",
     ),
     Fault(
-        "gradient through the aligned latents",
-        f"{M}/cae.py",
-        "params = lax.stop_gradient(params)\n",
-        "\n",
-        "cae.steps",
+        "aligned latents of the whole image",
+        f"{T}/own.py",
+        "return Known(seen.in_pieces(part, seen.image, masked))",
+        "return Known(seen.in_pieces(whole, seen.image, ids))",
+        "cae.steps cae_proj_oddheads",
     ),
     Fault(
         "alignment without its weight",
-        f"{M}/cae.py",
-        "total += self.align_weight * align",
-        "total += align",
+        f"{M}/mim.py",
+        "total += weight * loss",
+        "total += loss",
         "cae.steps cae_proj_oddheads",
     ),
     Fault(
         "teacher one step ahead",
-        f"{M}/cae.py",
-        "lerp(v, old[k], decay)",
-        "lerp(v, new[k], decay)",
+        f"{M}/mim.py",
+        'taken = old if self.average.takes == "old" else new',
+        "taken = new",
         "cae_mirror_ema09",
     ),
     Fault(
         "tokens shifted by one in the paper's loss",
-        f"{M}/caev2.py",
-        "pred = self.patches(pred)",
-        "pred = pred[:, :-1]",
+        "mimjax/networks.py",
+        '"visible": self.tokens[:, self.prefix :],',
+        '"visible": self.tokens[:, :-1],',
         "caev2.pretrain_paper",
     ),
     Fault(
         "one mean over all tokens in the paper's loss",
-        f"{M}/caev2.py",
-        'x.shape[1] / joint if self.loss_form == "code" else 1.0',
-        "x.shape[1] / joint",
+        f"{M}/mim.py",
+        "loss = jnp.concatenate([weigh(p, x) for p, x in error.items()], axis=1).mean()",
+        "loss = jnp.concatenate([weigh(p, x) for p, x in error.items()], axis=1).sum(1).mean() "
+        "/ self.encoder.num_patches",
         "caev2.pretrain_paper",
     ),
     Fault(
         "CLS left out of the code's mean",
-        f"{M}/caev2.py",
-        "share = x.shape[1] / joint if",
-        "share = (x.shape[1] - 1) / joint if",
+        f"{M}/mim.py",
+        "p: t.loss(pred[p], target[p]) for p in target",
+        'p: t.loss(pred[p], target[p]) * (p != "cls") for p in target',
         "caev2_proj_tiny",
     ),
     # --- BEiT
@@ -164,7 +166,7 @@ FAULTS = [
     ),
     Fault(
         "one try less",
-        "mimjax/masking/block.py",
+        f"{K}/block.py",
         "ATTEMPTS = 10 ",
         "ATTEMPTS = 9 ",
         "beit_mask14_75",
@@ -179,21 +181,21 @@ FAULTS = [
     # --- BootMAE
     Fault(
         "average one step behind",
-        f"{M}/bootmae.py",
-        "lerp(v, new[k], self.ema_decay(step))",
-        "lerp(v, old[k], self.ema_decay(step))",
+        f"{M}/mim.py",
+        'taken = old if self.average.takes == "old" else new',
+        "taken = old",
         "bootmae_steps5",
     ),
     Fault(
         "loss divided by the weights",
-        "mimjax/losses.py",
-        "(weight.sum() if divide_by_weight else weight.size)",
-        "weight.sum()",
+        f"{K}/base.py",
+        'return weight / weight.mean() if how == "neighbors_mean" else weight',
+        "return weight / weight.mean()",
         "bootmae_ramp",
     ),
     Fault(
         "edges count in a patch's weight",
-        "mimjax/masking/block.py",
+        f"{K}/base.py",
         "padded = jnp.pad(m, ((0, 0), (1, 1), (1, 1)))",
         'padded = jnp.pad(m, ((0, 0), (1, 1), (1, 1)), "edge")',
         "bootmae_masking",
@@ -201,8 +203,8 @@ FAULTS = [
     Fault(
         "ramp one epoch late",
         f"{M}/bootmae.py",
-        "share = (1 + ",
-        "share = (0 + ",
+        "jnp.minimum((1 + ",
+        "jnp.minimum((0 + ",
         "bootmae_schedules",
     ),
     Fault(
@@ -258,9 +260,9 @@ FAULTS = [
     ),
     Fault(
         "one patch fewer is masked",
-        "mimjax/masking/base.py",
-        "masked = n - int(n * (1 - self.ratio))",
-        "masked = n - int(n * (1 - self.ratio)) - 1",
+        f"{K}/base.py",
+        "return n - int(n * (1 - ratio))",
+        "return n - int(n * (1 - ratio)) - 1",
         "mae_masking",
     ),
     Fault(

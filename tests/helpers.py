@@ -14,6 +14,7 @@ from unittest import mock
 import jax
 import numpy as np
 from absl import flags as absl_flags
+from ml_collections import ConfigDict
 
 from mimjax import schema, sharding, stopping
 from mimjax.data import configured
@@ -26,28 +27,35 @@ from mimjax.task import Clock
 from mimjax.train.program import make_program
 
 ROOT = pathlib.Path(__file__).parent.parent
-METHODS = ("mae", "bootmae", "beit", "cae", "caev2", "dvae", "mcmae", "mrmae")
-CONFIGS = {name: import_config(name) for name in METHODS}
-# what makes an encoder small; methods whose encoder is no ViT have settings of their own
-NARROW = {"method.encoder.width": 32, "method.encoder.depth": 2}
+CONFIGS = {p.stem: import_config(p.stem) for p in sorted((ROOT / "configs").glob("*.py"))}
+METHODS = tuple(CONFIGS)
+# What makes a network small, for the settings that it has.
 SMALL = {
-    "beit": NARROW  # as published, where the demo differs
-    | {
-        "method.encoder.pos_embed": "none",
-        "method.encoder.layer_scale": 0.1,
-        "method.encoder.drop_path": 0.1,
-        "method.masking.kind": "block",
-    },
-    "dvae": {
-        "method.encoder.vocab": 16,
-        "method.encoder.hidden": 16,
-        "method.decoder.codebook_dim": 8,
-        "method.temperature_end": 0.5,
-    },
-    "mcmae": NARROW | {"method.encoder.stage_widths": (8, 16)},
-    "mrmae": NARROW
-    | {"method.encoder.stage_widths": (8, 16), "method.encoder.fuse_layers": (0, 1)},
+    "width": 32,
+    "depth": 2,
+    "stage_widths": (8, 16),
+    "vocab": 16,
+    "hidden": 16,
+    "codebook_dim": 8,
+    "temperature_end": 0.5,
 }
+
+
+def shrink(section):
+    """Make an encoder's (or tokenizer's) section small, whichever class it has."""
+    for key, value in SMALL.items():
+        if key in section:
+            section[key] = value
+    if len(section.get("fuse_layers", ())) > 1:
+        section.fuse_layers = (0, 1)
+
+
+def sections(c):
+    """Every section in a section, itself first."""
+    yield c
+    for value in c.values():
+        if isinstance(value, ConfigDict):
+            yield from sections(value)
 
 
 def small(name, **overrides):
@@ -56,8 +64,15 @@ def small(name, **overrides):
     c.batch_size, c.steps, c.optimizer.schedule.warmup_steps = 16, 8, None
     c.eval.every, c.log_every, c.optimizer.lr = 0, 1, None
     c.eval.probes, c.eval.error, c.eval.pictures, c.eval.health = None, None, None, None
-    c.teacher.path = "random"  # for those that read one
-    for key, value in (SMALL.get(name, NARROW) | overrides).items():
+    shrink(c.method.encoder)
+    for section in (c.method, c.method.get("decoder", {})):
+        for key in ("codebook_dim", "temperature_end"):
+            if key in section:
+                section[key] = SMALL[key]
+    for section in sections(c.method):  # of the targets that read frozen networks
+        if "path" in section:
+            section.path = "random"
+    for key, value in overrides.items():
         node = c
         *parents, last = key.split(".")
         for parent in parents:
@@ -189,7 +204,7 @@ def losses(workdir):
         row = json.loads(line)
         if "loss/total" in row:
             assert row["step"] not in out, row["step"]
-            keep = ("loss", "lr", "lambda", "ema", "grad", "param")
+            keep = ("loss", "lr", "weight", "ema", "grad", "param")
             out[row["step"]] = {k: v for k, v in row.items() if k.startswith(keep)}
     return out
 

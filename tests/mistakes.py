@@ -89,12 +89,12 @@ KEYS = {
         "{empty_py}, line 1: the file has no function `get_config`", config="--config={empty_py}"
     ),
     "no such target": main(
-        "config.method.target: 'dinoo'; allowed: CLIP, DallE, DINO",
-        "--config.method.target=dinoo",
+        "config.method.code_target: 'dinoo'; allowed: CLIP, DallE, DINO",
+        "--config.method.code_target=dinoo",
         config=CAE,
     ),
     "target of a module that fails": main(
-        "{failing}", "--config.method.target={failing}:Mine", config=CAE, process=True
+        "{failing}", "--config.method.code_target={failing}:Mine", config=CAE, process=True
     ),
     "no such task": main("task: 'mae'", "--config.task=mae", slow=True),
 }
@@ -224,15 +224,33 @@ WEIGHTS = {
     ),
     "init_from: cut short": main("{cut}", "--config.init_from={cut}"),
     "init_from: another method": main("init_from: {run}", "--config.init_from={run}", config=BOOT),
-    "no tokenizer": main("teacher.path", config=CAE),
-    "no teacher": main("teacher.path", "--config.method.target=features", slow=True),
+    "no tokenizer": main("method.code_target.path: none", config=CAE),
+    "no teacher": main(
+        "method.pixel_target.path: none",
+        "--config.method.pixel_target=EncoderFeatures",
+        slow=True,
+    ),
+    "the old name of a teacher": main(
+        "config.teacher.path: unknown; allowed: method.code_target.path",
+        "--config.teacher.path=w.pth",
+        config=CAE,
+        slow=True,
+    ),
+    "an encoder's run as a tokenizer": main(
+        "method.pixel_target.path: {run} ",
+        "--config.method.pixel_target=DVAE",
+        "--config.method.pixel_target.path={run}",
+        slow=True,
+    ),
     "a tokenizer's grid": main(
-        "method.target.size",
-        "--config.method.target.size=(12,12)",
+        "method.code_target.size",
+        "--config.method.code_target.size=(12,12)",
         config=f"{CAE},path=random",
         slow=True,
     ),
-    "teacher of no known layout": main("teacher.path: {foreign}", config=f"{CAE},path={{foreign}}"),
+    "teacher of no known layout": main(
+        "method.code_target.path: {foreign}", config=f"{CAE},path={{foreign}}"
+    ),
     "convert: foreign file": typed(
         "convert", "--model: {foreign}", MAE, "--model={foreign}", "--workdir={new}"
     ),

@@ -9,21 +9,24 @@ import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from ml_collections import ConfigDict
 
 from mimjax import schema
 from mimjax.errors import ConfigError
+from mimjax.masking.block import BlockAtMost
 from mimjax.patches import split
 from mimjax.rules import paths
 from mimjax.run import messages, setup
 from mimjax.storage import settings
-from mimjax.task import Clock, init_state
+from mimjax.task import Clock, TrainState, init_state
 from mimjax.train.step import train_step
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "configs"
 METHODS = sorted(helpers.CONFIGS)
 # those that hide patches from their encoder
-MASKED = [m for m in METHODS if hasattr(schema.make_task(helpers.small(m), Clock(4, 8)), "masking")]
+MASKED = [m for m in METHODS if "masking" in helpers.small(m).method]
 slow = lambda name: pytest.param(name, marks=pytest.mark.slow)
 # parameters whose gradient is zero, with the reason
 NO_GRADIENT: dict[str, set[str]] = {}
@@ -36,20 +39,20 @@ def test_every_config_is_covered():
 
 @functools.cache
 def prepared(name):
-    """Task, parameters, EMA and a prepared batch of eight digits."""
+    """Task, parameters, non-gradient state and a prepared batch of eight digits."""
     c = helpers.small(name, batch_size=8)
     task = schema.make_task(c, Clock(4, 8))
     params, model_state = jax.jit(task.init)(jax.random.key(0))
-    ema, batch = task.init_ema(params), helpers.batches(c, task, 1)[0]
-    batch = jax.tree.map(jnp.asarray, batch)
-    prepare = jax.jit(task.prepare, static_argnums=5)
-    ready = prepare(ema, helpers.frozen(task), batch, jax.random.key(1), 0, True)
-    return task, params, model_state, ema, ready
+    batch = jax.tree.map(jnp.asarray, helpers.batches(c, task, 1)[0])
+    state = TrainState(jnp.int32(0), params, model_state, task.init_ema(params), ())
+    prepare = jax.jit(task.prepare, static_argnums=4)
+    ready, _ = prepare(state, helpers.frozen(task), batch, jax.random.key(1), True)
+    return task, params, model_state, ready
 
 
 @functools.cache
 def gradients(name):
-    task, params, model_state, _, batch = prepared(name)
+    task, params, model_state, batch = prepared(name)
     loss = lambda p: task.loss(p, model_state, batch, jax.random.key(2), 0, True).total
     return jax.jit(jax.value_and_grad(loss))(params)
 
@@ -66,7 +69,9 @@ def test_the_loss_is_finite_and_every_parameter_learns(name):
 def test_the_loss_falls_on_eight_images_and_nothing_but_update_ema_writes_the_average(name):
     c = helpers.small(name, **{"batch_size": 8, "optimizer.lr": 2e-3, "steps": 80})
     task, program = helpers.make(c)
-    assert list(inspect.signature(task.loss).parameters)[:3] == ["params", "model_state", "batch"]
+    # neither averages nor frozen networks: no gradient can reach them
+    arguments = ["params", "model_state", "prepared", "key", "step", "train"]
+    assert list(inspect.signature(task.loss).parameters) == arguments
     batch = jax.tree.map(jnp.asarray, helpers.batches(c, task, 1)[0])
     with jax.set_mesh(program.mesh):
         state, step, frozen = program.init(), program.compile(), helpers.frozen(task)
@@ -87,34 +92,59 @@ def test_the_loss_falls_on_eight_images_and_nothing_but_update_ema_writes_the_av
     assert totals[-1]["loss/total"] < totals[1]["loss/total"]
 
 
+@pytest.mark.parametrize("name", [m if m in ("bootmae", "beit") else slow(m) for m in METHODS])
+def test_micro_batches_change_nothing(name):
+    """But for noise: drop path and Gumbel noise are drawn anew for each micro-batch."""
+    c = helpers.small(name, batch_size=8)
+    for section in helpers.sections(c.method):
+        if "drop_path" in section:
+            section.drop_path = 0.0
+    task, _ = helpers.make(c)
+    if not hasattr(task, "terms"):
+        pytest.skip("the discrete VAE draws noise in its loss")
+    tx = optax.sgd(1.0)
+    batch = jax.tree.map(jnp.asarray, helpers.batches(c, task, 1)[0])
+    state = jax.jit(functools.partial(init_state, task=task, tx=tx))(jax.random.key(0))
+    frozen = helpers.frozen(task)
+    step = lambda accum: jax.jit(functools.partial(train_step, task=task, tx=tx, accum=accum))
+    (one, metrics), (four, split) = (step(a)(state, frozen, batch) for a in (1, 4))
+    near = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+    jax.tree.map(near, (four.params, four.ema), (one.params, one.ema))
+    assert metrics.keys() == split.keys()
+
+
 @pytest.mark.parametrize("name", MASKED)
 def test_masked_pixels_cannot_influence_visible_latents(name):
-    task, params, _, _, batch = prepared(name)
+    task, params, _, batch = prepared(name)
     mask = np.zeros((8, task.encoder.num_patches), bool)
     mask[:, : task.num_masked] = True
     ids_v, _ = split(jnp.asarray(mask), task.num_masked)
     grid, p = task.encoder.grid, task.encoder.patch
     hidden = np.kron(mask.reshape(8, *grid), np.ones((1, p, p))).astype(bool)[..., None]
-    other = jnp.where(hidden, 7.0, batch["image"])
+    other = jnp.where(hidden, 7.0, batch.image)
     # an encoder with mask tokens sees them in place of the patches
     args = (None, jnp.asarray(mask)) if task.encoder.use_mask_token else (ids_v,)
     apply = functools.partial(task.encoder.apply, {"params": params["encoder"]})
     encode = jax.jit(lambda x: apply(x, *args).tokens)
-    np.testing.assert_array_equal(encode(batch["image"]), encode(other))
-    assert np.any(encode(batch["image"]) != encode(batch["image"] + 1.0))
+    np.testing.assert_array_equal(encode(batch.image), encode(other))
+    assert np.any(encode(batch.image) != encode(batch.image + 1.0))
 
 
 @pytest.mark.parametrize("name", MASKED)
 def test_masks_that_fall_short_are_weighed_or_refused(name):
     """BEiT's own sampler masks fewer patches than asked in a third of the images."""
-    c = helpers.small(name, **{"method.masking.kind": "block_at_most"})
-    if schema.find_class(
-        c.task, "task"
-    ).WEIGHS_MASKS:  # tests/methods/test_beit.py: by whether masked
-        assert schema.make_task(c, Clock(4, 8)).WEIGHS_MASKS
+    c = helpers.small(name, **{"method.masking": BlockAtMost(0.5)})
+    sections = [s for s in c.method.values() if isinstance(s, ConfigDict)]
+    terms = [t for t in sections if "normalize" in t and t.weight]
+    if any(t.at != "masked" for t in terms):
+        with pytest.raises(ConfigError, match=r"method\.\w+\.at: .* under BlockAtMost.*: masked"):
+            schema.make_task(c, Clock(4, 8))
         return
-    with pytest.raises(ConfigError, match=r"method\.masking\.kind: 'block_at_most'.*allowed: ran"):
-        schema.make_task(c, Clock(4, 8))
+    task = schema.make_task(c, Clock(4, 8))
+    n, masked = task.encoder.num_patches, task.num_masked
+    batch = {"image": jnp.zeros((1, 8, 8, 3)), "mask": jnp.arange(n)[None] < 1}
+    weight = task.masking.choose(batch, task.encoder, None, jax.random.key(0)).weight
+    np.testing.assert_array_equal(np.asarray(weight)[0], [0] * (masked - 1) + [masked])
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -14,12 +14,14 @@ import pytest
 
 from mimjax import rules, schema
 from mimjax.errors import ConfigError
-from mimjax.run.config_files import import_config
+from mimjax.run.config_files import import_config, load
 from mimjax.task import Clock
 from mimjax.torch_io.read import detect
 
-RECIPES = ("continued", "multi_channel", "one_gpu", "small_data")
-continued, multi_channel, one_gpu, small_data = (import_config(f"recipes/{r}") for r in RECIPES)
+RECIPES = ("continued", "multi_channel", "one_gpu", "small_data", "three_targets", "bootmae_conv")
+continued, multi_channel, one_gpu, small_data, three_targets, bootmae_conv = (
+    import_config(f"recipes/{name}") for name in RECIPES
+)
 
 
 def spared(name, shape, skip=()):
@@ -37,49 +39,70 @@ SKIP = {
     "cae": (),  # its top-level model has no no_weight_decay
     "caev2": (),
     "dvae": (),  # no code of the training: as all others
+    "recipes/three_targets": (),  # of no paper: MAE's
+    "recipes/bootmae_conv": (),  # BootMAE's, without what it spares: there is neither
 }
 LAYOUTS = {"mrmae": "mcmae", "caev2": "cae"}  # others: a table of the method's own name
 # what no official code of the method has is named as in another that has it
-OTHERS = ("mae", "beit", "mmpretrain_beit")
-# every option that adds parameters; those that a network lacks are left out
+OTHERS = ("mae", "mcmae", "bootmae", "cae", "beit", "mmpretrain_beit")
+# every option that adds parameters; those that a network lacks, or that other parts of a method do
+# not go together with, are left out
 OPTIONS = {
     "encoder.layer_scale": 0.1,
     "encoder.pos_embed": "learned",
     "encoder.use_mask_token": True,
     "encoder.fuse_stages": True,
     "regressor.layer_scale": 0.1,
-    "regressor.width": 16,
+    "encoder.project": 16,
     "decoder.layer_scale": 0.1,
 }
-ATTENTION = [
+FORMS = [  # each network has one of them
     {"encoder.bias": "qv", "encoder.rel_pos": "shared"},
-    {"encoder.bias": "full", "encoder.rel_pos": "per_block"},
+    {"encoder.bias": "full", "encoder.rel_pos": "per_block", "encoder.use_mask_token": False},
 ]
 # name of the config, argument beside "demo"; MR-MAE's two encoders
-NETWORKS = [(name, "") for name in sorted(helpers.CONFIGS)] + [("mrmae", ",backbone=vit")]
+NETWORKS = [
+    *[(name, "") for name in sorted(SKIP)],
+    ("mrmae", ",backbone=vit"),
+]
 
 
 @functools.cache
 def parameters(name, arg):
     """Shapes of all parameters that a small network of the config can have, by path."""
     found = {}
-    for attention in ATTENTION:
-        c = helpers.CONFIGS[name].get_config("demo" + arg).unlock()
+    for form in FORMS:
+        c = load(f"{name}:demo{arg}").unlock()
         shallow = {"encoder.depth": 1, "encoder.fuse_layers": (0,), "decoder.depth": 1}
-        for key, value in (OPTIONS | attention | shallow).items():
+        for key, value in (shallow | OPTIONS | form).items():
             section, field = key.split(".")
-            if section in c.method and field in c.method[section]:
-                c.method[section][field] = value
+            if field in (c.method.get(section) or ()):
+                old, c.method[section][field] = c.method[section][field], value
+                if key not in shallow and not composes(c):
+                    c.method[section][field] = old
         params = jax.eval_shape(schema.make_task(c, Clock(4, 8)).init, jax.random.key(0))[0]
         found |= dict(zip(rules.paths(params), jax.tree.leaves(params), strict=True))
         if "rel_pos" not in c.method.encoder:
-            break  # its attention has no options
+            break  # it has one form
     return found
 
 
+def composes(c):
+    try:
+        return schema.make_task(c, Clock(4, 8))
+    except ConfigError:
+        return None
+
+
 def official(name, path, shape):
-    """(key, shape) of a parameter in the official code."""
-    for layout in (LAYOUTS.get(name, name), *OTHERS):
+    """(key, shape) of a parameter in the official code.
+
+    Three decoders of one recipe are named as the one of MAE is.
+    """
+    if name == "recipes/three_targets":
+        path = re.sub(r"^(pixel|feature|teacher)_decoder/", "decoder/", path)
+    own = (LAYOUTS.get(name, name),) if name in helpers.CONFIGS else ()
+    for layout in (*own, *OTHERS):
         try:
             row = detect.rows_for(layout, [path])[0]
         except ConfigError:
@@ -92,7 +115,7 @@ def official(name, path, shape):
 @pytest.mark.parametrize(("name", "arg"), NETWORKS, ids="".join)
 def test_decay_is_that_of_the_official_groups(name, arg):
     params = parameters(name, arg)
-    factors = rules.match(helpers.CONFIGS[name].get_config().optimizer.decay, params)
+    factors = rules.match(load(name).optimizer.decay, params)
     expected = {
         path: 0.0 if spared(*official(name, path, x.shape), SKIP[name]) else 1.0
         for path, x in params.items()
@@ -119,6 +142,8 @@ def test_the_options_add_what_they_should():
         ("mcmae", "", ("stage1_fuse/kernel", "depthwise/bias", "encoder/pos_embed")),
         ("beit", "", ("encoder/pos_embed", "encoder/mask_token", "encoder/cls_token")),
         ("cae", "", ("gamma_2_cross", "decoder/block_00/gamma_1", "projection/norm/scale")),
+        ("recipes/bootmae_conv", "", ("stage2_fuse/kernel", "feature_decoder/down/kernel")),
+        ("recipes/three_targets", "", ("teacher_decoder/mask_token", "encoder/mask_token")),
     ):
         seen = " ".join(parameters(name, arg))
         assert [part for part in parts if part not in seen] == [], name
@@ -139,5 +164,6 @@ def test_recipes_decay_as_their_methods():
         assert one_gpu.get_config(f"method={name}").optimizer.decay == rule(name)
     for name in continued.METHODS:
         assert continued.get_config(f"path=a,method={name}").optimizer.decay == rule(name)
-    for recipe in (small_data, multi_channel):
+    for recipe in (small_data, multi_channel, three_targets):
         assert recipe.get_config().optimizer.decay == rule("mae")
+    assert bootmae_conv.get_config().optimizer.decay == rule("mcmae")

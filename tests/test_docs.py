@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 
 from mimjax.programs import cli, usage
+from mimjax.run.sections import load
 
 DOCS = [helpers.ROOT / "README.md", *sorted((helpers.ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted((helpers.ROOT / "configs").rglob("*.py"))
@@ -80,17 +81,27 @@ def test_commands_are_found():
     assert {p.values[1][0] for p in commands() if p.values[0] == "config"} >= {"mae:demo"}
 
 
-@pytest.mark.parametrize("method", sorted(helpers.CONFIGS))
+FIRST = {
+    "beit": "dvae",
+    "cae": "dvae",
+    "caev2": "mae",
+    "mrmae": "mae",
+    "recipes/three_targets": "mae",
+}
+DEMOS = [*sorted(helpers.CONFIGS), "recipes/three_targets", "recipes/bootmae_conv"]
+
+
+@pytest.mark.parametrize("method", DEMOS)
 @pytest.mark.parametrize("data", ["digits", "photos"])
 def test_make_demo_starts_every_method(method, data):
     """What `make demo METHOD= DATA=` would run: configs that exist, the teacher's run first."""
     words = ("make", "-n", "-o", ".venv/demo", "demo", f"METHOD={method}", f"DATA={data}")
     out = subprocess.run(words, cwd=helpers.ROOT, capture_output=True, text=True, check=True)
-    found = re.findall(r"--config=configs/(\w+)\.py:(\S+).*?--workdir=(\S+)", out.stdout, re.S)
-    first = {"beit": "dvae", "cae": "dvae", "caev2": "mae", "mrmae": "mae"}.get(method)
+    found = re.findall(r"--config=configs/([\w/]+)\.py:(\S+).*?--workdir=(\S+)", out.stdout, re.S)
+    first = FIRST.get(method)
     assert [name for name, *_ in found] == ([first, method] if first else [method])
     for name, argument, _ in found:
-        helpers.CONFIGS[name].get_config(argument)
+        load(f"{name}:{argument}")
     if first:
         assert found[1][1].endswith(f"path={found[0][2]}")
 

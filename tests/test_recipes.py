@@ -1,11 +1,12 @@
 """The recipes: parsed whole by the real command line, then run small on files as they describe."""
 
 import helpers
+import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_ablations import parse
 
+import mimjax
 from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.run import setup
@@ -20,6 +21,8 @@ WHOLE = {
     "one_gpu": ["", ":method=bootmae,size=l,images=64", ":method=cae,path=random", ":method=mcmae"],
     "multi_channel": ["", ":channels=1,bits=12,flip"],
     "continued": [":path=a.pth", ":path=a.pth,method=bootmae,size=l,epochs=20"],
+    "three_targets": [":path=random", ":size=l,teacher=dino,path=random", ":demo,path=random"],
+    "bootmae_conv": ["", ":size=l12,res=192", ":demo,data=photos"],
 }
 
 
@@ -31,9 +34,9 @@ def test_every_recipe_is_covered():
 @pytest.mark.parametrize(
     ("name", "arg"), [(name, arg) for name, args in WHOLE.items() for arg in args]
 )
-def test_whole(name, arg, monkeypatch):
+def test_whole(name, arg):
     """Tasks and batches at full size; nothing is computed."""
-    c = parse(f"--config=configs/recipes/{name}.py{arg} --config.seed=3", monkeypatch)
+    c = helpers.config_of(f"--config=configs/recipes/{name}.py{arg}", "--config.seed=3")
     assert c.seed == 3
     task = schema.make_task(c, Clock(1, 1))
     assert task.views["image"].channels == c.data.channels
@@ -72,6 +75,8 @@ def test_one_gpu_warms_up_as_published_for_its_length(arg, warmup):
         ("continued", "", "path: missing"),
         ("multi_channel", "channels=0", "channels=0"),
         ("small_data", "size=xl", "size='xl'; allowed: ti, s, b, l, h"),
+        ("bootmae_conv", "size=ti", "size='ti'; allowed: s, b, l, h, s12"),
+        ("three_targets", "teacher=beit", "teacher='beit'; allowed: clip, dino, encoder"),
     ],
 )
 def test_wrong_arguments(recipe, arg, line):
@@ -94,14 +99,20 @@ def folder(tmp_path_factory):
     return root
 
 
-def run(c, path, workdir):
-    """Two updates of a narrow copy; what the run said, and its losses."""
+def narrow(c):
+    """A copy of an MAE with 4-pixel patches of small images."""
     c.unlock()
-    c.data.path, c.steps, c.optimizer.schedule.warmup_steps, c.log_every = str(path), 2, 1, 1
-    c.batch_size = 8 * c.accum  # eight devices
     e, m = c.method.encoder, c.method
     e.width, e.depth, e.heads, e.patch, e.image_size = 16, 1, 2, 4, (16, 16)
     m.decoder.width, m.decoder.depth, m.decoder.heads = 16, 1, 2
+    return c
+
+
+def run(c, workdir, path=None):
+    """Two updates; what the run said."""
+    c.unlock()
+    c.data.path, c.steps, c.optimizer.schedule.warmup_steps, c.log_every = path, 2, 1, 1
+    c.batch_size = 8 * c.accum  # eight devices
     c.eval.probes, c.eval.error, c.eval.health, c.eval.pictures = None, None, None, None
     run = setup.make_run(c, str(workdir))
     train(run)
@@ -116,15 +127,56 @@ def run(c, path, workdir):
 def test_runs_on_photographs(folder, tmp_path):
     """Small data, its weights continued, and accumulation."""
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
-    run(load("recipes/small_data:labels"), folder / "photos", first)
-    said = run(load(f"recipes/continued:path={first}"), folder / "photos", second)
+    photos = str(folder / "photos")
+    run(narrow(load("recipes/small_data:labels")), first, photos)
+    said = run(narrow(load(f"recipes/continued:path={first}")), second, photos)
     assert f"weights: all of decoder, encoder from {first}" in said
     assert "schedule: from its beginning" in said
-    said = run(load("recipes/one_gpu:images=1024"), folder / "photos", third)
+    said = run(narrow(load("recipes/one_gpu:images=1024")), third, photos)
     assert "batch       32 = 8 devices x 1 x 4 accumulated" in said
 
 
 def test_runs_on_bands(folder, tmp_path):
-    c = load("recipes/multi_channel:bits=12")
-    said = run(c, folder / "bands", tmp_path / "run")
+    c = narrow(load("recipes/multi_channel:bits=12"))
+    said = run(c, tmp_path / "run", str(folder / "bands"))
     assert "image 16x16x12" in said
+
+
+# ------------------------------------------------------------------ compositions of no paper
+def test_bootmae_on_convolutions_joins_two_methods():
+    """Its encoder is MCMAE's, everything else BootMAE's but the spared class token."""
+    c, boot, conv = (load(name) for name in ("recipes/bootmae_conv", "bootmae", "mcmae"))
+    assert c.method.encoder == conv.method.encoder
+    same = lambda x: {k: v for k, v in x.method.to_dict().items() if k != "encoder"}
+    assert same(c) == same(boot)
+    task = schema.make_task(c, Clock(1, 1))
+    assert (task.encoder.num_prefix, task.num_masked) == (0, 147)
+    params = jax.eval_shape(task.init, jax.random.key(0))[0]
+    # keys and values come from a block of the transformer stage, 768 wide
+    cross = jax.tree.leaves(params["pixel_decoder"]["block_00"]["cross"])
+    assert 768 in {x.shape[0] for x in cross if x.ndim == 2}
+
+
+def test_three_targets_leave_each_other_out():
+    """A term of weight 0 takes its decoder, its target and an average that nobody reads with it."""
+    c = load("recipes/three_targets:path=random").unlock()
+    whole = schema.make_task(c, Clock(1, 1))
+    assert list(whole.targets) == ["pixel_target", "feature_target", "teacher_target"]
+    assert "CLIP" in str(whole.describe())
+    c.method.teacher.weight = c.method.feature.weight = 0.0
+    task = schema.make_task(c, Clock(1, 1))
+    params = jax.eval_shape(task.init, jax.random.key(0))[0]
+    assert sorted(params) == ["encoder", "pixel_decoder"]
+    assert task.init_frozen(jax.random.key(0)) == {} == task.init_ema(params)
+
+
+def test_class_of_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
+    """Its workdir names the file as it lies in a checkout or a wheel, not where it lies here."""
+    monkeypatch.chdir(tmp_path)
+    c = load("recipes/three_targets:demo,path=random").unlock()
+    assert c.task == "configs/recipes/three_targets.py:ThreeTargets"
+    c.method.encoder.depth = 1
+    said = run(c, tmp_path / "run")
+    table = [line.split()[0] for line in said.splitlines() if "_decoder = " in line]
+    assert table == ["pixel", "feature", "teacher"]
+    assert mimjax.load(tmp_path / "run").config.task == c.task

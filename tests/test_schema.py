@@ -22,28 +22,35 @@ from mimjax.data import configured
 from mimjax.data.decoding import Decoding
 from mimjax.data.sources import Photos, SourceConfig, Synthetic
 from mimjax.errors import ConfigError
-from mimjax.masking.base import Masking
-from mimjax.methods.bootmae import BootMAE
+from mimjax.losses import MSE, Cosine, Loss
+from mimjax.masking.base import Masking, Random
+from mimjax.masking.block import Block
+from mimjax.methods.beit import BEiT
 from mimjax.methods.cae import CAE
 from mimjax.methods.mae import MAE
+from mimjax.methods.parts import Average, Term
 from mimjax.models.clip import CLIPVision
-from mimjax.models.decoders import MAEDecoder
+from mimjax.models.decoders import InjectedDecoder, MAEDecoder
 from mimjax.models.vit import ViT
 from mimjax.run import setup
 from mimjax.run.sections import Settings, load
-from mimjax.schedules import Schedule
+from mimjax.schedules import Constant, Linear, Schedule
 from mimjax.sharding import make_mesh
 from mimjax.storage import config_version, settings
+from mimjax.targets.base import Target
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dino import DINO
+from mimjax.targets.own import OwnFeatures
 from mimjax.targets.vqgan import VQGAN
-from mimjax.task import Clock
+from mimjax.task import Clock, EncoderNetwork, Predictor
 from mimjax.train.boards import Board
 from mimjax.train.optimizers import AdamW, OptimizerConfig
 from mimjax.train.optimizers import Rule as OptimizerRule
 from mimjax.values import Count, Length, Positive, Range, Size, Text
 
-KINDS = ("random", "block", "block_random", "block_at_most", "grid")
+TARGETS = "CLIP, DallE, DINO, DVAE, EncoderFeatures, Joint, OwnFeatures, Pixels, PCA, VQGAN, VQKD"
+MASKINGS = "Random, Regular, Block, BlockAtMost, BlockRandom, Salient, Complementary"
+LOSSES = "MSE, L1, SmoothL1, Cosine, CrossEntropy, SoftCrossEntropy"
 PIXELS = " (pixel values are scaled to 0 to 1: divide by 255)"
 WRONG = {
     "mae": [
@@ -65,17 +72,25 @@ WRONG = {
         ("method.decoder.bias=Full", "full, qv"),
         ("method.decoder.init_scheme=MAE", "mae, bootmae, cae, beit"),
         ("method.decoder.depth=-1", "1 or more"),
-        ("method.masking.kind=blocks", ", ".join(KINDS)),
+        ("method.encoder.type=vits", "ViT, ConvViT, "),
+        ("method.decoder.type=ViT", "MAEDecoder, InjectedDecoder, Regressor, LatentDecoder, "),
+        ("method.masking.type=blocks", MASKINGS),
         ("method.masking.ratio=nan", "above 0 and below 1"),
-        ("method.masking.max_block=0", "1 or more, or None"),
-        ("method.masking.min_aspect=0.0", "above 0 up to 1"),
-        ("method.masking.roll_max=-1", "0 or more"),
+        ("method.masking.rounding=floor", "mae, cae"),
+        ("method.masking.weights=near", "none, neighbors, neighbors_mean"),
         ("method.mean=(123.7,116.3,103.5)", "0 to 1" + PIXELS),
         ("method.std=(58.4,57.1,57.4)", "above 0 up to 1" + PIXELS),
         ("method.std=(0.2,0.2,0)", "above 0 up to 1" + PIXELS),
-        ("method.pixel_norm=None", "none, mae, channel"),
-        ("method.target=pixel", "pixels, pca, features"),
-        ("method.pca_components=0", "1 or more"),
+        ("method.pixel_target.norm=None", "none, patch, channel"),
+        ("method.pixel_target.norm=mae", "none, patch, channel"),
+        ("method.pixel_target.type=pixel", TARGETS),
+        ("method.pixel_target=PCA method.pixel_target.components=0", "1 or more"),
+        ("method.pixel.loss.type=l2", LOSSES),
+        ("method.pixel.loss=SmoothL1 method.pixel.loss.beta=0.0", "above 0"),
+        ("method.pixel.normalize=layer", "none, target, both"),
+        ("method.pixel.schedule.type=ramp", "Linear, Cosine, Constant, "),
+        ("method.average=Average method.average.takes=next", "new, old"),
+        ("method.average=Average method.average.decay.type=EMA", "Linear, Cosine, Constant, "),
         ("optimizer.rule.type=adam", "AdamW, Lion, LARS, SGD"),
         ("optimizer.schedule.type=poly", "Linear, Cosine, Constant, MAECosine, BEiTCosine, WSD, "),
         ("optimizer.rule.b1=2.0", "0 up to below 1"),
@@ -116,40 +131,47 @@ WRONG = {
         ("keep_every=0", "1 or more, or None"),
     ],
     "bootmae": [
-        ("method.feature_norm=layer", "both, target, none"),
-        ("method.pixel_weight=-1.0", "0 or more"),
-        ("method.lambda_ramp=1.5", "0 to 1"),
-        ("method.teacher_fraction=0.0", "above 0 up to 1"),
-        ("method.ema_end=1.001", "0 up to below 1"),
+        ("method.masking.max_block=0", "1 or more, or None"),
+        ("method.masking.min_aspect=0.0", "above 0 up to 1"),
+        ("method.masking.roll_max=-1", "0 or more"),
+        ("method.masking.roll=row", "image, batch"),
+        ("method.pixel.weight=-1.0", "0 or more"),
+        ("method.feature.schedule.share=1.5", "0 to 1"),
+        ("method.feature_target.of=mean", "average, current"),
+        ("method.feature_target.masked_share=0.0", "above 0 up to 1, or None"),
+        ("method.average.decay.end=1.001", "0 up to below 1"),
+        ("method.average.networks=()", "numbers, each the name of a field of the method"),
         ("method.pixel_decoder.width=0", "1 or more, or None"),
+        ("method.pixel_decoder.head=conv", "linear, pixel, mlp"),
         ("method.pixel_decoder.width=50", "multiples of 4 (sine-cosine positions)"),
         ("method.feature_decoder.pos_embed=sincos", "sincos_xy, sincos_yx"),
     ],
     "beit": [
         ("method.head.init_scheme=torch", "mae, bootmae, cae, beit"),
-        ("method.distance=l2", "mse, cosine, smooth_l1"),
-        ("method.target.resample=cubic", "bicubic, bilinear, lanczos"),
-        ("method.target.size=(0,0)", "1 or more"),
-        ("method.target.encoder.vocab=0", "1 or more"),
-        ("method.target.mean=(127.5,127.5,127.5)", "0 to 1" + PIXELS),
+        ("method.code_target.resample=cubic", "bicubic, bilinear, lanczos"),
+        ("method.code_target.size=(0,0)", "1 or more"),
+        ("method.code_target.encoder.vocab=0", "1 or more"),
+        ("method.code_target.mean=(127.5,127.5,127.5)", "0 to 1" + PIXELS),
     ],
     "cae": [
         ("method.regressor.drop_path=1.0", "0 up to below 1"),
-        ("method.regressor.width=0", "1 or more, or None"),
-        ("method.regressor.width=54", "multiples of 4 (sine-cosine positions)"),
-        ("method.regressor.depth=-1", "0 or more"),
+        ("method.encoder.project=0", "1 or more, or None"),
+        ("method.encoder.project=54", "multiples of 4 (the regressor's sine-cosine positions)"),
+        ("method.regressor.depth=0", "1 or more"),
+        ("method.regressor.mlp_ratio=0.0", "above 0"),
         ("method.decoder.drop_path=-0.1", "0 up to below 1"),
         ("method.decoder.heads=0", "1 or more"),
-        ("method.align_weight=-2.0", "0 or more"),
-        ("method.align_target=teacher", "current, stale, ema"),
-        ("method.ema_decay=1.5", "0 up to below 1"),
+        ("method.align.weight=-2.0", "0 or more"),
+        ("method.align_target.of=stale", "average, current"),
     ],
     "caev2": [
-        ("method.head_order=fc", "ln_fc, fc_ln"),
-        ("method.loss_form=sum", "code, paper"),
-        ("method.visible_weight=-1.0", "0 or more"),
-        ("method.target.network.pos_embed=learnt", "sincos_xy, sincos_yx, learned, none"),
-        ("method.target.network.drop_path=1.0", "0 up to below 1"),
+        ("method.head.order=fc", "ln_fc, fc_ln"),
+        ("method.token.at=vis", "cls, visible, masked"),
+        ("method.token.weight=-1.0", "0 or more"),
+        ("method.teacher_target.network.pos_embed=learnt", "sincos_xy, sincos_yx, learned, none"),
+        ("method.teacher_target.network.drop_path=1.0", "0 up to below 1"),
+        # DINO's is a ViT, and no other encoder
+        ("method.teacher_target=DINO method.teacher_target.network.type=ConvViT", "ViT, "),
     ],
     "dvae": [
         ("method.reconstruction=l1", "mse, smooth_l1"),
@@ -165,10 +187,10 @@ WRONG = {
         ("method.encoder.width=54", "multiples of 4 (sine-cosine positions)"),
     ],
     "mrmae": [
-        ("method.select=best", "topk, sample, random"),
-        ("method.target_norm=layer", "none, layernorm, l2"),
-        ("method.mimic_at=head", "encoder, decoder"),
-        ("method.mimic_weight=-0.5", "0 or more"),
+        ("method.masking.select=best", "topk, sample"),
+        ("method.masking.reads=mimic", "mimic_target"),
+        ("method.mimic.normalize=l2", "none, target, both"),
+        ("method.mimic.weight=-0.5", "0 or more"),
     ],
 }
 ROWS = [(name, typed, line) for name, rows in WRONG.items() for typed, line in rows]
@@ -189,13 +211,18 @@ def checked(c):
 
 @pytest.mark.parametrize(("name", "typed", "line"), ROWS, ids=[f"{r[0]}-{r[1]}" for r in ROWS])
 def test_wrong_values_are_refused(name, typed, line, monkeypatch):
-    c = parse(monkeypatch, typed, config=f"configs/{name}.py:demo")
+    c = parse(monkeypatch, *typed.split(), config=f"configs/{name}.py:demo")
     with pytest.raises(ConfigError) as e:
         checked(c)
-    key = typed.partition("=")[0]
+    key = typed.split()[-1].partition("=")[0]
     assert str(e.value).startswith(f"{key}: ")
     assert f"; allowed: {line}" in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def of_codes(target):
+    """BEiT with vectors in place of codes."""
+    return BEiT(code_target=target, code=Term("code_target", "head", loss=MSE()))
 
 
 @pytest.mark.parametrize(
@@ -203,13 +230,22 @@ def test_wrong_values_are_refused(name, typed, line, monkeypatch):
     [
         (lambda: MAE(decoder=MAEDecoder(heads=0)), "method.decoder.heads: 0"),
         (lambda: MAE(mean=(123.7, 116.3, 103.5)), "method.mean: 123.7 in"),
-        (lambda: BootMAE(pixel_weight=-1.0), "method.pixel_weight: -1"),
-        (lambda: CAE(align_target="now"), "method.align_target: 'now'"),
-        (lambda: CLIP(CLIPVision(width=64, heads=5)), "method.target.network.heads: 5"),
-        (lambda: DINO(ViT(width=53, heads=2, pos_embed="learned")), "method.target.network.heads"),
-        (lambda: VQGAN(size=(8, -8)), "method.target.size: -8 in"),
-        (lambda: Masking(ratio=float("nan")), "method.masking.ratio: nan"),
-        (lambda: Masking(min_block=True), "method.masking.min_block: True"),
+        (
+            lambda: MAE(pixel=Term("pixel_target", "decoder", weight=-1.0)),
+            "method.pixel.weight: -1",
+        ),
+        (lambda: CAE(align_target=OwnFeatures("current", (12,))), "method.align_target.blocks: 12"),
+        (lambda: of_codes(CLIP(CLIPVision(width=64, heads=5))), "method.code_target.network.heads"),
+        (
+            lambda: of_codes(DINO(ViT(width=53, heads=2, pos_embed="learned"))),
+            "method.code_target.network.heads: 2",
+        ),
+        (lambda: BEiT(code_target=VQGAN(size=(8, -8))), "method.code_target.size: -8 in"),
+        (lambda: MAE(masking=Random(ratio=float("nan"))), "method.masking.ratio: nan"),
+        (lambda: BEiT(masking=Block(min_block=True)), "method.masking.min_block: True"),
+        (lambda: MAE(masking=MSE()), "method.masking: 'MSE'; allowed: Masking"),
+        (lambda: MAE(decoder=ViT()), "method.decoder: 'ViT'; allowed: Predictor"),
+        (lambda: MAE(average=ViT()), "method.average: 'ViT'; allowed: Average, or None"),
         (lambda: OptimizerConfig(rule=AdamW(b2=1.0)), "optimizer.rule.b2: 1.0"),
         (lambda: Decoding(channels=0), "data.channels: 0"),
         (lambda: Synthetic(length=0), "data.source.length: 0"),
@@ -224,7 +260,8 @@ def test_objects_made_in_python_are_checked(make, line):
 
 def test_learned_positions_have_any_width():
     """Only sine-cosine tables come in quarters."""
-    assert DINO(ViT(width=54, heads=2, pos_embed="learned")).network.width == 54
+    dino = of_codes(DINO(ViT(width=54, heads=2, pos_embed="learned")))
+    assert dino.width("head") == 54
     assert MAE(encoder=ViT(width=54, heads=2, pos_embed="learned")).encoder.width == 54
     with pytest.raises(ConfigError, match=r"method\.encoder\.width: 54; allowed: multiples of 4"):
         MAE(encoder=ViT(width=54, heads=2))
@@ -235,7 +272,8 @@ def test_what_is_none_can_be_given_and_taken_back(monkeypatch):
     given = parse(
         monkeypatch,
         *("steps=10", "data.path=/images", "optimizer.lr=1e-3", "optimizer.clip_norm=3"),
-        *("mesh.data=1", "method.encoder.layer_scale=1e-5", "method.masking.max_block=4"),
+        *("mesh.data=1", "method.encoder.layer_scale=1e-5"),
+        *("method.masking=Block", "method.masking.max_block=4"),
         *("data.value_range=(0.0,4095.0)", "method.encoder.fuse_layers=(0,1)"),
         "method.encoder.fuse_layers=(1,)",
     )
@@ -253,7 +291,8 @@ def test_what_is_none_can_be_given_and_taken_back(monkeypatch):
             "optimizer.lr=none",
             "optimizer.schedule.warmup_steps=None",
         ),
-        *("method.masking.max_block=None", "data.value_range=None", "eval.batch_size=None"),
+        *("method.masking=Block", "method.masking.max_block=4", "method.masking.max_block=None"),
+        *("data.value_range=None", "eval.batch_size=None"),
         "steps=7",
         "steps=None",
     )
@@ -279,10 +318,10 @@ def test_a_plain_number_is_a_square(typed, monkeypatch):
 
 def test_a_plain_number_in_a_config_is_a_square():
     c = helpers.CONFIGS["caev2"].get_config("demo").unlock()
-    c.method.encoder.image_size = c.method.target.size = 16
+    c.method.encoder.image_size = c.method.teacher_target.size = 16
     assert c.method.encoder.image_size == (16, 16)
     task = checked(c)
-    assert (task.encoder.image_size, task.target.size) == ((16, 16), (16, 16))
+    assert (task.encoder.image_size, task.teacher_target.size) == ((16, 16), (16, 16))
     c.method.encoder.update({"image_size": 24})
     assert schema.section(MAE, encoder={"image_size": 32}).encoder.image_size == (32, 32)
     plain = ConfigDict({"encoder": {"image_size": 32}})  # as from a file
@@ -405,7 +444,8 @@ def reachable():
     add(Settings())
     for c in SHIPPED:
         add(checked(c))
-    for base in (OptimizerRule, Schedule, SourceConfig, Board):
+    bases = (EncoderNetwork, Predictor, Masking, Target, Loss, Average)
+    for base in (*bases, OptimizerRule, Schedule, SourceConfig, Board):
         for cls in plugs.shipped(base).values():
             add(cls())
     return sorted(found, key=lambda cls: cls.__qualname__)
@@ -536,20 +576,99 @@ def test_a_module_s_settings_are_not_flax_s():
 class WithPart:
     """What a method may look like whose network may be left out."""
 
-    part: Masking | None = None
+    part: Random | None = None
     both: Size | None = None
 
 
 def test_a_part_may_be_left_out():
-    for thing in (WithPart(), WithPart(Masking(ratio=0.5))):
+    for thing in (WithPart(), WithPart(Random(ratio=0.5))):
         found = schema.build(WithPart, schema.section(thing), "method")
         assert found == thing
-    assert schema.build(WithPart, {"part": {"ratio": 0.25}}, "method").part == Masking(ratio=0.25)
+    assert schema.build(WithPart, {"part": {"ratio": 0.25}}, "method").part == Random(ratio=0.25)
     with pytest.raises(ConfigError, match=r"method\.part\.ratio: 2\.0; allowed: above 0"):
         schema.build(WithPart, {"part": {"ratio": 2.0}}, "method")
-    values.check(WithPart(Masking(), (8, 8)), "method")
+    values.check(WithPart(Random(), (8, 8)), "method")
 
 
 def test_sections_name_what_is_no_section():
     with pytest.raises(ConfigError, match=r"method\.encoder: 3; allowed: a section"):
         schema.build(MAE, ConfigDict({"encoder": 3}), "method")
+
+
+# ------------------------------------------------------------------ parts of a method
+def test_a_section_without_a_class_has_that_of_the_default():
+    """As sections of networks in older config.json files, and such as a user's config writes."""
+    beit = schema.build(BEiT, {"encoder": {"depth": 3}, "head": {"init_scheme": "mae"}}, "method")
+    assert beit.encoder == BEiT().encoder.clone(depth=3)  # the rest is BEiT's, not ViT's
+    assert beit.head == BEiT().head.clone(init_scheme="mae")
+    assert schema.build(MAE, {"average": {"evaluate": True}}, "method").average == Average(
+        evaluate=True
+    )
+    with pytest.raises(
+        ConfigError, match=r"method\.regressor\.type: missing; allowed: the class of"
+    ):
+        schema.build(MAE, {"regressor": {"depth": 2}}, "method")
+
+
+def test_a_class_in_a_config_brings_its_own_defaults():
+    """Short names are found, and nothing of the default part is kept."""
+    found = schema.build(BEiT, {"encoder": {"type": "vit", "use_mask_token": True}}, "method")
+    assert found.encoder == ViT(use_mask_token=True)
+    with pytest.raises(ConfigError, match=r"method\.encoder\.type: 'Salient'; allowed: ViT, ConvV"):
+        schema.build(BEiT, {"encoder": {"type": "Salient"}}, "method")
+
+
+def test_a_name_means_a_class_of_the_base_that_stands_there():
+    """There is a loss and a schedule that are called Cosine."""
+    term = {"loss": {"type": "cosine"}, "schedule": {"type": "Cosine", "end": 0.5}}
+    found = schema.build(MAE, {"pixel": term}, "method").pixel
+    assert (found.loss, found.schedule.end) == (Cosine(), 0.5)
+
+
+def test_annotations_of_parts_that_are_swapped():
+    """Of nested parts too, and of those that a section does not name."""
+    c = load("mae:demo").unlock()
+    hint = functools.partial(schema.annotation, Settings, c)
+    assert schema.plug_base(hint("method.pixel.schedule")) is Schedule
+    assert schema.plug_base(hint("method.encoder")) is EncoderNetwork
+    assert schema.plug_base(hint("method.average")) is Average
+    assert schema.plug_base(hint("method.average.decay")) is Schedule
+    assert values.parts(hint("method.decoder.mlp_ratio"))[2]
+    c.method.decoder = ConfigDict({"type": "InjectedDecoder"})
+    assert values.parts(hint("method.decoder.inject"))[2]
+    del c.method.decoder["type"]  # the default's, MAE's decoder
+    assert hint("method.decoder.inject") is None
+    assert hint("method.decoder.heads") == Count
+
+
+@pytest.mark.parametrize(
+    ("thing", "text"),
+    [
+        (ViT(), "ViT"),
+        (ViT(width=96, layer_scale=None, drop_path=0.10), "ViT(width=96, drop_path=0.1)"),
+        (InjectedDecoder(width=512, inject=None), "InjectedDecoder(width=512, inject=None)"),
+        (MAEDecoder().sized(ViT(), 768), "MAEDecoder(mlp_ratio=4)"),  # not what it derives
+        (Average(decay=Linear(end=0.5)), "Average(decay=Linear(end=0.5))"),
+        (Average(decay=Constant(0.99999)), "Average(decay=Constant(value=0.99999))"),
+        (CLIP(path="a b"), "CLIP(path='a b')"),
+        (Settings(seed=3), "Settings(seed=3)"),  # boards are made anew each time
+        (None, "None"),
+    ],
+)
+def test_a_part_in_one_line(thing, text):
+    assert schema.brief(thing) == text
+
+
+class Own(nn.Module):
+    """A network without a type of computation that could be set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WithNetwork:
+    network: nn.Module = Own()
+    other: ViT = ViT()
+
+
+def test_a_network_without_a_dtype_decides_by_itself():
+    found = schema.with_dtype(WithNetwork(), "bfloat16")
+    assert (found.network, found.other.dtype) == (Own(), "bfloat16")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from mimjax.data.augment import Augment, center_crop, fixed_box, random_resized_box
+from mimjax.data.augment import Augment, center_crop, crop_generator, fixed_box, random_resized_box
 from mimjax.task import ConfigError, View
 
 
@@ -25,6 +25,7 @@ def noise(height, width, seed=0):
 
 
 VIEW = {"image": View((32, 32))}
+ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 def test_random_resized_statistics():
@@ -111,6 +112,82 @@ def test_views_share_box_flip_and_color(crop, train, size):
         assert np.abs(halved - out["target_image"]).max() < 6
 
 
+TWO = {
+    "image": View((24, 24)),
+    "target_image": View((12, 12)),
+    "image2": View((24, 24), crop="image2"),
+    "target_image2": View((12, 12), crop="image2"),
+}
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "fixed", "none"])
+def test_another_crop_changes_nothing_of_the_first(crop):
+    """Images of a run stay what they are when a second crop is asked for, in any order."""
+    augment = Augment(crop=crop, color_jitter=0.4)
+    image, one = noise(60, 90), {k: v for k, v in TWO.items() if v.crop == "image"}
+    for seed in range(8):
+        alone = augment(image, one, np.random.default_rng(seed))
+        both = augment(image, TWO, np.random.default_rng(seed))
+        turned = augment(image, dict(reversed(TWO.items())), np.random.default_rng(seed))
+        assert list(both) == list(TWO)
+        for name in TWO:
+            np.testing.assert_array_equal(both[name], turned[name])
+        for name in one:
+            np.testing.assert_array_equal(both[name], alone[name])
+
+
+def test_a_crop_has_a_box_a_flip_and_a_jitter_of_its_own():
+    """Its views share them; they depend on its name and the example's generator alone."""
+    augment, size = Augment(color_jitter=0.4), (60, 90)
+    view = {"image": View((24, 24))}
+
+    def drawn(crop, seed):
+        return augment.params(size, view, crop_generator(crop, np.random.default_rng(seed)))
+
+    image, flips, jitters = noise(*size), set(), set()
+    for seed in range(40):
+        first, second, third = (drawn(crop, seed) for crop in ("image", "image2", "image3"))
+        assert len({first.box, second.box, third.box}) == 3
+        flips.add((first.flip, second.flip))
+        jitters |= {first.jitter, second.jitter, third.jitter}
+        assert drawn("image2", seed) == second
+        out = augment(image, TWO, np.random.default_rng(seed))
+        colored = image
+        for number, factor in second.jitter:
+            colored = ENHANCERS[number](colored).enhance(factor)
+        cut = colored.crop(second.box)
+        for name in ("image2", "target_image2"):
+            expected = np.asarray(cut.resize(TWO[name].size[::-1], Image.Resampling.BICUBIC))
+            expected = expected[:, ::-1] if second.flip else expected
+            np.testing.assert_array_equal(out[name], expected)
+    assert len(flips) == 4
+    assert len(jitters) == 120
+
+
+def test_the_crops_of_an_example_are_independent():
+    boxes = [
+        [
+            Augment().params((400, 400), VIEW, crop_generator(c, np.random.default_rng(seed))).box
+            for c in ("image", "image2")
+        ]
+        for seed in range(2000)
+    ]
+    (left, top, right, bottom), (left2, top2, right2, bottom2) = np.transpose(boxes, (1, 2, 0))
+    area, area2 = (right - left) * (bottom - top), (right2 - left2) * (bottom2 - top2)
+    pairs = ((area, area2), (left, left2), (top, top2), (left, top2))
+    assert all(abs(np.corrcoef(a, b)[0, 1]) < 0.08 for a, b in pairs)
+    quantiles = [0.1, 0.5, 0.9]  # the same distribution
+    np.testing.assert_allclose(
+        np.quantile(area, quantiles), np.quantile(area2, quantiles), rtol=0.1
+    )
+
+
+def test_evaluation_crops_are_centered_in_every_view():
+    out = Augment(color_jitter=0.4)(noise(60, 90), TWO, np.random.default_rng(0), train=False)
+    np.testing.assert_array_equal(out["image"], out["image2"])
+    np.testing.assert_array_equal(out["target_image"], out["target_image2"])
+
+
 def test_flip_rate_and_exactness():
     image = ramp(50, 50)
     augment = Augment(crop="none")
@@ -138,8 +215,7 @@ def test_color_jitter_is_torchvisions():
     assert 1.38 < max(factors) <= 1.4
     expected = image
     for number, factor in augment.params((32, 32), VIEW, np.random.default_rng(1)).jitter:
-        enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[number]
-        expected = enhance(expected).enhance(factor)
+        expected = ENHANCERS[number](expected).enhance(factor)
     out = augment(image, VIEW, np.random.default_rng(1))["image"]
     np.testing.assert_array_equal(out, np.asarray(expected))
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -16,22 +17,23 @@ from PIL import Image
 from mimjax.data import Augment, Pipeline, eval_batches, make_source
 from mimjax.data import prefetch as prefetch_module
 from mimjax.errors import RunError
+from mimjax.rng import example_seed
 from mimjax.task import ConfigError, View
 
 VIEWS = {"image": View((16, 24)), "target_image": View((8, 12), "lanczos")}
 ROOT = Path(__file__).parents[2]
 
 
-def half_masked(source):
+def half_masked(source, epoch):
     """Eight patches, four of them masked."""
     mask = np.zeros(8, bool)
     mask[source.sample(range(8), 4)] = True
-    return mask
+    return {"mask": mask}
 
 
-def make(length=50, batch_size=12, seed=3, views=VIEWS, mask_fn=half_masked, **augment):
+def make(length=50, batch_size=12, seed=3, views=VIEWS, sample=half_masked, **augment):
     source = make_source("synthetic", "train", length=length, side=20)
-    return Pipeline(source, views, Augment(**augment), mask_fn, batch_size, seed)
+    return Pipeline(source, views, Augment(**augment), sample, batch_size, seed)
 
 
 def assert_same(a, b):
@@ -59,7 +61,46 @@ def test_keys_shapes_and_types():
     }
     assert (batch["mask"].sum(1) == 4).all()
     assert (batch["label"] == batch["index"] % 10).all()
-    assert "mask" not in make(mask_fn=None).batch(0)
+    assert "mask" not in make(sample=None).batch(0)
+
+
+def several(source, epoch):
+    """Arrays of several kinds and shapes, one of them with a whole number as its epoch."""
+    ids = np.asarray(source.sample(range(8), 3), np.int32)
+    return {"ids_v": ids, "masks": np.eye(2, 8, dtype=bool), "epoch": np.int32(epoch)}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_all_that_the_sampler_makes_enters_the_batch(workers):
+    """With its own types and shapes; in training it knows the epoch, in evaluation it is 0."""
+    pipeline = make(sample=several)
+    with pipeline.iterate(3, 5, workers=workers) as iterator:
+        last, first = list(iterator)
+    made = {key: (last[key].dtype.name, last[key].shape) for key in ("ids_v", "masks", "epoch")}
+    assert made == {
+        "ids_v": ("int32", (12, 3)),
+        "masks": ("bool", (12, 2, 8)),
+        "epoch": ("int32", (12,)),
+    }
+    assert last["epoch"].tolist() == [0] * 12
+    assert first["epoch"].tolist() == [1] * 12
+    seed = example_seed(3, 1, int(first["index"][5]), "mask")
+    np.testing.assert_array_equal(first["ids_v"][5], several(random.Random(seed), 1)["ids_v"])
+    with eval_batches(pipeline.source, VIEWS, 50, several, 3, workers=workers) as iterator:
+        (whole,) = iterator
+    assert set(whole["epoch"]) == {0}
+    seed = example_seed(3, 0, 7, "eval_mask")
+    np.testing.assert_array_equal(whole["ids_v"][7], several(random.Random(seed), 0)["ids_v"])
+
+
+@pytest.mark.parametrize("name", ["image", "label", "index", "weight"])
+def test_a_sampler_cannot_replace_what_the_batch_has(name):
+    pipeline = make(sample=lambda source, epoch: {name: np.zeros(2)})
+    line = f"(?m)^sample: it makes {name}, and the batch has .*; allowed: other names$"
+    with pytest.raises(ConfigError, match=line):
+        pipeline.batch(0)
+    with pytest.raises(ConfigError, match=line):
+        next(eval_batches(pipeline.source, VIEWS, 6, pipeline.sample, 3))
 
 
 def test_batch_is_pure_and_depends_on_seed_and_epoch():
@@ -113,7 +154,7 @@ def test_host_slices_make_the_global_batch(hosts):
 
 def test_the_views_and_the_mask_do_not_change_the_crop():
     """Adding a tokenizer's view or a mask leaves the pixels of "image" alone."""
-    plain = make(views={"image": VIEWS["image"]}, mask_fn=None).batch(1)
+    plain = make(views={"image": VIEWS["image"]}, sample=None).batch(1)
     np.testing.assert_array_equal(plain["image"], make().batch(1)["image"])
 
 
@@ -142,9 +183,9 @@ def test_workers_change_nothing(workers):
         assert type(batch["image"]) is np.ndarray
 
 
-def test_a_closure_as_mask_function_reaches_workers():
+def test_a_closure_as_sampler_reaches_workers():
     count = 3
-    pipeline = make(mask_fn=lambda source: np.arange(8) < count)
+    pipeline = make(sample=lambda source, epoch: {"mask": np.arange(8) < count})
     with pipeline.iterate(0, 1, workers=1) as iterator:
         assert_same(next(iterator), pipeline.batch(0))
 
@@ -230,14 +271,18 @@ def test_fingerprint():
     base = make().fingerprint
     assert make().fingerprint == base
     assert make(seed=9).fingerprint == base  # the seed is the run's own
+    named = {"image": VIEWS["image"], "image_8x12_lanczos": VIEWS["target_image"]}
+    assert make(views=named).fingerprint == base  # a name decides no pixel
+    assert base == "965df8497bb1b5b9"  # of checkpoints that exist
     others = [
         make(length=51),
         make(batch_size=10),
         make(views={"image": View((16, 16))}),
         make(views={**VIEWS, "image": View((16, 24), "bilinear")}),
+        make(views={**VIEWS, "target_image": View((8, 12), "lanczos", crop="other")}),
         make(flip=0.0),
     ]
-    assert len({base, *[other.fingerprint for other in others]}) == 6
+    assert len({base, *[other.fingerprint for other in others]}) == 7
 
 
 def test_not_training_means_source_order_and_center_crops():

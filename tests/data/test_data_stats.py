@@ -49,16 +49,11 @@ def test_every_image_weighs_the_same(tmp_path):
 
 
 def test_overrides_are_read_back():
-    assert overrides(np.ones(1), np.ones(1), ["method"])[1] == "'--config.method.mean=(1.0000,)'"
-    text = " ".join(overrides(np.asarray([0.1, 0.25]), np.asarray([1 / 3, 0.5]), ["a", "a.b"]))
-    found = re.findall(r"'--config.(a[.b]*)\.(\w+)=(\S+)'", text)
-    assert [(s, k) for s, k, _ in found] == [
-        ("a", "mean"),
-        ("a", "std"),
-        ("a.b", "mean"),
-        ("a.b", "std"),
-    ]
-    assert ast.literal_eval(found[1][2]) == (0.3333, 0.5)
+    assert overrides(np.ones(1), np.ones(1))[1] == "'--config.method.mean=(1.0000,)'"
+    text = " ".join(overrides(np.asarray([0.1, 0.25]), np.asarray([1 / 3, 0.5])))
+    found = re.findall(r"'--config.method\.(\w+)=(\S+)'", text)
+    assert [key for key, _ in found] == ["mean", "std"]
+    assert ast.literal_eval(found[1][1]) == (0.3333, 0.5)
 
 
 def test_as_a_program(folder):

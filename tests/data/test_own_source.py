@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from mimjax import plugs, schema
-from mimjax.data import configured
+from mimjax.data import Augment, Pipeline, configured, make_source
 from mimjax.data.sources import find_source
 from mimjax.errors import ConfigError
+from mimjax.methods.mae import MAE
+from mimjax.models.vit import ViT
 from mimjax.task import Clock
 
 USERS = """
@@ -101,6 +103,45 @@ def test_a_worker_process_reads_a_user_s_own_source(users_file):
         np.testing.assert_array_equal(batch["label"], data.batch(step)["label"])
     assert len(made) == 2
     assert np.unique(made[0]["image"]).size > 4  # the tiles' shades
+
+
+PARTS = """
+import dataclasses
+
+import numpy as np
+
+from mimjax.masking.base import Random
+from mimjax.methods.mae import MAE
+
+
+@dataclasses.dataclass(frozen=True)
+class Later(Random):
+    def sample(self, rng, grid, epoch):
+        later = {"later": np.arange(3, dtype=np.int16) + 10 * epoch}
+        return super().sample(rng, grid, epoch) | later
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine(MAE):
+    pass
+"""
+
+
+@pytest.mark.parametrize("cls", ["Mine", None])
+def test_a_worker_process_draws_a_user_s_own_masks(tmp_path, cls):
+    """By the task itself, whose classes it imports before it unpickles them."""
+    (tmp_path / "parts.py").write_text(PARTS)
+    own = plugs.import_file(str(tmp_path / "parts.py"))
+    encoder = ViT(16, 1, 2, patch=8, image_size=(32, 32))
+    task = (getattr(own, cls) if cls else MAE)(encoder=encoder, masking=own.Later(ratio=0.5))
+    source = make_source("synthetic", "train", length=8, side=20)
+    data = Pipeline(source, task.views, Augment(), task.sample, 8, 0)
+    with data.iterate(0, 2, workers=1) as batches:
+        made = list(batches)
+    for step, batch in enumerate(made):
+        assert (batch["mask"].sum(1) == 8).all()
+        np.testing.assert_array_equal(batch["mask"], data.batch(step)["mask"])
+        np.testing.assert_array_equal(batch["later"], [np.arange(3) + 10 * step] * 8)
 
 
 def test_what_is_no_source_is_named(users_file):

@@ -1,5 +1,6 @@
 """Monitors without labels: what they measure, and a target that collapses."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,17 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from evaluators.evaluator_runs import SEED, made, measures, started
+from evaluators.evaluator_runs import SEED, bench, made, measures, started
 from scipy.stats import entropy
 
 from mimjax import sharding
-from mimjax.evaluators.health import Health, rankme, variance_share
+from mimjax.evaluators.health import Health, HealthMeasure, patches_of, rankme, variance_share
 from mimjax.methods.bootmae import BootMAE
 from mimjax.methods.cae import CAE
 from mimjax.methods.dvae import DiscreteVAE
+from mimjax.methods.parts import Average
 from mimjax.models.decoders import InjectedDecoder
 from mimjax.models.vit import ViT
-from mimjax.task import Clock
+from mimjax.targets.own import OwnFeatures
+from mimjax.task import Clock, Prepared
 from mimjax.train.program import make_program
 
 
@@ -63,12 +66,24 @@ def test_features_are_those_of_the_probes():
     assert values["feature_std"] == 0
 
 
+def test_an_average_that_is_evaluated_is_what_health_and_probes_read():
+    task, mesh, state = started()
+    task = dataclasses.replace(task, average=Average(evaluate=True))
+    blank = jax.tree.map(jnp.zeros_like, state.params["encoder"])
+    state = state.replace(ema={"encoder": blank})
+    ready = measures(task, mesh, probes=True, health=True, pictures=0)
+    assert dict(ready["health"](state, {}))["feature_std"] == 0
+    assert not ready["knn"].bank.read("pretrained", state)["mean of norm"].test.any()
+    assert ready["knn"].bank.read("untrained", state)["mean of norm"].test.any()
+
+
 @functools.cache
-def bootmae():
+def bootmae(masked_share=None):
     task = BootMAE(
         clock=Clock(1, 10),
         encoder=ViT(width=16, depth=2, heads=2, patch=2, image_size=(8, 8)),
-        pixel_decoder=InjectedDecoder(width=16, depth=1, heads=2),
+        feature_target=OwnFeatures(of="average", blocks=(-1,), masked_share=masked_share),
+        pixel_decoder=InjectedDecoder(width=16, depth=1, heads=2, inject=0),
         feature_decoder=InjectedDecoder(width=16, depth=1, heads=2),
     )
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -76,13 +91,15 @@ def bootmae():
     return task, mesh, program.init()
 
 
-def test_a_collapsed_average_is_named_in_a_warning():
-    task, mesh, state = bootmae()
+@pytest.mark.parametrize("masked_share", [None, 1.0, 0.5])
+def test_a_collapsed_average_is_named_in_a_warning(masked_share):
+    """Also where the average sees a part of the masked patches alone: the same ones in all."""
+    task, mesh, state = bootmae(masked_share)
     said = []
     options = {"error": False, "pictures": 0, "health": True}
     health = measures(task, mesh, warn=lambda *x: said.append(x), **options)["health"]
     values = dict(health(state, {}))
-    assert 0.01 < values["target_variance/features"] < 1
+    assert 0.01 < values["target_variance/feature_target"] < 1
     assert said == []
     # an average that sees no pixels: its features still differ from place to place
     ema = jax.tree.map(lambda x: x, state.ema)
@@ -90,10 +107,11 @@ def test_a_collapsed_average_is_named_in_a_warning():
         ema["encoder"]["patch_embed"]["kernel"]
     )
     values = dict(health(state.replace(ema=ema, step=jnp.int32(70)), {}))
-    assert values["target_variance/features"] < 1e-6
+    assert values["target_variance/feature_target"] < 1e-6
     ((step, text),) = said
     assert step == 70
-    assert "the target 'features' has collapsed: 100.0 % of it is the same for every image" in text
+    found = "the target 'feature_target' has collapsed: 100.0 % of it is the same for every image"
+    assert found in text
 
 
 def test_no_warning_where_none_is_asked_for():
@@ -102,14 +120,25 @@ def test_no_warning_where_none_is_asked_for():
     sections = {"health": Health(warn_below=0.0), "strict": Health(warn_below=1.0)}
     for e in made(task, mesh, sections, warn=lambda *x: said.append(x)):
         values = dict(e.measure(state, {}))
-        assert 0.01 < values["target_variance/features"] < 1
+        assert 0.01 < values["target_variance/feature_target"] < 1
         assert len(said) == (e.name == "strict")
 
 
 def test_which_targets_are_a_run_s_own():
-    tokens = jnp.zeros((2, 5, 3))
-    assert BootMAE(feature_weight=0.0).own_targets({"target": tokens}) == {}
-    assert CAE().own_targets({"target": tokens}) == {}
-    found = CAE(align_target="ema").own_targets({"align_tokens": tokens})
-    assert found["align_tokens"].shape == (2, 4, 3)  # without CLS
-    assert DiscreteVAE().own_targets({"image": tokens}) == {}
+    """Those that read its weights and are learned, of the current encoder as of an average."""
+    _, mesh, _ = started()
+    own = lambda task: HealthMeasure(bench(task, mesh)).own
+    alone = dataclasses.replace(BootMAE().feature, weight=0.0)
+    assert own(BootMAE()) == ["feature_target"]
+    assert own(BootMAE(feature=alone, average=None)) == []
+    assert own(CAE()) == ["align_target"]
+    assert own(DiscreteVAE()) == []
+
+
+def test_patches_are_compared_in_raster_order():
+    """Of the first image patches 0 and 2 are masked, of the second 1 and 2."""
+    ids = jnp.asarray([[1, 3], [0, 3]]), jnp.asarray([[0, 2], [1, 2]])
+    values = {p: 10.0 * i[..., None] for p, i in zip(("visible", "masked"), ids)}
+    prepared = Prepared(jnp.zeros((2, 2, 2, 3)), *ids, shown={"x": values}, shown_rows={"x": {}})
+    expected = jnp.broadcast_to(10.0 * jnp.arange(4)[:, None], (2, 4, 1))
+    np.testing.assert_array_equal(patches_of(prepared, "x"), expected)

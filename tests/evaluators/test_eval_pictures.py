@@ -1,4 +1,4 @@
-"""The evaluator that writes reconstructions: names, fixed images, tasks without pixels."""
+"""The evaluator that writes pictures: names, fixed images, tasks of which nothing can be shown."""
 
 import dataclasses
 import io
@@ -10,8 +10,11 @@ from evaluators.evaluator_runs import measures, started, step_later
 from PIL import Image
 
 from mimjax.methods.cae import CAE, ENCODER
+from mimjax.methods.parts import Term
+from mimjax.models.heads import LinearHead
 from mimjax.models.regressor import LatentDecoder, Regressor
 from mimjax.plots import reconstructions as pictures
+from mimjax.targets.own import OwnFeatures
 from mimjax.targets.pixels import Pixels
 from mimjax.task import TrainState
 
@@ -33,26 +36,29 @@ def test_writes_the_same_images_at_every_step():
     assert evaluator.painter.predict._cache_size() == 1
 
 
-def test_tasks_without_pixels_make_no_picture():
+def test_class_tokens_make_no_picture():
     task, mesh, state = started()
-    task = dataclasses.replace(task, target="pca", pca_components=12)  # as wide as a patch
-    frozen = task.init_frozen(None)
+    own, term = OwnFeatures(of="current"), Term("pixel_target", "decoder", at="cls")
+    task = dataclasses.replace(task, pixel_target=own, decoder=LinearHead(), pixel=term)
+    state = state.replace(params=task.init(jax.random.key(0))[0])
     files = {}
     made = measures(task, mesh, write=files.__setitem__)
-    assert list(made["pictures"](state, frozen)) == []
+    assert list(made["pictures"](state, {})) == []
     assert files == {}
+    assert made["pictures"].painter.possible is False
     assert "pictures" not in measures(task, mesh, pictures=0)
 
 
-def test_a_task_that_makes_its_own_columns():
-    """CAE with pixels: the paper's Figure 4 beside the prediction, in the task's order."""
+def test_the_order_of_the_columns_is_kept():
+    """CAE with pixels: the paper's Figure 4 beside the reconstruction."""
     files = {}
     _, mesh, _ = started()
     task = CAE(
         encoder=ENCODER.clone(width=16, depth=1, heads=2, patch=2, image_size=(8, 8)),
-        target=Pixels(),
+        code_target=Pixels(),
         regressor=Regressor(depth=1, heads=2),
         decoder=LatentDecoder(depth=1, heads=2),
+        code=Term("code_target", "decoder"),
     )
     params, _ = task.init(jax.random.key(0))
     state = TrainState(jnp.zeros((), jnp.int32), params, {}, {}, {})
@@ -62,7 +68,7 @@ def test_a_task_that_makes_its_own_columns():
     picture = np.asarray(Image.open(io.BytesIO(files["reconstruction_0000000.png"])))
     size = 8 * 16
     assert picture.shape[1] == 2 * pictures.MARGIN + 4 * (size + pictures.GAP) - pictures.GAP
-    assert evaluator.painter.order == ["original", "masked", "prediction", "no regressor"]
+    assert evaluator.painter.order == ["original", "masked", "reconstruction", "no regressor"]
     top = pictures.MARGIN + pictures.FONT_SIZE + 5
     column = lambda i: picture[top : top + size, pictures.MARGIN + i * (size + pictures.GAP) :]
     original, prediction = column(0)[:, :size], column(2)[:, :size]

@@ -1,6 +1,7 @@
 """Checks of golden files (numbers of the official code), one function per kind."""
 
 from golden_checks import (
+    beit,
     bootmae,
     cae,
     clip,
@@ -8,6 +9,7 @@ from golden_checks import (
     mae,
     mcmae,
     mrmae,
+    simmim,
     teachers,
     tokenizers,
     vqgan,
@@ -24,7 +26,7 @@ CHECKS = {
     "bootmae.masking": bootmae.masking,
     "bootmae.schedules": bootmae.schedules,
     "bootmae.init": bootmae.init,
-    "beit.pretrain": cae.beit,
+    "beit.pretrain": beit.pretrain,
     "beit.masking": cae.masking,
     "beit.interp": interp.beit,
     "cae.pretrain": cae.pretrain,
@@ -42,6 +44,9 @@ CHECKS = {
     "mrmae.pretrain": mrmae.pretrain,
     "mrmae.pretrain_clip": mrmae.pretrain,
     "mrmae.steps": mrmae.steps,
+    "simmim.pretrain": simmim.pretrain,
+    "simmim.steps": simmim.steps,
+    "simmim.masking": simmim.masking,
     "clip.hf": clip.hf,
     "clip.openai": clip.openai,
     "teacher.clip_hf": teachers.clip,

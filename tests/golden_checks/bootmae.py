@@ -1,5 +1,6 @@
 """BootMAE against the numbers of its official code."""
 
+import dataclasses
 import random
 
 import jax
@@ -7,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from golden_checks import common
-from mimjax.masking.base import Masking
-from mimjax.masking.block import block_mask, block_random_mask, neighbor_weight
-from mimjax.methods.bootmae import BootMAE
+from mimjax.losses import standardize
+from mimjax.masking.base import neighbor_weight
+from mimjax.masking.block import BlockRandom, block_mask, hide, shuffled
+from mimjax.methods.bootmae import BootMAE, Momentum
+from mimjax.methods.parts import Average
 from mimjax.models.decoders import InjectedDecoder
 from mimjax.models.vit import ViT, sincos_table
 from mimjax.patches import unpatchify
@@ -22,29 +25,33 @@ from mimjax.train import optimizers
 
 config = import_config("bootmae")
 
+TERMS = ("pixel", "feature")
+ROLL = BlockRandom().roll_max
 STYLE = {"pos_embed": "sincos_yx", "bias": "qv", "init_scheme": "bootmae"}
 
 
 def build(c, clock, masked):
+    """The task of a file's settings; `masked` is the number of masked patches."""
     grid = c["img"] // c["patch"]
-    encoder = ViT(c["dim"], c["depth"], c["heads"], c["patch"], (c["img"], c["img"]), **STYLE)
     return BootMAE(
         clock=clock,
-        encoder=encoder,
-        pixel_decoder=InjectedDecoder(width=c["dec_dim"], depth=c["dec_depth"]),
-        feature_decoder=InjectedDecoder(depth=c["dec_depth"]),
-        pixel_layer=c["fea_list"][0],
-        feature_layer=c["fea_list"][-1],
-        masking=Masking("block_random", common.ratio(masked, grid**2)),
-        feature_weight=c["lam"],
-        weighted_mask=c["weight_mask"],
-        ema_start=c["ema0"],
-        ema_end=0.99999 if c["ema_dyn"] else 0.9999,
+        encoder=ViT(c["dim"], c["depth"], c["heads"], c["patch"], (c["img"], c["img"]), **STYLE),
+        masking=BlockRandom(
+            common.ratio(masked, grid**2), weights="neighbors" if c["weight_mask"] else "none"
+        ),
+        pixel_decoder=InjectedDecoder(
+            width=c["dec_dim"], depth=c["dec_depth"], inject=c["fea_list"][0], head="pixel"
+        ),
+        feature_decoder=InjectedDecoder(depth=c["dec_depth"], inject=c["fea_list"][-1]),
+        feature=dataclasses.replace(BootMAE.feature, weight=c["lam"]),
+        average=Average(decay=Momentum(c["ema0"], end=0.99999 if c["ema_dyn"] else 0.9999)),
     )
 
 
-def optimizer(c):
+def optimizer(meta):
+    c = meta["config"]
     return common.optimizer(
+        meta,
         config.get_config().optimizer,
         {"min_lr": c["min_lr"], "warmup_epochs": c["warm"]},
         lr=c["lr"],
@@ -62,69 +69,69 @@ def pretrain(z, meta):
     average = common.arrays(z, "sd") | common.arrays(z, "ema")
     ema = load.from_torch(average, shapes, "bootmae")
     step, key = c["epoch"], step_key(0, "train", 0)
-    common.rel("lambda", task.lambda_(step), meta["effective_feature_weight"], 1e-6)
-    common.rel("decay", task.ema_decay(step), meta["ema_decay_used"], 1e-6)
-    common.check_groups(meta, optimizer(c), common.shapes(task), "bootmae")
+    common.rel("decay", task.average.decay(step, task.clock), meta["ema_decay_used"], 1e-6)
+    common.check_groups(meta, optimizer(meta), common.shapes(task), "bootmae")
 
     @jax.jit
-    def run(params, batch):
-        batch = task.prepare(ema, {}, batch, key, step, True)
+    def run(params, ema, batch):
+        prepared = common.inputs(task, params, batch, ema, step)
+        shown = common.inputs(task, params, batch, ema, step, train=False).shown
 
         def loss_fn(p):
-            out = task.loss(p, {}, batch, key, step, True)
+            out = task.loss(p, {}, prepared, key, step, True)
             return out.total, out.metrics
 
         (total, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-        return total, metrics, grads, batch, task.predict(params, batch, key, False, True)
+        decoders = {k: common.network(task, params, prepared, f"{k}_decoder") for k in TERMS}
+        return total, metrics, grads, prepared, shown, decoders
 
     batch = {"image": common.nhwc(z["in/images"]), "mask": z["in/mask"]}
-    total, metrics, grads, prepared, pred = run(params, batch)
+    total, metrics, grads, prepared, shown, decoders = run(params, ema, batch)
     common.rel("total", total, z["loss/total"], 1e-5)
-    for name in ("pixel", "feature"):
+    for name in TERMS:
         common.rel(name, metrics[f"loss/{name}"], z[f"loss/{name}"], 1e-5)
+    common.rel("lambda", metrics["weight/feature"], meta["effective_feature_weight"], 1e-6)
     common.check_gradients(z, grads, "bootmae")
-    outputs(z, task, params, prepared, pred)
+    targets(z, task, prepared, shown)
+    encoder(z, task, params, prepared)
+    ids = common.ids_of(prepared)
+    pred = {name: common.by_raster(found[0], ids) for name, found in decoders.items()}
+    common.close("pixel_pred", image(task, pred["pixel"]), z["out/pixel_pred"], 1e-4)
+    common.close("feat_pred", pred["feature"], z["out/feat_pred"], 1e-4)
+    for short, name in (("reg", "pixel"), ("pred", "feature")):
+        decoder(z, ids, short, c["dec_depth"], decoders[name][1])
 
 
-def outputs(z, task, params, batch, pred):
-    ids = np.concatenate([batch["ids_v"], batch["ids_m"]], axis=1)
-    grid, patch = task.encoder.grid, task.encoder.patch
-    close = lambda name, ours: common.close(name, ours, z[f"out/{name}"], 1e-4)
-    image = lambda x: unpatchify(x, grid, patch).transpose(0, 3, 1, 2)
-    close("pixel_pred", image(common.by_raster(pred["pixel"], ids)))
-    close("feat_pred", common.by_raster(pred["feature"], ids))
-    rows = np.asarray(batch["ids_m"])[..., None]
+def targets(z, task, prepared, shown):
+    """What is learned and how patches are weighed."""
+    rows = np.asarray(prepared.ids_m)[..., None]
     features = np.take_along_axis(z["out/feat_target"], rows, 1)
-    common.close("feat_target", batch["features"], features, 1e-4)
-    weight = np.take_along_axis(z["out/patch_weight"], rows[..., 0], 1)
-    common.close("patch_weight", batch["weight_m"], weight, 1e-6)
-    target = np.zeros((*ids.shape, batch["target"].shape[-1]), np.float32)
-    np.put_along_axis(target, rows, np.asarray(batch["target"]), 1)
-    np.put_along_axis(target, np.asarray(batch["ids_v"])[..., None], batch["visible_target"], 1)
-    close("pixel_target", image(target))
+    ours = shown["feature_target"]["masked"]
+    common.close("feat_target", ours, features, 1e-4)
+    normed = standardize(jnp.asarray(features))  # as the loss compares it
+    common.close("feat_target", prepared.targets["feature"]["masked"], normed, 1e-4)
+    weight = jnp.ones(rows.shape[:2]) if prepared.weight is None else prepared.weight
+    theirs = np.take_along_axis(z["out/patch_weight"], rows[..., 0], 1)
+    common.close("patch_weight", weight, theirs, 1e-6)
+    target = common.at_patches(shown["pixel_target"] | prepared.targets["pixel"])
+    target = common.by_raster(target, common.ids_of(prepared))
+    common.close("pixel_target", image(task, target), z["out/pixel_target"], 1e-4)
 
-    inside = common.intermediates(task.encoder, params["encoder"], batch["image"])
-    close("patch_embed", inside["patch_embed"])
-    f = jax.jit(task.encoder.apply)({"params": params["encoder"]}, batch["image"], batch["ids_v"])
+
+def image(task, x):
+    """Patches [b n d] as images of torch."""
+    return unpatchify(x, task.encoder.grid, task.encoder.patch).transpose(0, 3, 1, 2)
+
+
+def encoder(z, task, params, prepared):
+    """The tokens of the visible patches, block by block."""
+    inside = common.intermediates(task.encoder, params["encoder"], prepared.image)
+    common.close("patch_embed", inside["patch_embed"], z["out/patch_embed"], 1e-4)
+    read = {"params": params["encoder"]}, prepared.image, prepared.ids_v
+    f = jax.jit(task.encoder.apply)(*read)
     for i, block in enumerate(f.blocks):
         visible(f"enc_block{i}", block, z)
     visible("enc_norm", f.tokens, z)
-    for short, name, layer in (("reg", "pixel", task.pixel_layer), ("pred", "feature", -1)):
-        layer = layer if short == "reg" else task.feature_layer
-        args = f.tokens, f.blocks[layer], batch["ids_v"], batch["ids_m"], True
-        decoder = getattr(task, f"{name}_decoder")
-        inside = common.intermediates(decoder, params[f"{name}_decoder"], *args)
-        visible(f"{short}_down", inside["down"], z)
-        normed = common.by_raster(inside["norm"], ids)
-        common.close(f"{short}_norm", normed, z[f"out/{short}_norm"][:, 1:], 1e-4)
-        for i in range(decoder.depth):
-            mapped = {"": "", "_selfattn": "/attn", "_crossattn": "/cross"}
-            for suffix, ours in mapped.items():
-                key = f"out/{short}_block{i}{suffix}"
-                if key in z.files:
-                    x = np.asarray(inside[f"block_{i:02d}{ours}"])
-                    common.close(key, x[:, 0], z[key][:, 0], 1e-4)
-                    common.close(key, common.by_raster(x[:, 1:], ids), z[key][:, 1:], 1e-4)
 
 
 def visible(name, ours, z):
@@ -135,20 +142,32 @@ def visible(name, ours, z):
     common.close(name, np.asarray(ours)[:, 1:], theirs, 1e-4)
 
 
+def decoder(z, ids, short, depth, inside):
+    """The tokens of a decoder, layer by layer."""
+    visible(f"{short}_down", inside["down"], z)
+    normed = common.by_raster(inside["norm"], ids)
+    common.close(f"{short}_norm", normed, z[f"out/{short}_norm"][:, 1:], 1e-4)
+    for i in range(depth):
+        mapped = {"": "", "_selfattn": "/attn", "_crossattn": "/cross"}
+        for suffix, ours in mapped.items():
+            key = f"out/{short}_block{i}{suffix}"
+            if key in z.files:
+                x = np.asarray(inside[f"block_{i:02d}{ours}"])
+                common.close(key, x[:, 0], z[key][:, 0], 1e-4)
+                common.close(key, common.by_raster(x[:, 1:], ids), z[key][:, 1:], 1e-4)
+
+
 def steps(z, meta):
     c = meta["config"]
     spe = meta["steps"]
     task = build(c, Clock(spe, spe * c["epochs"]), c["mask_num"])
-    cfg = optimizer(c)
-
-    def ema(task, params):
-        like = {"encoder": common.shapes(task)["encoder"]}
-        return load.from_torch(common.arrays(z, "ema"), like, "bootmae")
-
-    common.rel("decay", task.ema_decay(c["epoch"] * spe), meta["ema_decay_used"], 1e-6)
-    clock = task.clock
-    start, state, losses = common.run_steps(z, meta, task, cfg, clock, ema, "bootmae")
-    for name in ("pixel", "feature"):
+    like = {"encoder": common.shapes(task)["encoder"]}
+    ema = load.from_torch(common.arrays(z, "ema"), like, "bootmae")
+    decay = task.average.decay(c["epoch"] * spe, task.clock)
+    common.rel("decay", decay, meta["ema_decay_used"], 1e-6)
+    cfg = optimizer(meta)
+    start, state, losses = common.run_steps(z, meta, task, cfg, ema, "bootmae")
+    for name in TERMS:
         ours = [m[f"loss/{name}"] for m in losses]
         common.rel(name, ours, z[f"loss/{name}"], 1e-5)
     before, after = load.to_torch(start, "bootmae"), load.to_torch(state.params, "bootmae")
@@ -177,12 +196,9 @@ def masking(z, meta):
         near = common.neighbour_fraction(masks)
         assert abs(near - data["gen_neighbour_masked"]) < 0.01, (near, data["gen_neighbour_masked"])
 
-        final = np.stack(
-            [
-                block_random_mask(rng, m.reshape(-1), case["mask_num"], 3).reshape(grid)
-                for m in masks
-            ]
-        )
+        shuffles = (shuffled(rng, m.reshape(-1)) for m in masks)
+        final = [hide(order, rng.randint(0, ROLL), case["mask_num"]) for order in shuffles]
+        final = np.stack(final).reshape(n, *grid)
         counts = np.bincount(final.sum((1, 2)), minlength=len(data["final_counts"]))
         np.testing.assert_array_equal(counts, data["final_counts"])
         score = common.z_scores(final.mean(0), n, data["final_freq"], n)
@@ -216,11 +232,11 @@ def schedules(z, meta):
     cfg = optimizers.OptimizerConfig(weight_decay=start, weight_decay_end=end)
     common.rel("wd", optimizers.weight_decay(cfg, clock)(step), z["wd"], 1e-6)
     epoch = np.arange(len(z["ema_dynamic"]))
-    task = BootMAE(Clock(1, len(z["feature_weight"])), ema_end=0.99999)
-    common.rel("ema_dynamic", task.ema_decay(epoch), z["ema_dynamic"], 1e-6)
-    static = BootMAE(Clock(1, 801), ema_end=0.9999)
-    common.rel("ema_static", static.ema_decay(epoch), z["ema_static"], 1e-6)
-    common.rel("feature_weight", task.lambda_(epoch), z["feature_weight"], 1e-6)
+    clock = Clock(1, len(z["feature_weight"]))
+    common.rel("ema_dynamic", Momentum(end=0.99999)(epoch, clock), z["ema_dynamic"], 1e-6)
+    common.rel("ema_static", Momentum(end=0.9999)(epoch, clock), z["ema_static"], 1e-6)
+    ours = BootMAE.feature.schedule(epoch, clock)
+    common.rel("feature_weight", ours, z["feature_weight"], 1e-6)
 
 
 def init(z, meta):

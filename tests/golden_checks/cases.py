@@ -11,8 +11,10 @@ import math
 import jax
 import numpy as np
 
-from golden_checks import cae, clip, common, mcmae, mrmae, teachers, tokenizers, vqgan
+from golden_checks import cae, clip, common, mcmae, mrmae, simmim, teachers, tokenizers, vqgan
 from mimjax import patches
+from mimjax.masking.views import Complementary
+from mimjax.models.attention import relative_index
 from mimjax.models.conv_vit import CBlock
 from mimjax.models.vit import ViT, sincos_table
 from mimjax.task import Clock
@@ -50,6 +52,23 @@ LATENT = {
     "decoder_num_heads": 4,
     "decoder_layer_scale_init_value": 0.1,
     "vocab": 16,
+}
+PIXELS = {
+    "dim": 8,
+    "depth": 2,
+    "heads": 2,
+    "patch": 4,
+    "img": 16,
+    "mlp_ratio": 3,
+    "qkv_bias": True,
+    "init_values": 0.1,
+    "use_ape": False,
+    "use_rpb": False,
+    "use_shared_rpb": True,
+    "mask_patch": 8,
+    "mask_ratio": 0.6,
+    "mask_count_units": 3,
+    "mask_seed": 3,
 }
 
 
@@ -151,7 +170,7 @@ def mcmae_pretrain(seed=1):
 
 def mcmae_fast(seed=2):
     c = CONV | {"mask_ratio": 0.75, "batch": 1}
-    state, tables = conv_state(mcmae.build(c, Clock(1, 1), fast=True), c, seed)
+    state, tables = conv_state(mcmae.build(c, Clock(1, 1), Complementary), c, seed)
     order = np.argsort(noise(seed, 1, 4), axis=1)
     mask = np.ones((4, 4), np.float32)
     np.put_along_axis(mask, order.reshape(4, 1), 0, axis=1)
@@ -229,11 +248,12 @@ def mrmae_pretrain_clip(seed=7):
     c |= {"clip": {"dim": 8, "depth": 1, "heads": 2}, "fuse_layers": [0]}
     task = mrmae.build(c, Clock(1, 1))
     state, tables = conv_state(task, c, seed)
-    frozen = weights(jax.eval_shape(task.init_frozen, jax.random.key(0)), seed + 1)
-    images, target = draw(seed, B, 3, 32, 32), task.target
+    like = jax.eval_shape(task.init_frozen, jax.random.key(0))["mimic_target"]
+    frozen = weights(like, seed + 1)
+    images, target = draw(seed, B, 3, 32, 32), task.mimic_target
     raw = common.nhwc(images) * np.asarray(patches.IMAGENET_STD) + patches.IMAGENET_MEAN
     view = ((raw - target.mean) / target.std).astype(np.float32)
-    encode = jax.jit(lambda x: target.encode_with_attention(frozen, {"image": x}, task.encoder))
+    encode = jax.jit(lambda x: target.encode_with_attention(frozen, x, task.encoder))
     hidden, heads = encode(view)
     attention = np.asarray(heads.mean(1))
     given = {
@@ -286,7 +306,7 @@ def cae_steps(seed=9):
 
 def caev2_paper(seed=10):
     c = LATENT | {"model_type": "caev2", "decoder_depth": 0, "num_out_dim": 12}
-    task = cae.build(c, Clock(1, 1), head_order="fc_ln", loss_form="paper")
+    task = cae.build_v2(c, Clock(1, 1), paper=True)
     state, tables = latent_state(task, c, seed)
     ours = {"decoder.head.": "head.fc.", "decoder.norm.": "head.ln."}
     for a, b in ours.items():
@@ -296,6 +316,42 @@ def caev2_paper(seed=10):
     wanted = {f"loss/{k}": () for k in ("visible", "masked", "total")}
     wanted |= dict.fromkeys(("out/visible_out", "out/masked_out"), (B, 8, 12))
     return {"config": c}, given, wanted | {"out/latent_visible_with_cls": (B, 9, 8)} | grads(state)
+
+
+# ------------------------------------------------------------------ SimMIM
+def simmim_state(c, seed):
+    """Parameters under the official names, and the file's table of relative positions."""
+    task = simmim.build(c, Clock(1, 1))
+    state = simmim.official(load.to_torch(weights(common.shapes(task), seed), "beit"))
+    index = relative_index(task.encoder.grid)
+    return state, {"encoder.rel_pos_bias.relative_position_index": index}
+
+
+def simmim_pretrain(seed=21):
+    c = PIXELS
+    state, index = simmim_state(c, seed)
+    given = {"in/images": draw(seed, B, 3, 16, 16), "in/mask": simmim.masks_of(c, (B, 16))}
+    wanted = {f"out/{name}": (B, 17, 8) for name in ("tokens_in", "enc_norm")}
+    wanted |= {f"out/enc_block{i}": (B, 17, 8) for i in range(c["depth"])}
+    wanted |= {"out/patch_embed": (B, 16, 8), "out/rel_pos_bias": (2, 17, 17)}
+    wanted |= {"out/head": (B, 48, 4, 4), "out/rec": (B, 3, 16, 16), "loss/total": ()}
+    return {"config": c}, given | named("sd", state | index), wanted | grads(state)
+
+
+def simmim_steps(seed=22):
+    """The rate rises, stays and falls in so many steps; clipping is active."""
+    n = 8
+    c = PIXELS | {"steps": n, "lr": 0.01, "warmup_lr": 0.001, "wd": 0.05, "clip_grad": 0.25}
+    c |= {"epochs": 3, "warmup_epochs": 0.25, "epoch": 0, "gamma": 0.1, "milestones": [0.5]}
+    state, index = simmim_state(c, seed)
+    given = {"in/images": draw(seed, n, B, 3, 16, 16), "in/mask": simmim.masks_of(c, (n, B, 16))}
+    free = sorted({*spared(state), "encoder.cls_token"})
+    rest = sorted(state.keys() - set(free))
+    groups = [{"weight_decay": c["wd"], "params": rest}, {"weight_decay": 0.0, "params": free}]
+    wanted = {"in/lr": (n,), "in/lr_table": (n * c["epochs"],), "out/grad_norm": (n,)}
+    wanted |= {"loss/total": (n,)} | {f"final/{k}": v.shape for k, v in state.items()}
+    meta = {"config": c, "param_groups": groups}
+    return meta, given | named("sd", state | index), wanted
 
 
 # ------------------------------------------------------------------ teachers and tokenizers
@@ -391,6 +447,8 @@ CASES = {
     "mrmae.pretrain": mrmae_pretrain,
     "mrmae.pretrain_clip": mrmae_pretrain_clip,
     "mrmae.steps": mrmae_steps,
+    "simmim.pretrain": simmim_pretrain,
+    "simmim.steps": simmim_steps,
     "clip.hf": clip_hf,
     "teacher.clip_hf": functools.partial(teacher_clip, "clip_hf_bare", 12),
     "teacher.clip_openai": functools.partial(teacher_clip, "clip_openai", 13),

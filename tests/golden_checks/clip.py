@@ -31,9 +31,9 @@ def tower(z, meta, layout):
     encoder = ViT(patch=patch, image_size=images.shape[1:3])
     like = jax.eval_shape(lambda key: target.init_frozen(key, encoder), jax.random.key(0))
     frozen = load.from_torch(common.arrays(z, "sd"), like)  # the layout is detected
-    hidden = jax.jit(lambda f, x: target.encode(f, {"image": x}, encoder))(frozen, images)
+    hidden = jax.jit(lambda f, x: target.encode(f, x, encoder))(frozen, images)
     features = np.asarray(target.read(frozen, hidden))
-    assert features.shape[-1] == target.out_dim(encoder)
+    assert features.shape[-1] == target.width(encoder)
     common.close("features", features, z["out/token_features"], 2e-5)
     back = load.to_torch(frozen, layout)
     assert back.keys() == common.arrays(z, "sd").keys()
@@ -54,4 +54,4 @@ def openai(z, meta):
         c = meta["config"]
         sides = [grid(s, c["patch_size"]) for s in (meta["resize_from"], c["img_size"])]
         table = resize_positions(jnp.asarray(frozen["clip"]["pos_embed"]), *sides)
-        common.close("positions", table, z["out/resized_positional_embedding"], 1e-6)
+        common.table("positions", table, z["out/resized_positional_embedding"], 1e-6)

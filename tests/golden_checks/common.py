@@ -15,10 +15,13 @@ from mimjax import rules, schema
 from mimjax.inference import published
 from mimjax.rng import step_key
 from mimjax.storage import settings
-from mimjax.task import TrainState
+from mimjax.targets.base import Target
+from mimjax.task import Known, TrainState, take
 from mimjax.torch_io.read import detect, load
 from mimjax.train import optimizers
 from mimjax.train.step import train_step
+
+PATCHES = ("visible", "masked")
 
 
 def arrays(z, prefix):
@@ -39,7 +42,12 @@ def shapes(task):
 
 
 def settings_of(task):
-    """Every setting of a task by dotted name; of a layer scale only whether there is one."""
+    """Every setting of a task by dotted name; of a layer scale only whether there is one.
+
+    Networks have the sizes that the encoder gives them.
+    """
+    sized = {name: task.network(name) for name in task.networks}
+    task = dataclasses.replace(task, **sized)
     flat = settings.flatten(schema.section(task).to_dict())
     return {k: bool(v) if k.endswith("layer_scale") else v for k, v in flat.items()}
 
@@ -52,35 +60,95 @@ def imported(sd, task):
     """
     c = ConfigDict({"task": schema.class_path(type(task)), "dtype": "float32"})
     c.method = schema.section(task)
-    m, decoder_heads = c.method, None
+    m, told = c.method, None
     if type(task.encoder) is not type(schema.defaults(type(task))["encoder"]):
         m.encoder.type = schema.class_path(type(task.encoder))
-    m.encoder.update({"width": 8, "depth": 9, "heads": 1, "mlp_ratio": 9.0, "image_size": (8, 8)})
+    wrong = {"width": 8, "depth": 9, "heads": 1, "mlp_ratio": 9.0, "image_size": (8, 8)}
     if "strides" in m.encoder:
-        wrong = {"strides": (2, 2, 1), "stage_depths": (9, 9), "stage_mlp_ratios": (9.0, 9.0)}
-        m.encoder.update(wrong | {"stage_widths": (4, 4)})
+        wrong |= {"strides": (2, 2, 1), "stage_depths": (9, 9), "stage_mlp_ratios": (9.0, 9.0)}
+        wrong |= {"stage_widths": (4, 4)}
     else:
-        m.encoder.update({"patch": 2, "pos_embed": "sincos_xy", "rel_pos": "none", "bias": "full"})
-    for name in ("decoder", "pixel_decoder", "feature_decoder", "regressor"):
-        if name in m and "depth" in m[name]:
-            m[name].depth = 9
-            if "width" in m[name]:
-                m[name].width = 4
-            if not name.endswith("_decoder"):
-                decoder_heads = getattr(task, name).heads
-            else:
-                m[name].heads = None  # the encoder's
-    if hasattr(getattr(getattr(task, "target", None), "network", None), "vocab"):
-        m.target.network.vocab = 3
+        wrong |= {"patch": 2, "pos_embed": "sincos_xy", "rel_pos": "none", "bias": "full"}
+    m.encoder.update(wrong)
+    for name in task.networks:
+        if "depth" in m[name]:
+            m[name].update({"depth": 9} | ({"width": 4} if "width" in m[name] else {}))
+            if m[name].get("mlp_ratio"):  # MAE's is the encoder's
+                m[name].mlp_ratio = 9.0
+            if getattr(task, name).heads is not None:  # else the encoder's
+                told = getattr(task, name).heads
+    for name, target in task.targets.items():
+        if hasattr(getattr(target, "network", None), "vocab"):
+            m[name].network.vocab = 3
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/published.safetensors"
         save_file({k: np.ascontiguousarray(v) for k, v in sd.items()}, path)
         held, _ = published.open_file(path, "auto", "--weights")
-    choice = published.Choice(task.encoder.heads, decoder_heads)
+    choice = published.Choice(task.encoder.heads, told)
     found = published.fit(c, held, None, choice)
     assert settings_of(found.task) == settings_of(task)
     assert not found.absent
     return jax.tree.map(jnp.asarray, found.params)
+
+
+# ------------------------------------------------------------------ the parts of a step
+@dataclasses.dataclass(frozen=True)
+class Given(Target):
+    """Values that a file holds: the batch brings them, of all tokens, under the target's name.
+
+    Where the class token looks comes as the name and "/attention".
+    """
+
+    kind: str = "vectors"
+    size: int = 1
+    num_prefix: int = 0
+    has_attention: bool = False
+
+    def width(self, encoder):
+        return self.size
+
+    def attention(self, encoder, seen):
+        return jnp.asarray(seen.batch[f"{seen.name}/attention"]), None
+
+    def values(self, encoder, seen, at):
+        return Known(take(jnp.asarray(seen.batch[seen.name]), self.num_prefix, seen.ids, at))
+
+
+def given(task, name, **options):
+    """`task` with a target `name` of the same kind and width whose values come with the batch."""
+    target = getattr(task, name)
+    new = Given(target.kind, target.width(task.encoder), target.num_prefix, target.has_attention)
+    return dataclasses.replace(task, **{name: dataclasses.replace(new, **options)})
+
+
+def state_of(params, ema=None, step=0):
+    """A run's state as targets read it."""
+    return TrainState(jnp.int32(step), params, {}, ema or {}, ())
+
+
+def inputs(task, params, batch, ema=None, step=0, train=True):
+    """What the loss reads, made by the task itself from a batch of normalized images."""
+    key = step_key(0, "train", 0)
+    return task.prepare(state_of(params, ema, step), {}, batch, key, train)[0]
+
+
+def network(task, params, prepared, name):
+    """What a network predicts at all patches, visible ones first, and what is inside of it."""
+    encoded, _ = task.predict(params, prepared, jax.random.key(0), False)
+    module = task.network(name)
+    args = module.inputs(encoded, PATCHES)
+    out = module.apply({"params": params[name]}, *args)
+    return at_patches(out), intermediates(module, params[name], *args)
+
+
+def at_patches(values):
+    """Values by place as those of all patches, visible ones first."""
+    return jnp.concatenate([values[place] for place in PATCHES], axis=1)
+
+
+def ids_of(prepared):
+    """Ids of the patches in the order of `at_patches`."""
+    return np.concatenate([prepared.ids_v, prepared.ids_m], axis=1)
 
 
 def nhwc(images):
@@ -100,13 +168,18 @@ def rel(name, ours, theirs, rtol):
     np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, rtol=rtol, err_msg=name)
 
 
+def table(name, ours, theirs, rtol):
+    """Positions, to so much of the largest number of the table."""
+    close(name, ours, theirs, rtol * np.abs(theirs).max())
+
+
 def by_raster(tokens, ids):
     """Patch tokens [b k d] given in the order `ids` [b k], sorted by patch."""
     return np.take_along_axis(np.asarray(tokens), np.argsort(ids, axis=1)[..., None], axis=1)
 
 
 def intermediates(module, params, *args, **kw):
-    """Outputs of every submodule, as {"block_00/attn": array}."""
+    """Outputs of submodules, as {"block_00/attn": array}; those of several calls side by side."""
 
     @jax.jit
     def run(params):
@@ -115,8 +188,12 @@ def intermediates(module, params, *args, **kw):
         )
         return state["intermediates"]
 
-    flat = jax.tree_util.tree_leaves_with_path(run(params))
-    return {rules.path_name(p).replace("/__call__", "").removesuffix("/0"): v for p, v in flat}
+    out = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(run(params)):
+        name, _, call = rules.path_name(path).rpartition("/__call__/")
+        if call.isdigit():
+            out[name] = jnp.concatenate([out[name], x], axis=1) if name in out else x
+    return out
 
 
 def check_gradients(z, grads, layout):
@@ -146,17 +223,27 @@ def check_groups(meta, cfg, params, layout):
         assert ours[group["weight_decay"] > 0] == set(group["params"])
 
 
-def optimizer(section, schedule, **changes):
-    """A config's optimizer with other settings; `schedule` holds those of its schedule."""
+def optimizer(meta, section, schedule, **changes):
+    """A config's optimizer with the file's settings; `schedule` holds those of its schedule.
+
+    What the file does not hold is the config's, which is the official code's.
+    """
     cfg = schema.build(optimizers.OptimizerConfig, section, "optimizer")
     schedule = dataclasses.replace(cfg.schedule, **schedule)
-    return dataclasses.replace(cfg, schedule=schedule, **changes)
+    rule = adam(meta, (cfg.rule.b1, cfg.rule.b2), cfg.rule.eps)
+    return dataclasses.replace(cfg, rule=rule, schedule=schedule, **changes)
 
 
-def run_steps(z, meta, task, cfg, clock, ema, layout):
+def adam(meta, betas, eps=1e-8):
+    """A file's AdamW; what it does not hold is the official code's, `betas` and `eps`."""
+    held = {"betas": betas, "eps": eps} | meta.get("adam", {})
+    return optimizers.AdamW(*held["betas"], held["eps"])
+
+
+def run_steps(z, meta, task, cfg, ema, layout):
     """The file's optimizer steps through the real train step; returns the final state, losses."""
-    config = meta["config"]
-    first = config["epoch"] * clock.steps_per_epoch
+    clock = task.clock
+    first = meta["config"]["epoch"] * clock.steps_per_epoch
     start = load.from_torch(arrays(z, "sd"), shapes(task), layout)
     lr = optimizers.learning_rate(cfg, clock, 256)
     decay = optimizers.weight_decay(cfg, clock)
@@ -168,7 +255,7 @@ def run_steps(z, meta, task, cfg, clock, ema, layout):
     rel("lr", [lr(first + i) for i in range(steps)], z["in/lr"], 1e-6)
     if "in/wd" in z.files:
         rel("wd", [decay(first + i) for i in range(steps)], z["in/wd"], 1e-6)
-    state = TrainState(np.int32(first), start, {}, ema(task, start), tx.init(start))
+    state = TrainState(np.int32(first), start, {}, ema, tx.init(start))
     step = jax.jit(functools.partial(train_step, task=task, tx=tx, seed=0))
     losses = []
     for i in range(steps):
@@ -212,9 +299,11 @@ def neighbour_fraction(masks):
     return total[masks].sum() / count[masks].sum()
 
 
-def sample(make, n, seed=0):
+def sample(masking, grid, n, seed=0):
+    """Masks [n h w] in the order in which a generator of this seed gives them."""
     rng = random.Random(seed)
-    return np.stack([make(rng) for _ in range(n)])
+    masks = np.stack([masking.sample(rng, grid, 0)["mask"] for _ in range(n)])
+    return masks.reshape(n, *grid)
 
 
 def check_init(z, meta, task, layout, tables):
@@ -236,8 +325,8 @@ def check_init(z, meta, task, layout, tables):
         assert abs(x.mean() - want["mean"]) <= 9 * want["std"] / np.sqrt(x.size), key
         if big:  # tells a uniform distribution from a normal one
             assert abs(np.abs(x).max() / want["absmax"] - 1) <= 0.05, (key, want)
-    for key, table in tables.items():  # a few rows of the table, CLS's zeros first
-        table = np.concatenate([np.zeros_like(table[:1]), table])
-        rows = [int(np.abs(table - row).max(1).argmin()) for row in z[key]]
+    for key, ours in tables.items():  # a few rows of the table, CLS's zeros first
+        ours = np.concatenate([np.zeros_like(ours[:1]), ours])
+        rows = [int(np.abs(ours - row).max(1).argmin()) for row in z[key]]
         assert rows == sorted(set(rows)), (key, rows)
-        close(key, table[rows], z[key], 1e-6)
+        table(key, ours[rows], z[key], 1e-6)

@@ -14,7 +14,7 @@ def beit(z, meta):
     common.close("dst_coords", np.arange(1.0 - target, target), z["out/dst_coords"], 0)
     grids = (source, source), (target, target)
     table = positions.resize_relative(z["in/rel_table"], *grids)
-    common.close("rel_table", table, z["out/rel_table"], 1e-6)
+    common.table("rel_table", table, z["out/rel_table"], 1e-6)
     grids = (meta["pos_from"],) * 2, (meta["pos_to"],) * 2
     pos = positions.resize_absolute(z["in/pos_embed"], *grids)
-    common.close("pos_embed", pos, z["out/pos_embed"], 1e-6)
+    common.table("pos_embed", pos, z["out/pos_embed"], 1e-6)

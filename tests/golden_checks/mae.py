@@ -4,18 +4,20 @@ import jax
 import numpy as np
 
 from golden_checks import common
-from mimjax.masking.base import Masking
+from mimjax.masking.base import Random
 from mimjax.methods.mae import MAE
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT, sincos_table
-from mimjax.rng import step_key
 from mimjax.run.config_files import import_config
 from mimjax.schedules import MAECosine
+from mimjax.targets.pixels import Pixels
 from mimjax.task import Clock
 from mimjax.torch_io.read import load
 from mimjax.train import optimizers
 
 config = import_config("mae")
+
+KEY = jax.random.key(0)
 
 
 def build(c, clock):
@@ -23,57 +25,55 @@ def build(c, clock):
         clock=clock,
         encoder=ViT(c["dim"], c["depth"], c["heads"], c["patch"], (c["img"], c["img"])),
         decoder=MAEDecoder(c["dec_dim"], c["dec_depth"], c["dec_heads"]),
-        masking=Masking("random", c["ratio"]),
-        pixel_norm="mae" if c["norm_pix"] else "none",
+        masking=Random(c["ratio"]),
+        pixel_target=Pixels("patch" if c["norm_pix"] else "none"),
     )
 
 
-def optimizer(c):
+def optimizer(meta):
+    c = meta["config"]
     schedule = {"min_lr": c["min_lr"], "warmup_epochs": c["warm"]}
     section = config.get_config().optimizer
-    return common.optimizer(section, schedule, lr=c["lr"], weight_decay=c["wd"])
+    return common.optimizer(meta, section, schedule, lr=c["lr"], weight_decay=c["wd"])
 
 
 def pretrain(z, meta):
     c = meta["config"]
     task = build(c, Clock(1, c["epochs"]))
     params = common.imported(common.arrays(z, "sd"), task)
-    common.check_groups(meta, optimizer(c), common.shapes(task), "mae")
+    common.check_groups(meta, optimizer(meta), common.shapes(task), "mae")
     mask = common.mask_from_noise(z["in/noise"], z["in/ids_keep"].shape[1])
     np.testing.assert_array_equal(mask, z["in/mask"])
-    key = step_key(0, "train", 0)
 
     @jax.jit
     def run(params, batch):
-        batch = task.prepare({}, {}, batch, key, c["epoch"], True)
-        loss_fn = lambda p: task.loss(p, {}, batch, key, c["epoch"], True).total
+        prepared = common.inputs(task, params, batch, step=c["epoch"])
+        shown = common.inputs(task, params, batch, step=c["epoch"], train=False).shown
+        loss_fn = lambda p: task.loss(p, {}, prepared, KEY, c["epoch"], True).total
         loss, grads = jax.value_and_grad(loss_fn)(params)
-        return loss, grads, batch, task.predict(params, batch, key, False, all_patches=True)
+        read = {"params": params["encoder"]}, prepared.image, prepared.ids_v
+        decoder = common.network(task, params, prepared, "decoder")
+        return loss, grads, prepared, shown, task.encoder.apply(*read), decoder
 
-    loss, grads, batch, pred = run(
-        params, {"image": common.nhwc(z["in/images"]), "mask": z["in/mask"]}
-    )
+    batch = {"image": common.nhwc(z["in/images"]), "mask": z["in/mask"]}
+    loss, grads, prepared, shown, f, (pred, inside) = run(params, batch)
     common.rel("loss", loss, z["loss/total"], 1e-5)
     common.check_gradients(z, grads, "mae")
 
-    ids = np.concatenate([batch["ids_v"], batch["ids_m"]], axis=1)
+    ids = common.ids_of(prepared)
     common.close("pred", common.by_raster(pred, ids), z["out/pred"], 1e-4)
-    target = common.by_raster(np.concatenate([batch["visible_target"], batch["target"]], 1), ids)
-    common.close("target", target, z["out/target"], 1e-4)
-    inside = common.intermediates(task.encoder, params["encoder"], batch["image"])
-    embed = inside["patch_embed"]
-    table = sincos_table(task.encoder.grid, c["dim"], "xy")
+    target = common.at_patches(shown["pixel_target"] | prepared.targets["pixel"])
+    common.close("target", common.by_raster(target, ids), z["out/target"], 1e-4)
+    embed = common.intermediates(task.encoder, params["encoder"], prepared.image)["patch_embed"]
     # the official hook sits before the positions are added
     common.close("patch_embed", embed, z["out/patch_embed"], 1e-4)
-    common.close("pos_embed", table, z["sd/pos_embed"][0, 1:], 1e-6)
-    f = jax.jit(task.encoder.apply)({"params": params["encoder"]}, batch["image"], batch["ids_v"])
+    table = sincos_table(task.encoder.grid, c["dim"], "xy")
+    common.table("pos_embed", table, z["sd/pos_embed"][0, 1:], 1e-6)
     for name, x in [(f"enc_block{i}", b) for i, b in enumerate(f.blocks)] + [("latent", f.tokens)]:
         theirs = z[f"out/{name}"]
         common.close(name, x[:, 0], theirs[:, 0], 1e-4)
         ordered = common.by_raster(theirs[:, 1:], z["in/ids_keep"])
         common.close(name, x[:, 1:], ordered, 1e-4)
-    args = f.tokens, batch["ids_v"], batch["ids_m"], True
-    inside = common.intermediates(task.decoder, params["decoder"], *args)
     for i in range(c["dec_depth"]):
         x = np.asarray(inside[f"block_{i:02d}"])
         theirs = z[f"out/dec_block{i}"]
@@ -94,9 +94,7 @@ def without_key_bias(key, size):
 def steps(z, meta):
     c = meta["config"]
     task = build(c, Clock(meta["steps"], meta["steps"] * c["epochs"]))
-    start, state, _ = common.run_steps(
-        z, meta, task, optimizer(c), task.clock, lambda task, params: {}, "mae"
-    )
+    start, state, _ = common.run_steps(z, meta, task, optimizer(meta), {}, "mae")
     common.check_movement(
         "final",
         load.to_torch(state.params, "mae"),
@@ -111,9 +109,9 @@ def masking(z, meta):
         data, grid = common.arrays(z, name), (case["grid"],) * 2
         mask = common.mask_from_noise(data["first16_noise"], case["len_keep"])
         np.testing.assert_array_equal(mask, data["first16_mask"].astype(bool))
-        masking = Masking("random", case["mask_ratio"])
+        masking = Random(case["mask_ratio"])
         assert masking.num_masked(grid) == grid[0] * grid[1] - case["len_keep"]
-        masks = common.sample(masking.sampler(grid), meta["n"]).reshape(-1, *grid)
+        masks = common.sample(masking, grid, meta["n"])
         counts = np.bincount(masks.sum((1, 2)), minlength=len(data["counts"]))
         np.testing.assert_array_equal(counts, data["counts"])
         score = common.z_scores(masks.mean(0), meta["n"], data["freq"].reshape(grid), meta["n"])
@@ -132,7 +130,7 @@ def schedules(z, meta):
     for key, table in common.arrays(z, "pos").items():
         width, side = map(int, key.split("_"))
         ours = sincos_table((side, side), width, "xy")[: len(table) - 1]
-        common.close(key, ours, table[1:], 1e-6)
+        common.table(key, ours, table[1:], 1e-6)
         assert not table[0].any()
 
 

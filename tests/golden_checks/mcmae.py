@@ -1,5 +1,7 @@
 """MCMAE (ConvMAE) and FastConvMAE against numbers of the official code."""
 
+import random
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import numpy as np
 from golden_checks import common
 from golden_checks.mae import without_key_bias
 from mimjax import rules
-from mimjax.masking.base import Masking
+from mimjax.masking.base import Random
+from mimjax.masking.views import Complementary
 from mimjax.methods.mcmae import MCMAE
 from mimjax.models.conv_vit import CBlock, ConvViT
 from mimjax.models.decoders import MAEDecoder
@@ -16,6 +19,7 @@ from mimjax.models.vit import sincos_table
 from mimjax.patches import patchify
 from mimjax.rng import step_key
 from mimjax.run.config_files import import_config
+from mimjax.targets.pixels import Pixels
 from mimjax.task import Clock
 from mimjax.torch_io.read import detect, load
 
@@ -25,7 +29,7 @@ KEY = step_key(0, "train", 0)
 VIEWS = 4  # of FastConvMAE, at its only ratio
 
 
-def build(c, clock, **kw):
+def build(c, clock, masking=Random):
     d1, d2, d3 = c["dims"]
     m1, m2, m3 = (float(r) for r in c["mlp_ratio"])
     encoder = ConvViT(
@@ -41,10 +45,9 @@ def build(c, clock, **kw):
     return MCMAE(
         clock,
         encoder,
+        masking=masking(c["mask_ratio"]),
+        pixel_target=Pixels("patch" if c["norm_pix_loss"] else "none"),
         decoder=MAEDecoder(c["dec_dim"], c["dec_depth"], c["dec_heads"]),
-        masking=Masking("random", c["mask_ratio"]),
-        pixel_norm="mae" if c["norm_pix_loss"] else "none",
-        **kw,
     )
 
 
@@ -66,25 +69,24 @@ def gradients(z, theirs):
 def check_positions(z, task):
     for key, net in (("pos_embed", task.encoder), ("decoder_pos_embed", task.decoder)):
         table = sincos_table(task.encoder.grid, net.width, "xy")
-        common.close(key, table, z[f"sd/{key}"][0], 1e-6)
+        common.table(key, table, z[f"sd/{key}"][0], 1e-6)
 
 
-def run(task, params, batch):
+def run(task, params, prepared):
     """Loss, gradients, features, predictions of all patches in raster order, what is inside."""
 
     @jax.jit
-    def all_of_it(params, batch):
-        loss = lambda p: task.loss(p, {}, batch, KEY, 0, True).total
+    def all_of_it(params, prepared):
+        loss = lambda p: task.loss(p, {}, prepared, KEY, 0, True).total
         total, grads = jax.value_and_grad(loss)(params)
-        read = batch["image"], batch["ids_v"]
+        read = prepared.image, prepared.ids_v
         f = task.encoder.apply({"params": params["encoder"]}, *read)
         inside = common.intermediates(task.encoder, params["encoder"], *read)
-        pred = task.predict(params, batch, KEY, False, all_patches=True)
+        pred, _ = common.network(task, params, prepared, "decoder")
         return total, grads, f, pred, inside
 
-    total, grads, f, pred, inside = all_of_it(params, batch)
-    ids = np.concatenate([batch["ids_v"], batch["ids_m"]], axis=1)
-    return total, grads, f, common.by_raster(pred, ids), inside
+    total, grads, f, pred, inside = all_of_it(params, prepared)
+    return total, grads, f, common.by_raster(pred, common.ids_of(prepared)), inside
 
 
 def to_cells(maps, grid):
@@ -119,9 +121,9 @@ def pretrain(z, meta):
     mask = common.mask_from_noise(z["in/noise"], keep.shape[1])
     np.testing.assert_array_equal(mask, z["out/mask"] == 1)
     batch = {"image": jnp.asarray(common.nhwc(z["in/images"])), "mask": jnp.asarray(mask)}
-    batch = task.prepare({}, {}, batch, KEY, 0, True)
-    np.testing.assert_array_equal(batch["ids_v"], np.sort(keep, axis=1))
-    total, grads, f, pred, inside = run(task, params, batch)
+    prepared = common.inputs(task, params, batch)
+    np.testing.assert_array_equal(prepared.ids_v, np.sort(keep, axis=1))
+    total, grads, f, pred, inside = run(task, params, prepared)
     common.rel("loss", total, z["loss/total"], 1e-5)
     common.rel("grad_norm", global_norm(grads), z["grad_norm"], 1e-4)
     gradients(z, load.to_torch(grads, "mcmae"))
@@ -130,13 +132,13 @@ def pretrain(z, meta):
     common.close("prefusion", f.blocks[-1], before, 1e-4)
     common.close("pred", pred, z["out/pred"], 1e-4)
     # the file keeps the patches as they are before their normalization
-    common.close("target", patchify(batch["image"], task.encoder.patch), z["out/target"], 1e-4)
+    common.close("target", patchify(prepared.image, task.encoder.patch), z["out/target"], 1e-4)
     stage_maps(z, task, inside, keep)
 
 
 def fast(z, meta):
     c = meta["config"]
-    task = build(c, Clock(1, 1), fast=True)
+    task = build(c, Clock(1, 1), Complementary)
     params = common.imported(common.arrays(z, "sd"), task)
     check_positions(z, task)
     order = np.argsort(z["in/noise"], axis=1, kind="stable")
@@ -146,11 +148,14 @@ def fast(z, meta):
     mask = np.ones((len(keep), order.shape[1]), bool)
     np.put_along_axis(mask, keep, False, axis=1)
     np.testing.assert_array_equal(mask, z["out/mask"] == 1)
-    image = jnp.tile(jnp.asarray(common.nhwc(z["in/images"])), (VIEWS, 1, 1, 1))
-    batch = {"image": image, "mask": jnp.asarray(mask)}
-    # train=False: the views are the file's
-    batch = task.prepare({}, {}, batch, KEY, 0, False)
-    total, grads, f, pred, inside = run(task, params, batch)
+    rows = len(order)
+    views = mask.reshape(VIEWS, rows, -1).swapaxes(0, 1)  # image by image, as the task has them
+    batch = {"image": jnp.asarray(common.nhwc(z["in/images"])), "mask": jnp.asarray(views)}
+    prepared = common.inputs(task, params, batch)
+    by_set = np.arange(VIEWS * rows).reshape(rows, VIEWS).T.reshape(-1)
+    prepared = jax.tree.map(lambda x: x[by_set], prepared)
+    np.testing.assert_array_equal(prepared.ids_v, np.sort(keep, axis=1))
+    total, grads, f, pred, inside = run(task, params, prepared)
     common.rel("loss", total, z["loss/total"], 1e-5)
     common.rel("grad_norm", global_norm(grads), z["grad_norm"], 1e-4)
     gradients(z, load.to_torch(grads, "mcmae"))
@@ -159,12 +164,14 @@ def fast(z, meta):
     common.close("prefusion", f.blocks[-1], before, 1e-4)
     common.close("pred", pred, z["out/pred"], 1e-4)
     stage_maps(z, task, inside, keep)
-    # the task's own views: the first is the mask's, together they fill the image
-    given = {"image": batch["image"][: len(order)], "mask": batch["mask"][: len(order)]}
-    views = task.prepare({}, {}, given, KEY, 0, True)["ids_v"].reshape(len(order), VIEWS, -1)
-    np.testing.assert_array_equal(views[:, 0], np.sort(keep[: len(order)], axis=1))
-    filled = np.sort(views.reshape(len(order), -1), axis=1)
+    # the task's own views fill the image together; evaluation reads the first of them alone
+    rng = random.Random(0)
+    views = np.stack([task.sample(rng, 0)["mask"] for _ in range(rows)])
+    own = common.inputs(task, params, batch | {"mask": jnp.asarray(views)})
+    filled = np.sort(np.asarray(own.ids_v).reshape(rows, -1), axis=1)
     np.testing.assert_array_equal(filled, np.broadcast_to(np.arange(order.shape[1]), order.shape))
+    first = common.inputs(task, params, batch, train=False).ids_v
+    np.testing.assert_array_equal(first, np.sort(keep[:rows], axis=1))
 
 
 def cblock(z, meta):
@@ -203,7 +210,7 @@ def steps(z, meta):
     task = build(c, clock)
     schedule = {"min_lr": o["min_lr"], "warmup_epochs": float(o["warmup_epochs"])}
     section = config.get_config().optimizer
-    cfg = common.optimizer(section, schedule, lr=o["lr"], weight_decay=o["wd"])
+    cfg = common.optimizer(meta, section, schedule, lr=o["lr"], weight_decay=o["wd"])
     check_decay(meta, cfg, common.shapes(task))
     keep = int(z["in/noise"].shape[-1] * (1 - c["mask_ratio"]))
     data = {
@@ -215,7 +222,7 @@ def steps(z, meta):
         "loss/total": z["loss/steps"],
     }
     start, state, _ = common.run_steps(
-        Arrays(data), {"config": {"epoch": 0}}, task, cfg, clock, lambda *_: {}, "mcmae"
+        Arrays(data), {"config": {"epoch": 0}}, task, cfg, {}, "mcmae"
     )
     common.check_movement(
         "final",
@@ -246,4 +253,4 @@ def posinterp(z, meta):
     for i, sides in enumerate(meta["config"]["pairs"]):
         grids = [(side, side) for side in sides]
         ours = resize_absolute(z[f"in/pos_{i}"], *grids, num_prefix=0)
-        common.close(f"pos_{i}", ours, z[f"out/pos_{i}"], 1e-5)
+        common.table(f"pos_{i}", ours, z[f"out/pos_{i}"], 1e-5)

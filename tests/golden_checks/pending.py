@@ -22,6 +22,5 @@ PENDING = {
     *(f"maskfeat.{k}" for k in ("hog", "masking", "pretrain")),
     "milan.pretrain",
     *(f"pixio.{k}" for k in ("encoder", "init", "masking", "pretrain", "steps")),
-    *(f"simmim.{k}" for k in ("masking", "pretrain", "steps")),
     "vqkd.train",
 }

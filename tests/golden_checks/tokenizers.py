@@ -50,7 +50,7 @@ def read(z, target, student):
 def run(target, student, frozen, images):
     """Hidden vectors, codes and codes of a few gathered tokens."""
     encode = jax.jit(functools.partial(target.encode, encoder=student))
-    hidden = encode(frozen, {"image": images})
+    hidden = encode(frozen, images)
     ids = jax.jit(target.read)(frozen, hidden)
     assert ids.dtype == np.int32
     np.testing.assert_array_equal(target.read(frozen, hidden[:, 1::2]), ids[:, 1::2])
@@ -64,8 +64,9 @@ def build_dalle(c):
 def dalle(z, meta):
     c, target = meta["config"], build_dalle(meta["config"])
     student = ViT(patch=16, image_size=tuple(2 * s for s in size(c)))  # a patch for each token
-    assert target.views(student)["target_image"].size == size(c)
-    assert target.out_dim(student) == c["vocab"]
+    [view] = target.views(student).values()
+    assert view.size == size(c)
+    assert target.width(student) == c["vocab"]
     frozen = read(z, target, student)
     images = common.nhwc(z["in/images"])
     if "in/images_raw" in z.files:

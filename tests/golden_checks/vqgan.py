@@ -3,11 +3,14 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from golden_checks import common
 from mimjax.models.vit import ViT
 from mimjax.models.vqgan import VQGANModel
+from mimjax.patches import HALF
+from mimjax.targets.base import Colors
 from mimjax.targets.vqgan import VQGAN
 from mimjax.torch_io.read import load
 
@@ -52,7 +55,7 @@ def check(z, target, frozen, suffix):
     encoder = ViT(patch=net.step, image_size=images.shape[1:3])  # one patch per code
     features = jax.jit(lambda p, x: net.apply(p, x, method=lambda m, x: m.encoder(x)))
     close("z", features(params, images), common.nhwc(theirs("z")))
-    hidden = jax.jit(functools.partial(target.encode, encoder=encoder))(frozen, {"image": images})
+    hidden = jax.jit(functools.partial(target.encode, encoder=encoder))(frozen, images)
     ids = target.read(frozen, hidden)
     np.testing.assert_array_equal(ids, theirs("ids").reshape(len(ids), -1))
     if f"out/logits{suffix}" in z.files:
@@ -63,10 +66,11 @@ def check(z, target, frozen, suffix):
         codes = frozen["vqgan"]["embed" if net.kind == "gumbel" else "embedding"]
         np.testing.assert_array_equal(codes[ids], tokens(theirs("z_q")))
     decoded = common.nhwc(theirs("decoded"))
+    colors = Colors(jnp.asarray(images), HALF, HALF)  # which pictures of codes do not read
     raw, pictures = jax.jit(
         lambda ids: (
             net.apply(params, ids, encoder.grid, method="decode"),
-            target.decode(frozen, ids, encoder),
+            target.decode(frozen, ids, encoder, colors),
         )
     )(ids)
     close("decoded", raw, decoded)

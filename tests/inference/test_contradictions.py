@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from mimjax import schema
 from mimjax.errors import ConfigError
-from mimjax.inference import contradictions
+from mimjax.inference import contradictions, teachers
 from mimjax.schema import section
 from mimjax.storage import settings
 from mimjax.storage.files import Workdir
@@ -29,16 +29,23 @@ def workdir(folder, name="mae", **overrides):
     return str(folder)
 
 
+KEY = "method.teacher_target.path"
+
+
 def student(teacher):
-    """CAE v2 with the small MAE encoder as its teacher, as the demos have it."""
+    """CAE v2 with the small MAE encoder as its teacher, every setting given."""
     c = helpers.small("caev2")
     network = task_of(teacher).encoder
     mean, std = teacher.method.mean, teacher.method.std
-    c.method.target = section(EncoderFeatures(network=network, mean=mean, std=std))
+    c.method.teacher_target = section(EncoderFeatures(network=network, mean=mean, std=std))
     return c
 
 
-def messages(path, readers, key="teacher.path"):
+def readers_of(c, owner="teacher_target"):
+    return task_of(c).frozen[owner].readers
+
+
+def messages(path, readers, key=KEY):
     said = []
     contradictions.check(path, key, readers, said.append)
     return said
@@ -55,16 +62,16 @@ def messages(path, readers, key="teacher.path"):
     ],
 )
 def test_a_teacher_s_workdir_with_other_settings(tmp_path, setting, value, words):
-    readers = task_of(student(helpers.small("mae"))).frozen_readers()
+    readers = readers_of(student(helpers.small("mae")))
     path = workdir(tmp_path, **{setting: value})
     with pytest.raises(ConfigError, match=words) as error:
         messages(path, readers)
-    assert str(error.value).startswith(f"teacher.path: {path}/config.json has ")
+    assert str(error.value).startswith(f"{KEY}: {path}/config.json has ")
 
 
 def test_a_teacher_s_workdir_with_the_same_settings(tmp_path):
     """Settings of training alone may differ."""
-    readers = task_of(student(helpers.small("mae"))).frozen_readers()
+    readers = readers_of(student(helpers.small("mae")))
     path = workdir(tmp_path, **{"method.encoder.drop_path": 0.2, "method.encoder.remat": True})
     assert readers.keys() == {"encoder"}
     assert messages(path, readers) == []
@@ -72,8 +79,8 @@ def test_a_teacher_s_workdir_with_the_same_settings(tmp_path):
 
 def test_a_tokenizer_s_workdir(tmp_path):
     c = helpers.small("cae")
-    c.method.target = section(DVAE(mean=(0.4, 0.5, 0.5)))
-    readers = task_of(c).frozen_readers()
+    c.method.code_target = section(DVAE(mean=(0.4, 0.5, 0.5), std=(0.5,) * 3, size=(32, 32)))
+    readers = readers_of(c, "code_target")
     with pytest.raises(ConfigError, match=r"mean \(0.5, 0.5, 0.5\) in encoder.*\(0.4, 0.5, 0.5\)"):
         messages(
             workdir(tmp_path, "dvae"), {k: v._replace(network=None) for k, v in readers.items()}
@@ -81,9 +88,11 @@ def test_a_tokenizer_s_workdir(tmp_path):
 
 
 def test_mae_s_teacher(tmp_path):
-    c = helpers.small("mae", **{"method.target": "features"})
+    """A teacher that follows the student is compared with the student's settings."""
+    c = helpers.small("mae", **{"method.pixel_target": EncoderFeatures(layer=-1)})
+    readers = readers_of(teachers.fill(c), "pixel_target")
     with pytest.raises(ConfigError, match="has heads 2 in encoder"):
-        messages(workdir(tmp_path, **{"method.encoder.heads": 2}), task_of(c).frozen_readers())
+        messages(workdir(tmp_path, **{"method.encoder.heads": 2}), readers)
 
 
 def test_weights_to_begin_with(tmp_path):

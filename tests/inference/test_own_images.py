@@ -1,5 +1,6 @@
 """Runs on a folder as people have it: four channels, not square, some files broken."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from mimjax.data.sources import Digits, Folder
 from mimjax.errors import ConfigError
 from mimjax.evaluators.pictures import Pictures
 from mimjax.inference import workdir as trained
+from mimjax.losses import MSE, Cosine
 from mimjax.methods.cae import CAE
 from mimjax.run import setup
 from mimjax.schema import section
@@ -160,8 +162,8 @@ def test_too_many_bad_files_stop_the_run(folder, tmp_path):
 def test_every_kind_of_method_reads_four_channels(name, folder):
     """Shapes of a whole update, traced; those of MAE and BootMAE have just been trained."""
     c = helpers.small(name, **FOUR | {"data.channels": 4})
-    if name in ("cae", "beit"):
-        c.method.target = section(Pixels(mean=c.method.mean, std=c.method.std))
+    if "code_target" in c.method:  # published tokenizers read three
+        c.method.code_target, c.method.code.loss = section(Pixels()), section(MSE())
     program = helpers.make(c)[1]
     assert program.abstract_batch["image"].shape[-1] == 4
     state, metrics = jax.eval_shape(
@@ -200,5 +202,7 @@ def test_what_does_not_fit_is_one_line(folder, tmp_path, overrides, line):
 
 
 def test_a_pretrained_teacher_of_three_channels_is_refused():
-    with pytest.raises(ConfigError, match=r"^method.target: CLIP reads 3 channels, but .* has 4"):
-        CAE(target=CLIP(), mean=FOUR["method.mean"], std=FOUR["method.std"])
+    code = dataclasses.replace(CAE().code, loss=Cosine())
+    line = r"^method.code_target: it reads 3 channels; allowed: 4, as method.mean has$"
+    with pytest.raises(ConfigError, match=line):
+        CAE(code_target=CLIP(), code=code, mean=FOUR["method.mean"], std=FOUR["method.std"])

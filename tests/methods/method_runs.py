@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimjax import patches
-from mimjax.masking.base import Masking
+from mimjax.masking.block import Block
 from mimjax.models.vit import ViT
 from mimjax.patches import patchify
 from mimjax.targets.base import Target
@@ -16,7 +16,7 @@ from mimjax.task import TrainState
 from mimjax.train.step import train_step
 
 KEY = jax.random.key(7)
-HALF = Masking("block", 0.5, max_block=None)  # 8 of 16 patches
+HALF = Block(0.5)  # 8 of 16 patches
 
 
 def encoder(**options):
@@ -25,8 +25,8 @@ def encoder(**options):
     return ViT(**base | {"bias": "qv", "layer_scale": 0.1} | options)
 
 
-def flat(batch, vit):
-    images = patches.normalize(batch["image"], patches.IMAGENET_MEAN, patches.IMAGENET_STD)
+def flat(images, vit):
+    images = patches.normalize(images, patches.IMAGENET_MEAN, patches.IMAGENET_STD)
     return patchify(images, vit.patch)
 
 
@@ -34,23 +34,23 @@ def flat(batch, vit):
 class Codes(Target):
     """A tokenizer that is no network: a code per patch from its mean; remembers what it reads."""
 
-    discrete: ClassVar[bool] = True
+    kind: ClassVar[str] = "codes"
     decodes: ClassVar[bool] = True
 
     vocab: int = 7
     seen: list = dataclasses.field(default_factory=list, compare=False)
 
-    def out_dim(self, encoder):
+    def width(self, encoder):
         return self.vocab
 
-    def encode(self, frozen, batch, encoder):
-        return flat(batch, encoder)
+    def encode(self, frozen, images, encoder):
+        return flat(images, encoder)
 
     def read(self, frozen, hidden, key=None):
         self.seen.append(hidden.shape)
         return jnp.floor(50 * hidden.mean(-1)).astype(jnp.int32) % self.vocab
 
-    def decode(self, frozen, values, encoder, image=None):
+    def decode(self, frozen, values, encoder, colors):
         grid = values.reshape(-1, *encoder.grid, 1) / (self.vocab - 1)
         grid = jnp.repeat(jnp.repeat(grid, encoder.patch, 1), encoder.patch, 2)
         return jnp.repeat(grid, 3, axis=3)
@@ -58,24 +58,35 @@ class Codes(Target):
 
 @dataclasses.dataclass(frozen=True)
 class Teacher(Target):
-    """A teacher with a CLS token that is no network; remembers what it reads."""
+    """A teacher with a class token that is no network; remembers what it reads."""
 
     num_prefix: ClassVar[int] = 1
 
-    width: int = 6
+    size: int = 6
     seen: list = dataclasses.field(default_factory=list, compare=False)
 
-    def out_dim(self, encoder):
-        return self.width
+    def width(self, encoder):
+        return self.size
 
-    def encode(self, frozen, batch, encoder):
-        x = flat(batch, encoder)
+    def encode(self, frozen, images, encoder):
+        x = flat(images, encoder)
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
-        return x @ jax.random.normal(jax.random.key(3), (x.shape[-1], self.width))
+        return x @ jax.random.normal(jax.random.key(3), (x.shape[-1], self.size))
 
     def read(self, frozen, hidden, key=None):
         self.seen.append(hidden.shape)
         return hidden
+
+
+@dataclasses.dataclass(frozen=True)
+class Looks(Teacher):
+    """A teacher that looks at bright patches, with two heads that agree."""
+
+    has_attention: ClassVar[bool] = True
+
+    def encode_with_attention(self, frozen, images, encoder):
+        bright = jax.nn.softmax(flat(images, encoder).mean(-1), axis=-1)
+        return self.encode(frozen, images, encoder), jnp.stack([bright, bright], axis=1)
 
 
 def raw_batch(size=4, masked=8, shape=(16, 16), counts=None, patch=4):
@@ -102,13 +113,27 @@ def start(task):
     return randomized(jax.jit(task.init)(jax.random.key(0))[0])
 
 
-def prepare(task, raw, train=True, ema=None):
-    """Compiled: eager calls of so many small operations take seconds."""
-    return jax.jit(lambda e, b: task.prepare(e, {}, b, KEY, 0, train))(ema or {}, raw)
+def state_of(task, params, tx=None):
+    """The state at step 0 with these parameters."""
+    opt_state = tx.init(params) if tx else ()
+    model_state = {k: t.init_state(task.encoder) for k, t in task.targets.items()}
+    return TrainState(jnp.int32(0), params, model_state, task.init_ema(params), opt_state)
 
 
-def loss(task, params, batch, train=True):
-    return jax.jit(lambda p, b: task.loss(p, {}, b, KEY, 0, train))(params, batch)
+def prepare(task, raw, params=None, train=True, frozen=None, pieces=1):
+    """What `loss` reads; compiled, because so many small operations take seconds one by one."""
+    state = state_of(task, start(task) if params is None else params)
+    run = lambda s, f, b: task.prepare(s, f, b, KEY, train, pieces)[0]
+    return jax.jit(run)(state, frozen or {}, raw)
+
+
+def loss(task, params, prepared, train=True):
+    return jax.jit(lambda p, b: task.loss(p, {}, b, KEY, 0, train))(params, prepared)
+
+
+def predict(task, params, prepared, train=False):
+    """What networks read, and what each predicts by place."""
+    return jax.jit(lambda p, b: task.predict(p, b, KEY, train))(params, prepared)
 
 
 def step(task, tx, state, raw, accum=1):
@@ -116,8 +141,11 @@ def step(task, tx, state, raw, accum=1):
     return run(state, raw)
 
 
-def state_of(task, tx, params):
-    return TrainState(jnp.int32(0), params, {}, task.init_ema(params), tx.init(params))
+def hidden_pixels(mask, patch=4):
+    """Where masked patches are, bool [b h w 1], of masks on a square grid."""
+    side = round(mask.shape[1] ** 0.5)
+    grid = mask.reshape(-1, side, side, 1)
+    return jnp.repeat(jnp.repeat(grid, patch, 1), patch, 2)
 
 
 def close(ours, theirs, atol=1e-5):

@@ -7,18 +7,19 @@ import numpy as np
 import optax
 import pytest
 
+from mimjax import patches
 from mimjax.errors import ConfigError
-from mimjax.masking.base import Masking
+from mimjax.masking.block import Block, BlockAtMost
 from mimjax.methods.beit import BEiT
 
 COUNTS = [7, 4, 7, 2]
 
 
-def make(kind="block_at_most", target=None, **options):
+def make(masking=None, **options):
     base = {"pos_embed": "none", "rel_pos": "shared", "init_scheme": "beit"}
     encoder = runs.encoder(**base | {"use_mask_token": True} | options)
-    target = target or runs.Codes()
-    return BEiT(encoder=encoder, masking=Masking(kind, 0.4, max_block=None), target=target)
+    masking = masking or BlockAtMost(0.4)
+    return BEiT(encoder=encoder, masking=masking, code_target=runs.Codes())
 
 
 def by_hand(task, params, raw):
@@ -26,10 +27,12 @@ def by_hand(task, params, raw):
 
     @jax.jit
     def run(params, raw):
-        batch = task.masked_batch(raw)
-        f = task.encoder.apply({"params": params["encoder"]}, batch["image"], None, batch["mask"])
-        codes = task.target.read({}, task.target.encode({}, raw, task.encoder))
-        return task.head.apply({"params": params["head"]}, f.tokens[:, 1:]), codes
+        image = patches.normalize(raw["image"], task.mean, task.std)
+        f = task.encoder.apply({"params": params["encoder"]}, image, None, raw["mask"])
+        target = task.code_target
+        codes = target.read({}, target.encode({}, raw["image"], task.encoder))
+        tokens = {"visible": f.tokens[:, 1:]}
+        return task.network("head").apply({"params": params["head"]}, tokens)["visible"], codes
 
     logits, codes = (np.asarray(x) for x in run(params, raw))
     logits = logits.astype(np.float64)
@@ -44,19 +47,19 @@ def test_the_loss_is_the_mean_over_truly_masked_patches(counts):
     task, raw = make(), runs.raw_batch(counts=counts)
     assert task.num_masked == 7
     params = runs.start(task)
-    out = runs.loss(task, params, runs.prepare(task, raw))
+    out = runs.loss(task, params, runs.prepare(task, raw, params))
     losses, hits = by_hand(task, params, raw)
     assert len(losses) == sum(counts)
     np.testing.assert_allclose(out.total, losses.mean(), rtol=1e-5)
-    np.testing.assert_allclose(out.metrics["loss/codes"], losses.mean(), rtol=1e-5)
-    np.testing.assert_allclose(out.metrics["accuracy"], hits.mean(), rtol=1e-5)
+    np.testing.assert_allclose(out.metrics["loss/code"], losses.mean(), rtol=1e-5)
+    np.testing.assert_allclose(out.metrics["accuracy/code"], hits.mean(), rtol=1e-5)
 
 
 def test_accumulation_changes_nothing():
     """Images of unequal counts in one micro-batch or two: weights are those of the whole batch."""
     task, raw, tx = make(), runs.raw_batch(counts=COUNTS), optax.sgd(1.0)
     params = runs.start(task)
-    results = [runs.step(task, tx, runs.state_of(task, tx, params), raw, a) for a in (1, 2)]
+    results = [runs.step(task, tx, runs.state_of(task, params, tx), raw, a) for a in (1, 2)]
     (one, metrics), (two, split) = results
     runs.close(two.params, one.params)
     runs.close(split, metrics)
@@ -68,7 +71,7 @@ def test_a_batch_without_a_masked_patch_has_no_loss_and_no_nan():
     """The official loss is then the mean of nothing."""
     task, raw = make(), runs.raw_batch(counts=[0] * 4)
     params = runs.start(task)
-    batch = runs.prepare(task, raw)
+    batch = runs.prepare(task, raw, params)
     loss = lambda p: task.loss(p, {}, batch, runs.KEY, 0, True).total
     value, grads = jax.jit(jax.value_and_grad(loss))(params)
     assert value == 0
@@ -76,21 +79,24 @@ def test_a_batch_without_a_masked_patch_has_no_loss_and_no_nan():
 
 
 def test_masked_pixels_are_not_seen():
-    task, raw = make("block"), runs.raw_batch(masked=7)
-    params, batch = runs.start(task), runs.prepare(task, raw)
-    hidden = jnp.repeat(jnp.repeat(raw["mask"].reshape(4, 4, 4, 1), 4, 1), 4, 2)
-    changed = batch | {"image": jnp.where(hidden, 9.0, batch["image"])}
-    before, after = (runs.loss(task, params, b).preds["pred"] for b in (batch, changed))
+    task, raw = make(Block(0.4)), runs.raw_batch(masked=7)
+    params = runs.start(task)
+    batch = runs.prepare(task, raw, params)
+    changed = jnp.where(runs.hidden_pixels(raw["mask"]), 9.0, batch.image)
+    before, after = (
+        runs.loss(task, params, b).predictions["code"].values["masked"]
+        for b in (batch, batch.replace(image=changed))
+    )
     np.testing.assert_array_equal(before, after)
 
 
 def test_only_masked_tokens_are_read():
     task, raw = make(), runs.raw_batch(counts=COUNTS)
     runs.prepare(task, raw)
-    assert task.target.seen == [(4, 7, 48)]
+    assert task.code_target.seen == [(4, 7, 48)]
     out = runs.prepare(task, raw, train=False)
-    assert task.target.seen[1:] == [(4, 7, 48), (4, 9, 48)]
-    assert out["visible_codes"].shape == (4, 9)
+    assert sorted(task.code_target.seen[1:]) == [(4, 7, 48), (4, 9, 48)]
+    assert out.shown["code_target"]["visible"].shape == (4, 9)
 
 
 def test_an_image_that_is_not_square():
@@ -98,9 +104,9 @@ def test_an_image_that_is_not_square():
     assert task.num_masked == 10
     params = runs.start(task)
     assert params["encoder"]["rel_pos"]["table"].shape == (7 * 11 + 3, 2)
-    assert np.isfinite(runs.loss(task, params, runs.prepare(task, raw)).total)
+    assert np.isfinite(runs.loss(task, params, runs.prepare(task, raw, params)).total)
 
 
 def test_an_encoder_without_mask_token_is_refused():
-    with pytest.raises(ConfigError, match=r"method\.encoder\.use_mask_token"):
+    with pytest.raises(ConfigError, match=r"method\.code\.at: 'masked' of.*; allowed: visible"):
         make(use_mask_token=False)

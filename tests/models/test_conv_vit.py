@@ -1,6 +1,7 @@
 """The hierarchical encoder: what is masked stays unseen, and leaving it out changes nothing."""
 
 import functools
+import random
 
 import helpers
 import jax
@@ -12,14 +13,14 @@ from safetensors.numpy import save_file
 from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.inference.weights import read_params
-from mimjax.masking.base import Masking
+from mimjax.masking.views import Complementary
 from mimjax.methods.mcmae import MCMAE
 from mimjax.models.conv_vit import CONV_ALTERNATIVES, CONV_SIZES, ConvViT, depthwise, neighbors
 from mimjax.models.vit import sincos_table
 from mimjax.rng import step_key
 from mimjax.rules import paths
 from mimjax.run.config_files import import_config
-from mimjax.task import Clock
+from mimjax.task import Clock, TrainState
 from mimjax.torch_io.read import detect, load
 from mimjax.torch_io.read import sizes as derive
 
@@ -190,14 +191,13 @@ def test_bfloat16_keeps_statistics_and_loss_in_float32():
     task, _ = helpers.make(c)
     params, _ = jax.jit(task.init)(jax.random.key(0))
     batch = jax.tree.map(jnp.asarray, helpers.batches(c, task, 1)[0])
-    batch = task.prepare({}, {}, batch, jax.random.key(1), 0, True)
+    state = TrainState(jnp.int32(0), params, {}, {}, ())
+    batch, _ = task.prepare(state, {}, batch, jax.random.key(1), True)
     loss = lambda p: task.loss(p, {}, batch, jax.random.key(2), 0, True).total
     total, grads = jax.jit(jax.value_and_grad(loss))(params)
     assert total.dtype == jnp.float32
     assert all(x.dtype == jnp.float32 and np.isfinite(x).all() for x in jax.tree.leaves(grads))
-    tokens = task.encoder.apply(
-        {"params": params["encoder"]}, batch["image"], batch["ids_v"]
-    ).tokens
+    tokens = task.encoder.apply({"params": params["encoder"]}, batch.image, batch.ids_v).tokens
     assert tokens.dtype == jnp.bfloat16
 
 
@@ -261,18 +261,18 @@ def test_a_file_shows_all_sizes_but_heads():
 
 def test_fast_views_fill_the_image():
     net, _, images, _ = made("official")
-    task = MCMAE(Clock(1, 1), net, masking=Masking(), fast=True)
-    mask = np.ones((3, 8), bool)
-    mask[:, [2, 5]] = False
-    batch = {"image": images, "mask": jnp.asarray(mask)}
-    train = task.prepare({}, {}, batch, step_key(0, "train", 0), 0, True)
-    views = np.asarray(train["ids_v"]).reshape(3, 4, 2)
-    np.testing.assert_array_equal(views[:, 0], [[2, 5]] * 3)
+    task = MCMAE(encoder=net, masking=Complementary())
+    masks = np.stack([task.sample(random.Random(i), 0)["mask"] for i in range(3)])
+    batch = {"image": images, "mask": jnp.asarray(masks)}
+    state = TrainState(jnp.int32(0), {}, {}, {}, ())
+    prepare = lambda train: task.prepare(state, {}, batch, step_key(0, "train", 0), train)[0]
+    train = prepare(True)
+    views = np.asarray(train.ids_v).reshape(3, 4, 2)
     np.testing.assert_array_equal(np.sort(views.reshape(3, 8), axis=1), [range(8)] * 3)
     assert np.any(views[0] != views[1])  # dealt out by chance
-    np.testing.assert_array_equal(train["image"][4:8], np.broadcast_to(images[1], (4, 32, 64, 3)))
-    evaluated = task.prepare({}, {}, batch, step_key(0, "train", 0), 0, False)
-    assert evaluated["ids_v"].shape == (3, 2)
+    np.testing.assert_array_equal(train.image[4:8], np.broadcast_to(images[1], (4, 32, 64, 3)))
+    evaluated = prepare(False)
+    np.testing.assert_array_equal(evaluated.ids_v, views[:, 0])  # the first set alone
 
 
 MISTAKES = {
@@ -301,9 +301,8 @@ def test_bad_input_is_one_line(name):
 
 def test_fast_needs_sets_that_fill_the_image():
     net = made("official")[0]
-    for masking in (Masking(ratio=0.6), Masking("grid")):
-        with pytest.raises(ConfigError, match=r"method\.fast: .* allowed: random masking"):
-            MCMAE(encoder=net, masking=masking, fast=True)
+    with pytest.raises(ConfigError, match=r"method\.masking\.ratio: 0\.6 shows 3 of 8 patches"):
+        MCMAE(encoder=net, masking=Complementary(ratio=0.6))
 
 
 def random_params(task):

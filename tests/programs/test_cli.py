@@ -1,6 +1,7 @@
 """The command line: the table of programs, the parser's two passes, and errors in one line."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
 from typing import Annotated, ClassVar, Literal
@@ -12,9 +13,25 @@ from ml_collections import ConfigDict
 from mimjax import __main__ as front
 from mimjax import schema, stopping
 from mimjax.errors import ConfigError, UserCodeError
+from mimjax.losses import Cosine, SmoothL1
+from mimjax.masking.base import Random
+from mimjax.methods.bootmae import Lambda
+from mimjax.methods.mae import MAE
+from mimjax.methods.parts import Average, Term
+from mimjax.models.conv_vit import ConvViT
+from mimjax.models.heads import LinearHead
+from mimjax.models.vit import ViT
 from mimjax.programs import cli, completion, config, parser, usage
 from mimjax.programs.parser import Override
 from mimjax.run import config_files
+from mimjax.schedules import Cosine as CosineSchedule
+from mimjax.schedules import Linear
+from mimjax.targets.clip import CLIP
+from mimjax.targets.dino import DINO
+from mimjax.targets.dvae import DVAE
+from mimjax.targets.encoder import EncoderFeatures
+from mimjax.targets.joint import Joint
+from mimjax.task import Clock
 from mimjax.values import Count, Number, Size, Text
 
 
@@ -128,7 +145,7 @@ def test_a_name_beside_a_folder_and_a_file(tmp_path, monkeypatch):
 
 def test_a_comma_that_is_quoted(monkeypatch):
     config_file = helpers.CONFIGS["caev2"]
-    assert config_file.get_config('path="a,b",size=l').teacher.path == "a,b"
+    assert config_file.get_config('path="a,b",size=l').method.teacher_target.path == "a,b"
     with pytest.raises(ConfigError, match=r"config argument path=.*a quote that is closed"):
         config_file.get_config('path="a,b')
 
@@ -165,46 +182,178 @@ def test_the_last_value_wins():
     assert c.seed == 2
 
 
+def method_of(name, *texts):
+    """The method that a command line describes."""
+    words = [f"--config.method.{text}" for text in texts]
+    c = helpers.config_of(f"--config={name}", *words)
+    return schema.make_task(c, Clock(10, 100))
+
+
 def test_a_target_is_swapped_and_its_options_are_set():
     """Whatever the order on the command line; options of the old target are unknown."""
-    words = ["--config.method.target.network.depth=5", "--config.method.target=dino"]
-    c = helpers.config_of("--config=caev2", *words, "--config.method.target.feature=pre_norm")
-    assert c.method.target.type == "mimjax.targets.dino:DINO"
-    assert (c.method.target.network.depth, c.method.target.feature) == (5, "pre_norm")
-    assert c.method.target.network.width == 768
-    with pytest.raises(ConfigError, match=r"config.method.target.project: unknown; allowed: fea"):
-        helpers.config_of("--config=caev2", *words, "--config.method.target.project=False")
-    inner = ["--config.method.target.first=CLIP", "--config.method.target=Joint"]
-    c = helpers.config_of("--config=mrmae", *inner, "--config.method.target.first.project=False")
-    assert c.method.target.first.type == "mimjax.targets.clip:CLIP"
-    with pytest.raises(ConfigError, match=r"config.method.target: 'dinoo'; allowed: CLIP, DallE"):
-        helpers.config_of("--config=caev2", "--config.method.target=dinoo")
+    key = "config.method.teacher_target"
+    words = [f"--{key}.network.depth=5", f"--{key}=dino"]
+    c = helpers.config_of("--config=caev2", *words, f"--{key}.feature=pre_norm")
+    target = c.method.teacher_target
+    assert target.type == "mimjax.targets.dino:DINO"
+    assert (target.network.depth, target.feature, target.network.width) == (5, "pre_norm", 768)
+    with pytest.raises(ConfigError, match=f"{key}.project: unknown; allowed: feature"):
+        helpers.config_of("--config=caev2", *words, f"--{key}.project=False")
+    with pytest.raises(ConfigError, match=f"{key}: 'dinoo'; allowed: CLIP, DallE"):
+        helpers.config_of("--config=caev2", f"--{key}=dinoo")
+
+
+SWAPS = [
+    ("mae", ["masking=Random", "masking.ratio=0.6"], {"masking": Random(0.6)}),
+    # nothing of the section before is kept: BEiT's own encoder has relative positions
+    (
+        "beit",
+        ["encoder.use_mask_token=True", "encoder=ViT"],
+        {"encoder": ViT(use_mask_token=True)},
+    ),
+    ("beit", ["code_target=DVAE", "code_target.path=X"], {"code_target": DVAE(path="X")}),
+    ("mae", ["encoder=ConvViT"], {"encoder": ConvViT()}),
+    (
+        "mae",
+        ["encoder.use_mask_token=True", "decoder=LinearHead"],
+        {"encoder": ViT(use_mask_token=True), "decoder": LinearHead()},
+    ),
+    (
+        "mae",
+        ["pixel.loss=SmoothL1", "pixel.loss.beta=2.0"],
+        {"pixel": Term("pixel_target", "decoder", loss=SmoothL1(2.0))},
+    ),
+    # one name, two kinds of classes
+    (
+        "mae",
+        ["pixel.loss=Cosine", "pixel.schedule=cosine", "pixel.schedule.end=0.5"],
+        {"pixel": Term("pixel_target", "decoder", loss=Cosine(), schedule=CosineSchedule(1, 0.5))},
+    ),
+    (
+        "mae",
+        [
+            "average=Average",
+            "average.evaluate=True",
+            "average.decay=Linear",
+            "average.decay.end=0.9",
+        ],
+        {"average": Average(decay=Linear(end=0.9), evaluate=True)},
+    ),
+    (
+        "mae",
+        ["pixel.schedule.share=0.5", "pixel.schedule=mimjax.methods.bootmae:Lambda"],
+        {"pixel": Term("pixel_target", "decoder", schedule=Lambda(0.5))},
+    ),
+    ("caev2", ["regressor=None", "token.at=cls+visible"], {"regressor": None}),
+    (
+        "mrmae",
+        [
+            *("mimic_target.first=Dino", "mimic_target=Joint", "mimic_target.first.path=a"),
+            *("mimic_target.second=CLIP", "mimic_target.second.project=False"),
+        ],
+        {"mimic_target": Joint(DINO(path="a"), CLIP(project=False))},
+    ),
+    (
+        "mae",
+        [
+            "pixel_target=EncoderFeatures",
+            "pixel_target.network=ViT",
+            "pixel_target.network.depth=3",
+        ],
+        {"pixel_target": EncoderFeatures(ViT(depth=3))},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "texts", "expected"), SWAPS, ids=lambda x: str(x)[:40])
+def test_parts_of_a_method_are_swapped(name, texts, expected):
+    """With their options, nested ones too; the section becomes that of the class."""
+    task = method_of(name, *texts)
+    assert {key: getattr(task, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("mae", "encoder=Salient", "config.method.encoder: 'Salient'; allowed: ViT, ConvViT, "),
+        ("mae", "average=Mean", "config.method.average: 'Mean'; allowed: Average, .*, or None"),
+        ("mae", "average.decay=Linear", "config.method.average.decay: unknown; allowed: after --"),
+        ("mae", "pixel.loss=None", "config.method.pixel.loss: 'None'; allowed: MSE, L1, SmoothL1"),
+        ("mae", "pixel.loss=mimjax.schedules:Cosine", "'mimjax.schedules:Cosine' is no Loss; all"),
+        (
+            "mae",
+            "pixel=None",
+            "config.method.pixel: is a section; allowed: --config.method.pixel.N",
+        ),
+        ("mae", "decoder=LinearHead", r"method.pixel.at: 'masked' of pixel_target and decoder; a"),
+        ("bootmae", "average=None", r"method.feature_target.of: 'average'; allowed: "),
+    ],
+)
+def test_parts_that_cannot_stand_there(name, text, line):
+    with pytest.raises(ConfigError, match=line) as found:
+        method_of(name, text)
+    assert "\n" not in str(found.value)
 
 
 MINE = """
 import dataclasses
+from mimjax.losses import MSE
+from mimjax.masking.base import Random
+from mimjax.models.decoders import MAEDecoder
+from mimjax.models.vit import ViT
+from mimjax.schedules import Constant
 from mimjax.targets.pixels import Pixels
 
 @dataclasses.dataclass(frozen=True)
 class Mine(Pixels):
     sharpness: float = 2.0
+
+@dataclasses.dataclass(frozen=True)
+class Half(MSE):
+    factor: float = 0.5
+
+@dataclasses.dataclass(frozen=True)
+class Rows(Random):
+    every: int = 2
+
+@dataclasses.dataclass(frozen=True)
+class Slow(Constant):
+    pass
+
+class Net(ViT):
+    extra: int = 1
+
+class Deep(MAEDecoder):
+    layers: int = 1
 """
+OWN = [("pixel_target", "Mine", "sharpness", 3.0), ("pixel.loss", "Half", "factor", 2.0)]
+OWN += [("masking", "Rows", "every", 3), ("pixel.schedule", "Slow", "value", 0.5)]
+OWN += [("encoder", "Net", "extra", 4), ("decoder", "Deep", "layers", 5)]
 
 
-def test_a_target_of_a_file_of_ones_own(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("key", "name", "option", "value"), OWN)
+def test_a_part_of_a_file_of_ones_own(key, name, option, value, tmp_path, monkeypatch):
+    """Of every kind: the section holds its absolute path and its digest, and is read back."""
     monkeypatch.syspath_prepend(helpers.ROOT)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(MINE)
-    words = ["--config.method.target=mine.py:Mine", "--config.method.target.sharpness=3"]
-    c = helpers.config_of("--config=beit", *words)
-    assert c.method.target.type == f"{tmp_path / 'mine.py'}:Mine"
-    assert c.method.target.sharpness == 3.0
-    assert len(c.method.target.digest) == 16
+    word = f"--config.method.{key}"
+    c = helpers.config_of("--config=mae", f"{word}=mine.py:{name}", f"{word}.{option}={value}")
+    section = functools.reduce(lambda node, part: node[part], key.split("."), c.method)
+    assert section.type == f"{tmp_path / 'mine.py'}:{name}"
+    assert (section[option], len(section.digest)) == (value, 16)
+    part = functools.reduce(getattr, key.split("."), schema.build(MAE, c.method, "method"))
+    assert (type(part).__name__, getattr(part, option)) == (name, value)
+    assert schema.section(part).to_dict() == section.to_dict()
+
+
+def test_a_file_of_ones_own_that_fails(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.py").write_text("1 / 0\n")
     with pytest.raises(UserCodeError) as found:
-        helpers.config_of("--config=beit", "--config.method.target=broken.py:Mine")
+        helpers.config_of("--config=beit", "--config.method.code_target=broken.py:Mine")
     assert isinstance(found.value.__cause__, ZeroDivisionError)
-    out = helpers.answer("train", "--config=beit", f"--config.method.target={tmp_path}/broken.py:X")
+    out = helpers.answer("train", "--config=beit", f"--config.method.head={tmp_path}/broken.py:X")
     assert out.returncode == 2
     trace, _, line = out.stderr.rpartition("error: ")
     assert f'File "{tmp_path}/broken.py", line 1' in trace
@@ -343,12 +492,27 @@ def test_config_says_where_settings_come_from(capsys):
 
 
 def test_config_lists_plugs(capsys):
-    helpers.program("config", "caev2", "--config.method.target=DINO")
+    """What each part may be, and which class's default a setting has."""
+    key = "--config.method.teacher_target"
+    average = "--config.method.average=Average", "--config.method.average.evaluate=True"
+    helpers.program("config", "caev2", f"{key}=DINO", *average)
     shown = capsys.readouterr().out
-    assert "  method.target: CLIP, DallE, DINO, DVAE, EncoderFeatures, Joint, Pixels" in shown
-    rows = {line.split()[0]: line for line in shown.splitlines() if line.startswith("  method.t")}
-    assert rows["method.target.type"].split()[1:] == ["mimjax.targets.dino:DINO", "command", "line"]
-    assert rows["method.target.feature"].endswith("default")
+    assert "  method.teacher_target: CLIP, DallE, DINO, DVAE, EncoderFeatures, Joint, Own" in shown
+    assert "  method.teacher_target.network: ViT\n" in shown
+    assert "  method.encoder: ViT, ConvViT\n" in shown
+    assert "  method.token.loss: MSE, L1, SmoothL1, Cosine, " in shown
+    assert "  method.token.schedule: Linear, Cosine, Constant, " in shown
+    assert "  method.masking: Random, Regular, Block, " in shown
+    assert "  method.average: Average, None\n" in shown
+    assert "  method.average.decay: Linear, " in shown
+    assert "  method.regressor: MAEDecoder, InjectedDecoder, Regressor, " in shown
+    rows = {line.split()[0]: line for line in shown.splitlines() if line.startswith("  method.")}
+    target = rows["method.teacher_target.type"].split()[1:]
+    assert target == ["mimjax.targets.dino:DINO", "command", "line"]
+    assert rows["method.teacher_target.feature"].endswith("default")
+    assert rows["method.average.takes"].endswith("default")
+    assert rows["method.encoder.type"].endswith("default")
+    assert rows["method.encoder.layer_scale"].endswith("default")  # CAE v2's, not ViT's
 
 
 def test_plugs_of_sections_that_a_user_names(monkeypatch):

@@ -69,7 +69,7 @@ def test_a_wheel_s_configs_hide_a_package_beside_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("nothing", "'nothing': not found; allowed: FILE.py, beit, bootmae, .*recipes/small_data$"),
+        ("nothing", "'nothing': not found; allowed: FILE.py, beit, bootmae, .*/three_targets$"),
         ("configs/nothing.py", "'configs/nothing.py': not found; allowed: FILE.py, beit"),
         ("", "'': not found"),
         ("notes.txt", "'notes.txt': is no Python file"),
@@ -83,13 +83,14 @@ def test_a_name_of_nothing_lists_what_there_is(name, line, write):
 
 
 def test_configs_import_the_package_alone():
-    """None imports another, and none of them is a package."""
+    """None imports another, and none is a package; a recipe may define a method of its own."""
     files = list(ROOT.rglob("*.py"))
     assert len(files) >= 12
     for path in files:
         assert path.name != "__init__.py"
         for node in ast.walk(ast.parse(path.read_text())):
-            assert not isinstance(node, ast.Import), path
+            if isinstance(node, ast.Import):
+                assert [alias.name for alias in node.names] == ["dataclasses"], path
             if isinstance(node, ast.ImportFrom):
                 assert node.module.split(".")[0] == "mimjax", path
 
@@ -165,7 +166,7 @@ def test_a_config_builds_on_another_by_name(write):
 
 # ------------------------------------------------------------------ arguments
 KNOWN = {"size": {"s": 1, "b": 2}, "default": "b", "kind": ("conv", "vit"), "path": "", "res": 224}
-KNOWN |= {"epochs": 3.0, "demo": False, "data": ("digits", "photos")}
+KNOWN |= {"epochs": 3.0, "demo": False, "data": ("digits", "photos"), "rate": float}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,8 @@ KNOWN |= {"epochs": 3.0, "demo": False, "data": ("digits", "photos")}
         (None, {"size": "b", "kind": "conv", "path": "", "res": 224, "epochs": 3.0, "demo": False}),
         ("", {"size": "b"}),
         ("size=s,kind=vit,res=96,epochs=5,demo", {"size": "s", "kind": "vit", "res": 96}),
-        ("epochs=5", {"epochs": 5.0}),
+        ("epochs=5", {"epochs": 5.0, "rate": None}),
+        ("rate=0", {"rate": 0.0}),
         ("demo,data=photos", {"demo": True, "data": "photos"}),
         ("demo=False", {"demo": False}),
         ('path="a,b",size=s', {"path": "a,b", "size": "s"}),
@@ -192,13 +194,14 @@ def test_arguments(arg, values):
 @pytest.mark.parametrize(
     ("arg", "line"),
     [
-        ("siz=s", "'siz': unknown; allowed: data, demo, epochs, kind, path, res, size"),
+        ("siz=s", "'siz': unknown; allowed: data, demo, epochs, kind, path, rate, res, size"),
         ("size=xl", "size='xl'; allowed: s, b"),
         ("size", "size=''; allowed: s, b"),
         ("kind=cnn", "kind='cnn'; allowed: conv, vit"),
         ("res=1.5", "res='1.5': no int"),
         ("res=many", "res='many': no int"),
         ("demo=3", "demo='3': no bool"),
+        ("rate=fast", "rate='fast': no float"),
         ('path="a,b', 'path="a; allowed: a quote that is closed'),
         ("data=photos", "data='photos'; allowed: beside demo alone"),
         ("=s", "'': unknown"),
@@ -210,4 +213,32 @@ def test_wrong_arguments(arg, line):
 
 
 def test_a_quoted_path_reaches_the_config():
-    assert load('beit:path="a,b"').teacher.path == "a,b"
+    assert load('beit:path="a,b"').method.code_target.path == "a,b"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("beit:tokenizer=bpe", "tokenizer='bpe'; allowed: dalle, dvae, vqkd, vqgan,"),
+        ("beit:tokenizer=pixels,path=a", "path='a' with tokenizer=pixels; allowed: none"),
+        ("mrmae:teacher=joint,path=a", "allowed: --config.method.TARGET.first.path and --config."),
+        ("cae:demo,tokenizer=dalle", "tokenizer='dalle' with demo; allowed: dvae, encoder, pixels"),
+        ("caev2:demo,tokenizer=pixels,path=a", "path='a' with tokenizer=pixels; allowed: none"),
+    ],
+)
+def test_targets_that_a_config_does_not_have(text, line):
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        load(text)
+
+
+@pytest.mark.parametrize("name", ["cae", "caev2", "caev2:size=l"])
+def test_one_argument_moves_drop_path_in_all_networks(name):
+    def rates(text):
+        parts = load(text).method.values()
+        return [part.drop_path for part in parts if hasattr(part, "keys") and "drop_path" in part]
+
+    published = rates(name)
+    assert set(published) == {0.2 if "size=l" in name else 0.1}
+    changed = rates(f"{name}{',' if ':' in name else ':'}drop_path=0.3")
+    assert changed == [0.3] * len(published)
+    assert len(changed) > 1

@@ -67,23 +67,41 @@ def test_a_warm_up_that_is_the_whole_run_is_a_warning(key, whole, override):
 
 
 def test_the_start_block_says_that_the_target_sees_another_size():
-    layers = {"method.target.encoder.num_layers": 2}
+    layers = {"method.code_target.encoder.num_layers": 2}
     text = block(helpers.small("cae", **layers))  # 4 pixels per token, for 4x4 patches
-    assert "target_image  the same crop resized to 16x16" in text
+    assert "image_16x16_bicubic  the same crop resized to 16x16" in text
     assert "of the student's 8x8" in text
-    assert "target_image" not in block(helpers.small("mae"))
+    assert "the same crop" not in block(helpers.small("mae"))
 
 
 def test_the_start_block_says_what_is_a_guess():
     small = {"method.encoder.width": 192, "method.encoder.depth": 1}
     guess = "NOTE        the regressor is 192 wide, as the encoder: a guess"
     assert guess in block(helpers.small("cae", **small))
-    small["method.regressor.width"] = 768
+    small["method.encoder.project"] = 768
     assert schema.make_task(helpers.small("cae", **small), Clock(4, 8)).notes == ()
     for name in ("cae", "mcmae", "mrmae"):
         published = helpers.CONFIGS[name]
         assert schema.make_task(published.get_config(), Clock(4, 8)).notes == ()
         assert len(schema.make_task(published.get_config("size=s"), Clock(4, 8)).notes) == 1
+
+
+def test_the_start_block_shows_what_is_learned_as_a_table():
+    """Of every method that has terms: a line each, aligned, with target, network, place, loss."""
+    for name in helpers.METHODS:
+        task = schema.make_task(helpers.small(name), Clock(4, 8))
+        rows, lines = task.describe(), messages.composition(task)
+        assert len(lines) == len(rows)
+        for line, row in zip(lines, rows, strict=True):
+            assert all(cell in line for cell in row)
+        starts = [[line.index(row[0]), line.rindex(row[-1])] for line, row in zip(lines, rows)]
+        assert all(start == starts[0] for start in starts)
+    text = block(helpers.small("bootmae"))
+    header, pixel, feature = (line.split() for line in text.splitlines()[-4:-1])
+    assert header == ["term", "target", "network", "place", "loss", "weight"]
+    assert pixel[:3] == ["pixel", "pixel_target", "="]
+    assert pixel[-3:] == ["masked", "MSE", "1"]
+    assert feature[-7:] == ["masked", "MSE,", "normalize", "both", "0.3", "*", "Lambda"]
 
 
 def test_the_parameter_table_names_every_parameter():

@@ -9,6 +9,9 @@ from mimjax.errors import ConfigError
 from mimjax.programs import cli
 from mimjax.storage import files
 from mimjax.storage.files import Workdir
+from mimjax.targets.clip import CLIP
+from mimjax.targets.dino import DINO
+from mimjax.targets.joint import Joint
 
 
 def test_a_relative_path_is_made_absolute(tmp_path, monkeypatch):
@@ -83,7 +86,7 @@ def test_only_the_writer_writes(tmp_path):
         ("https://h/x", "--workdir", files.RUNS, "nothing can be written at https:// here"),
         (
             "https://h/x",
-            "teacher.path",
+            "method.code_target.path",
             files.RUNS,
             r"read at https:// here; .*\(download it first\)",
         ),
@@ -142,10 +145,12 @@ class Flags(dict):
 
 
 def test_settings_and_flags_that_name_places(monkeypatch):
-    """Expanded where they stand, before anything is opened; a list of teachers one by one."""
+    """Expanded where they stand, before anything is opened; so is each target's own path."""
     monkeypatch.setenv("HOME", "/home/me")
-    config = helpers.CONFIGS["mae"].get_config("demo")
-    paths = {"init_from": "~/w.pth", "data.path": "~/photos", "teacher.path": "~/a.pth,b"}
+    target = Joint(CLIP(project=False), DINO())
+    config = helpers.small("mrmae", **{"method.mimic_target": target}).lock()
+    first, second = (f"method.mimic_target.{name}.path" for name in ("first", "second"))
+    paths = {"init_from": "~/w.pth", "data.path": "~/photos", first: "~/a.pth", second: "~/run"}
     config.update_from_flattened_dict(paths)
     given = Flags(workdir="~/run", images=None, config=config)
     monkeypatch.setattr(cli, "FLAGS", given)
@@ -153,8 +158,9 @@ def test_settings_and_flags_that_name_places(monkeypatch):
     assert given["workdir"].value == "/home/me/run"
     assert config.init_from == "/home/me/w.pth"
     assert config.data.path == "/home/me/photos"
-    assert config.teacher.path == "/home/me/a.pth,b"
-    for key, path in (("data.path", "https://h/x"), ("teacher.path", "a.pth,gs://b/w.pth")):
+    assert config.method.mimic_target.first.path == "/home/me/a.pth"
+    assert config.method.mimic_target.second.path == "/home/me/run"
+    for key, path in (("data.path", "https://h/x"), (second, "gs://b/w.pth")):
         with config.unlocked():
             config.update_from_flattened_dict({key: path})
         with pytest.raises(ConfigError, match=f"^{key}: .*nothing can be read at"):

@@ -1,19 +1,24 @@
 """Teachers with a CLS token: views, stages of their features, attention by the contract."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from looking import seen
 
+from mimjax import values
 from mimjax.errors import ConfigError
 from mimjax.models.clip import CLIPVision
+from mimjax.models.conv_vit import ConvViT
 from mimjax.models.vit import ViT
 from mimjax.patches import IMAGENET_MEAN, IMAGENET_STD, normalize
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dino import DINO
 from mimjax.targets.encoder import EncoderFeatures
 from mimjax.targets.pixels import Pixels
-from mimjax.task import View
+from mimjax.task import Frozen, Reader, View
 
 STUDENT = ViT(width=16, depth=1, heads=2, patch=4, image_size=(16, 24))  # 4x6 patches
 SIZES = {"width": 24, "depth": 2, "heads": 3, "patch": 4, "image_size": (16, 16)}
@@ -24,7 +29,10 @@ TEACHERS = {
     "clip_post_norm": CLIP(CLIPVision(24, 2, 3, 4, (4, 4), 5), feature="post_norm"),
     "clip_pre_norm": CLIP(CLIPVision(24, 2, 3, 4, (4, 4), 5), feature="pre_norm"),
     "encoder": EncoderFeatures(ViT(**(SIZES | {"image_size": (16, 24)}))),
+    "encoder_layer": EncoderFeatures(ViT(**(SIZES | {"image_size": (16, 24)})), layer=-1),
+    "student": EncoderFeatures(),
 }
+CONV = ConvViT(32, 2, 2, (8, 16), (1, 1), strides=(2, 2, 2), image_size=(16, 24))  # 2x3 patches
 
 
 def batch():
@@ -38,18 +46,41 @@ def test_one_pass_gives_features_and_attention(name):
     frozen = target.init_frozen(jax.random.key(0), STUDENT)
     assert target.has_attention
     assert target.views(STUDENT) == {}
-    hidden, attention = target.encode_with_attention(frozen, batch(), STUDENT)
-    np.testing.assert_allclose(hidden, target.encode(frozen, batch(), STUDENT), atol=1e-5)
+    images = target.image(batch(), STUDENT)
+    hidden, attention = target.encode_with_attention(frozen, images, STUDENT)
+    np.testing.assert_allclose(hidden, target.encode(frozen, images, STUDENT), atol=1e-5)
     assert hidden.shape[1] == target.num_prefix + STUDENT.num_patches
-    assert attention.shape == (2, 3, STUDENT.num_patches)
+    assert attention.shape == (2, 2 if name == "student" else 3, STUDENT.num_patches)
     assert attention.dtype == jnp.float32
     assert bool((attention.sum(-1) < 1).all())  # CLS's own share is left out
-    np.testing.assert_array_equal(target.attention(frozen, batch(), STUDENT), attention)
+    where, kept = target.attention(STUDENT, seen(frozen, batch()))
+    np.testing.assert_array_equal(where, attention.mean(1))
+    np.testing.assert_array_equal(kept, hidden)
     read = target.read(frozen, hidden)
-    assert read.shape == (*hidden.shape[:2], target.out_dim(STUDENT))
+    assert read.shape == (*hidden.shape[:2], target.width(STUDENT))
     assert read.dtype == jnp.float32
     some = jnp.asarray([3, 0])  # what is read of some tokens is what they have among all
     np.testing.assert_allclose(target.read(frozen, hidden[:, some]), read[:, some], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_values_at_places(name):
+    """The hidden vectors of an earlier pass and micro-batches change nothing."""
+    target = TEACHERS[name]
+    frozen = target.init_frozen(jax.random.key(0), STUDENT)
+    order = np.stack([np.random.default_rng(i).permutation(24) for i in range(2)])
+    ids = {"visible": jnp.asarray(order[:, :9]), "masked": jnp.asarray(order[:, 9:])}
+    hidden = target.encode(frozen, batch()["image"], STUDENT)
+    tokens = np.asarray(target.read(frozen, hidden))
+    wanted = {"cls": tokens[:, :1]}
+    wanted |= {p: np.stack([t[1:][i] for t, i in zip(tokens, at)]) for p, at in ids.items()}
+    assert target.places(STUDENT) == tuple(wanted)
+    for options in ({}, {"hidden": hidden}, {"pieces": 2}, {"hidden": hidden, "pieces": 2}):
+        known = target.values(STUDENT, seen(frozen, batch(), ids, **options), tuple(wanted))
+        assert known.rows is None
+        assert known.values.keys() == wanted.keys()
+        for place, value in known.values.items():
+            np.testing.assert_allclose(value, wanted[place], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TEACHERS)
@@ -59,8 +90,8 @@ def test_the_teacher_runs_once(name):
     frozen = jax.eval_shape(lambda key: target.init_frozen(key, STUDENT), jax.random.key(0))
 
     def flops(method):
-        run = lambda f, b: method(f, b, STUDENT)
-        return jax.jit(run).lower(frozen, batch()).cost_analysis()["flops"]
+        run = lambda f, x: method(f, x, STUDENT)
+        return jax.jit(run).lower(frozen, batch()["image"]).cost_analysis()["flops"]
 
     assert flops(target.encode_with_attention) < 1.05 * flops(target.encode)
 
@@ -69,11 +100,11 @@ def test_features_are_after_or_before_the_final_norm():
     post, pre = TEACHERS["dino"], TEACHERS["dino_pre_norm"]
     frozen = post.init_frozen(jax.random.key(0), STUDENT)
     frozen["dino"]["norm"]["scale"] *= 3.0
-    hidden = post.encode(frozen, batch(), STUDENT)
+    hidden = post.encode(frozen, batch()["image"], STUDENT)
     x = normalize(batch()["image"], IMAGENET_MEAN, IMAGENET_STD)
     square = x[:, :, :16]  # on the stored grid the encoder's own network, to the last norm
     features = post.network.apply({"params": frozen["dino"]}, square)
-    at = post.encode(frozen, {"image": square}, STUDENT)
+    at = post.encode(frozen, square, STUDENT)
     np.testing.assert_allclose(post.read(frozen, at), features.tokens, atol=1e-5)
     np.testing.assert_allclose(pre.read(frozen, at), features.blocks[-1], atol=1e-5)
     np.testing.assert_allclose(post.read(frozen, hidden).std(-1), 3.0, rtol=1e-3)
@@ -81,12 +112,111 @@ def test_features_are_after_or_before_the_final_norm():
 
 def test_views_have_a_token_per_patch():
     small = DINO(ViT(width=24, heads=3, patch=8, pos_embed="learned"))
-    assert small.views(STUDENT) == {"target_image": View((32, 48), "bicubic")}
-    with pytest.raises(ConfigError, match="the student has 4x6 patches"):
-        DINO(size=(224, 224)).views(STUDENT)
+    assert small.views(STUDENT) == {"image_32x48_bicubic": View((32, 48), "bicubic")}
+    with pytest.raises(ConfigError, match=r"method\.t\.size: .* the student has 4x6 patches"):
+        DINO(size=(224, 224)).check("method.t", STUDENT)
+    dataclasses.replace(small, size=(32, 48)).check("method.t", STUDENT)
 
 
 def test_targets_without_a_cls_token_have_none():
     assert not Pixels.has_attention
     with pytest.raises(NotImplementedError, match="Pixels has no attention"):
-        Pixels().attention({}, batch(), STUDENT)
+        Pixels().attention(STUDENT, seen({}, batch()))
+
+
+def test_what_is_read_from_a_file():
+    dino = DINO(path="dino.pth")
+    assert dino.frozen("method.t") == {"": Frozen("method.t.path", "dino.pth", {})}
+    encoder = EncoderFeatures(STUDENT, mean=IMAGENET_MEAN, std=IMAGENET_STD, path="runs/mae")
+    reader = Reader(STUDENT, IMAGENET_MEAN, IMAGENET_STD)
+    wanted = Frozen("method.t.path", "runs/mae", {"encoder": reader})
+    assert encoder.frozen("method.t") == {"": wanted}
+    unknown = EncoderFeatures().frozen("method.t")[""]
+    assert unknown.path is None
+    assert unknown.readers == {"encoder": Reader(None, None, None)}  # anything may be read
+    assert Pixels().frozen("method.t") == {}
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        (DINO(ViT(**SIZES)), r"network\.pos_embed: 'sincos_xy'; DINO's are learned"),
+        (DINO(ViT(width=24, heads=5, pos_embed="learned")), r"network\.heads: 5"),
+        (DINO(mean=(0.5,)), r"mean, method\.t\.std: \(0\.5,\)"),
+        (CLIP(CLIPVision(24, 2, 5, 4, (4, 4), 5)), r"network\.heads: 5"),
+        (CLIP(std=(0.5,)), r"mean, method\.t\.std"),
+        (EncoderFeatures(ViT(**SIZES), layer=2), r"layer: 2; allowed: -2 to 1"),
+        (EncoderFeatures(layer=-2), r"layer: -2; allowed: -1 to 0"),
+        (EncoderFeatures(ViT(width=24, heads=5)), r"network\.heads: 5"),
+        (EncoderFeatures(mean=(0.5,), std=(0.5, 0.5)), r"mean, method\.t\.std: \(0\.5,\)"),
+    ],
+)
+def test_settings_that_do_not_go_together(target, text):
+    values.check(target, "method.t")  # each alone is possible
+    with pytest.raises(ConfigError, match=rf"^method\.t\.{text}") as error:
+        target.check("method.t", STUDENT)
+    assert "\n" not in str(error.value)
+
+
+def test_an_encoder_s_layers():
+    """The last block's output is what the final norm reads."""
+    target = EncoderFeatures(ViT(**(SIZES | {"image_size": (16, 24)})))
+    frozen = target.init_frozen(jax.random.key(0), STUDENT)
+    x = normalize(batch()["image"], IMAGENET_MEAN, IMAGENET_STD)
+    features = target.network.apply({"params": frozen["encoder"]}, x)
+    for layer, tokens in (
+        (None, features.tokens),
+        (-1, features.blocks[1]),
+        (0, features.blocks[0]),
+    ):
+        other = dataclasses.replace(target, layer=layer)
+        np.testing.assert_allclose(
+            other.encode(frozen, batch()["image"], STUDENT), tokens, atol=1e-5
+        )
+
+
+def test_an_encoder_that_nobody_described_is_the_student_s():
+    """Without what only its training needs; its tokens are as wide as before a projection."""
+    student = STUDENT.clone(use_mask_token=True, project=12, drop_path=0.5, channels=1)
+    target = EncoderFeatures()
+    assert student.out_width == 12
+    assert target.width(student) == 16
+    assert target.channels(student) == 1
+    frozen = target.init_frozen(jax.random.key(0), student)
+    plain = STUDENT.clone(channels=1).init(jax.random.key(0), jnp.zeros((1, 16, 24, 1)))["params"]
+    jax.tree.map(np.testing.assert_array_equal, frozen["encoder"], plain)
+    half = student.clone(dtype=jnp.bfloat16)
+    assert target.teacher(half).dtype == jnp.bfloat16
+    assert target.encode(frozen, jnp.zeros((1, 16, 24, 1)), half).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("target", [EncoderFeatures(CONV), EncoderFeatures()])
+def test_an_encoder_without_a_class_token(target):
+    student = CONV if target.network is None else ViT(patch=8, image_size=(16, 24))
+    frozen = target.init_frozen(jax.random.key(0), student)
+    target.check("method.t", student)
+    assert target.width(student) == 32
+    assert target.places(student) == ("visible", "masked")
+    ids = {"visible": jnp.asarray([[5, 0], [1, 2]]), "masked": jnp.asarray([[3], [3]])}
+    known = target.values(student, seen(frozen, batch(), ids), ("visible",)).values["visible"]
+    tokens = np.asarray(target.encode(frozen, batch()["image"], student))
+    assert tokens.shape == (2, 6, 32)
+    wanted = np.stack([t[i] for t, i in zip(tokens, ids["visible"])])
+    np.testing.assert_allclose(known, wanted, atol=1e-5)
+    assert target.has_attention == (target.network is None)  # where only the student tells
+    with pytest.raises(NotImplementedError, match="has no attention of a class token"):
+        target.encode_with_attention(frozen, batch()["image"], student)
+
+
+def test_the_channels_of_an_encoder_are_those_of_its_statistics():
+    gray = EncoderFeatures(ViT(**(SIZES | {"patch": 8})), mean=(0.5,), std=(0.25,))
+    student = STUDENT.clone(channels=1)
+    gray.check("method.t", student)
+    assert gray.channels(STUDENT) == 1
+    assert gray.views(student) == {"image_32x48_bicubic": View((32, 48), "bicubic", 1)}
+    frozen = gray.init_frozen(jax.random.key(0), student)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 32, 48, 1), np.uint8))
+    tokens = gray.encode(frozen, images, student)
+    assert tokens.shape == (2, 25, 24)
+    floats = (images / 255.0 - 0.5) / 0.25
+    np.testing.assert_allclose(gray.encode(frozen, floats, student), tokens, atol=1e-5)

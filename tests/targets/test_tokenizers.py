@@ -13,11 +13,13 @@ from mimjax.errors import ConfigError
 from mimjax.models.dalle import DallEEncoder
 from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.models.vit import ViT
+from mimjax.patches import HALF
 from mimjax.rules import paths
+from mimjax.targets.base import Colors
 from mimjax.targets.dalle import DallE
 from mimjax.targets.dvae import DVAE
 from mimjax.targets.vqkd import VQKD
-from mimjax.task import Clock, View
+from mimjax.task import Clock, TrainState, View
 
 SMALL_VIT = ViT(8, 1, 2, 4, (8, 12), pos_embed="learned", bias="qv", init_scheme="beit")
 SMALL = {
@@ -28,31 +30,35 @@ SMALL = {
 
 
 def test_views_of_the_published_sizes():
-    assert DallE().views(ViT()) == {"target_image": View((112, 112), "lanczos")}
-    assert DVAE().views(ViT()) == {"target_image": View((112, 112), "lanczos")}
+    lanczos = {"image_112x112_lanczos": View((112, 112), "lanczos")}  # one view for both
+    assert DallE().views(ViT()) == lanczos
+    assert DVAE().views(ViT()) == lanczos
     assert VQKD().views(ViT()) == {}  # the student's own 224 pixels
-    assert DallE().views(ViT(patch=14)) == {"target_image": View((128, 128), "lanczos")}
-    with pytest.raises(ConfigError, match=r"method\.target\.size: 224x224"):
-        DallE(size=(224, 224)).views(ViT())
-    assert [t.out_dim(ViT()) for t in (DallE(), DVAE(), VQKD())] == [8192] * 3
+    larger = {"image_128x128_lanczos": View((128, 128), "lanczos")}
+    assert DallE().views(ViT(patch=14)) == larger
+    with pytest.raises(ConfigError, match=r"method\.code_target\.size: 224x224"):
+        DallE(size=(224, 224)).check("method.code_target", ViT())
+    DallE(size=(112, 112)).check("method.code_target", ViT())
+    assert [t.width(ViT()) for t in (DallE(), DVAE(), VQKD())] == [8192] * 3
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_codes_of_a_batch(name):
     target, student = SMALL[name], ViT(patch=8, image_size=(16, 24))
     frozen = target.init_frozen(jax.random.key(0), student)
-    size = target.views(student)["target_image"].size
-    eight = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
-    batch = {"image": jnp.zeros((2, 16, 24, 3), jnp.uint8), "target_image": jnp.asarray(eight)}
-    hidden = target.encode(frozen, batch, student)
+    [(name_of_view, view)] = target.views(student).items()
+    eight = np.random.default_rng(0).integers(0, 256, (2, *view.size, 3), np.uint8)
+    batch = {"image": jnp.zeros((2, 16, 24, 3), jnp.uint8), name_of_view: jnp.asarray(eight)}
+    hidden = target.encode(frozen, target.image(batch, student), student)
     ids = target.read(frozen, hidden)
     assert ids.shape == (2, 6)
-    assert target.discrete
+    assert target.kind == "codes"
     assert int(ids.min()) >= 0
-    assert int(ids.max()) < target.out_dim(student)
+    assert int(ids.max()) < target.width(student)
     # floats are taken as normalized: the same codes
-    floats = (eight / 255.0 - np.asarray(target.mean)) / np.asarray(target.std)
-    again = target.encode(frozen, batch | {"target_image": jnp.float32(floats)}, student)
+    mean, std = getattr(target, "statistics", (target.mean, target.std))
+    floats = (eight / 255.0 - np.asarray(mean)) / np.asarray(std)
+    again = target.encode(frozen, jnp.float32(floats), student)
     np.testing.assert_allclose(again, hidden, atol=1e-4)
     assert target.decodes == (name == "dvae")
 
@@ -63,8 +69,9 @@ def test_a_dvae_without_decoder_cannot_decode():
     frozen = target.init_frozen(jax.random.key(0), student)
     assert set(frozen) == {"encoder"}
     assert not target.decodes
+    colors = Colors(jnp.zeros((1, 8, 8, 3)), HALF, HALF)
     with pytest.raises(ConfigError, match="with_decoder"):
-        target.decode(frozen, jnp.zeros((1, 4), jnp.int32), student)
+        target.decode(frozen, jnp.zeros((1, 4), jnp.int32), student, colors)
 
 
 def test_the_target_reads_what_the_method_trains():
@@ -78,12 +85,16 @@ def test_the_target_reads_what_the_method_trains():
     assert paths(like) == paths(params)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda x: x.shape, like)
     batch = jax.tree.map(jnp.asarray, helpers.batches(c, task, 1)[0])
-    prepared = task.prepare({}, {}, batch, jax.random.key(0), 0, False)
+    state = TrainState(jnp.zeros((), jnp.int32), params, {}, {}, {})
+    prepared, _ = task.prepare(state, {}, batch, jax.random.key(0), False)
     out = task.loss(params, {}, prepared, jax.random.key(0), 0, False)
-    ids = target.read(params, target.encode(params, batch, student))
-    np.testing.assert_array_equal(ids, out.preds["codes"])
-    pictures = task.pictures(params, {}, prepared, out.preds)
+    ids = target.read(params, target.encode(params, batch["image"], student))
+    logits = task.encoder.apply({"params": params["encoder"]}, prepared["image"])
+    np.testing.assert_array_equal(ids, logits.argmax(-1).reshape(ids.shape))
+    made = out.predictions["reconstruction"]
+    picture = lambda x: np.clip(x * np.asarray(task.std) + np.asarray(task.mean), 0, 1)
+    colors = Colors(prepared["image"], task.mean, task.std)
     np.testing.assert_allclose(
-        target.decode(params, ids, student), pictures["reconstruction"], atol=1e-5
+        target.decode(params, ids, student, colors), picture(made.values["image"]), atol=1e-5
     )
-    np.testing.assert_allclose(pictures["original"], batch["image"] / 255.0, atol=1e-5)
+    np.testing.assert_allclose(picture(made.target["image"]), batch["image"] / 255.0, atol=1e-5)

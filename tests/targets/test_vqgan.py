@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mimjax import values
 from mimjax.errors import ConfigError
 from mimjax.models.vit import ViT
 from mimjax.models.vqgan import VQGAN_SIZES, VQGANModel
+from mimjax.patches import HALF
 from mimjax.rules import paths
+from mimjax.targets.base import Colors
 from mimjax.targets.vqgan import VQGAN
 from mimjax.torch_io.read import detect, load
 
@@ -21,6 +24,7 @@ SMALL = {
 }
 CODES = {"z_channels": 8, "embed_dim": 8, "n_embed": 24}
 ENCODER = ViT(patch=16, image_size=(32, 96))  # grid 2x6
+COLORS = Colors(jnp.zeros((1, 32, 96, 3)), HALF, HALF)  # which pictures of codes do not read
 
 
 def make(kind, **options):
@@ -28,20 +32,27 @@ def make(kind, **options):
     target = VQGAN(VQGANModel(**SMALL, **CODES, kind=kind), **options)
     shapes = jax.eval_shape(lambda key: target.init_frozen(key, ENCODER), jax.random.key(0))
     rng = np.random.default_rng(0)
-    values = lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.3, jnp.float32)
-    return target, jax.tree.map(values, shapes)
+    draw = lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.3, jnp.float32)
+    return target, jax.tree.map(draw, shapes)
+
+
+def check(target):
+    """What a method does with its target when it is made."""
+    values.check(target, "method.code_target")
+    target.check("method.code_target", ENCODER)
 
 
 def test_view():
     target, _ = make("gumbel")
-    view = target.views(ENCODER)["target_image"]
+    view = target.views(ENCODER)["image_8x24_bicubic"]
     assert view.size == (8, 24)  # four pixels per code
     assert view.resample == "bicubic"
     published = VQGAN()
-    assert published.views(ViT())["target_image"].size == (112, 112)
-    assert published.out_dim(ViT()) == 8192
-    with pytest.raises(ConfigError, match=r"method\.target\.size: .* allowed: 112x112"):
-        VQGAN(size=(256, 256)).views(ViT())
+    assert published.views(ViT())["image_112x112_bicubic"].size == (112, 112)
+    assert published.width(ViT()) == 8192
+    with pytest.raises(ConfigError, match=r"method\.code_target\.size: .* allowed: 112x112"):
+        VQGAN(size=(256, 256)).check("method.code_target", ViT())
+    VQGAN(size=(112, 112)).check("method.code_target", ViT())
     f16 = VQGAN(VQGANModel(**VQGAN_SIZES["vq_f16_1024"]))
     assert f16.views(ViT()) == {}  # the student's own view
 
@@ -50,10 +61,10 @@ def test_view():
 def test_codes_and_pictures_of_a_rectangle(kind):
     target, frozen = make(kind)
     images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 8, 24, 3), np.uint8))
-    batch = {"image": jnp.zeros((2, 32, 96, 3), jnp.uint8), "target_image": images}
-    hidden = target.encode(frozen, batch, ENCODER)
+    batch = {"image": jnp.zeros((2, 32, 96, 3), jnp.uint8), "image_8x24_bicubic": images}
+    hidden = target.encode(frozen, target.image(batch, ENCODER), ENCODER)
     assert hidden.shape == (2, 12, 8)
-    floats = target.encode(frozen, {"image": images / 127.5 - 1}, ENCODER)
+    floats = target.encode(frozen, images / 127.5 - 1, ENCODER)
     np.testing.assert_allclose(hidden, floats, atol=1e-4)
     codes = np.asarray(target.read(frozen, hidden))
     h, p = np.asarray(hidden, np.float64), jax.tree.map(np.float64, frozen["vqgan"])
@@ -65,7 +76,7 @@ def test_codes_and_pictures_of_a_rectangle(kind):
     assert len(np.unique(codes)) > 3
     ids = np.array([11, 0, 5])  # some tokens alone have the codes that they have among all
     np.testing.assert_array_equal(target.read(frozen, hidden[:, ids]), codes[:, ids])
-    pictures = target.decode(frozen, jnp.asarray(codes), ENCODER)
+    pictures = target.decode(frozen, jnp.asarray(codes), ENCODER, COLORS)
     assert pictures.shape == (2, 8, 24, 3)
     assert float(pictures.min()) >= 0
     assert float(pictures.max()) <= 1
@@ -139,13 +150,13 @@ def test_equals_torch(kind):
     target, frozen = make(kind)
     other = Torch(load.to_torch(frozen, "vqgan"))
     images = np.random.default_rng(2).uniform(-1, 1, (1, 3, 8, 24)).astype(np.float32)
-    hidden = target.encode(frozen, {"image": jnp.asarray(images.transpose(0, 2, 3, 1))}, ENCODER)
+    hidden = target.encode(frozen, jnp.asarray(images.transpose(0, 2, 3, 1)), ENCODER)
     theirs = other.encode(other.state["encoder.conv_in.bias"].new_tensor(images)).flatten(2)
     np.testing.assert_allclose(hidden[0].T, theirs[0], atol=1e-4)
     codes = target.read(frozen, hidden)
     book = other.state["quantize.embed.weight" if kind == "gumbel" else "quantize.embedding.weight"]
     decoded = other.decode(book[np.array(codes[0])].T.reshape(1, 8, 2, 6))
-    pictures = target.decode(frozen, codes, ENCODER)
+    pictures = target.decode(frozen, codes, ENCODER, COLORS)
     theirs = ((decoded.clamp(-1, 1) + 1) / 2)[0].permute(1, 2, 0)
     np.testing.assert_allclose(pictures[0], theirs, atol=1e-4)
 
@@ -168,11 +179,11 @@ def test_half_precision_keeps_the_choice_in_float32():
     target, frozen = make("gumbel")
     half = VQGAN(target.network.clone(dtype=jnp.bfloat16))
     images = jax.random.bits(jax.random.key(1), (1, 8, 24, 3), jnp.uint8)
-    hidden = half.encode(frozen, {"image": images}, ENCODER)
+    hidden = half.encode(frozen, images, ENCODER)
     assert hidden.dtype == jnp.bfloat16
     scores = half.network.apply({"params": frozen["vqgan"]}, hidden, method="scores")
     assert scores.dtype == jnp.float32
-    assert half.decode(frozen, half.read(frozen, hidden), ENCODER).dtype == jnp.float32
+    assert half.decode(frozen, half.read(frozen, hidden), ENCODER, COLORS).dtype == jnp.float32
 
 
 # Numbers of keys and parameters of the official classes built with the published configs.
@@ -226,10 +237,11 @@ def test_files():
     ],
 )
 def test_bad_settings(change, text):
-    with pytest.raises(ConfigError, match=rf"method\.target\.network\.{text}"):
-        VQGAN(VQGANModel(**(SMALL | CODES | change)))
+    with pytest.raises(ConfigError, match=rf"method\.code_target\.network\.{text}"):
+        check(VQGAN(VQGANModel(**(SMALL | CODES | change))))
 
 
 def test_plain_codes_are_not_sampled():
-    with pytest.raises(ConfigError, match="sample"):
-        make("vq", sample=True)
+    with pytest.raises(ConfigError, match=r"method\.code_target\.sample: True"):
+        check(make("vq", sample=True)[0])
+    check(make("gumbel", sample=True)[0])

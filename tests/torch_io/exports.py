@@ -6,27 +6,35 @@ import helpers
 import jax
 import numpy as np
 
+from mimjax.rules import paths
 from mimjax.run.config_files import import_config
 from mimjax.torch_io.write import formats
-from mimjax.torch_io.write.export import Export
+from mimjax.torch_io.write.export import Export, row_of
 
 mrmae = import_config("mrmae")
 
 ABOUT = {"step": "7", "weights": "online", "config_sha256": "0" * 64}
 # heads: no preset of a library has so few channels per head
 HEADS = {"method.encoder.heads": 2}
+# as published, where the demo differs
+PUBLISHED = {"beit": {"method.encoder.pos_embed": "none", "method.encoder.layer_scale": 0.1}}
+
+
+# Each in the formats that its encoder and its networks fit; mrmae_vit has a plain encoder.
+METHODS = ("mae", "bootmae", "beit", "cae", "caev2", "mcmae", "mrmae", "mrmae_vit", "discretevae")
 
 
 @functools.cache
 def task(method):
-    """The small task of a row of the matrix."""
+    """A method's small task."""
     if method == "mrmae_vit":
         c = mrmae.get_config("demo,backbone=vit").unlock()
-        c.teacher.path = "random"
+        c.method.mimic_target.path = "random"
         c.method.encoder.update({"width": 32, "depth": 2, "heads": 2, "fuse_layers": (0, 1)})
         return helpers.make(c)[0]
-    name = "dvae" if method == "discretevae" else method
-    return helpers.make(helpers.small(name, **({} if name == "dvae" else HEADS)))[0]
+    if method == "discretevae":
+        return helpers.make(helpers.small("dvae"))[0]
+    return helpers.make(helpers.small(method, **HEADS, **PUBLISHED.get(method, {})))[0]
 
 
 @functools.cache
@@ -49,11 +57,13 @@ def export(method, name, pool="token", decoder=False, image_size=None):
 
 def variants(name=None):
     """Every (method, format, pool, decoder) that the matrix supports, or those of one format."""
-    for method, pairs in (formats.MATRIX | {"discretevae": formats.SAFETENSORS}).items():
-        for found, pair in pairs.items():
+    for method in METHODS:
+        row = row_of(task(method))
+        whole = formats.whole(row, paths(params(method)))
+        for found, pair in formats.pairs_of(row).items():
             if name in (None, found):
                 yield method, found, "token", False
                 if pair.pooled:
                     yield method, found, "avg", False
-                if pair.full:
+                if found in whole:
                     yield method, found, "token", True

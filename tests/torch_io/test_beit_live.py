@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimjax.masking.base import Masking
+from mimjax.masking.block import Block
 from mimjax.methods.beit import BEiT
 from mimjax.models.dalle import DallEEncoder
 from mimjax.models.vit import ViT
@@ -54,7 +54,7 @@ def ours(**options):
         **options,
     )
     target = DallE(network=DallEEncoder(vocab=VOCAB))
-    return BEiT(encoder=encoder, masking=Masking("block", 0.4, max_block=None), target=target)
+    return BEiT(encoder=encoder, masking=Block(0.4), code_target=target)
 
 
 def gap(model, path, task):
@@ -71,7 +71,8 @@ def gap(model, path, task):
     @jax.jit
     def run(params, images, mask):
         f = task.encoder.apply({"params": params["encoder"]}, images, None, mask)
-        return task.head.apply({"params": params["head"]}, f.tokens[:, 1:])
+        head = {"params": params["head"]}
+        return task.network("head").apply(head, {"all": f.tokens[:, 1:]})["all"]
 
     logits = run(params, jnp.asarray(images), jnp.asarray(mask))
     with torch.no_grad():

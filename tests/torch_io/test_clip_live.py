@@ -47,7 +47,7 @@ def both(target, state):
 
     frozen = load.from_torch(state, shapes(target))
     images = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
-    hidden = jax.jit(lambda f, x: target.encode(f, {"image": x}, ENCODER))(frozen, images)
+    hidden = jax.jit(lambda f, x: target.encode(f, x, ENCODER))(frozen, images)
     return frozen, hidden, torch.tensor(images.transpose(0, 3, 1, 2))
 
 
@@ -59,7 +59,7 @@ def test_all_tokens_equal_transformers():
     np.testing.assert_allclose(hidden, theirs.detach(), atol=1e-4)
     theirs = model.visual_projection(model.vision_model.post_layernorm(theirs)).detach().numpy()
     ours = target.read(frozen, hidden)
-    assert ours.shape == (2, 10, target.out_dim(ENCODER))
+    assert ours.shape == (2, 10, target.width(ENCODER))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     ids = np.array([0, 7, 2])  # what is read of some tokens is what they have among all
     np.testing.assert_allclose(target.read(frozen, hidden[:, ids]), ours[:, ids], atol=1e-6)
@@ -69,7 +69,7 @@ def test_without_projection():
     """The tower of a file that has none, with or without the prefix of its keys."""
     model, state = live("CLIPVisionModel")
     target = CLIP(NETWORK, project=False)
-    assert target.out_dim(ENCODER) == 40
+    assert target.width(ENCODER) == 40
     assert detect.detect(state) == "clip_hf_bare"
     frozen, hidden, images = both(target, state)
     theirs = model.post_layernorm(model(images).last_hidden_state).detach()

@@ -54,7 +54,7 @@ def compare(model, target, frozen, atol=1e-4):
     import torch
 
     images = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
-    both = jax.jit(lambda f, x: target.encode_with_attention(f, {"image": x}, ENCODER))
+    both = jax.jit(lambda f, x: target.encode_with_attention(f, x, ENCODER))
     hidden, attention = both(frozen, images)
     with torch.no_grad():
         out = model(torch.tensor(images.transpose(0, 3, 1, 2)), output_attentions=True)
@@ -89,7 +89,7 @@ def test_clip_attention_equals_transformers(tmp_path):
     model.save_pretrained(tmp_path)
     state = load.read_file(str(tmp_path / "model.safetensors"))
     frozen = load.from_torch(state, shapes(target))
-    assert target.out_dim(ENCODER) == 40
+    assert target.width(ENCODER) == 40
     ours, theirs = compare(model, target, frozen)
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     for same in ({"feature": "post_norm"}, {"project": False}):
@@ -157,7 +157,7 @@ def test_the_same_keys_are_mae_s_or_dino_s():
     # MAE's encoder read as DINO's is the same network: its fixed positions stand in the file
     frozen = load.from_torch(file, shapes(target))
     images = jax.random.normal(jax.random.key(0), (1, 12, 12, 3))
-    hidden = target.encode(frozen, {"image": images}, ENCODER)
+    hidden = target.encode(frozen, images, ENCODER)
     tokens = mae.apply({"params": encoder["encoder"]}, images).tokens
     np.testing.assert_allclose(target.read(frozen, hidden), tokens, atol=1e-5)
     # the other way around DINO's learned positions are refused
@@ -166,14 +166,14 @@ def test_the_same_keys_are_mae_s_or_dino_s():
 
 
 def test_files_that_do_not_fit(tmp_path):
-    """Through what `teacher.path` goes through; one line that says what is wrong."""
+    """Through what a target's `path` goes through; one line that says what is wrong."""
     target, path = DINO(NETWORK), str(tmp_path / "dino.safetensors")
     state = load.to_torch(random_weights(target), "dino")
     said = []
 
     def read(state, like):
         save_file(state, path)
-        return weights.read_params(path, like, "teacher.path", said.append, (3, 3))
+        return weights.read_params(path, like, "method.t.path", said.append, (3, 3))
 
     same(
         read(state | {"head.weight": np.zeros((2, 40), np.float32)}, shapes(target)),
@@ -200,7 +200,7 @@ def test_published_size():
 
 def test_settings_are_checked():
     with pytest.raises(ConfigError, match=r"network\.pos_embed: 'sincos_xy'.*allowed: learned"):
-        DINO(ViT())
+        DINO(ViT()).check("method.target", ENCODER)
     for target, words in ((DINO, "post_norm, pre_norm"), (CLIP, "proj, post_norm, pre_norm")):
         section = schema.section(target, feature="x")
         with pytest.raises(ConfigError, match=rf"target\.feature: 'x'; allowed: {words}"):

@@ -7,6 +7,7 @@ import pytest
 
 from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.models.vit import ViT
+from mimjax.targets.base import Colors
 from mimjax.targets.dvae import DVAE
 from mimjax.torch_io.read import load
 
@@ -60,8 +61,8 @@ def test_both_halves_equal_torch(layers, blocks):
     like = jax.eval_shape(lambda k: target.init_frozen(k, student), jax.random.key(0))
     frozen = jax.tree.map(jnp.asarray, load.from_torch(state, like))
     images = np.random.default_rng(0).normal(size=(2, *student.image_size, 3)).astype(np.float32)
-    hidden = target.encode(frozen, {"image": jnp.asarray(images)}, student)
-    logits = target.encoder.apply({"params": frozen["encoder"]}, hidden, method="logits")
+    hidden = target.encode(frozen, jnp.asarray(images), student)
+    logits = target.tokenizer.apply({"params": frozen["encoder"]}, hidden, method="logits")
     with torch.no_grad():
         theirs = vae.encoder(torch.tensor(images.transpose(0, 3, 1, 2)))
         np.testing.assert_allclose(logits, theirs.flatten(2).transpose(1, 2), atol=1e-5)
@@ -70,11 +71,12 @@ def test_both_halves_equal_torch(layers, blocks):
         decoded = vae.decoder(vae.codebook(ids).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
     decoder = {"params": frozen["decoder"]}
     np.testing.assert_allclose(
-        target.decoder.apply(decoder, jnp.asarray(ids.numpy())), decoded, atol=1e-5
+        target.matched.apply(decoder, jnp.asarray(ids.numpy())), decoded, atol=1e-5
     )
     hot = jax.nn.one_hot(jnp.asarray(ids.numpy()), 11)  # weights instead of codes
-    np.testing.assert_allclose(target.decoder.apply(decoder, hot), decoded, atol=1e-5)
-    pictures = target.decode(frozen, jnp.asarray(ids.flatten(1).numpy()), student)
+    np.testing.assert_allclose(target.matched.apply(decoder, hot), decoded, atol=1e-5)
+    colors = Colors(jnp.asarray(images), target.statistics[0], target.statistics[1])
+    pictures = target.decode(frozen, jnp.asarray(ids.flatten(1).numpy()), student, colors)
     np.testing.assert_allclose(pictures, np.clip(decoded / 2 + 0.5, 0, 1), atol=1e-5)
     back = load.to_torch(frozen, "dvae")
     assert back.keys() == state.keys()

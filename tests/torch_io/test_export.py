@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import stubs
 
+import mimjax
 from mimjax.errors import ConfigError
+from mimjax.methods.parts import Average
 from mimjax.programs import export as program
+from mimjax.schema import section
 from mimjax.storage import outputs, settings
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
@@ -153,7 +156,7 @@ def test_step_weights_and_overwrite(run, monkeypatch):
     ("args", "text"),
     [
         (["--format=timm2"], "--format: 'timm2'; allowed: timm, hf, "),
-        (["--format=beit"], "--format: beit for bootmae: not supported"),
+        (["--format=cae"], "--format: cae for a ViT with biases of q and v: not supported"),
         (["--format=mmseg", "--output=x.safetensors"], r"--output: .* ends in \.pth or \.pt"),
         (["--format=hf", "--output=x.pth"], "--output: 'x.pth' for --format=hf; allowed: a folder"),
         (["--image_size=31"], "--image_size: 31x31; allowed: multiples of 2"),
@@ -186,14 +189,44 @@ def test_refused_on_the_command_line(run, monkeypatch, args, text):
 
 def test_the_table_is_printed(capsys):
     call("--format=list")
-    assert capsys.readouterr().out.count("exact") > 40
+    assert capsys.readouterr().out.count("exact") > 25
 
 
 def test_methods_without_an_average():
     c = helpers.small("mae")
     mae = types.SimpleNamespace(config=c, program=helpers.make(c)[1])
     with pytest.raises(ConfigError, match=r"--weights: ema, but .* keeps no average"):
-        program.averaged(mae, False)
+        program.parameters(mae, True, False)
+
+
+def test_weights_that_the_evaluators_read_are_the_default(tmp_path, capsys):
+    """A method of any kind may keep an average to be evaluated; what was taken is said."""
+    c = helpers.small("mae")
+    c.method.average = section(Average(("encoder",), evaluate=True))
+    workdir = Workdir(str(tmp_path / "run"))
+    workdir.write_text("config.json", settings.config_json(c))
+    state = helpers.make(c)[1].init()
+    state = state.replace(ema=jax.tree.map(lambda x: x + 1.0, state.ema))
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(state, {"step": 0, "fingerprint": ""}, {})
+    checkpoints.close()
+    online = np.asarray(state.params["encoder"]["norm"]["scale"])
+    for words, taken, more in (
+        ([], "ema", 1.0),
+        (["--weights=online"], "online", 0.0),
+        (["--weights=ema"], "ema", 1.0),
+        (["--decoder"], "online", 0.0),  # nothing else is averaged
+    ):
+        output = f"{tmp_path / taken}_{len(words)}{'d' * ('--decoder' in words)}.safetensors"
+        call(f"--model={tmp_path / 'run'}", "--format=mae", f"--output={output}", *words)
+        np.testing.assert_allclose(load.read_file(output)["norm.weight"], online + more)
+        assert f"{taken} weights)" in capsys.readouterr().out
+        assert load.read(output).about["weights"] == taken
+    read = lambda **options: mimjax.load(tmp_path / "run", **options)
+    for options, more in (({}, 1.0), ({"ema": False}, 0.0), ({"ema": True}, 1.0)):
+        scale = read(**options).params["encoder"]["norm"]["scale"]
+        np.testing.assert_allclose(scale, online + more)
+        assert ("moving average" in read(**options).report[0]) == bool(more)
 
 
 @pytest.mark.parametrize("output", ["deep/out.pth", "deep/out.safetensors", "folder"])

@@ -49,7 +49,7 @@ def test_logits_and_codes_equal_transformers(codebook, size, prefix):
     ours = target()
     weights = frozen({prefix + k: v for k, v in state.items()}, ours)
     images = 3 * np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
-    hidden = ours.encode(weights, {"image": jnp.asarray(images)}, ViT(patch=8, image_size=size))
+    hidden = ours.encode(weights, jnp.asarray(images), ViT(patch=8, image_size=size))
     logits = ours.network.apply({"params": weights["dalle"]}, hidden, method="logits")
     x = torch.tensor(images.transpose(0, 3, 1, 2))
     theirs = model.blocks(x).flatten(2).transpose(1, 2).detach().numpy()

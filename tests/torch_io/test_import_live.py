@@ -1,6 +1,7 @@
 """Files that transformers writes here, read by `mimjax.load`: features, logits and losses."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mimjax.inference import published
 from mimjax.models.vit import sincos_table
 from mimjax.patches import IMAGENET_MEAN, IMAGENET_STD
 from mimjax.targets.clip import CLIP_MEAN, CLIP_STD
+from mimjax.task import TrainState
 
 SIDE, PATCH, WIDTH = 16, 4, 32
 SIZES = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -88,7 +90,7 @@ def test_vit_mae(tmp_path, near, version):
     """Both generations of names: features, and the loss with the same noise."""
     sizes = {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 2}
     sizes |= {"decoder_num_attention_heads": 2, "decoder_intermediate_size": 64}
-    # MAE's decoder in mimjax has MLPs of four times its width, as all published ones
+    # MAE's decoder has MLPs of four times its width, as all published ones
     config = transformers.ViTMAEConfig(**ViT, **sizes, norm_pix_loss=True, mask_ratio=0.75)
     theirs = transformers.ViTMAEForPreTraining(config)
     if not theirs.decoder.decoder_pos_embed.any():  # 5.23 leaves them zero in a new model
@@ -118,8 +120,9 @@ def test_vit_mae(tmp_path, near, version):
 
     @jax.jit
     def loss(params, batch):
-        batch = found.task.prepare({}, {}, batch, key, 0, False)
-        return found.task.loss(params, {}, batch, key, 0, False).total
+        state = TrainState(jnp.int32(0), params, {}, {}, ())
+        prepared, _ = found.task.prepare(state, {}, batch, key, False)
+        return found.task.loss(params, {}, prepared, key, 0, False).total
 
     ours = loss(found.params, {"image": IMAGES, "mask": mask})
     near(ours, theirs(pixels(), noise=torch.tensor(noise)).loss, 1e-5)

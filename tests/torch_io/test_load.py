@@ -1,5 +1,7 @@
 """Published files in and out: exact round trips, safe loading, clear errors."""
 
+import json
+
 import helpers
 import jax
 import numpy as np
@@ -8,6 +10,8 @@ from safetensors.numpy import save_file
 
 from mimjax.errors import ConfigError
 from mimjax.models.vit import sincos_table
+from mimjax.schema import section
+from mimjax.targets.encoder import EncoderFeatures
 from mimjax.torch_io.read import detect, load
 
 
@@ -128,16 +132,20 @@ def test_init_from_a_published_file_and_from_a_workdir(name, tmp_path):
     same(partial["encoder"], params["encoder"])
     others = [k for k in params if k != "encoder"]
     assert all(np.any(partial[k]["norm"]["scale"] != params[k]["norm"]["scale"]) for k in others)
+    copied = "moving average of encoder: begins as a copy of these weights"
+    assert (copied in out) == (name == "bootmae")
 
 
 def test_features_of_a_frozen_checkpoint_as_target(tmp_path):
     """MAE on the features of an encoder that an earlier run of ours made (BootMAE Table 9)."""
     c = helpers.small("mae", steps=1)
     helpers.run("mimjax.main", *helpers.flags(c), f"--workdir={tmp_path / 'teacher'}")
-    c.method.target, c.teacher.path = "features", str(tmp_path / "teacher")
+    del c.method["pixel_target"]
+    c.method.pixel_target = section(EncoderFeatures(layer=-1, path=str(tmp_path / "teacher")))
     out = helpers.run("mimjax.main", *helpers.flags(c), f"--workdir={tmp_path / 'student'}")
     assert f"weights: all of encoder from {tmp_path / 'teacher'}" in out.stdout
-    assert "features" in helpers.losses(tmp_path / "student")[1].__repr__()
-    c.teacher.path = "random"
+    kept = json.loads((tmp_path / "student/config.json").read_text())["method"]["pixel_target"]
+    assert kept["network"]["width"] == c.method.encoder.width  # brought by the workdir
+    c.method.pixel_target.path = "random"
     out = helpers.run("mimjax.main", *helpers.flags(c), f"--workdir={tmp_path / 'noise'}")
-    assert "WARNING: teacher.path=random" in out.stdout
+    assert "WARNING: method.pixel_target.path=random" in out.stdout

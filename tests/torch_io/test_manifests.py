@@ -6,6 +6,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from golden_checks import beit as golden_beit
 from golden_checks import bootmae as golden_bootmae
 from golden_checks import cae as golden_cae
 from golden_checks import common
@@ -85,8 +86,8 @@ def test_fine_tuning_of_convmae_finds_all_but_its_head():
 MAKE = {
     "mae": lambda c, z: golden_mae.build(c, Clock(1, 1)),
     "bootmae": lambda c, z: golden_bootmae.build(c, Clock(1, 800), int(z["in/mask"][0].sum())),
-    "cae": lambda c, z: golden_cae.build(c, Clock(1, 1)),
-    "beit": lambda c, z: golden_cae.build_beit(c),
+    "cae": lambda c, z: golden_cae.either(c),
+    "beit": lambda c, z: golden_beit.build(c),
 }
 
 

@@ -1,6 +1,7 @@
 """Every supported pair of method and format: written to disk, read back, equal bit for bit."""
 
 import collections
+import dataclasses
 import json
 
 import exports
@@ -11,12 +12,17 @@ import pytest
 from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.inference import weights
-from mimjax.models.vit import sincos_table
+from mimjax.methods.mim import MIM
+from mimjax.methods.parts import Term
+from mimjax.models.heads import LinearHead
+from mimjax.models.vit import ViT, sincos_table
 from mimjax.rules import paths
 from mimjax.run.config_files import import_config
-from mimjax.task import Clock
+from mimjax.targets.base import Target
+from mimjax.targets.pixels import Pixels
+from mimjax.task import Clock, EncoderNetwork, Predictor
 from mimjax.torch_io.read import detect, load
-from mimjax.torch_io.write import formats, settings
+from mimjax.torch_io.write import export, formats, settings
 
 cae = import_config("cae")
 
@@ -96,24 +102,73 @@ def test_the_matrix_is_the_known_one():
     """A pair that falls out of the table, or into it, changes these numbers."""
     count = collections.Counter(f for _, f, _, _ in exports.variants())
     count = [count[name] for name in formats.FORMATS]
-    assert count == [12, 12, 5, 2, 2, 4, 4, 12, 6, 5, 18]
+    assert count == [12, 12, 5, 2, 5, 4, 4, 12, 6, 5, 18]
     assert formats.table().splitlines()[3].split()[:2] == ["beit", "copied"]
 
 
 @pytest.mark.parametrize(
     ("method", "name", "pool", "decoder", "text"),
     [
-        ("mcmae", "hf", "token", False, "hf for mcmae: not supported .*allowed: convmae, safetens"),
+        (
+            "mcmae",
+            "hf",
+            "token",
+            False,
+            "hf for convolutional stages .*: not supported .*allowed: convmae, safetens",
+        ),
         ("beit", "detectron2", "token", False, "no place for BEiT's relative positions"),
-        ("mae", "bootmae", "token", False, "bootmae for mae: not supported .*no layout"),
+        ("mae", "bootmae", "token", False, "bootmae for a ViT .*: not supported .*no layout"),
         ("mae", "hf", "avg", False, "--pool: avg .* allowed: token, or the formats timm"),
-        ("cae", "timm", "token", True, "--decoder: timm for cae: .* allowed: cae, safetensors"),
+        ("cae", "timm", "token", True, "--decoder: timm has no place .* allowed: cae, safetensors"),
         ("mcmae", "convmae", "avg", False, "--pool: avg .*allowed: token$"),
+        (
+            "mrmae_vit",
+            "hf",
+            "token",
+            True,
+            "--decoder: hf has no place .* allowed: mae, safetensors",
+        ),
+        ("cae", "hf", "token", True, "--decoder: hf has no place .* allowed: cae, safetensors"),
     ],
 )
 def test_what_is_refused(method, name, pool, decoder, text):
     with pytest.raises(ConfigError, match=text):
         exports.export(method, name, pool, decoder)
+
+
+SMALL = ViT(32, 2, 2, 2, (8, 8), pos_embed="none", rel_pos="shared", layer_scale=0.1, bias="qv")
+
+
+@dataclasses.dataclass(frozen=True)
+class Simple(MIM):
+    """A user's method: an encoder as BEiT's, a linear head, pixels."""
+
+    encoder: EncoderNetwork = SMALL.clone(use_mask_token=True)
+    pixel_target: Target = Pixels()
+    head: Predictor = LinearHead()
+    pixel: Term = Term("pixel_target", "head")
+
+
+def test_a_users_method_has_the_formats_of_its_encoder(tmp_path):
+    """Its name stands in no table."""
+    task = Simple()
+    params = jax.tree.map(np.asarray, task.init(jax.random.key(0))[0])
+    assert formats.whole(export.row_of(task), paths(params)).keys() == {"hf", "beit", "safetensors"}
+    for decoder in (False, True):
+        job = export.Export(task, params, "timm" if not decoder else "beit", decoder=decoder)
+        path = str(tmp_path / f"{decoder}.safetensors")
+        job.write(path)
+        like = params if decoder else {"encoder": job.written[1]}
+        read = load.from_torch(load.read_file(path), like, job.layout)
+        jax.tree.map(np.testing.assert_array_equal, read, like)
+
+
+def test_an_encoder_of_its_own_has_our_format_alone():
+    class Own(EncoderNetwork):
+        width: int = 8
+
+    assert list(formats.pairs_of(formats.row_of(Own()))) == ["safetensors"]
+    assert "safetensors" in formats.table().splitlines()[0]
 
 
 def test_metadata_and_files_of_ours_are_a_start(tmp_path):

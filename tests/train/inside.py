@@ -56,10 +56,11 @@ def assert_same(a, b):
 class Unguarded(MAE):
     """Divides by the spread of an image without a floor, as no method here does."""
 
-    def prepare(self, ema, frozen, batch, key, step, train):
-        out = super().prepare(ema, frozen, batch, key, step, train)
+    def prepare(self, state, frozen, batch, *args):
+        out, fresh = super().prepare(state, frozen, batch, *args)
         spread = batch["image"].astype(np.float32).std(axis=(1, 2, 3))
-        return out | {"target": out["target"] / spread[:, None, None]}
+        targets = jax.tree.map(lambda x: x / spread[:, None, None], out.targets)
+        return out.replace(targets=targets), fresh
 
 
 class Blank:

@@ -1,15 +1,25 @@
 """The FLOP formulas against published tables, the count on the program, and XLA."""
 
+import dataclasses
+
 import helpers
 import jax
 import pytest
 
 from benchmarks import flops as formulas
-from mimjax import schema, sharding
+from mimjax import sharding
+from mimjax.masking.base import Random
+from mimjax.masking.block import BlockRandom
+from mimjax.masking.views import Complementary
 from mimjax.methods.bootmae import BootMAE
 from mimjax.methods.mae import MAE
+from mimjax.methods.mrmae import MRMAE
+from mimjax.models.conv_vit import ConvViT
+from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT
-from mimjax.task import Clock
+from mimjax.targets.clip import CLIP
+from mimjax.targets.own import OwnFeatures
+from mimjax.task import Prepared
 from mimjax.train.flops import count, step_flops
 
 GIGA = 1e9
@@ -25,7 +35,7 @@ def test_mae_table(size, expected):
 def test_bootmae_table(size, expected):
     """The table takes the regressor's attention to be 512 wide; 12 heads of 42 make 504."""
     task = formulas.published("bootmae", size)
-    whole_heads = task.pixel_decoder.clone(heads=16)
+    whole_heads = BootMAE().pixel_decoder.clone(heads=16)
     task = BootMAE(encoder=task.encoder, pixel_decoder=whole_heads)
     got = formulas.bootmae(task, official=True).train / GIGA
     assert got == pytest.approx(expected, abs=0.005)
@@ -38,12 +48,16 @@ def test_the_program_runs_what_the_formula_says(method):
 
 
 def test_teacher_on_a_part_of_the_image():
-    task = BootMAE(encoder=ViT(192, 2, 3, pos_embed="sincos_yx", bias="qv"), teacher_fraction=0.5)
+    encoder = ViT(192, 2, 3, pos_embed="sincos_yx", bias="qv")
+    target = OwnFeatures(blocks=(-1,), masked_share=2 / 3)
+    task = BootMAE(encoder=encoder, feature_target=target)
+    assert formulas.bootmae(task).no_grad < formulas.bootmae(BootMAE(encoder=encoder)).no_grad / 1.9
     assert step_flops(task) == pytest.approx(formulas.bootmae(task).train, rel=1e-9)
 
 
 def test_a_branch_left_out():
-    task = BootMAE(encoder=ViT(192, 2, 3), feature_weight=0.0)
+    feature = dataclasses.replace(BootMAE().feature, weight=0.0)
+    task = BootMAE(encoder=ViT(192, 2, 3), feature=feature)
     assert formulas.bootmae(task).no_grad == 0
     assert step_flops(task) == pytest.approx(formulas.bootmae(task).train, rel=1e-9)
 
@@ -51,21 +65,19 @@ def test_a_branch_left_out():
 def test_xla_agrees():
     """XLA counts elementwise work too: a few percent above the products."""
     task = MAE(encoder=ViT(384, 2, 6), decoder=MAE().decoder.clone(depth=1))
-    batch = {
-        "image": (2, 224, 224, 3),
-        "ids_v": (2, 49),
-        "ids_m": (2, 147),
-        "target": (2, 147, 768),
-    }
-    batch = {
-        k: jax.ShapeDtypeStruct(v, "int32" if k.startswith("ids") else "float32")
-        for k, v in batch.items()
-    }
-    batch["mask"] = jax.ShapeDtypeStruct((2, 196), "bool")
+    shaped = lambda shape, dtype="float32": jax.ShapeDtypeStruct(shape, dtype)
+    prepared = Prepared(
+        image=shaped((2, 224, 224, 3)),
+        ids_v=shaped((2, 49), "int32"),
+        ids_m=shaped((2, 147), "int32"),
+        mask=shaped((2, 196), "bool"),
+        targets={"pixel": {"masked": shaped((2, 147, 768))}},
+        rows={"pixel": {}},
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(task.init, key)[0]
     loss = lambda p, b, k: task.loss(p, {}, b, k, 0, True).total
-    lowered = jax.jit(jax.grad(loss)).lower(params, batch, key)
+    lowered = jax.jit(jax.grad(loss)).lower(params, prepared, key)
     by_xla = lowered.compile().cost_analysis()["flops"] / 2
     assert 1.0 <= by_xla / formulas.mae(task).train <= 1.05
 
@@ -80,13 +92,26 @@ def test_the_run_counts_on_the_step_that_it_compiles():
 
 def test_a_teacher_that_nothing_reads_is_not_counted():
     """MR-MAE without its mimic loss and with random masks: the teacher's depth does not matter."""
-    unread = {"method.mimic_weight": 0.0, "method.select": "random", "method.decoder.depth": 1}
+    encoder = ConvViT(64, 2, 2, stage_widths=(8, 16), fuse_layers=(0, 1), image_size=(64, 64))
+    mimic = dataclasses.replace(MRMAE().mimic, weight=0.0)
 
-    def flops(depth):
-        c = helpers.small("mrmae", **unread, **{"method.target.network.depth": depth})
-        return step_flops(schema.make_task(c, Clock(1, 1)))
+    def flops(depth, **parts):
+        network = CLIP().network.clone(width=64, depth=depth, heads=2)
+        target = CLIP(network=network, project=False)
+        decoder = MRMAE().decoder.clone(depth=1)
+        return step_flops(MRMAE(encoder=encoder, mimic_target=target, decoder=decoder, **parts))
 
-    assert flops(3) == flops(1)
+    assert flops(3, mimic=mimic, masking=Random()) == flops(1, mimic=mimic, masking=Random())
+    assert flops(3, mimic=mimic) > flops(1, mimic=mimic)  # the masking reads it
+    assert flops(3, masking=Random()) > flops(1, masking=Random())
+
+
+def test_masks_of_several_rows_and_kinds_are_counted():
+    """An image that is seen four times costs about four times as much; the mask's kind nothing."""
+    encoder, decoder = ViT(64, 2, 2), MAEDecoder(64, 1, 2)
+    count = lambda masking: step_flops(MAE(encoder=encoder, decoder=decoder, masking=masking))
+    assert count(Complementary()) == pytest.approx(4 * count(Random()), rel=1e-9)
+    assert count(BlockRandom(roll="batch")) == count(Random())
 
 
 def test_what_is_not_read_inside_a_loop_or_a_call_is_not_counted():

@@ -49,7 +49,7 @@ def rows(workdir):
 
 
 def test_stop_keeps_the_last_good_checkpoint(poisoned, tmp_path):
-    with pytest.raises(NonFiniteError, match=r"loss/pixels.* not finite in steps 4 to 6") as found:
+    with pytest.raises(NonFiniteError, match=r"loss/pixel.* not finite in steps 4 to 6") as found:
         inside.go(config(), tmp_path)
     assert "on_nonfinite=rollback" in str(found.value)
     kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
@@ -83,7 +83,7 @@ def test_rollback_leaves_the_batch_out_and_says_why(poisoned, black, left_out, t
     assert facts["examples"] == [black]  # the one image among sixteen
     assert black in facts["batch"]
     assert len(facts["batch"]) == 16
-    assert {"loss/pixels", "loss/total", "grad_norm"} <= set(facts["metrics"])
+    assert {"loss/pixel", "loss/total", "grad_norm"} <= set(facts["metrics"])
     assert facts["of"][0] == facts["of"][1]  # every parameter lies before the loss
     assert "encoder/patch_embed/kernel" in facts["parameters"] or len(facts["parameters"]) == 20
     for words in (
