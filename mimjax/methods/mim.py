@@ -151,9 +151,10 @@ class MIM(Pretraining):
         hidden = f"{100 * self.num_masked / self.encoder.num_patches:.0f} % of the patches"
         where = {"masked": f"masked {hidden}", "visible": "visible patches", "cls": "class token"}
         parts = []
-        for t in self.terms.values():
-            places = " and of the ".join(where[p] for p in reversed(split_places(t.at)))
-            parts.append(f"{getattr(self, t.target).story} of the {places}")
+        for name in dict.fromkeys(t.target for t in self.terms.values()):
+            places = reversed(self.asked("target", name))
+            words = " and of the ".join(where[p] for p in places)
+            parts.append(f"{getattr(self, name).story} of the {words}")
         return f"{' and '.join(parts)}, from the visible ones."
 
     @property
