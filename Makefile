@@ -54,10 +54,10 @@ endif
 	  --workdir=$(WORKDIR) --config.seed=$(SEED) $(ARGS)
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-all: $(VENV)/dev $(VENV)/mm
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 golden: $(VENV)/dev
 	$(BIN)/python -m pytest tests/test_golden.py tests/torch_io/test_import_golden.py -rA

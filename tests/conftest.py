@@ -20,16 +20,23 @@ def compilation_cache():
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
-# Most of these tests' time is compilation: level 0 halves it. `.ci/run` checks the golden numbers
-# once more with the default, which is what users run.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Most of these tests' time is compilation: these flags make it four times faster. `.ci/run` checks
+# the golden numbers once more with the default, which is what users run.
+FAST_TO_COMPILE = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",  # one module: its tests run on two cores
+)
+os.environ.setdefault("XLA_FLAGS", " ".join(FAST_TO_COMPILE))
 
 # Programs are compiled once and kept between runs, in a folder of the checkout that `make clean`
 # removes. What another version of a library or another processor compiled is not read. A test that
 # needs a cold compilation sets JAX_ENABLE_COMPILATION_CACHE=false for its processes.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(compilation_cache())
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    # small ones too: the two workers and the programs that tests start compile the same ones
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -40,8 +47,37 @@ _HOOK = install_import_hook(
 )
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+# Files whose tests share nothing: each of these tests may run on any worker.
+SPREAD = ("tests/test_golden.py", "tests/test_ablations.py", "tests/test_equality.py")
+# Files that take long come first, so that no worker waits for the other at the end.
+LONG = ("tests/train/", "tests/programs/", "tests/storage/", "tests/torch_io/")
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        if item.nodeid.startswith(SPREAD):
+            return len(LONG) + 1
+        return next((i for i, name in enumerate(LONG) if item.nodeid.startswith(name)), len(LONG))
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """The tests of a file on one worker, which makes the runs that they share, but for SPREAD."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if nodeid.startswith(SPREAD) else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False  # in the order of `pytest_collection_modifyitems`
+    return ByFile(config, log)
 
 
 def pytest_terminal_summary(terminalreporter):

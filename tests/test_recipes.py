@@ -14,8 +14,6 @@ from mimjax.run.sections import load
 from mimjax.task import Clock
 from mimjax.train.loop import train
 
-pytestmark = pytest.mark.xdist_group("recipes")  # one worker makes the runs they share
-
 WHOLE = {
     "small_data": ["", ":size=s,res=64,patch=4,labels"],
     "one_gpu": ["", ":method=bootmae,size=l,images=64", ":method=cae,path=random", ":method=mcmae"],

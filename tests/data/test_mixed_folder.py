@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 # six programs as real processes; one worker makes the run they share
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mixed_folder")]
+pytestmark = pytest.mark.slow
 
 GOOD, BAD = 285, 15
 RUN = ["--config=configs/mae.py:demo,data=photos", "--config.data.source=folder"]

@@ -28,8 +28,6 @@ from mimjax.storage.checkpoints import Checkpoints
 from mimjax.task import Pretraining
 from mimjax.torch_io.read import load
 
-pytestmark = pytest.mark.xdist_group("api")  # one worker makes the runs they share
-
 
 def random_like(tree, seed):
     rng = np.random.default_rng(seed)

@@ -22,8 +22,6 @@ from mimjax.targets.clip import CLIP
 from mimjax.targets.pixels import Pixels
 from mimjax.train.loop import train
 
-pytestmark = pytest.mark.xdist_group("own_images")  # one worker makes the runs they share
-
 FOUR = {"method.mean": (0.2, 0.4, 0.6, 0.8), "method.std": (0.1, 0.2, 0.2, 0.1)}
 WIDE = {"method.encoder.image_size": (32, 48), "method.encoder.patch": 8}
 

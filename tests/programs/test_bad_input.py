@@ -23,8 +23,6 @@ from mimjax.storage.files import Workdir
 from mimjax.storage.lock import FILE, RunLock
 from mimjax.torch_io.read import load
 
-pytestmark = pytest.mark.xdist_group("bad_input")  # one worker makes the runs they share
-
 DISKS = {"full": "64k", "small": "1m", "tight": "3m"}  # of 2-layer runs, 1.7 MiB per checkpoint
 LIMIT = ["sh", "-c", 'ulimit -f 0 && exec "$@"', "sh"]  # where no disk can be mounted
 CODE = {  # files of a user

@@ -41,8 +41,6 @@ from mimjax.storage import tables
 from mimjax.task import View
 from mimjax.torch_io.read import load
 
-pytestmark = pytest.mark.xdist_group("programs")  # one worker makes the runs they share
-
 SHORT_PYTHON = os.path.relpath(sys.executable, helpers.ROOT)
 SHORT = ["--config.steps=2", "--config.eval.probes=None", "--config.eval.error=None"]
 SHORT += ["--config.eval.pictures.count=3", "--config.batch_size=16", "--config.checkpoint_every=1"]

@@ -16,8 +16,6 @@ from mimjax.storage.files import Workdir
 from mimjax.storage.settings import config_json
 from mimjax.train.run import Length
 
-pytestmark = pytest.mark.xdist_group("extend")  # one worker makes the runs they share
-
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):

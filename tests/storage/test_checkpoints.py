@@ -18,8 +18,6 @@ from mimjax.storage import digests
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
 
-pytestmark = pytest.mark.xdist_group("checkpoints")  # one worker makes the run they share
-
 # a name of every kind of file that a restore reads, and what is done to it
 FILES = ("data/metadata", "meta/metadata", "params/_METADATA", "rest/_METADATA")
 FILES += ("params/manifest.ocdbt", "rest/manifest.ocdbt", "params/d/*", "rest/d/*")

@@ -17,7 +17,6 @@ from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
 from mimjax.torch_io.read import load
 
-pytestmark = pytest.mark.xdist_group("paths_from_3")  # one worker makes the run they share
 STEPS = 4
 OLD = json.loads((helpers.ROOT / "tests/golden/configs_version_3.json").read_text())
 

@@ -24,8 +24,6 @@ from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
 from mimjax.torch_io.read import load
 
-pytestmark = pytest.mark.xdist_group("export")  # one worker makes the runs they share
-
 STEPS = (3, 5)
 
 

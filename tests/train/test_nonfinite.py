@@ -12,8 +12,6 @@ from mimjax.run import setup
 from mimjax.storage.files import Workdir
 from mimjax.train.metrics import NonFiniteError
 
-pytestmark = pytest.mark.xdist_group("rollback")  # one worker makes the runs they share
-
 BROKEN = 5  # the update whose batch holds the black image
 TOTAL = 8
 

@@ -12,8 +12,6 @@ import pytest
 
 from mimjax.errors import Exit
 
-pytestmark = pytest.mark.xdist_group("restart")  # one worker makes the runs they share
-
 TOTAL = 22  # two epochs of 11 steps
 
 
