@@ -53,9 +53,15 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 
 # Files whose tests share nothing: each of these tests may run on any worker.
-SPREAD = ("tests/test_golden.py", "tests/test_ablations.py", "tests/test_equality.py")
+SPREAD = ("tests/test_golden.py",)
 # Files that take long come first, so that no worker waits for the other at the end.
-LONG = ("tests/train/", "tests/programs/", "tests/storage/", "tests/torch_io/")
+LONG = (
+    "tests/train/",
+    "tests/test_contract.py",
+    "tests/programs/",
+    "tests/storage/",
+    "tests/torch_io/",
+)
 
 
 def pytest_collection_modifyitems(items):
