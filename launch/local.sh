@@ -40,7 +40,12 @@ while ((${#pids[@]})); do
       jobs -r | grep -q . || break
       sleep 0.2 || true
     done
-    stop -KILL
+    for i in "${!pids[@]}"; do
+      if kill -KILL "${pids[i]}" 2>/dev/null; then continue; fi
+      status=0 # it ended by itself, after the one that noticed
+      wait "${pids[i]}" || status=$?
+      if ((status && code == 76)); then code=$status; fi
+    done
     wait
     break
   fi

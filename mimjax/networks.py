@@ -63,6 +63,11 @@ class EncoderNetwork(Network):
     PLUGGABLE = True
     HOME = ("mimjax.models.vit", "mimjax.models.conv_vit")
 
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """Parameter subtrees behind the encoder, see `Encoder`."""
+        return ()
+
 
 class Predictor(Network):
     """Base class of the networks that predict targets from what an encoder makes of an image.
@@ -110,6 +115,8 @@ class Encoder(Protocol):
       out_width: numbers in a token after the final norm; the width, but for a projection.
       use_mask_token: whether masked patches enter as a learned token instead of being left out.
       fuses: whether several blocks or stages are summed before the final norm.
+      behind: names of the parameter subtrees behind the final norm (CAE-Large's projection): only
+        the networks of pretraining read them, so exports and target averages are without them.
       grid, num_patches: rows and columns of patches, and their product.
       num_prefix: number of tokens before the patches; 1 = CLS, 0 = none.
       positions: the coordinate that comes first in the fixed sine-cosine table, "xy" (column first)
@@ -128,6 +135,9 @@ class Encoder(Protocol):
 
     @property
     def out_width(self) -> int: ...
+
+    @property
+    def behind(self) -> tuple[str, ...]: ...
 
     @property
     def depth(self) -> int: ...

@@ -52,3 +52,14 @@ def test_one_half_alone_and_usage(tmp_path):
     assert out.returncode == 2
     assert "usage" in out.stderr
     assert not lines
+
+
+def test_the_code_of_a_process_that_ends_after_the_one_that_noticed_is_the_runs(tmp_path):
+    """76 says that another process ended first, which may take its time to say why."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *process_id=0*) sleep 1; exit 2;; esac; exit 76\n')
+    python.chmod(0o755)
+    env = os.environ | {"PYTHON": str(python)}
+    out = subprocess.run(["launch/local.sh"], cwd=helpers.ROOT, env=env, stderr=subprocess.PIPE)
+    assert out.returncode == 2
+    assert b"process 1 ended with code 76" in out.stderr

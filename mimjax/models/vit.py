@@ -145,6 +145,10 @@ class ViT(EncoderNetwork):
         return self.project or self.width
 
     @property
+    def behind(self) -> tuple[str, ...]:
+        return ("projection",)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         return ()
 

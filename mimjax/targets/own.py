@@ -56,8 +56,8 @@ class OwnFeatures(Target):
     def values(self, encoder: Student, seen: Seen, at: tuple[str, ...]) -> Known:
         prefix, ids = encoder.num_prefix, seen.ids
         weights, current = seen.weights(self.of)["encoder"], seen.state.params["encoder"]
-        # CAE's projection is never averaged: it belongs to the networks that read the encoder
-        weights = weights | {k: v for k, v in current.items() if k == "projection"}
+        # what stands behind the encoder belongs to the networks that read it: as of this step
+        weights = weights | {k: current[k] for k in encoder.behind if k in current}
         params, train = {"params": weights}, seen.train and self.noise
 
         def tokens(key: Key, image: jax.Array, ids: jax.Array | None) -> jax.Array:

@@ -26,12 +26,12 @@ PyTree = Any
 def plain(encoder: Encoder, params: PyTree) -> tuple[Any, PyTree]:
     """Return the encoder for whole images, without what only pretraining needs.
 
-    Removed are the mask token, drop path, the projection behind the norm, and the sums of several
+    Removed are the mask token, drop path, what stands behind the norm, and the sums of several
     blocks or stages before it.
     An encoder with such sums (MCMAE, MR-MAE) then computes another function: the one from which
     fine-tuning starts in their official code.
     """
-    absent = lambda name: name in ("mask_token", "projection") or name.endswith("_fuse")
+    absent = lambda name: name in ("mask_token", *encoder.behind) or name.endswith("_fuse")
     params = {name: value for name, value in params.items() if not absent(name)}
     return encoder.plain(), jax.tree.map(np.asarray, params)
 
