@@ -11,7 +11,9 @@ import math
 import random
 import re
 from typing import NamedTuple
+from unittest import mock
 
+import flax.linen as nn
 import helpers
 import jax
 import jax.numpy as jnp
@@ -211,11 +213,76 @@ def shapes(tree):
 
 def text(closed):
     """A jaxpr without dead code, unused arguments and what differs between two tracings."""
-    jaxpr, used = closed.jaxpr, [True] * len(closed.jaxpr.outvars)
+    jaxpr = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))[0]
     constants = [
-        (x.shape, hashlib.sha256(np.asarray(x).tobytes()).hexdigest()) for x in closed.consts
+        (x.shape, hashlib.sha256(np.asarray(x).tobytes()).hexdigest())
+        for x in [*closed.consts, *inner_constants(jaxpr)]
     ]
-    return re.sub(r"0x[0-9a-f]+", "", str(dce_jaxpr(jaxpr, used)[0])) + str(constants)
+    return re.sub(r"0x[0-9a-f]+", "", str(jaxpr)) + str(constants)
+
+
+def inner_constants(jaxpr):
+    """Constants of the jaxprs in a jaxpr, which its text does not show."""
+    for equation in jaxpr.eqns:
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(value):
+                yield from getattr(value, "consts", ())
+                yield from inner_constants(getattr(value, "jaxpr", value))
+
+
+def is_jaxpr(value):
+    return hasattr(value, "eqns")
+
+
+class Shared:
+    """A method of networks that traces equal calls of equal networks once, for all rows."""
+
+    def __init__(self, name):
+        self.original = getattr(nn.Module, name)
+        self.known = {}
+
+    def method(self):
+        return lambda module, *args, **kwargs: self.call(module, args, kwargs)
+
+    def call(self, module, args, kwargs):
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        arrays, rest = apart(leaves)
+        kinds = tuple(str(jax.typeof(x)) for x in arrays)
+        # 1 and True, or 1 and 1.0, are equal, and may be traced otherwise: their text is not
+        key = module, str(module), tree, str(rest), kinds
+        if key not in self.known:
+            found = []
+
+            @jax.jit
+            def run(arrays):
+                args, kwargs = jax.tree.unflatten(tree, together(arrays, rest))
+                leaves, out = jax.tree.flatten(self.original(module, *args, **kwargs))
+                arrays, others = apart(leaves)
+                found[:] = [others, out]
+                return arrays
+
+            self.known[key] = run, found
+        run, found = self.known[key]
+        arrays = run(arrays)
+        return jax.tree.unflatten(found[1], together(arrays, found[0]))
+
+
+ARRAY = object()
+
+
+def apart(leaves):
+    """The arrays among leaves, and the leaves with ARRAY in place of each."""
+    is_array = [isinstance(x, jax.Array | np.ndarray) for x in leaves]
+    rest = [ARRAY if yes else x for x, yes in zip(leaves, is_array)]
+    return [x for x, yes in zip(leaves, is_array) if yes], rest
+
+
+def together(arrays, rest):
+    arrays = iter(arrays)
+    return [next(arrays) if x is ARRAY else x for x in rest]
+
+
+SHARED = {name: Shared(name) for name in ("apply", "init_with_output")}
 
 
 _PROGRAMS = {}  # rows that differ in length or rates alone are one program
@@ -225,7 +292,9 @@ def program(c):
     """Parameters, frozen networks and the jaxprs of a small run, by name."""
     key = c.task + c.method.to_json(sort_keys=True)
     if key not in _PROGRAMS:
-        _PROGRAMS[key] = traced(schema.make_task(c, Clock(1, 2)))
+        methods = {name: shared.method() for name, shared in SHARED.items()}
+        with mock.patch.multiple(nn.Module, **methods):
+            _PROGRAMS[key] = traced(schema.make_task(c, Clock(1, 2)))
     return _PROGRAMS[key]
 
 

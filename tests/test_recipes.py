@@ -1,5 +1,8 @@
 """The recipes: parsed whole by the real command line, then run small on files as they describe."""
 
+import functools
+from unittest import mock
+
 import helpers
 import jax
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from PIL import Image
 
 import mimjax
-from mimjax import schema
+from mimjax import schema, sharding
 from mimjax.errors import ConfigError
 from mimjax.run import setup
 from mimjax.run.sections import load
@@ -106,13 +109,15 @@ def narrow(c):
     return c
 
 
-def run(c, workdir, path=None):
+def run(c, workdir, path=None, devices=1):
     """Two updates; what the run said."""
     c.unlock()
     c.data.path, c.steps, c.optimizer.schedule.warmup_steps, c.log_every = path, 2, 1, 1
-    c.batch_size = 8 * c.accum  # eight devices
+    c.batch_size = 8 * c.accum
     c.eval.probes, c.eval.error, c.eval.health, c.eval.pictures = None, None, None, None
-    run = setup.make_run(c, str(workdir))
+    mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:devices])
+    with mock.patch.object(setup, "make_mesh", mesh):
+        run = setup.make_run(c, str(workdir))
     train(run)
     run.log.close()
     run.lock.release()
@@ -130,7 +135,7 @@ def test_runs_on_photographs(folder, tmp_path):
     said = run(narrow(load(f"recipes/continued:path={first}")), second, photos)
     assert f"weights: all of decoder, encoder from {first}" in said
     assert "schedule: from its beginning" in said
-    said = run(narrow(load("recipes/one_gpu:images=1024")), third, photos)
+    said = run(narrow(load("recipes/one_gpu:images=1024")), third, photos, devices=8)
     assert "batch       32 = 8 devices x 1 x 4 accumulated" in said
 
 
@@ -173,7 +178,7 @@ def test_class_of_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     c = load("recipes/three_targets:demo,path=random").unlock()
     assert c.task == "configs/recipes/three_targets.py:ThreeTargets"
-    c.method.encoder.depth = 1
+    c.method.encoder.depth = c.method.teacher_target.network.depth = 1
     said = run(c, tmp_path / "run")
     table = [line.split()[0] for line in said.splitlines() if "_decoder = " in line]
     assert table == ["pixel", "feature", "teacher"]

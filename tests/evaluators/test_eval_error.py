@@ -211,7 +211,7 @@ def test_second_call_does_not_retrace_nor_measure_naive_again():
 def test_naive_errors_of_a_target_that_follows_the_run_are_measured_again():
     task, mesh, state = started()
     own = dataclasses.replace(task, pixel_target=OwnFeatures(of="current"))
-    state = state.replace(params=own.init(jax.random.key(0))[0])
+    state = state.replace(params=jax.jit(own.init)(jax.random.key(0))[0])
     evaluator = measures(own, mesh)["error"]
     first = dict(evaluator(state, {}))
     second = dict(evaluator(step_later(state), {}))
@@ -222,7 +222,7 @@ def test_naive_errors_of_a_target_that_follows_the_run_are_measured_again():
 def test_patches_known_in_part_have_no_naive_error():
     task, mesh, state = started()
     own = dataclasses.replace(task, pixel_target=OwnFeatures(of="current", masked_share=0.5))
-    state = state.replace(params=own.init(jax.random.key(0))[0])
+    state = state.replace(params=jax.jit(own.init)(jax.random.key(0))[0])
     assert list(dict(measures(own, mesh)["error"](state, {}))) == ["masked_error"]
 
 

@@ -40,7 +40,7 @@ def test_class_tokens_make_no_picture():
     task, mesh, state = started()
     own, term = OwnFeatures(of="current"), Term("pixel_target", "decoder", at="cls")
     task = dataclasses.replace(task, pixel_target=own, decoder=LinearHead(), pixel=term)
-    state = state.replace(params=task.init(jax.random.key(0))[0])
+    state = state.replace(params=jax.jit(task.init)(jax.random.key(0))[0])
     files = {}
     made = measures(task, mesh, write=files.__setitem__)
     assert list(made["pictures"](state, {})) == []
@@ -60,7 +60,7 @@ def test_the_order_of_the_columns_is_kept():
         decoder=LatentDecoder(depth=1, heads=2),
         code=Term("code_target", "decoder"),
     )
-    params, _ = task.init(jax.random.key(0))
+    params, _ = jax.jit(task.init)(jax.random.key(0))
     state = TrainState(jnp.zeros((), jnp.int32), params, {}, {}, {})
     evaluator = measures(task, mesh, write=files.__setitem__, pictures=3)["pictures"]
     list(evaluator(state, {}))

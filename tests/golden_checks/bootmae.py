@@ -83,17 +83,20 @@ def pretrain(z, meta):
 
         (total, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         decoders = {k: common.network(task, params, prepared, f"{k}_decoder") for k in TERMS}
-        return total, metrics, grads, prepared, shown, decoders
+        inside = common.intermediates(task.encoder, params["encoder"], prepared.image)
+        read = {"params": params["encoder"]}, prepared.image, prepared.ids_v
+        encoded = inside["patch_embed"], task.encoder.apply(*read)
+        return total, metrics, grads, prepared, shown, decoders, encoded
 
     batch = {"image": common.nhwc(z["in/images"]), "mask": z["in/mask"]}
-    total, metrics, grads, prepared, shown, decoders = run(params, ema, batch)
+    total, metrics, grads, prepared, shown, decoders, encoded = run(params, ema, batch)
     common.rel("total", total, z["loss/total"], 1e-5)
     for name in TERMS:
         common.rel(name, metrics[f"loss/{name}"], z[f"loss/{name}"], 1e-5)
     common.rel("lambda", metrics["weight/feature"], meta["effective_feature_weight"], 1e-6)
     common.check_gradients(z, grads, "bootmae")
     targets(z, task, prepared, shown)
-    encoder(z, task, params, prepared)
+    encoder(z, *encoded)
     ids = common.ids_of(prepared)
     pred = {name: common.by_raster(found[0], ids) for name, found in decoders.items()}
     common.close("pixel_pred", image(task, pred["pixel"]), z["out/pixel_pred"], 1e-4)
@@ -108,7 +111,7 @@ def targets(z, task, prepared, shown):
     features = np.take_along_axis(z["out/feat_target"], rows, 1)
     ours = shown["feature_target"]["masked"]
     common.close("feat_target", ours, features, 1e-4)
-    normed = standardize(jnp.asarray(features))  # as the loss compares it
+    normed = jax.jit(standardize)(features)  # as the loss compares it
     common.close("feat_target", prepared.targets["feature"]["masked"], normed, 1e-4)
     weight = jnp.ones(rows.shape[:2]) if prepared.weight is None else prepared.weight
     theirs = np.take_along_axis(z["out/patch_weight"], rows[..., 0], 1)
@@ -123,12 +126,9 @@ def image(task, x):
     return unpatchify(x, task.encoder.grid, task.encoder.patch).transpose(0, 3, 1, 2)
 
 
-def encoder(z, task, params, prepared):
-    """The tokens of the visible patches, block by block."""
-    inside = common.intermediates(task.encoder, params["encoder"], prepared.image)
-    common.close("patch_embed", inside["patch_embed"], z["out/patch_embed"], 1e-4)
-    read = {"params": params["encoder"]}, prepared.image, prepared.ids_v
-    f = jax.jit(task.encoder.apply)(*read)
+def encoder(z, embed, f):
+    """All embedded patches, and the tokens of the visible ones, block by block."""
+    common.close("patch_embed", embed, z["out/patch_embed"], 1e-4)
     for i, block in enumerate(f.blocks):
         visible(f"enc_block{i}", block, z)
     visible("enc_norm", f.tokens, z)
@@ -208,9 +208,10 @@ def masking(z, meta):
         overlap = np.bincount((final & masks).sum((1, 2)), minlength=len(data["overlap_counts"]))
         assert set(np.flatnonzero(overlap)) == set(np.flatnonzero(data["overlap_counts"]))
         first = jnp.asarray(data["final_first8"].astype(bool).reshape(8, -1))
-        weight = np.asarray(neighbor_weight(first, grid)).reshape(8, *grid)
+        weights = jax.jit(neighbor_weight, static_argnums=1)
+        weight = np.asarray(weights(first, grid)).reshape(8, *grid)
         common.close("weight", weight, data["weight_first8"], 1e-6)
-        weight = neighbor_weight(jnp.asarray(final.reshape(n, -1)), grid)
+        weight = weights(final.reshape(n, -1), grid)
         weight = np.asarray(weight).reshape(n, *grid)
         mean = weight[final].mean()
         assert abs(mean / data["weight_mean_on_masked"] - 1) < 0.01

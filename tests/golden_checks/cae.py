@@ -187,7 +187,9 @@ def trained(task, cfg, clock, z, params, offset):
     tx = optimizers.make_optimizer(
         cfg, params, lambda t: lr(t + offset), lambda t: decay(t + offset)
     )
-    state = TrainState(np.int32(offset), params, {}, task.init_ema(params), tx.init(params))
+    state = TrainState(
+        np.int32(offset), params, {}, task.init_ema(params), jax.jit(tx.init)(params)
+    )
     step = jax.jit(functools.partial(train_step, task=task, tx=tx, seed=0))
     rows = []
     for i in range(len(z["in/images"])):
@@ -225,7 +227,7 @@ def steps(z, meta):
     sd = common.arrays(z, "sd")
     params = load.from_torch(sd, common.shapes(task), "cae")
     state, rows, lr = trained(task, cfg, clock, z, params, c["start_it"])
-    common.rel("schedule", [lr(i) for i in range(clock.total_steps)], meta["lr_schedule"], 1e-6)
+    common.rel("schedule", lr(np.arange(clock.total_steps)), meta["lr_schedule"], 1e-6)
     check_losses(z, c, rows)
     common.rel("grad_norm", [m["grad_norm"] for m in rows], z["opt/grad_norm"], 1e-4)
     final = {k: v for k, v in common.arrays(z, "final").items() if not k.endswith("pos_embed")}
@@ -358,7 +360,7 @@ def caev2(z, meta):
         common.close("masked_out", pred["masked"].values["masked"], z["out/masked_out"], 1e-4)
     else:
         every = jnp.concatenate([out[place] for place in PLACES], axis=1)
-        common.close("latents_out", unit(every), z["out/latents_out"], 1e-4)
+        common.close("latents_out", jax.jit(unit)(every), z["out/latents_out"], 1e-4)
         common.rel("paper", second.total, z["loss/paper_total"], 1e-5)
     common.close("visible", tokens, z["out/latent_visible_with_cls"], 1e-4)
     gradients({official(k): v for k, v in common.arrays(z, "grad").items()}, grads, "cae")

@@ -31,8 +31,13 @@ def tower(z, meta, layout):
     encoder = ViT(patch=patch, image_size=images.shape[1:3])
     like = jax.eval_shape(lambda key: target.init_frozen(key, encoder), jax.random.key(0))
     frozen = load.from_torch(common.arrays(z, "sd"), like)  # the layout is detected
-    hidden = jax.jit(lambda f, x: target.encode(f, x, encoder))(frozen, images)
-    features = np.asarray(target.read(frozen, hidden))
+
+    @jax.jit
+    def run(frozen, images):
+        hidden = target.encode(frozen, images, encoder)
+        return hidden, target.read(frozen, hidden)
+
+    hidden, features = map(np.asarray, run(frozen, images))
     assert features.shape[-1] == target.width(encoder)
     common.close("features", features, z["out/token_features"], 2e-5)
     back = load.to_torch(frozen, layout)

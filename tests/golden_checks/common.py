@@ -88,7 +88,7 @@ def imported(sd, task):
     found = published.fit(c, held, None, choice)
     assert settings_of(found.task) == settings_of(task)
     assert not found.absent
-    return jax.tree.map(jnp.asarray, found.params)
+    return jax.device_put(found.params)
 
 
 # ------------------------------------------------------------------ the parts of a step
@@ -252,10 +252,11 @@ def run_steps(z, meta, task, cfg, ema, layout):
         cfg, start, lambda count: lr(count + first), lambda count: decay(count + first)
     )
     steps = len(z["in/lr"])
-    rel("lr", [lr(first + i) for i in range(steps)], z["in/lr"], 1e-6)
+    count = first + np.arange(steps)
+    rel("lr", lr(count), z["in/lr"], 1e-6)
     if "in/wd" in z.files:
-        rel("wd", [decay(first + i) for i in range(steps)], z["in/wd"], 1e-6)
-    state = TrainState(np.int32(first), start, {}, ema, tx.init(start))
+        rel("wd", decay(count), z["in/wd"], 1e-6)
+    state = TrainState(np.int32(first), start, {}, ema, jax.jit(tx.init)(start))
     step = jax.jit(functools.partial(train_step, task=task, tx=tx, seed=0))
     losses = []
     for i in range(steps):
@@ -308,7 +309,9 @@ def sample(masking, grid, n, seed=0):
 
 def check_init(z, meta, task, layout, tables):
     """Initial statistics per parameter, at the file's sizes."""
-    params = jax.jit(task.init)(step_key(5, "init", 0))[0]
+    # many numbers: to draw them would take longer than to compile this a little better
+    init = jax.jit(task.init, compiler_options={"xla_backend_optimization_level": 1})
+    params = init(step_key(5, "init", 0))[0]
     ours = load.to_torch(params, layout)
     expected = {k: v for k, v in meta["params"].items() if v["grad"]}
     assert set(ours) == set(expected)

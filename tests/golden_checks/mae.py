@@ -53,10 +53,12 @@ def pretrain(z, meta):
         loss, grads = jax.value_and_grad(loss_fn)(params)
         read = {"params": params["encoder"]}, prepared.image, prepared.ids_v
         decoder = common.network(task, params, prepared, "decoder")
-        return loss, grads, prepared, shown, task.encoder.apply(*read), decoder
+        inside = common.intermediates(task.encoder, params["encoder"], prepared.image)
+        encoded = inside["patch_embed"], task.encoder.apply(*read)
+        return loss, grads, prepared, shown, encoded, decoder
 
     batch = {"image": common.nhwc(z["in/images"]), "mask": z["in/mask"]}
-    loss, grads, prepared, shown, f, (pred, inside) = run(params, batch)
+    loss, grads, prepared, shown, (embed, f), (pred, inside) = run(params, batch)
     common.rel("loss", loss, z["loss/total"], 1e-5)
     common.check_gradients(z, grads, "mae")
 
@@ -64,7 +66,6 @@ def pretrain(z, meta):
     common.close("pred", common.by_raster(pred, ids), z["out/pred"], 1e-4)
     target = common.at_patches(shown["pixel_target"] | prepared.targets["pixel"])
     common.close("target", common.by_raster(target, ids), z["out/target"], 1e-4)
-    embed = common.intermediates(task.encoder, params["encoder"], prepared.image)["patch_embed"]
     # the official hook sits before the positions are added
     common.close("patch_embed", embed, z["out/patch_embed"], 1e-4)
     table = sincos_table(task.encoder.grid, c["dim"], "xy")

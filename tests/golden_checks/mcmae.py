@@ -121,7 +121,7 @@ def pretrain(z, meta):
     mask = common.mask_from_noise(z["in/noise"], keep.shape[1])
     np.testing.assert_array_equal(mask, z["out/mask"] == 1)
     batch = {"image": jnp.asarray(common.nhwc(z["in/images"])), "mask": jnp.asarray(mask)}
-    prepared = common.inputs(task, params, batch)
+    prepared = jax.jit(lambda p, b: common.inputs(task, p, b))(params, batch)
     np.testing.assert_array_equal(prepared.ids_v, np.sort(keep, axis=1))
     total, grads, f, pred, inside = run(task, params, prepared)
     common.rel("loss", total, z["loss/total"], 1e-5)
@@ -151,9 +151,19 @@ def fast(z, meta):
     rows = len(order)
     views = mask.reshape(VIEWS, rows, -1).swapaxes(0, 1)  # image by image, as the task has them
     batch = {"image": jnp.asarray(common.nhwc(z["in/images"])), "mask": jnp.asarray(views)}
-    prepared = common.inputs(task, params, batch)
     by_set = np.arange(VIEWS * rows).reshape(rows, VIEWS).T.reshape(-1)
-    prepared = jax.tree.map(lambda x: x[by_set], prepared)
+
+    @jax.jit
+    def inputs(params, batch, own):
+        """In the file's order, of the task's own views, and as evaluation reads them."""
+        mine = jax.tree.map(lambda x: x[by_set], common.inputs(task, params, batch))
+        first = common.inputs(task, params, batch, train=False)
+        return mine, common.inputs(task, params, own).ids_v, first.ids_v
+
+    rng = random.Random(0)
+    views = np.stack([task.sample(rng, 0)["mask"] for _ in range(rows)])
+    own = batch | {"mask": jnp.asarray(views)}
+    prepared, filled, first = inputs(params, batch, own)
     np.testing.assert_array_equal(prepared.ids_v, np.sort(keep, axis=1))
     total, grads, f, pred, inside = run(task, params, prepared)
     common.rel("loss", total, z["loss/total"], 1e-5)
@@ -165,12 +175,8 @@ def fast(z, meta):
     common.close("pred", pred, z["out/pred"], 1e-4)
     stage_maps(z, task, inside, keep)
     # the task's own views fill the image together; evaluation reads the first of them alone
-    rng = random.Random(0)
-    views = np.stack([task.sample(rng, 0)["mask"] for _ in range(rows)])
-    own = common.inputs(task, params, batch | {"mask": jnp.asarray(views)})
-    filled = np.sort(np.asarray(own.ids_v).reshape(rows, -1), axis=1)
+    filled = np.sort(np.asarray(filled).reshape(rows, -1), axis=1)
     np.testing.assert_array_equal(filled, np.broadcast_to(np.arange(order.shape[1]), order.shape))
-    first = common.inputs(task, params, batch, train=False).ids_v
     np.testing.assert_array_equal(first, np.sort(keep[:rows], axis=1))
 
 

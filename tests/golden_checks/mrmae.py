@@ -135,7 +135,7 @@ def outputs(z, task, prepared, tokens, predictions):
     common.close("latent", tokens[:, prefix:], common.by_raster(theirs[:, prefix:], keep), 1e-4)
     common.close("prefix", tokens[:, :prefix], theirs[:, :prefix], 1e-4)
     pred, target = (getattr(predictions["mimic"], k)["visible"] for k in ("values", "target"))
-    target = unit(target) if isinstance(task.mimic.loss, DirectionMSE) else target
+    target = jax.jit(unit)(target) if isinstance(task.mimic.loss, DirectionMSE) else target
     for name, ours in (("mimic_pred", pred), ("mimic_target", target)):
         common.close(name, ours, common.by_raster(z[f"out/{name}"], keep), 1e-4)
     masked = np.take_along_axis(z["out/pred"], np.asarray(prepared.ids_m)[..., None], 1)
@@ -150,9 +150,13 @@ def teacher(z, task, c):
     raw = common.nhwc(z["in/images"]) * np.asarray(patches.IMAGENET_STD) + patches.IMAGENET_MEAN
     view = jnp.asarray((raw - target.mean) / target.std, jnp.float32)
     common.close("teacher_input", view, common.nhwc(z["out/teacher_input"]), 1e-4)
-    run = jax.jit(lambda x: target.encode_with_attention(frozen, x, task.encoder))
-    hidden, attention = run(view)
-    features = target.read(frozen, hidden[:, 1:])
+
+    @jax.jit
+    def run(frozen, view):
+        hidden, attention = target.encode_with_attention(frozen, view, task.encoder)
+        return target.read(frozen, hidden[:, 1:]), attention
+
+    features, attention = run(frozen, view)
     common.close("teacher_features", features, z["out/teacher_features"], 1e-4)
     common.close("teacher_cls_attn", attention.mean(1), z["out/teacher_cls_attn"], 1e-5)
 
@@ -171,9 +175,9 @@ def steps(z, meta):
     sd = common.arrays(z, "sd")
     params = load.from_torch(sd, common.shapes(task), layout(c))
     lr = optimizers.learning_rate(cfg, clock, 256)
-    common.rel("lr", [lr(i) for i in range(o["steps"])], z["out/lr_steps"], 1e-6)
+    common.rel("lr", lr(np.arange(o["steps"])), z["out/lr_steps"], 1e-6)
     tx = optimizers.make_optimizer(cfg, params, lr, optimizers.weight_decay(cfg, clock))
-    state = TrainState(np.int32(0), params, {}, {}, tx.init(params))
+    state = TrainState(np.int32(0), params, {}, {}, jax.jit(tx.init)(params))
     step = jax.jit(functools.partial(train_step, task=task, tx=tx, seed=0))
     rows, norms = [], []
     for arrays in zip(

@@ -64,7 +64,8 @@ def workdir(file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted") / "run"
     config = "--config=configs/bootmae.py:demo"
     args = f"--model={file[0]}", config, f"--workdir={folder}", "--heads=4"
-    out = helpers.run("convert", *args)
+    out = helpers.answer("convert", *args)
+    assert not out.returncode, out.stderr
     return folder, out.stdout
 
 

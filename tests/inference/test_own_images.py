@@ -9,6 +9,7 @@ import helpers
 import jax
 import numpy as np
 import pytest
+from train import inside
 
 from mimjax.data.sources import Digits, Folder
 from mimjax.errors import ConfigError
@@ -20,7 +21,12 @@ from mimjax.run import setup
 from mimjax.schema import section
 from mimjax.targets.clip import CLIP
 from mimjax.targets.pixels import Pixels
-from mimjax.train.loop import train
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    inside.quick(monkeypatch)
+
 
 FOUR = {"method.mean": (0.2, 0.4, 0.6, 0.8), "method.std": (0.1, 0.2, 0.2, 0.1)}
 WIDE = {"method.encoder.image_size": (32, 48), "method.encoder.patch": 8}
@@ -53,9 +59,7 @@ def config(folder, method="mae", **overrides):
 
 def start(c, workdir):
     """What the run said."""
-    run = setup.make_run(c, str(workdir))
-    train(run)
-    run.log.close()
+    inside.go(c, workdir)
     return (workdir / "train.log").read_text()
 
 
@@ -63,7 +67,9 @@ def start(c, workdir):
 def straight(folder, tmp_path_factory):
     """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("straight")
-    return workdir, start(config(folder), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        inside.quick(patch)
+        return workdir, start(config(folder), workdir)
 
 
 def test_bad_files_are_listed_and_counted(folder, straight):

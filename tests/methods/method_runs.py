@@ -1,6 +1,7 @@
 """Tiny methods, fake targets and batches that the tests of methods share."""
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -102,12 +103,12 @@ def raw_batch(size=4, masked=8, shape=(16, 16), counts=None, patch=4):
 
 def randomized(params, spread=0.2):
     """Parameters with noise: zero biases and small factors would hide mistakes."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(5), len(leaves))
-    noisy = [x + spread * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
-    return jax.tree.unflatten(tree, noisy)
+    rng = np.random.default_rng(5)  # in numpy: every shape would be a program of its own
+    noisy = lambda x: np.asarray(x) + np.float32(spread) * rng.standard_normal(x.shape, np.float32)
+    return jax.tree.map(lambda x: jnp.asarray(noisy(x)), params)
 
 
+@functools.cache
 def start(task):
     """Parameters, randomized."""
     return randomized(jax.jit(task.init)(jax.random.key(0))[0])
@@ -122,30 +123,39 @@ def state_of(task, params, tx=None):
 
 def prepare(task, raw, params=None, train=True, frozen=None, pieces=1):
     """What `loss` reads; compiled, because so many small operations take seconds one by one."""
-    state = state_of(task, start(task) if params is None else params)
-    run = lambda s, f, b: task.prepare(s, f, b, KEY, train, pieces)[0]
-    return jax.jit(run)(state, frozen or {}, raw)
+    params = start(task) if params is None else params
+    run = lambda p, f, b: task.prepare(state_of(task, p), f, b, KEY, train, pieces)[0]
+    return jax.jit(run)(params, frozen or {}, raw)
+
+
+@functools.cache
+def compiled(task, name, train):
+    """The loss or the predictions of a task, traced once for all of its parameters and batches."""
+    if name == "loss":
+        return jax.jit(lambda p, b: task.loss(p, {}, b, KEY, 0, train))
+    return jax.jit(lambda p, b: task.predict(p, b, KEY, train))
 
 
 def loss(task, params, prepared, train=True):
-    return jax.jit(lambda p, b: task.loss(p, {}, b, KEY, 0, train))(params, prepared)
+    return compiled(task, "loss", train)(params, prepared)
 
 
 def predict(task, params, prepared, train=False):
     """What networks read, and what each predicts by place."""
-    return jax.jit(lambda p, b: task.predict(p, b, KEY, train))(params, prepared)
+    return compiled(task, "predict", train)(params, prepared)
 
 
-def step(task, tx, state, raw, accum=1):
-    run = jax.jit(lambda s, b: train_step(s, {}, b, task=task, tx=tx, accum=accum))
-    return run(state, raw)
+def step(task, tx, params, raw, accum=1):
+    """The first update of these parameters."""
+    first = lambda p, b: train_step(state_of(task, p, tx), {}, b, task=task, tx=tx, accum=accum)
+    return jax.jit(first)(params, raw)
 
 
 def hidden_pixels(mask, patch=4):
     """Where masked patches are, bool [b h w 1], of masks on a square grid."""
     side = round(mask.shape[1] ** 0.5)
-    grid = mask.reshape(-1, side, side, 1)
-    return jnp.repeat(jnp.repeat(grid, patch, 1), patch, 2)
+    grid = np.asarray(mask).reshape(-1, side, side, 1)
+    return np.repeat(np.repeat(grid, patch, 1), patch, 2)
 
 
 def close(ours, theirs, atol=1e-5):

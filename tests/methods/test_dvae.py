@@ -65,7 +65,7 @@ def test_usage():
 
 def test_noise_in_training_only():
     task = DiscreteVAE(encoder=DVAEEncoder(8, 4, 1, 0), image_size=(4, 4))
-    params = task.init(jax.random.key(0))[0]
+    params = jax.jit(task.init)(jax.random.key(0))[0]
     batch = {"image": jax.random.normal(jax.random.key(1), (2, 4, 4, 3))}
     loss = jax.jit(task.loss, static_argnums=5)
     total = lambda key, train: float(loss(params, {}, batch, jax.random.key(key), 0, train).total)

@@ -25,11 +25,9 @@ IMAGES = jax.random.normal(jax.random.key(0), (2, 12, 8, 3))
 
 
 def parameters(network):
-    leaves, tree = jax.tree.flatten(network.init(jax.random.key(0), IMAGES)["params"])
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(
-        tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
-    )
+    rng, params = np.random.default_rng(1), jax.jit(network.init)(jax.random.key(0), IMAGES)
+    noisy = lambda x: np.asarray(x) + 0.1 * rng.normal(size=x.shape)
+    return jax.tree.map(lambda x: jnp.asarray(noisy(x), jnp.float32), params["params"])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -39,18 +37,19 @@ def test_it_weighs_the_values(name):
     params = parameters(network)
     run = jax.jit(lambda p, x: with_cls_attention(network, p, x, method))
     out, weights = run(params, IMAGES)
-    plain = network.apply({"params": params}, IMAGES, method=method)
+    plain = jax.jit(lambda p, x: network.apply({"params": p}, x, method=method))(params, IMAGES)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), out, plain)
     heads = network.heads or 2  # 128 // 64
     assert weights.shape == (2, heads, 6)
     assert bool((weights > 0).all())
     block = f"block_{network.depth - 1:02d}"
-    seen = common.intermediates(network, params, IMAGES, method=method)
-    attn = params[block]["attn"]
-    v = jnp.split(seen[f"{block}/attn/qkv"], 3, axis=-1)[2] + attn.get("v_bias", 0.0)
+    look = lambda p, x: common.intermediates(network, p, x, method=method)
+    seen, attn = jax.tree.map(np.asarray, (jax.jit(look)(params, IMAGES), params[block]["attn"]))
+    weights = np.asarray(weights)
+    v = np.split(seen[f"{block}/attn/qkv"], 3, axis=-1)[2] + attn.get("v_bias", 0.0)
     v = v.reshape(2, 7, heads, -1)
-    full = jnp.concatenate([1 - weights.sum(-1, keepdims=True), weights], axis=-1)
-    mixed = jnp.einsum("bkt,btkd->bkd", full, v).reshape(2, -1)
+    full = np.concatenate([1 - weights.sum(-1, keepdims=True), weights], axis=-1)
+    mixed = np.einsum("bkt,btkd->bkd", full, v).reshape(2, -1)
     ours = mixed @ attn["proj"]["kernel"] + attn["proj"]["bias"]
     np.testing.assert_allclose(ours, seen[f"{block}/attn"][:, 0], atol=1e-4)
 
@@ -58,13 +57,15 @@ def test_it_weighs_the_values(name):
 def test_softmax_is_float32():
     """In bfloat16 too: probabilities near 1/n would differ by a percent otherwise."""
     q = jax.random.normal(jax.random.key(0), (2, 50, 36)).astype(jnp.bfloat16)
-    low, high = (cls_attention(x, 3) for x in (q, q.astype(jnp.float32)))
+    attend = jax.jit(lambda x: cls_attention(x, 3))
+    low, high = (attend(x) for x in (q, q.astype(jnp.float32)))
     assert low.dtype == high.dtype == jnp.float32
     np.testing.assert_allclose(low, high, rtol=2e-2)
     assert len(np.unique(np.asarray(low))) == low.size
     network = CLIPVision(24, 2, 3, 4, (3, 2), 5, dtype=jnp.bfloat16)
     params = parameters(network)
-    _, weights = with_cls_attention(network, params, IMAGES, "encode")
+    run = lambda p, x: with_cls_attention(network, p, x, "encode")
+    _, weights = jax.eval_shape(run, params, IMAGES)
     assert weights.dtype == jnp.float32
 
 

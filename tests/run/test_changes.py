@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from train import inside
 
-from mimjax.data.sources import Folder
+from mimjax.data.sources import Folder, Synthetic
 from mimjax.errors import ConfigError
 from mimjax.run import changes, setup
 from mimjax.schedules import Constant, MAECosine
@@ -26,8 +26,9 @@ SCHEDULES = {"mae": MAECosine(warmup_epochs=1.0), "constant": Constant(warmup_ep
 
 
 def config(epochs, schedule, **overrides):
-    settings = {"epochs": epochs, "steps": None, "batch_size": 472, "optimizer.lr": 1e-3}
+    settings = {"epochs": epochs, "steps": None, "batch_size": 40, "optimizer.lr": 1e-3}
     settings["optimizer.schedule"] = SCHEDULES[schedule]
+    settings["data.source"] = Synthetic(length=120, side=8)
     return helpers.small("mae", **inside.TINY, **settings | overrides)
 
 
@@ -185,15 +186,15 @@ def test_a_length_that_is_passed_is_an_error_that_names_the_cause():
 def test_a_restart_with_another_batch_is_told(finished, tmp_path, capsys):
     """Through the checkpoint: what an epoch was stands in it."""
     workdir = shutil.copytree(finished, tmp_path / "copy")
-    run = setup.make_run(config(3.0, "constant", batch_size=240), str(workdir))
+    run = setup.make_run(config(3.0, "constant", batch_size=24), str(workdir))
     run.lock.release()
     run.log.close()
     said = capsys.readouterr().out
     assert "extended from 6 to 15 steps" in said
     assert "an epoch was 3 steps and is 5: step 6 was epoch 2.0 and is epoch 1.2" in said
-    assert "batch_size 472 -> 240" in said
-    with pytest.raises(ConfigError, match=r"at step 6; allowed: 6 or more.*batch_size 472 -> 1416"):
-        setup.make_run(config(3.0, "constant", batch_size=1416), str(workdir))
+    assert "batch_size 40 -> 24" in said
+    with pytest.raises(ConfigError, match=r"at step 6; allowed: 6 or more.*batch_size 40 -> 120"):
+        setup.make_run(config(3.0, "constant", batch_size=120), str(workdir))
 
 
 def test_a_folder_with_another_name_is_the_same_run(tmp_path, capsys):

@@ -199,6 +199,7 @@ def add_a_parameter(monkeypatch):
         return {**params, "encoder": {**params["encoder"], "extra": jnp.zeros(3)}}, state
 
     monkeypatch.setattr(MAE, "init", more)
+    monkeypatch.setattr(inside, "PROGRAMS", {})
 
 
 def test_a_new_start_is_asked_for_and_keeps_what_is_there(copy):

@@ -63,7 +63,10 @@ def as_version_3(state):
 
 @pytest.fixture(scope="module", params=["average", "current"])
 def runs(request, tmp_path_factory):
-    """Settings of version 3, a whole run, and a workdir of version 3 of its first half."""
+    """Settings of version 3, a whole run, a workdir of version 3 of its first half, and more.
+
+    The state of the first half as it is today, and the program.
+    """
     old = settings_of_3(align_target="ema" if request.param == "average" else "current")
     with pytest.MonkeyPatch.context() as patch:
         inside.quick(patch)
@@ -88,7 +91,7 @@ def runs(request, tmp_path_factory):
         shutil.copy(whole / "teacher.json", half.path / "teacher.json")
         lines = (whole / "metrics.jsonl").read_text().splitlines(True)
         half.write_text("metrics.jsonl", "".join(lines[:2]))
-    return old, whole, str(half.path), restored.state
+    return old, whole, str(half.path), restored.state, run.program
 
 
 @pytest.fixture(autouse=True)
@@ -96,15 +99,11 @@ def _quick(monkeypatch):
     inside.quick(monkeypatch)
 
 
-def program_of(old):
-    return helpers.make(today(old))[1]
-
-
 def test_the_whole_state_is_restored(runs):
     """Every array at its path of today; the projection's average is a copy of its parameters."""
-    old, _, half, expected = runs
+    _, _, half, expected, program = runs
     reader = Checkpoints(Workdir(half, writer=False), read_only=True)
-    (outcome,), restored = reader.survey(program_of(old).abstract_state, print)
+    (outcome,), restored = reader.survey(program.abstract_state, print)
     assert not outcome.problem
     state = restored.state
     for name in ("step", "params", "opt_state", "model_state"):
@@ -120,7 +119,7 @@ def test_the_whole_state_is_restored(runs):
 
 def test_the_run_is_continued(runs, tmp_path):
     """Its losses are those of the uninterrupted one."""
-    old, whole, half, _ = runs
+    old, whole, half, *_ = runs
     copy = shutil.copytree(half, tmp_path / "run")
     inside.go(today(old), copy)
     log = (copy / "train.log").read_text()
@@ -136,14 +135,13 @@ def test_the_run_is_continued(runs, tmp_path):
 
 
 def test_resume_and_init_from(runs, tmp_path):
-    old, whole, half, expected = runs
+    old, whole, half, expected, program = runs
     c = today(old)
     c.resume = half
     inside.go(c, tmp_path / "resumed")
     assert helpers.losses(tmp_path / "resumed")[STEPS] == helpers.losses(whole)[STEPS]
     c = today(old | {"init_from": half})
-    program, said = program_of(old), []
-    state = restore.with_weights(program.init(), c, program, said.append)
+    state = restore.with_weights(program.init(), c, program, print)
     inside.assert_same(state.params, expected.params)
     if state.ema:
         inside.assert_same(state.ema["encoder"], expected.params["encoder"])
@@ -151,7 +149,7 @@ def test_resume_and_init_from(runs, tmp_path):
 
 def test_programs_read_its_weights(runs):
     """The whole state, and the encoder alone, which exports write without the projection."""
-    _, _, half, expected = runs
+    _, _, half, expected, _ = runs
     run = open_run(half)
     state = run.state()
     inside.assert_same(state.params, expected.params)

@@ -1,6 +1,7 @@
 """Two targets side by side: their vectors, views, weights and attention."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -44,10 +45,15 @@ def images(target):
 
 def values(target, at, frozen, batch, hidden=None, pieces=1):
     """Its values at the places; one program, since the networks have many small operations."""
-    look = lambda f, b, h: target.values(STUDENT, seen(f, b, ids(), pieces, h), at)
-    return jax.jit(look)(frozen, batch, hidden)
+    return looking(target, at, pieces)(frozen, batch, hidden)
 
 
+@functools.cache
+def looking(target, at, pieces):
+    return jax.jit(lambda f, b, h: target.values(STUDENT, seen(f, b, ids(), pieces, h), at))
+
+
+@functools.cache
 def weights(target):
     return jax.jit(lambda key: target.init_frozen(key, STUDENT))(jax.random.key(0))
 
@@ -101,7 +107,7 @@ def test_one_pass_gives_attention_and_vectors(name):
     first = values(target, at, frozen, batch).values
     second = values(target, at, frozen, batch, hidden).values
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), first, second)
-    other = jax.tree.map(jnp.square, hidden)
+    other = jax.tree.map(np.square, jax.device_get(hidden))
     moved = values(target, at, frozen, batch, other).values
     assert np.abs(moved["masked"] - first["masked"]).max() > 1e-3
 
@@ -127,15 +133,14 @@ def test_views_and_weights_are_those_of_both():
     assert JOINTS["pixels, clip"].frozen("method.t") == {
         "second": Frozen("method.t.second.path", None, {})
     }
-    key = jax.random.key(0)
-    assert JOINTS["pixels, clip"].init_frozen(key, STUDENT).keys() == {"second"}
-    assert JOINTS["pixels, pixels"].init_frozen(key, STUDENT) == {}
-    twins = Joint(SMALL_CLIP, SMALL_CLIP).init_frozen(key, STUDENT)
+    assert weights(JOINTS["pixels, clip"]).keys() == {"second"}
+    assert weights(JOINTS["pixels, pixels"]) == {}
+    twins = jax.device_get(weights(Joint(SMALL_CLIP, SMALL_CLIP)))
     first, second = (twins[name]["clip"]["patch_embed"]["kernel"] for name in ("first", "second"))
     assert np.abs(first - second).min() > 0
     three = JOINTS["three"]
     assert three.frozen("method.t").keys() == {"second.first", "second.second"}
-    trees = three.init_frozen(key, STUDENT)
+    trees = weights(three)
     assert trees["second"].keys() == {"first", "second"}
     many = jnp.asarray(np.random.default_rng(0).normal(size=(20, 16, 24, 3)), jnp.float32)
     fitted = three.fit(trees, STUDENT, lambda n: many)

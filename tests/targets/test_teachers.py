@@ -1,6 +1,7 @@
 """Teachers with a CLS token: views, stages of their features, attention by the contract."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -40,43 +41,62 @@ def batch():
     return {"image": jnp.asarray(images)}
 
 
+@functools.cache
+def weights(target, student=STUDENT):
+    return jax.jit(lambda key: target.init_frozen(key, student))(jax.random.key(0))
+
+
 @pytest.mark.parametrize("name", TEACHERS)
 def test_one_pass_gives_features_and_attention(name):
     target = TEACHERS[name]
-    frozen = target.init_frozen(jax.random.key(0), STUDENT)
     assert target.has_attention
     assert target.views(STUDENT) == {}
-    images = target.image(batch(), STUDENT)
-    hidden, attention = target.encode_with_attention(frozen, images, STUDENT)
-    np.testing.assert_allclose(hidden, target.encode(frozen, images, STUDENT), atol=1e-5)
+    some = np.array([3, 0])
+
+    @jax.jit
+    def run(frozen, batch):
+        images = target.image(batch, STUDENT)
+        hidden, attention = target.encode_with_attention(frozen, images, STUDENT)
+        read = target.read(frozen, hidden), target.read(frozen, hidden[:, some])
+        looked = target.attention(STUDENT, seen(frozen, batch))
+        mean = attention.mean(1)
+        return hidden, attention, mean, target.encode(frozen, images, STUDENT), looked, read
+
+    out = run(weights(target), batch())
+    hidden, attention, mean, encoded, (where, kept), (read, read_some) = out
+    np.testing.assert_allclose(hidden, encoded, atol=1e-5)
     assert hidden.shape[1] == target.num_prefix + STUDENT.num_patches
     assert attention.shape == (2, 2 if name == "student" else 3, STUDENT.num_patches)
     assert attention.dtype == jnp.float32
-    assert bool((attention.sum(-1) < 1).all())  # CLS's own share is left out
-    where, kept = target.attention(STUDENT, seen(frozen, batch()))
-    np.testing.assert_array_equal(where, attention.mean(1))
+    assert (np.asarray(attention).sum(-1) < 1).all()  # CLS's own share is left out
+    np.testing.assert_array_equal(where, mean)
     np.testing.assert_array_equal(kept, hidden)
-    read = target.read(frozen, hidden)
     assert read.shape == (*hidden.shape[:2], target.width(STUDENT))
     assert read.dtype == jnp.float32
-    some = jnp.asarray([3, 0])  # what is read of some tokens is what they have among all
-    np.testing.assert_allclose(target.read(frozen, hidden[:, some]), read[:, some], atol=1e-6)
+    # what is read of some tokens is what they have among all
+    np.testing.assert_allclose(read_some, np.asarray(read)[:, some], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", TEACHERS)
 def test_values_at_places(name):
     """The hidden vectors of an earlier pass and micro-batches change nothing."""
     target = TEACHERS[name]
-    frozen = target.init_frozen(jax.random.key(0), STUDENT)
     order = np.stack([np.random.default_rng(i).permutation(24) for i in range(2)])
     ids = {"visible": jnp.asarray(order[:, :9]), "masked": jnp.asarray(order[:, 9:])}
-    hidden = target.encode(frozen, batch()["image"], STUDENT)
-    tokens = np.asarray(target.read(frozen, hidden))
+    assert target.places(STUDENT) == ("cls", *ids)
+
+    @jax.jit
+    def run(frozen, batch):
+        hidden = target.encode(frozen, batch["image"], STUDENT)
+        several = ({}, {"hidden": hidden}, {"pieces": 2}, {"hidden": hidden, "pieces": 2})
+        look = lambda kw: target.values(STUDENT, seen(frozen, batch, ids, **kw), ("cls", *ids))
+        return target.read(frozen, hidden), [look(options) for options in several]
+
+    tokens, several = run(weights(target), batch())
+    tokens = np.asarray(tokens)
     wanted = {"cls": tokens[:, :1]}
     wanted |= {p: np.stack([t[1:][i] for t, i in zip(tokens, at)]) for p, at in ids.items()}
-    assert target.places(STUDENT) == tuple(wanted)
-    for options in ({}, {"hidden": hidden}, {"pieces": 2}, {"hidden": hidden, "pieces": 2}):
-        known = target.values(STUDENT, seen(frozen, batch(), ids, **options), tuple(wanted))
+    for known in several:
         assert known.rows is None
         assert known.values.keys() == wanted.keys()
         for place, value in known.values.items():
@@ -98,16 +118,24 @@ def test_the_teacher_runs_once(name):
 
 def test_features_are_after_or_before_the_final_norm():
     post, pre = TEACHERS["dino"], TEACHERS["dino_pre_norm"]
-    frozen = post.init_frozen(jax.random.key(0), STUDENT)
-    frozen["dino"]["norm"]["scale"] *= 3.0
-    hidden = post.encode(frozen, batch()["image"], STUDENT)
-    x = normalize(batch()["image"], IMAGENET_MEAN, IMAGENET_STD)
-    square = x[:, :, :16]  # on the stored grid the encoder's own network, to the last norm
-    features = post.network.apply({"params": frozen["dino"]}, square)
-    at = post.encode(frozen, square, STUDENT)
-    np.testing.assert_allclose(post.read(frozen, at), features.tokens, atol=1e-5)
-    np.testing.assert_allclose(pre.read(frozen, at), features.blocks[-1], atol=1e-5)
-    np.testing.assert_allclose(post.read(frozen, hidden).std(-1), 3.0, rtol=1e-3)
+
+    @jax.jit
+    def run(frozen, images):
+        dino = frozen["dino"]
+        dino = dino | {"norm": dino["norm"] | {"scale": dino["norm"]["scale"] * 3.0}}
+        frozen = {"dino": dino}
+        hidden = post.encode(frozen, images, STUDENT)
+        x = normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+        square = x[:, :, :16]  # on the stored grid the encoder's own network, to the last norm
+        features = post.network.apply({"params": dino}, square)
+        at = post.encode(frozen, square, STUDENT)
+        read = post.read(frozen, at), pre.read(frozen, at), post.read(frozen, hidden).std(-1)
+        return features.tokens, features.blocks[-1], read
+
+    tokens, last, (after, before, std) = run(weights(post), batch()["image"])
+    np.testing.assert_allclose(after, tokens, atol=1e-5)
+    np.testing.assert_allclose(before, last, atol=1e-5)
+    np.testing.assert_allclose(std, 3.0, rtol=1e-3)
 
 
 def test_views_have_a_token_per_patch():
@@ -161,18 +189,17 @@ def test_settings_that_do_not_go_together(target, text):
 def test_an_encoder_s_layers():
     """The last block's output is what the final norm reads."""
     target = EncoderFeatures(ViT(**(SIZES | {"image_size": (16, 24)})))
-    frozen = target.init_frozen(jax.random.key(0), STUDENT)
-    x = normalize(batch()["image"], IMAGENET_MEAN, IMAGENET_STD)
-    features = target.network.apply({"params": frozen["encoder"]}, x)
-    for layer, tokens in (
-        (None, features.tokens),
-        (-1, features.blocks[1]),
-        (0, features.blocks[0]),
-    ):
-        other = dataclasses.replace(target, layer=layer)
-        np.testing.assert_allclose(
-            other.encode(frozen, batch()["image"], STUDENT), tokens, atol=1e-5
-        )
+
+    @jax.jit
+    def run(frozen, images):
+        x = normalize(images, IMAGENET_MEAN, IMAGENET_STD)
+        features = target.network.apply({"params": frozen["encoder"]}, x)
+        layers = [dataclasses.replace(target, layer=layer) for layer in (None, -1, 0)]
+        ours = [other.encode(frozen, images, STUDENT) for other in layers]
+        return ours, [features.tokens, features.blocks[1], features.blocks[0]]
+
+    for ours, tokens in zip(*run(weights(target), batch()["image"]), strict=True):
+        np.testing.assert_allclose(ours, tokens, atol=1e-5)
 
 
 def test_an_encoder_that_nobody_described_is_the_student_s():
@@ -182,24 +209,31 @@ def test_an_encoder_that_nobody_described_is_the_student_s():
     assert student.out_width == 12
     assert target.width(student) == 16
     assert target.channels(student) == 1
-    frozen = target.init_frozen(jax.random.key(0), student)
-    plain = STUDENT.clone(channels=1).init(jax.random.key(0), jnp.zeros((1, 16, 24, 1)))["params"]
+    frozen, images = weights(target, student), jnp.zeros((1, 16, 24, 1))
+    plain = jax.jit(STUDENT.clone(channels=1).init)(jax.random.key(0), images)["params"]
     jax.tree.map(np.testing.assert_array_equal, frozen["encoder"], plain)
     half = student.clone(dtype=jnp.bfloat16)
     assert target.teacher(half).dtype == jnp.bfloat16
-    assert target.encode(frozen, jnp.zeros((1, 16, 24, 1)), half).dtype == jnp.bfloat16
+    encode = lambda f, x: target.encode(f, x, half)
+    assert jax.eval_shape(encode, frozen, images).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("target", [EncoderFeatures(CONV), EncoderFeatures()])
 def test_an_encoder_without_a_class_token(target):
     student = CONV if target.network is None else ViT(patch=8, image_size=(16, 24))
-    frozen = target.init_frozen(jax.random.key(0), student)
+    frozen = weights(target, student)
     target.check("method.t", student)
     assert target.width(student) == 32
     assert target.places(student) == ("visible", "masked")
-    ids = {"visible": jnp.asarray([[5, 0], [1, 2]]), "masked": jnp.asarray([[3], [3]])}
-    known = target.values(student, seen(frozen, batch(), ids), ("visible",)).values["visible"]
-    tokens = np.asarray(target.encode(frozen, batch()["image"], student))
+    ids = {"visible": np.array([[5, 0], [1, 2]]), "masked": np.array([[3], [3]])}
+
+    @jax.jit
+    def run(frozen, batch, ids):
+        known = target.values(student, seen(frozen, batch, ids), ("visible",))
+        return known.values["visible"], target.encode(frozen, batch["image"], student)
+
+    known, tokens = run(frozen, batch(), ids)
+    tokens = np.asarray(tokens)
     assert tokens.shape == (2, 6, 32)
     wanted = np.stack([t[i] for t, i in zip(tokens, ids["visible"])])
     np.testing.assert_allclose(known, wanted, atol=1e-5)
@@ -214,9 +248,10 @@ def test_the_channels_of_an_encoder_are_those_of_its_statistics():
     gray.check("method.t", student)
     assert gray.channels(STUDENT) == 1
     assert gray.views(student) == {"image_32x48_bicubic": View((32, 48), "bicubic", 1)}
-    frozen = gray.init_frozen(jax.random.key(0), student)
-    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 32, 48, 1), np.uint8))
-    tokens = gray.encode(frozen, images, student)
+    frozen = weights(gray, student)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 1), np.uint8)
+    encode = jax.jit(lambda f, x: gray.encode(f, x, student))
+    tokens = encode(frozen, images)
     assert tokens.shape == (2, 25, 24)
-    floats = (images / 255.0 - 0.5) / 0.25
-    np.testing.assert_allclose(gray.encode(frozen, floats, student), tokens, atol=1e-5)
+    floats = np.float32((images / 255.0 - 0.5) / 0.25)
+    np.testing.assert_allclose(encode(frozen, floats), tokens, atol=1e-5)

@@ -45,12 +45,13 @@ def test_views_of_the_published_sizes():
 @pytest.mark.parametrize("name", SMALL)
 def test_codes_of_a_batch(name):
     target, student = SMALL[name], ViT(patch=8, image_size=(16, 24))
-    frozen = target.init_frozen(jax.random.key(0), student)
+    frozen = jax.jit(lambda key: target.init_frozen(key, student))(jax.random.key(0))
     [(name_of_view, view)] = target.views(student).items()
     eight = np.random.default_rng(0).integers(0, 256, (2, *view.size, 3), np.uint8)
     batch = {"image": jnp.zeros((2, 16, 24, 3), jnp.uint8), name_of_view: jnp.asarray(eight)}
-    hidden = target.encode(frozen, target.image(batch, student), student)
-    ids = target.read(frozen, hidden)
+    encode = jax.jit(lambda f, x: target.encode(f, x, student))
+    hidden = encode(frozen, target.image(batch, student))
+    ids = np.asarray(jax.jit(target.read)(frozen, hidden))
     assert ids.shape == (2, 6)
     assert target.kind == "codes"
     assert int(ids.min()) >= 0
@@ -58,7 +59,7 @@ def test_codes_of_a_batch(name):
     # floats are taken as normalized: the same codes
     mean, std = getattr(target, "statistics", (target.mean, target.std))
     floats = (eight / 255.0 - np.asarray(mean)) / np.asarray(std)
-    again = target.encode(frozen, jnp.float32(floats), student)
+    again = encode(frozen, np.float32(floats))
     np.testing.assert_allclose(again, hidden, atol=1e-4)
     assert target.decodes == (name == "dvae")
 
@@ -85,16 +86,21 @@ def test_the_target_reads_what_the_method_trains():
     assert paths(like) == paths(params)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda x: x.shape, like)
     batch = jax.tree.map(jnp.asarray, helpers.batches(c, task, 1)[0])
-    state = TrainState(jnp.zeros((), jnp.int32), params, {}, {}, {})
-    prepared, _ = task.prepare(state, {}, batch, jax.random.key(0), False)
-    out = task.loss(params, {}, prepared, jax.random.key(0), 0, False)
-    ids = target.read(params, target.encode(params, batch["image"], student))
-    logits = task.encoder.apply({"params": params["encoder"]}, prepared["image"])
-    np.testing.assert_array_equal(ids, logits.argmax(-1).reshape(ids.shape))
-    made = out.predictions["reconstruction"]
+
+    @jax.jit
+    def run(params, batch):
+        state = TrainState(jnp.zeros((), jnp.int32), params, {}, {}, {})
+        prepared, _ = task.prepare(state, {}, batch, jax.random.key(0), False)
+        out = task.loss(params, {}, prepared, jax.random.key(0), 0, False)
+        ids = target.read(params, target.encode(params, batch["image"], student))
+        logits = task.encoder.apply({"params": params["encoder"]}, prepared["image"])
+        colors = Colors(prepared["image"], task.mean, task.std)
+        pictures = target.decode(params, ids, student, colors)
+        return out.predictions["reconstruction"], ids, logits, pictures
+
+    made, ids, logits, pictures = run(params, batch)
+    np.testing.assert_array_equal(ids, np.asarray(logits).argmax(-1).reshape(ids.shape))
     picture = lambda x: np.clip(x * np.asarray(task.std) + np.asarray(task.mean), 0, 1)
-    colors = Colors(prepared["image"], task.mean, task.std)
-    np.testing.assert_allclose(
-        target.decode(params, ids, student, colors), picture(made.values["image"]), atol=1e-5
-    )
-    np.testing.assert_allclose(picture(made.target["image"]), batch["image"] / 255.0, atol=1e-5)
+    np.testing.assert_allclose(pictures, picture(made.values["image"]), atol=1e-5)
+    original = np.asarray(batch["image"]) / 255.0
+    np.testing.assert_allclose(picture(made.target["image"]), original, atol=1e-5)

@@ -1,5 +1,7 @@
 """VQGAN as a target: both quantizers, pictures of any shape, sampling, files that do not fit."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,11 +31,26 @@ COLORS = Colors(jnp.zeros((1, 32, 96, 3)), HALF, HALF)  # which pictures of code
 
 def make(kind, **options):
     """A small target whose every parameter is random."""
-    target = VQGAN(VQGANModel(**SMALL, **CODES, kind=kind), **options)
+    return VQGAN(VQGANModel(**SMALL, **CODES, kind=kind), **options), weights(kind)
+
+
+@functools.cache
+def weights(kind):
+    target = VQGAN(VQGANModel(**SMALL, **CODES, kind=kind))
     shapes = jax.eval_shape(lambda key: target.init_frozen(key, ENCODER), jax.random.key(0))
     rng = np.random.default_rng(0)
     draw = lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.3, jnp.float32)
-    return target, jax.tree.map(draw, shapes)
+    return jax.tree.map(draw, shapes)
+
+
+@functools.cache
+def compiled(target):
+    """Its vectors, codes and pictures as programs, since they have many small operations."""
+    return (
+        jax.jit(lambda f, images: target.encode(f, images, ENCODER)),
+        jax.jit(target.read),
+        jax.jit(lambda f, codes: target.decode(f, codes, ENCODER, COLORS)),
+    )
 
 
 def check(target):
@@ -60,13 +77,14 @@ def test_view():
 @pytest.mark.parametrize("kind", ["gumbel", "vq"])
 def test_codes_and_pictures_of_a_rectangle(kind):
     target, frozen = make(kind)
+    encode, read, decode = compiled(target)
     images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 8, 24, 3), np.uint8))
     batch = {"image": jnp.zeros((2, 32, 96, 3), jnp.uint8), "image_8x24_bicubic": images}
-    hidden = target.encode(frozen, target.image(batch, ENCODER), ENCODER)
+    hidden = encode(frozen, target.image(batch, ENCODER))
     assert hidden.shape == (2, 12, 8)
-    floats = target.encode(frozen, images / 127.5 - 1, ENCODER)
+    floats = encode(frozen, np.float32(np.asarray(images) / 127.5 - 1))
     np.testing.assert_allclose(hidden, floats, atol=1e-4)
-    codes = np.asarray(target.read(frozen, hidden))
+    codes = np.asarray(read(frozen, hidden))
     h, p = np.asarray(hidden, np.float64), jax.tree.map(np.float64, frozen["vqgan"])
     if kind == "vq":
         ours = ((h[:, :, None] - p["embedding"]) ** 2).sum(-1).argmin(-1)
@@ -75,8 +93,8 @@ def test_codes_and_pictures_of_a_rectangle(kind):
     np.testing.assert_array_equal(codes, ours)
     assert len(np.unique(codes)) > 3
     ids = np.array([11, 0, 5])  # some tokens alone have the codes that they have among all
-    np.testing.assert_array_equal(target.read(frozen, hidden[:, ids]), codes[:, ids])
-    pictures = target.decode(frozen, jnp.asarray(codes), ENCODER, COLORS)
+    np.testing.assert_array_equal(read(frozen, np.asarray(hidden)[:, ids]), codes[:, ids])
+    pictures = np.asarray(decode(frozen, codes))
     assert pictures.shape == (2, 8, 24, 3)
     assert float(pictures.min()) >= 0
     assert float(pictures.max()) <= 1
@@ -148,42 +166,46 @@ class Torch:
 def test_equals_torch(kind):
     """Vectors and pictures of a rectangle, and the order of the tokens."""
     target, frozen = make(kind)
+    encode, read, decode = compiled(target)
     other = Torch(load.to_torch(frozen, "vqgan"))
-    images = np.random.default_rng(2).uniform(-1, 1, (1, 3, 8, 24)).astype(np.float32)
-    hidden = target.encode(frozen, jnp.asarray(images.transpose(0, 2, 3, 1)), ENCODER)
+    images = np.random.default_rng(2).uniform(-1, 1, (2, 3, 8, 24)).astype(np.float32)
+    hidden = encode(frozen, images.transpose(0, 2, 3, 1))
     theirs = other.encode(other.state["encoder.conv_in.bias"].new_tensor(images)).flatten(2)
-    np.testing.assert_allclose(hidden[0].T, theirs[0], atol=1e-4)
-    codes = target.read(frozen, hidden)
+    np.testing.assert_allclose(np.asarray(hidden).transpose(0, 2, 1), theirs, atol=1e-4)
+    codes = np.asarray(read(frozen, hidden))
     book = other.state["quantize.embed.weight" if kind == "gumbel" else "quantize.embedding.weight"]
-    decoded = other.decode(book[np.array(codes[0])].T.reshape(1, 8, 2, 6))
-    pictures = target.decode(frozen, codes, ENCODER, COLORS)
-    theirs = ((decoded.clamp(-1, 1) + 1) / 2)[0].permute(1, 2, 0)
-    np.testing.assert_allclose(pictures[0], theirs, atol=1e-4)
+    decoded = other.decode(book[codes.astype(int)].permute(0, 2, 1).reshape(2, 8, 2, 6))
+    theirs = ((decoded.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(decode(frozen, codes), theirs, atol=1e-4)
 
 
 def test_sampling_draws_from_the_softmax():
     target, frozen = make("gumbel", sample=True)
-    hidden = jnp.broadcast_to(jnp.linspace(-2, 2, 8), (1, 4000, 8))
-    codes = np.asarray(target.read(frozen, hidden, jax.random.key(0)))
-    logits = target.network.apply({"params": frozen["vqgan"]}, hidden[:, :1], method="scores")
+    hidden = np.broadcast_to(np.linspace(-2, 2, 8, dtype=np.float32), (1, 4000, 8))
+    read = compiled(target)[1]
+    codes = np.asarray(read(frozen, hidden, jax.random.key(0)))
+    scores = lambda f, x: target.network.apply({"params": f["vqgan"]}, x, method="scores")
+    logits = jax.jit(scores)(frozen, hidden[:, :1])
     expected = np.asarray(jax.nn.softmax(logits[0, 0]))
     seen = np.bincount(codes[0], minlength=24) / 4000
     np.testing.assert_allclose(seen, expected, atol=0.04)
-    again = target.read(frozen, hidden, jax.random.key(1))
+    again = read(frozen, hidden, jax.random.key(1))
     assert np.any(again != codes)
     with pytest.raises(ValueError, match="needs a key"):
-        target.read(frozen, hidden)
+        target.read(frozen, jnp.asarray(hidden))
 
 
 def test_half_precision_keeps_the_choice_in_float32():
     target, frozen = make("gumbel")
     half = VQGAN(target.network.clone(dtype=jnp.bfloat16))
-    images = jax.random.bits(jax.random.key(1), (1, 8, 24, 3), jnp.uint8)
-    hidden = half.encode(frozen, images, ENCODER)
-    assert hidden.dtype == jnp.bfloat16
-    scores = half.network.apply({"params": frozen["vqgan"]}, hidden, method="scores")
-    assert scores.dtype == jnp.float32
-    assert half.decode(frozen, half.read(frozen, hidden), ENCODER, COLORS).dtype == jnp.float32
+
+    def run(frozen, images):
+        hidden = half.encode(frozen, images, ENCODER)
+        scores = half.network.apply({"params": frozen["vqgan"]}, hidden, method="scores")
+        return hidden, scores, half.decode(frozen, half.read(frozen, hidden), ENCODER, COLORS)
+
+    out = jax.eval_shape(run, frozen, jax.ShapeDtypeStruct((1, 8, 24, 3), jnp.uint8))
+    assert [x.dtype for x in out] == [jnp.bfloat16, jnp.float32, jnp.float32]
 
 
 # Numbers of keys and parameters of the official classes built with the published configs.

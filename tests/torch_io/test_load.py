@@ -1,6 +1,7 @@
 """Published files in and out: exact round trips, safe loading, clear errors."""
 
 import json
+from unittest import mock
 
 import helpers
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from mimjax import sharding
 from mimjax.errors import ConfigError
 from mimjax.models.vit import sincos_table
+from mimjax.run import setup
 from mimjax.schema import section
 from mimjax.targets.encoder import EncoderFeatures
 from mimjax.torch_io.read import detect, load
@@ -17,9 +20,18 @@ from mimjax.torch_io.read import detect, load
 
 def random_params(name):
     task, program = helpers.make(helpers.small(name))
-    params = jax.tree.map(np.asarray, program.init().params)
+    params = program.abstract_state.params
     rng = np.random.default_rng(0)
     return task, jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+
+
+def trained(c, workdir):
+    """What the trainer says, from the command line on, in this process and on one device."""
+    one = sharding.make_mesh(devices=jax.devices()[:1])
+    with mock.patch.object(setup, "make_mesh", return_value=one):
+        out = helpers.answer("train", *helpers.flags(c), f"--workdir={workdir}")
+    assert out.returncode == 0, out.stdout + out.stderr
+    return out.stdout
 
 
 @pytest.mark.parametrize("name", ["mae", "bootmae"])
@@ -103,7 +115,7 @@ def test_files(tmp_path):
 
 @pytest.mark.parametrize("name", [pytest.param("mae", marks=pytest.mark.slow), "bootmae"])
 def test_init_from_a_published_file_and_from_a_workdir(name, tmp_path):
-    """By the real command line; an encoder-only file leaves the decoder random, and says so."""
+    """By the command line; an encoder-only file leaves the decoder random, and says so."""
     _, params = random_params(name)
     save_file(load.to_torch(params, name), tmp_path / "full.safetensors")
     encoder = load.to_torch({"encoder": params["encoder"]}, name)
@@ -117,8 +129,7 @@ def test_init_from_a_published_file_and_from_a_workdir(name, tmp_path):
 
     def run(source, folder):
         c.init_from = str(source)
-        args = [*helpers.flags(c), f"--workdir={tmp_path / folder}"]
-        out = helpers.run("mimjax.main", *args).stdout
+        out = trained(c, tmp_path / folder)
         return out, helpers.final_params(tmp_path / folder, c)
 
     same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -139,13 +150,13 @@ def test_init_from_a_published_file_and_from_a_workdir(name, tmp_path):
 def test_features_of_a_frozen_checkpoint_as_target(tmp_path):
     """MAE on the features of an encoder that an earlier run of ours made (BootMAE Table 9)."""
     c = helpers.small("mae", steps=1)
-    helpers.run("mimjax.main", *helpers.flags(c), f"--workdir={tmp_path / 'teacher'}")
+    trained(c, tmp_path / "teacher")
     del c.method["pixel_target"]
     c.method.pixel_target = section(EncoderFeatures(layer=-1, path=str(tmp_path / "teacher")))
-    out = helpers.run("mimjax.main", *helpers.flags(c), f"--workdir={tmp_path / 'student'}")
-    assert f"weights: all of encoder from {tmp_path / 'teacher'}" in out.stdout
+    out = trained(c, tmp_path / "student")
+    assert f"weights: all of encoder from {tmp_path / 'teacher'}" in out
     kept = json.loads((tmp_path / "student/config.json").read_text())["method"]["pixel_target"]
     assert kept["network"]["width"] == c.method.encoder.width  # brought by the workdir
     c.method.pixel_target.path = "random"
-    out = helpers.run("mimjax.main", *helpers.flags(c), f"--workdir={tmp_path / 'noise'}")
-    assert "WARNING: method.pixel_target.path=random" in out.stdout
+    out = trained(c, tmp_path / "noise")
+    assert "WARNING: method.pixel_target.path=random" in out

@@ -1,9 +1,10 @@
-"""Runs inside the test's own process: no start of Python and JAX, and one compilation per program.
+"""Runs inside the test's own process: no start of Python and JAX, and every program made once.
 
 Not for what a kill leaves behind; `test_restart.py` has real processes.
 """
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -12,26 +13,52 @@ from mimjax import sharding
 from mimjax.data.sources import make_source
 from mimjax.methods.mae import MAE
 from mimjax.run import setup
+from mimjax.storage.settings import config_json
 from mimjax.train.loop import train
 from mimjax.train.program import Program
 
-COMPILED = {}
+PROGRAMS, TRACED, COMPILED = {}, {}, {}
 TINY = {"method.encoder.depth": 1, "method.decoder.depth": 1}
+MAKE, TRACE = setup.make_length, Program.trace
+# Settings that decide where a run starts and what it writes, but not its program.
+AROUND = ("restart", "resume", "init_from", "checkpoint_every", "keep_checkpoints", "keep_every")
+AROUND += ("log_every", "on_nonfinite", "on_nonfinite_retries")
+
+
+def make_once(c, mesh, clock):
+    """In place of `setup.make_length`: a program is made once for the same settings and length."""
+    told = json.loads(config_json(c))
+    key = json.dumps({k: v for k, v in told.items() if k not in AROUND}), mesh, clock
+    if key not in PROGRAMS:
+        PROGRAMS[key] = MAKE(c, mesh, clock)
+    return PROGRAMS[key]
+
+
+def trace_once(self):
+    """In place of `Program.trace`; the program is kept too, so that no other gets its id."""
+    if id(self) not in TRACED:
+        TRACED[id(self)] = self, TRACE(self)
+    return TRACED[id(self)][1]
 
 
 def compile_once(self, traced=None):
     """In place of `Program.compile`: the same program text is compiled once."""
-    lowered = (traced or self.trace()).lower()
-    text = lowered.as_text()
-    if text not in COMPILED:
-        COMPILED[text] = lowered.compile()
-    return COMPILED[text]
+    traced = traced or self.trace()
+    if id(traced) not in COMPILED:
+        lowered = traced.lower()
+        text = lowered.as_text()
+        if text not in COMPILED:
+            COMPILED[text] = traced, lowered.compile()
+        COMPILED[id(traced)] = traced, COMPILED[text][1]
+    return COMPILED[id(traced)][1]
 
 
 def quick(monkeypatch):
-    """One device and no second compilation."""
+    """One device, and no second making, tracing and compilation of the same program."""
     one = sharding.make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(setup, "make_mesh", lambda *_: one)
+    monkeypatch.setattr(setup, "make_length", make_once)
+    monkeypatch.setattr(Program, "trace", trace_once)
     monkeypatch.setattr(Program, "compile", compile_once)
 
 
