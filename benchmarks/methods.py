@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from mimjax import schema
 from mimjax.run.sections import load
 
 METHODS = ("mae", "bootmae", "beit", "cae", "caev2", "mcmae", "mrmae")
@@ -35,16 +34,12 @@ def prepare(name: str, shape: str, batch: int) -> tuple[Any, dict[str, Any]]:
     import jax.numpy as jnp
 
     from mimjax import sharding
-    from mimjax.run import setup
-    from mimjax.task import Clock
-    from mimjax.train import flops, program
+    from mimjax.run.setup import setup
+    from mimjax.train import flops
 
-    c, clock = config(name, shape, batch), Clock(1000, 100_000)
-    task = schema.make_task(c, clock)
-    abstract = jax.eval_shape(task.init, jax.random.key(0))[0]
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    tx, _ = setup.make_tx(c, abstract, clock)
-    run = program.make_program(task, tx, mesh, c.sharding, batch_size=batch)
+    run = setup(config(name, shape, batch), mesh=mesh, images=1000 * batch).program
+    task, abstract = run.task, run.abstract_state.params
     begin = time.perf_counter()
     compiled, state = run.compile(), run.init()
     seconds = time.perf_counter() - begin

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import duel, methods
-from mimjax import schema
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy")
 GOAL = 0.85  # of the fastest peer's time, at shape ti
@@ -57,10 +56,8 @@ def mimjax_step(shape: Shape, **_):
     import jax
 
     from mimjax import sharding
-    from mimjax.run import setup
+    from mimjax.run.setup import setup
     from mimjax.run.sections import load
-    from mimjax.task import Clock
-    from mimjax.train import program
 
     c = load("mae")
     c.batch_size, c.dtype = shape.batch, "float32"
@@ -72,11 +69,9 @@ def mimjax_step(shape: Shape, **_):
         image_size=(shape.image, shape.image),
     )
     c.method.decoder.width, c.method.decoder.depth, c.method.decoder.heads = shape.decoder
-    clock = Clock(1000, 100_000)
-    task = schema.make_task(c, clock)
-    tx, _lr = setup.make_tx(c, jax.eval_shape(task.init, jax.random.key(0))[0], clock)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    run = program.make_program(task, tx, mesh, c.sharding, batch_size=shape.batch)
+    run = setup(c, mesh=mesh, images=1000 * shape.batch).program
+    task = run.task
     compiled, state = run.compile(), run.init()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (shape.batch, shape.image, shape.image, 3), np.uint8)

@@ -89,6 +89,13 @@ class Signals:
         self._installed = self._program = True
 
     @contextlib.contextmanager
+    def recorded(self, tell: Callable[[str], None]) -> Iterator[None]:
+        """Pass the line that ends the program to `tell` too, if it ends in the body."""
+        before, self.tell = self.tell, tell
+        yield  # after an error `tell` stays: the line is written when the program ends
+        self.tell, self.saved = before, False
+
+    @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
         """Handle signals in the body, where no program handles them: in a notebook that trains."""
         if self._installed or threading.current_thread() is not threading.main_thread():

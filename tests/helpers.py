@@ -19,12 +19,11 @@ from ml_collections import ConfigDict
 from mimjax import schema, sharding, stopping
 from mimjax.data import configured
 from mimjax.programs import cli, parser
-from mimjax.run import setup
 from mimjax.run.config_files import import_config
+from mimjax.run.open import kept_index, open_run
+from mimjax.run.setup import setup
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
-from mimjax.task import Clock
-from mimjax.train.program import make_program
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = {p.stem: import_config(p.stem) for p in sorted((ROOT / "configs").glob("*.py"))}
@@ -85,22 +84,20 @@ def small(name, **overrides):
 
 def make(c, mesh=None, small_tensors=sharding.SMALL):
     """Task and program of a config, without data or files."""
-    clock = Clock(4, c.steps or round(c.epochs) * 4)
-    task = schema.make_task(c, clock)
-    params = jax.eval_shape(task.init, jax.random.key(0))[0]
-    tx, _ = setup.make_tx(c, params, clock)
     mesh = mesh or sharding.make_mesh(devices=jax.devices()[:1])
-    program = make_program(
-        task,
-        tx,
-        mesh,
-        c.sharding,
-        batch_size=c.batch_size,
-        seed=c.seed,
-        accum=c.accum,
-        small=small_tensors,
-    )
-    return task, program
+    made = setup(c, mesh=mesh, images=4 * c.batch_size, small=small_tensors)
+    return made.task, made.program
+
+
+def opened(c, workdir):
+    """A config's run in a workdir, opened as `mimjax train` opens it."""
+    return open_run(setup(c, kept=kept_index(str(workdir))), str(workdir))
+
+
+def begun(c, workdir):
+    """The run that `opened` gives, closed again before its first update."""
+    with opened(c, workdir) as run:
+        return run
 
 
 def frozen(task):

@@ -220,7 +220,7 @@ def two_steps(c):
     clock = Clock(1, 2)
     task = schema.make_task(c, clock)
     data = runs.data(c, task)
-    tx, _ = setup.make_tx(c, jax.eval_shape(task.init, jax.random.key(0))[0], clock)
+    tx, _ = setup.make_tx(c, task, clock)
     # Not jitted: rows share the compiled primitives of one another, which is far quicker.
     frozen = task.fit_frozen(
         task.init_frozen(jax.random.key(1)),

@@ -176,8 +176,7 @@ def test_one_step_traces_the_loss_once(name):
                 return super().loss(*args)
 
         counting = Counting(**vars(task))
-        params = jax.eval_shape(counting.init, jax.random.key(0))[0]
-        tx, _ = setup.make_tx(c, params, Clock(4, 8))
+        tx, _ = setup.make_tx(c, counting, Clock(4, 8))
         init = functools.partial(init_state, task=counting, tx=tx)
         state = jax.eval_shape(init, jax.random.key(0))
         step = jax.jit(functools.partial(train_step, task=counting, tx=tx, accum=accum))

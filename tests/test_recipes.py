@@ -1,6 +1,5 @@
 """The recipes: parsed whole by the real command line, then run small on files as they describe."""
 
-import functools
 from unittest import mock
 
 import helpers
@@ -42,7 +41,7 @@ def test_whole(name, arg):
     task = schema.make_task(c, Clock(1, 1))
     assert task.views["image"].channels == c.data.channels
     setup.check_batch(c, 1)
-    setup.check_choices(c)
+    setup.check_settings(c)
     if name == "one_gpu":
         published = schema.make_task(helpers.CONFIGS["mae"].get_config(), Clock(1, 1))
         assert c.batch_size // c.accum == (64 if "images=64" in arg else 256)
@@ -115,12 +114,11 @@ def run(c, workdir, path=None, devices=1):
     c.data.path, c.steps, c.optimizer.schedule.warmup_steps, c.log_every = path, 2, 1, 1
     c.batch_size = 8 * c.accum
     c.eval.probes, c.eval.error, c.eval.health, c.eval.pictures = None, None, None, None
-    mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:devices])
-    with mock.patch.object(setup, "make_mesh", mesh):
-        run = setup.make_run(c, str(workdir))
-    train(run)
-    run.log.close()
-    run.lock.release()
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    with mock.patch.object(sharding, "make_mesh", return_value=mesh):
+        opened = helpers.opened(c, workdir)
+    with opened as run:
+        train(run)
     losses = [row["loss/total"] for row in helpers.losses(workdir).values()]
     assert len(losses) == 2
     assert np.isfinite(losses).all()

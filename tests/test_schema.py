@@ -204,7 +204,7 @@ def parse(monkeypatch, *typed, config="configs/mae.py:demo"):
 
 def checked(c):
     """The task of a config whose every setting is checked."""
-    setup.check_choices(c)
+    setup.check_settings(c)
     configured.decoding(c)
     return schema.make_task(c, Clock(1, 1))
 

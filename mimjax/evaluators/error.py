@@ -17,13 +17,13 @@ import numpy as np
 
 from mimjax.evaluators.base import Evaluator
 from mimjax.inference import presentation
+from mimjax.inference.reconstruction import eval_step
 from mimjax.inference.samples import Bench
 from mimjax.losses import standardize
 from mimjax.methods.mim import MIM
 from mimjax.methods.parts import Term
 from mimjax.rng import named, step_key
 from mimjax.task import Prepared, Task, TrainState, gather_rows, pretraining, split_places
-from mimjax.train.step import eval_step
 
 NAIVE = ("mean_image_error", "visible_mean_error")
 

@@ -345,7 +345,7 @@ def of_run(run: workdir.SavedRun, path: str, ema: bool | None = None) -> Model:
     Raises:
       ConfigError: it has no encoder of images, or no average of it.
     """
-    c, task = run.config, run.program.task
+    c, task = run.config, run.task
     if not isinstance(task, Pretraining):
         raise ConfigError(f"path: {path} is a run of {c.task}, which has no encoder of images")
     params = run.encoder(ema)

@@ -1,4 +1,4 @@
-"""Pictures of a batch of images: columns, caption and errors, computed in one compiled call."""
+"""The evaluation step, and pictures of a batch: columns, caption and errors, compiled as one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,24 @@ import numpy as np
 
 from mimjax.inference import presentation
 from mimjax.plots import reconstructions
-from mimjax.task import Task, TrainState
-from mimjax.train.step import eval_step
+from mimjax.rng import named, step_key
+from mimjax.task import Batch, LossOutput, Task, TrainState
+
+
+def eval_step(
+    state: TrainState, frozen: Any, batch: Batch, *, task: Task, seed: int = 0
+) -> tuple[Any, LossOutput]:
+    """Compute the loss of a batch without training behavior (no drop path, no update).
+
+    Every call uses the same random key, so that values of different steps can be compared.
+
+    Returns:
+      The prepared batch (ids, targets) and the loss with its predictions.
+    """
+    key = step_key(seed, "eval", 0)
+    prepared, _ = task.prepare(state, frozen, batch, named(key, "prepare"), False)
+    key = named(key, "loss")
+    return prepared, task.loss(state.params, state.model_state, prepared, key, state.step, False)
 
 
 class Sheet(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mimjax import schema
@@ -24,13 +25,13 @@ from mimjax.data.sources import Source
 from mimjax.errors import ConfigError
 from mimjax.inference import weights
 from mimjax.inference.samples import Bench, Subset, readable_part
+from mimjax.rng import step_key
 from mimjax.schema import Config
-from mimjax.sharding import make_mesh
+from mimjax.sharding import make_mesh, replicated
 from mimjax.storage import files, outputs, settings
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
-from mimjax.task import Clock, Pretraining, TrainState
-from mimjax.train.program import Program, make_program
+from mimjax.task import Clock, Pretraining, Task, TrainState, init_state
 
 PyTree = Any
 
@@ -41,35 +42,57 @@ class SavedRun:
 
     Attributes:
       config: the settings as resolved when the run was started last.
-      program: the run's program on one device, with an optimizer that has no state.
+      task: the run's task.
     """
 
     config: Config
     workdir: Workdir
     checkpoints: Checkpoints
-    program: Program
+    task: Task
     step: int
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """One device."""
+        return make_mesh(devices=jax.devices()[:1])
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes of the state on that device, with an optimizer that has no state."""
+        init = functools.partial(
+            init_state, step_key(self.config.seed, "init", 0), task=self.task, tx=optax.identity()
+        )
+        return self._placed(jax.eval_shape(init))
+
+    @functools.cached_property
+    def abstract_frozen(self) -> PyTree:
+        """Shapes of the frozen networks on that device."""
+        return self._placed(jax.eval_shape(self.task.init_frozen, jax.random.key(0)))
+
+    def _placed(self, shapes: PyTree) -> PyTree:
+        """Return abstract arrays with their place."""
+        here = replicated(self.mesh)
+        place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+        return jax.tree.map(place, shapes)
 
     @property
     def title(self) -> str:
-        return f"{type(self.program.task).__name__}, step {self.step:,}"
+        return f"{type(self.task).__name__}, step {self.step:,}"
 
     def state(self) -> TrainState:
         """Read the state without the optimizer's slots."""
-        return self.checkpoints.weights(self.program.abstract_state, self.step)
+        return self.checkpoints.weights(self.abstract_state, self.step)
 
     def frozen(self) -> PyTree:
         """Read the frozen networks, each from the path in its target's section of the config."""
-        c, task = self.config, self.program.task
+        c, task = self.config, self.task
         sample = lambda n: configured.sample_images(c, configured.make_data(c, task, "train"), n)
         say = functools.partial(print, flush=True)
-        return weights.make_frozen(
-            c, task, self.program.abstract_frozen, self.workdir, sample, say
-        )[0]
+        return weights.make_frozen(c, task, self.abstract_frozen, self.workdir, sample, say)[0]
 
     @property
     def abstract_encoder(self) -> PyTree:
-        return self.program.abstract_state.params["encoder"]
+        return self.abstract_state.params["encoder"]
 
     def takes_average(self, ema: bool | None = None) -> bool:
         """Return whether the encoder's moving average is read instead of its weights.
@@ -80,7 +103,7 @@ class SavedRun:
         Raises:
           ConfigError: it is asked for, and there is none.
         """
-        task, state = self.program.task, self.program.abstract_state
+        task, state = self.task, self.abstract_state
         average = state.ema.get("encoder")
         if ema and average is None:
             raise ConfigError(
@@ -114,8 +137,8 @@ class SavedRun:
         )
         limited = Subset(source, c.eval.max_images)
         return Bench(
-            self.program.task,
-            self.program.mesh,
+            self.task,
+            self.mesh,
             limited,
             limited,
             seed=c.seed if seed is None else seed,
@@ -159,15 +182,7 @@ def open_run(path: str, step: int | None = None) -> SavedRun:
     # The length of an epoch is known to the training data alone. It decides weights of losses
     # and decays of averages, and no prediction.
     task = schema.make_task(c, Clock(1, c.steps or 1))
-    program = make_program(
-        task,
-        optax.identity(),
-        make_mesh(devices=jax.devices()[:1]),
-        c.sharding,
-        batch_size=1,
-        seed=c.seed,
-    )
-    return SavedRun(c, workdir, checkpoints, program, steps[-1] if step is None else step)
+    return SavedRun(c, workdir, checkpoints, task, steps[-1] if step is None else step)
 
 
 def notes_of(source: Any) -> list[str]:

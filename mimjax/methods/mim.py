@@ -261,7 +261,8 @@ class MIM(Pretraining):
         ids, known = {"visible": out.ids_v, "masked": out.ids_m}, {}
         for name, target in self.targets.items():
             at = self.asked("target", name) if train else target.places(enc)
-            known[name] = target.values(enc, seen(name, ids), at)
+            with jax.named_scope(name):
+                known[name] = target.values(enc, seen(name, ids), at)
         targets = {}
         for name, t in self.terms.items():
             x = {p: known[t.target].values[p] for p in split_places(t.at)}
@@ -304,7 +305,8 @@ class MIM(Pretraining):
 
         def apply(name: str, module: nn.Module, *args: Any) -> Any:
             rngs = {"drop_path": named(key, name)}
-            return module.apply({"params": params[name]}, *args, rngs=rngs)
+            with jax.named_scope(name):  # a profiler shows operations by these names
+                return module.apply({"params": params[name]}, *args, rngs=rngs)
 
         return self.forward(apply, prepared, train)
 

@@ -85,14 +85,13 @@ def make_state(imported: Any) -> Any:
 
     from mimjax.inference import published
     from mimjax.rng import step_key
-    from mimjax.run import setup
-    from mimjax.task import Clock, TrainState
+    from mimjax.run.setup import make_tx, setup
+    from mimjax.task import TrainState
 
     c, task = imported.config, imported.task
-    clock = Clock(1, c.steps or 1)
     params, model_state = jax.jit(task.init)(step_key(c.seed, "init", 0))
     params = published.complete(imported.params, params)
-    tx, _ = setup.make_tx(c, params, clock)
+    tx, _ = make_tx(c, task, setup(c, images=c.batch_size).clock)
     ema = task.init_ema(params)
     if imported.average:
         ema = ema | published.complete(imported.average, {"encoder": ema["encoder"]})

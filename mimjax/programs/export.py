@@ -98,15 +98,15 @@ def make_export():
 
     f = flags.FLAGS
     run = opening.open_run()
-    row = export.row_of(run.program.task)
+    row = export.row_of(run.task)
     # before anything is read
-    held = paths(run.program.abstract_state.params)
+    held = paths(run.abstract_state.params)
     formats.choose_layout(row, f.format, f.pool, f.decoder, held)
     whole = f.decoder or row not in formats.MATRIX
     params, weights = parameters(run, opening.asked_average(), whole)
     text = run.workdir.read_text("config.json")
     return export.Export(
-        run.program.task,
+        run.task,
         jax.tree.map(np.asarray, params),
         f.format,
         f.pool,
@@ -131,7 +131,7 @@ def parameters(run, ema: bool | None, whole: bool):
     Raises:
       ConfigError: an average is asked for that there is not.
     """
-    state = run.program.abstract_state
+    state = run.abstract_state
     lacking = [name for name in state.params if whole and name not in state.ema]
     if ema and "encoder" not in state.ema:
         raise ConfigError(

@@ -193,7 +193,7 @@ def _of_workdir(f: Any) -> Opened:
 
     run = open_run()
     model = api.of_run(run, f.model, asked_average())
-    averaged, method = run.takes_average(asked_average()), type(run.program.task).__name__
+    averaged, method = run.takes_average(asked_average()), type(run.task).__name__
     title = f"{run.title}, moving average" if averaged else run.title
     about = _about(model, method, str(run.step), averaged, f)
     return Opened(model, title, about, run.workdir, run)

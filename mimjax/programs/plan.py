@@ -24,7 +24,6 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from mimjax import schema
 from mimjax.errors import ConfigError
 from mimjax.inference import teachers
 from mimjax.programs import cli, parser
@@ -100,28 +99,13 @@ def make(c: Config, devices: list[Any], small: int | None = None):
       small: see `make_program`; None = its default.
     """
     from mimjax import sharding
-    from mimjax.run import setup
-    from mimjax.train.program import make_program
+    from mimjax.run.setup import setup
 
-    setup.check_choices(c)
     if c.dtype == "auto":  # `schema.compute_dtype` would ask this machine
         c.dtype = "float32" if devices[0].platform == "cpu" else "bfloat16"
     mesh = sharding.make_mesh(c.mesh.data, c.mesh.fsdp, devices)
-    setup.check_batch(c, mesh.size)
-    clock = setup.make_clock(c, max(IMAGENET // c.batch_size, 1))
-    task = schema.make_task(c, clock)
-    params = jax.eval_shape(task.init, jax.random.key(0))[0]
-    tx, _ = setup.make_tx(c, params, clock)
-    return make_program(
-        task,
-        tx,
-        mesh,
-        c.sharding,
-        batch_size=c.batch_size,
-        seed=c.seed,
-        accum=c.accum,
-        small=sharding.SMALL if small is None else small,
-    )
+    small = sharding.SMALL if small is None else small
+    return setup(c, mesh=mesh, images=IMAGENET, small=small).program
 
 
 def compile_program(program, hbm: float | None):

@@ -74,7 +74,7 @@ def of_run(f: Any) -> tuple[Any, Sheet, Any, list[str], str]:
             f"--model: {run.config.task} with this target predicts no pixels, it makes no "
             "picture; allowed: runs that write pictures while they train"
         )
-    return run, sheet, pictures.images, notes, error_name(run.program.task)
+    return run, sheet, pictures.images, notes, error_name(run.task)
 
 
 def of_file(f: Any) -> tuple[Any, Sheet, Any, list[str], str]:

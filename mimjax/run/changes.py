@@ -30,6 +30,12 @@ from mimjax.train.run import Length
 Say = Callable[[str], None]
 # A checkpoint fits only while these stay the same; all other settings may change between starts.
 STRUCTURE = ("task", "method.", "optimizer.rule.type")
+# Settings of a method that change neither parameters nor what they mean: how a step is computed,
+# which patches are hidden, what a term counts, how fast an average follows.
+APPLIED = re.compile(
+    r"method\.(masking\..+|(\w+\.)+(drop_path|remat|\w*weight|skip_masked)"
+    r"|(\w+\.)+schedule(\..+)?|average\.(decay(\..+)?|evaluate))"
+)
 # Places of frozen networks: the weights there are compared by their checksums.
 PLACE = re.compile(r"method\.(\w+\.)+path")
 # Settings that change neither a batch nor a step.
@@ -159,6 +165,20 @@ def _text(program: Program) -> str:
     return program.trace().lower().as_text()
 
 
+def may_change(name: str, before: Any, now: Any) -> bool:
+    """Return whether a setting may change between two starts of a run.
+
+    Args:
+      name: dotted name of the setting.
+      before, now: its values.
+    """
+    if not name.startswith(STRUCTURE) or PLACE.fullmatch(name):
+        return True
+    if name.endswith(".weight") and (before == 0) != (now == 0):
+        return False  # a term of weight 0 is left out, with its network and target
+    return APPLIED.fullmatch(name) is not None
+
+
 def check_workdir(
     c: Config, workdir: Workdir, saved: dict[str, Any], say: Say, key: str = "--workdir"
 ) -> dict[str, tuple[Any, Any]]:
@@ -174,7 +194,8 @@ def check_workdir(
       The changed settings by dotted name -> (value before, value now).
 
     Raises:
-      ConfigError: task, method or optimizer differ, so that the checkpoints do not fit.
+      ConfigError: task, parameters or their meaning differ, so that the checkpoints do not fit; all
+        differences are named.
     """
     if not saved:
         return {}
@@ -184,12 +205,15 @@ def check_workdir(
     # the task first: where it differs, it is why the settings of the method differ
     keys = sorted(old.keys() | new.keys(), key=lambda k: (k != "task", k))
     changed = [k for k in keys if old.get(k) != new.get(k)]
-    for name in changed:
-        if name.startswith(STRUCTURE) and not PLACE.fullmatch(name):
-            raise ConfigError(
-                f"{name}: {new.get(name)!r}, but the workdir {workdir.path} was made with "
-                f"{old.get(name)!r}; use another {key} (its weights: --config.init_from)"
-            )
+    wrong = [name for name in changed if not may_change(name, old.get(name), new.get(name))]
+    if "task" in wrong:
+        wrong = ["task"]
+    if wrong:
+        words = [f"{name}: {new.get(name)!r}, it was {old.get(name)!r}" for name in wrong]
+        raise ConfigError(
+            f"{'; '.join(words)}: the checkpoints in {workdir.path} do not fit; allowed: the "
+            f"settings that they were made with, or another {key} (its weights: --config.init_from)"
+        )
     if key == "--workdir":
         for name in changed:
             say(f"changed since the last start: {name}: {old.get(name)!r} -> {new.get(name)!r}")

@@ -19,18 +19,17 @@ from clu import parameter_overview
 
 from mimjax import __version__, rules
 from mimjax.data.configured import source_config
-from mimjax.data.pipeline import Pipeline
 from mimjax.evaluators.pictures import PictureWriter
 from mimjax.models.attention_maps import num_blocks
 from mimjax.schedules import in_words
 from mimjax.schema import Config, build, defaults
-from mimjax.task import Clock, Pretraining, Task, View
+from mimjax.task import Pretraining, Task, View
 from mimjax.train.optimizers import OptimizerConfig
 from mimjax.train.program import Program
 
 if TYPE_CHECKING:
     from mimjax.storage.files import Workdir
-    from mimjax.train.run import Run
+    from mimjax.train.run import Run, Setup
 
 FOLDER = "YOUR_FOLDER"  # stands for a folder of images in the commands at the end
 
@@ -38,17 +37,13 @@ FOLDER = "YOUR_FOLDER"  # stands for a folder of images in the commands at the e
 # ------------------------------------------------------------------ the start
 
 
-def start_block(c: Config, program: Program, data: Pipeline, clock: Clock) -> str:
+def start_block(setup: Setup) -> str:
     """Return the block at the start of a run: sizes, devices, batch, rate, length, data and terms.
-
-    Args:
-      c: the resolved config.
-      program: with the abstract state; nothing is computed.
-      clock: length of the run.
 
     Returns:
       Lines, with those of warnings and of settings that are guesses last.
     """
+    c, program, data, clock = setup.config, setup.program, setup.data, setup.clock
     params = program.abstract_state.params
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     parts = ", ".join(f"{k} {count(v) / 1e6:,.2f} M" for k, v in params.items())
@@ -152,7 +147,7 @@ def end_lines(run: Run) -> str:
     picture = newest_picture(run.workdir)
     table = run.workdir.read_text("table.md").strip()
     parts = [
-        f"What is predicted: {run.program.task.story}",
+        f"What is predicted: {run.setup.program.task.story}",
         f"Picture: {picture or why_no_picture(run)}",
         *([table] if table else []),
         "\n  ".join(["Next:", *commands(run, bool(picture))]),
@@ -170,7 +165,7 @@ def newest_picture(workdir: Workdir) -> str:
 
 def why_no_picture(run: Run) -> str:
     """Return why a run has no picture, in words."""
-    makers = [e.measure for e in run.evaluators if isinstance(e.measure, PictureWriter)]
+    makers = [e.measure for e in run.setup.evaluators if isinstance(e.measure, PictureWriter)]
     if makers and makers[0].painter.possible is False:
         return "none, this target predicts nothing that can be shown"
     return "none was drawn" if makers else "none (eval.pictures=None)"
@@ -187,12 +182,12 @@ def commands(run: Run, reconstructs: bool) -> list[str]:
     # imported here, because only the end of a run needs them
     from mimjax.torch_io.write import export, formats
 
-    task = run.program.task
+    task = run.setup.program.task
     place = shlex.quote(typed_path(run.workdir.path))
     program = lambda name, rest: f"{typed_program()} {name} --model={place} {rest}"
     out = [program("reconstruct", f"--images={FOLDER}")] if reconstructs else []
     if isinstance(task, Pretraining):
-        if num_blocks(run.program.abstract_state.params["encoder"]):
+        if num_blocks(run.setup.program.abstract_state.params["encoder"]):
             out.append(program("attention", f"--images={FOLDER}"))
         out.append(program("features", f"--images={FOLDER} --output=features.npz"))
     name = next(iter(formats.pairs_of(export.row_of(task))))

@@ -1,6 +1,6 @@
 """The settings of a run that no method owns, and what config files are written and read with.
 
-The dataclasses are the schema of a config's top level; `setup.check_settings` checks a config
+The dataclasses are the schema of a config's top level; `run.setup.check_settings` checks a config
 against them. What a task reads stands in `config.method`, whose schema is the class that `task`
 names. Below them stand the helpers that a config file calls: `base`, `arguments`, `find_target`,
 and `load`, which returns another config by its name.
@@ -154,6 +154,18 @@ class Boards:
 
 
 @dataclasses.dataclass(frozen=True)
+class Profile:
+    """What is recorded for a profiler.
+
+    Attributes:
+      steps: the first and the last update of a trace, "10..15"; None = none. It lies in profile/ of
+        the workdir.
+    """
+
+    steps: Annotated[str, Text("10..15")] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """The top level of a config: everything but the task's own settings.
 
@@ -200,6 +212,7 @@ class Settings:
     on_nonfinite_retries: Count = 3
     boards: Boards = Boards()
     eval: Eval = Eval()
+    profile: Profile = Profile()
 
 
 # ------------------------------------------------------------------ what a config is written with

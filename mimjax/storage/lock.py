@@ -57,7 +57,7 @@ class RunLock:
         if not self.workdir.writer:
             return
         other = self._read()
-        if other and not self._is_me(other):
+        if other:
             self._check_dead(other, say)
             say(f"run.lock: taken over from a run that has died ({_who(other)})")
         elif not other and self.workdir.read_text(FILE):
@@ -173,11 +173,6 @@ class RunLock:
 
     def _write(self) -> None:
         self.workdir.write_text(FILE, json.dumps(self.mine) + "\n")
-
-    def _is_me(self, other: dict[str, Any]) -> bool:
-        """Return whether this process wrote the lock (a notebook that starts a second run)."""
-        same = other["machine"] == _machine() and other["pid"] == os.getpid()
-        return same and other["born"] == _born(os.getpid())
 
 
 def _who(lock: dict[str, Any]) -> str:

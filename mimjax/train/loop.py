@@ -7,6 +7,7 @@ a checkpoint and runs the evaluators. The mathematics of a step stand in `train.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,11 +19,12 @@ from mimjax.task import TrainState
 from mimjax.train import metrics as m
 from mimjax.train import nonfinite
 from mimjax.train.flops import count
+from mimjax.train.profiling import Trace
 from mimjax.train.run import Run
 
 
 def train(run: Run) -> TrainState:
-    """Train from `run.state` to `run.clock.total_steps` and return the final state.
+    """Train from `run.state` to `run.setup.clock.total_steps` and return the final state.
 
     Raises:
       NonFiniteError: a loss or norm is not finite, and the run may not roll back (again).
@@ -30,7 +32,7 @@ def train(run: Run) -> TrainState:
     """
     state = run.state
     run.state = None  # type: ignore[assignment]  # its buffers are donated below
-    with stopping.handled(), jax.set_mesh(run.program.mesh):
+    with stopping.handled(), jax.set_mesh(run.setup.program.mesh):
         if not run.checkpoints.steps():
             with stopping.saving():
                 run.save(state)
@@ -68,19 +70,22 @@ def advance(run: Run, compiled: Any, meter: m.Meter, state: TrainState) -> Train
       NonFiniteError: a metric that was fetched is not finite.
       Stopped: the run was asked to stop, and has saved a checkpoint.
     """
-    checked, total, mesh = int(state.step), run.clock.total_steps, run.program.mesh
+    checked, total, mesh = int(state.step), run.setup.clock.total_steps, run.setup.program.mesh
     meter.start(checked)
     bar = progress.steps(checked, total, quiet=not run.workdir.writer)
-    with run.feed(checked, total) as batches, bar:
+    trace = Trace(run.setup.options.profile, run.workdir, run.log.say)
+    with run.feed(checked, total) as batches, bar, contextlib.closing(trace):
         for step in range(checked + 1, total + 1):  # `step` = updates made after this pass
             batch = timed_next(batches, meter)
-            state, metrics = compiled(state, run.frozen, sharding.to_global(mesh, batch))
+            with trace.step(step):
+                state, metrics = compiled(state, run.frozen, sharding.to_global(mesh, batch))
+            trace.after(step, metrics)
             meter.count(metrics)
             bar.update()
-            logging = due(step, run.log_every, total) or step == 1
+            logging = due(step, run.setup.options.log_every, total) or step == 1
             evaluating = evaluation_due(run, step)
             asked = stopping.due()
-            saving = due(step, run.checkpoint_every, total) or asked
+            saving = due(step, run.setup.options.checkpoint_every, total) or asked
             # Every checkpoint and evaluation is of a state whose metrics were finite.
             if logging or saving or evaluating:
                 values = m.fetch(metrics, checked + 1, step)
@@ -132,22 +137,27 @@ def due(step: int, every: int, total: int) -> bool:
 
 def evaluation_due(run: Run, step: int) -> bool:
     """Return whether an evaluator or the report is due after `step` updates."""
-    every = [run.eval_every, *(e.every for e in run.evaluators)]
-    return any(due(step, steps, run.clock.total_steps) for steps in every)
+    every = [run.setup.options.eval_every, *(e.every for e in run.setup.evaluators)]
+    return any(due(step, steps, run.setup.clock.total_steps) for steps in every)
 
 
 def compile_step(run: Run):
     """Compile the train step ahead of time; return it and the meter that knows its FLOPs."""
     begin = time.perf_counter()
-    traced = run.program.trace()
-    compiled = run.program.compile(traced)
-    per_image = count(traced.jaxpr) / run.data.batch_size
+    traced = run.setup.program.trace()
+    compiled = run.setup.program.compile(traced)
+    per_image = count(traced.jaxpr) / run.setup.data.batch_size
     run.log.say(
         f"train step compiled in {time.perf_counter() - begin:.1f} s; "
         f"{per_image / 1e9:,.3g} GFLOP per image in matrix products"
     )
-    per_device = per_image * run.data.batch_size / run.program.mesh.size
-    meter = m.Meter(run.data.batch_size, run.clock.total_steps, per_device, run.clip_norm)
+    per_device = per_image * run.setup.data.batch_size / run.setup.program.mesh.size
+    meter = m.Meter(
+        run.setup.data.batch_size,
+        run.setup.clock.total_steps,
+        per_device,
+        run.setup.options.clip_norm,
+    )
     return compiled, meter
 
 
@@ -162,20 +172,20 @@ def timed_next(batches: Iterator, meter: m.Meter):
 def report(run: Run, meter: m.Meter, step: int, values: dict[str, float]) -> None:
     """Write one line of metrics.jsonl and one on the screen about update `step`."""
     values = {
-        "epoch": step / run.clock.steps_per_epoch,
+        "epoch": step / run.setup.clock.steps_per_epoch,
         **values,
-        "lr": float(run.lr(step - 1)),  # the rate that this update used
+        "lr": float(run.setup.lr(step - 1)),  # the rate that this update used
         **meter.read(step),
-        **run.data.bad_files.counts(),
+        **run.setup.data.bad_files.counts(),
     }
     run.log.write(step, values)
-    run.log.say(m.progress(step, run.clock.total_steps, values))
+    run.log.say(m.progress(step, run.setup.clock.total_steps, values))
 
 
 def evaluate(run: Run, state: TrainState, step: int) -> None:
     """Run the evaluators that are due and write the report; errors name the evaluator."""
-    values, total = {}, run.clock.total_steps
-    for evaluator in run.evaluators:
+    values, total = {}, run.setup.clock.total_steps
+    for evaluator in run.setup.evaluators:
         if step > 0 and not due(step, evaluator.every, total):
             continue  # it has its own interval
         try:

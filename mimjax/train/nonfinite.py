@@ -9,7 +9,6 @@ than time.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -21,10 +20,11 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from mimjax import rules, sharding, stopping
+from mimjax.inference.reconstruction import eval_step
 from mimjax.task import Batch, PyTree, Task, TrainState
 from mimjax.train import metrics as m
 from mimjax.train.run import Run
-from mimjax.train.step import eval_step, train_step
+from mimjax.train.step import train_step
 
 FEW = 5  # names in a sentence
 
@@ -32,7 +32,7 @@ FEW = 5  # names in a sentence
 def recover(run: Run, compiled: Any, error: m.NonFiniteError) -> TrainState:
     """Return the state before the first update that is not finite.
 
-    `run.data` skips that update's batch from now on, and the run's log says so.
+    `run.skipped` holds that update's batch from now on, and the run's log says so.
 
     Args:
       compiled: the compiled train step.
@@ -41,8 +41,8 @@ def recover(run: Run, compiled: Any, error: m.NonFiniteError) -> TrainState:
     Raises:
       NonFiniteError: the run may not roll back, or has rolled back as often as it may.
     """
-    used = len(run.data.skip) + run.flukes
-    if used >= run.rollbacks:
+    used, most = len(run.skipped) + run.flukes, run.setup.options.rollbacks
+    if used >= most:
         hint = "on_nonfinite=rollback leaves a batch that causes it out"
         if used:
             hint = f"rolled back {used} times already (on_nonfinite_retries)"
@@ -51,11 +51,11 @@ def recover(run: Run, compiled: Any, error: m.NonFiniteError) -> TrainState:
         run.publish()
         raise error
     run.log.say(f"{', '.join(error.names)} not finite at step {error.last}: rolling back")
-    broken = first_broken(run, compiled, error.last)
+    _, broken = replay(run, compiled, error.last, check=True)
     step, names = broken or (error.last, error.names)
-    state = replay(run, compiled, step - 1)
+    state, _ = replay(run, compiled, step - 1)
     run.log.truncate(step - 1, rollbacks=True)
-    times = f"({used + 1} of at most {run.rollbacks}); the run continues from step {step - 1}"
+    times = f"({used + 1} of at most {most}); the run continues from step {step - 1}"
     if broken is None:
         run.flukes += 1
         run.log.warn(
@@ -65,47 +65,36 @@ def recover(run: Run, compiled: Any, error: m.NonFiniteError) -> TrainState:
             f"Nothing is left out {times}",
         )
         return state
-    facts = examine(run, state, step, names) | {"skipped": run.data.place(step - 1)}
-    text = f"{describe(facts)} The batch is left out {times}"
-    run.log.warn(step, text, nonfinite=facts)
-    run.data = dataclasses.replace(run.data, skip=(*run.data.skip, facts["skipped"]))
+    facts = examine(run, state, step, names)
+    run.log.warn(step, f"{describe(facts)} The batch is left out {times}", nonfinite=facts)
+    run.skipped = (*run.skipped, facts["skipped"])
     return state
 
 
-def first_broken(run: Run, compiled: Any, last: int) -> tuple[int, list[str]] | None:
-    """Return the first update up to `last` that is not finite, and the names of its metrics.
+def replay(
+    run: Run, compiled: Any, last: int, check: bool = False
+) -> tuple[TrainState, tuple[int, list[str]] | None]:
+    """Make the updates from the newest checkpoint to `last` again.
 
-    None means that all of them were finite this time.
+    Returns:
+      The state after them. With `check` it ends at the first update that is not finite: its number
+      and the names of its metrics; None = all were finite.
     """
-    state = newest(run)
-    start, mesh = int(state.step), run.program.mesh
+    restored = run.checkpoints.newest(run.setup.program.abstract_state, run.log.say)
+    if restored is None:
+        raise RuntimeError(f"{run.workdir.path}: no readable checkpoint to roll back to")
+    state, mesh = restored.state, run.setup.program.mesh
+    start = int(state.step)
     with run.feed(start, last) as batches:
         for step, batch in enumerate(batches, start + 1):
             stopping.sync()
             state, metrics = compiled(state, run.frozen, sharding.to_global(mesh, batch))
-            try:
-                m.fetch(metrics, step, step)
-            except m.NonFiniteError as error:
-                return step, error.names
-    return None
-
-
-def replay(run: Run, compiled: Any, step: int) -> TrainState:
-    """Return the state after update `step`, made again from the last checkpoint before it."""
-    state, mesh = newest(run), run.program.mesh
-    with run.feed(int(state.step), step) as batches:
-        for batch in batches:
-            stopping.sync()
-            state, _ = compiled(state, run.frozen, sharding.to_global(mesh, batch))
-    return state
-
-
-def newest(run: Run) -> TrainState:
-    """The state of the last checkpoint; the loop saves none that is not finite."""
-    restored = run.checkpoints.newest(run.program.abstract_state, run.log.say)
-    if restored is None:
-        raise RuntimeError(f"{run.workdir.path}: no readable checkpoint to roll back to")
-    return restored.state
+            if check:
+                try:
+                    m.fetch(metrics, step, step)
+                except m.NonFiniteError as error:
+                    return state, (step, error.names)
+    return state, None
 
 
 def examine(run: Run, state: TrainState, step: int, names: list[str]) -> dict[str, Any]:
@@ -116,21 +105,17 @@ def examine(run: Run, state: TrainState, step: int, names: list[str]) -> dict[st
       names: the metrics that are not finite.
 
     Returns:
-      "step": the update.
-      "metrics": `names`.
-      "parameters": paths of parameters whose gradient is not finite -> share of such numbers.
-      "of": how many parameters these are, and how many there are.
-      "examples": indices in the data of examples whose own error is not finite; None where the task
-        has no error per example.
-      "batch": indices in the data of all examples of the batch.
+      "step", "metrics"; "parameters": paths of parameters whose gradient is not finite -> share of
+      such numbers; "of": how many these are, and how many there are; "examples": indices in the
+      data of examples whose own error is not finite (None where the task has no error per example);
+      "batch": those of all examples; "skipped": the number of the batch.
     """
-    program = run.program
+    program = run.setup.program
     with run.feed(step - 1, step) as batches:
         batch = sharding.to_global(program.mesh, next(batches))
-    on_device = faults(
-        state, run.frozen, batch, task=program.task, seed=program.seed, accum=program.accum
+    shares, errors = jax.device_get(
+        faults(state, run.frozen, batch, task=program.task, seed=program.seed, accum=program.accum)
     )
-    shares, errors = jax.device_get(on_device)
     named = zip(rules.paths(shares), jax.tree.leaves(shares), strict=True)
     broken = {path: round(float(share), 4) for path, share in named if share}
     places, bad = run.data.indices(step - 1), None
@@ -144,6 +129,7 @@ def examine(run: Run, state: TrainState, step: int, names: list[str]) -> dict[st
         "of": [len(broken), len(jax.tree.leaves(program.abstract_state.params))],
         "examples": bad,
         "batch": [int(i) for i in places],
+        "skipped": run.data.place(step - 1),
     }
 
 
@@ -172,21 +158,19 @@ def faults(
 def describe(facts: dict[str, Any]) -> str:
     """Return the facts of `examine` as sentences."""
     few = lambda names: ", ".join(map(str, names[:FEW])) + (", ..." if len(names) > FEW else "")
-    lines = [f"{', '.join(facts['metrics'])} not finite."]
-    count, total = facts["of"]
-    if not count:
-        lines.append("Every gradient is finite: the update itself overflows; lower the rate.")
-    else:
-        lines.append(
-            f"Gradients that are not finite: {count} of {total} parameters "
-            f"({few(list(facts['parameters']))})."
-        )
-    bad, batch = facts["examples"], facts["batch"]
+    (count, total), bad, batch = facts["of"], facts["examples"], facts["batch"]
+    where = (
+        f"Gradients that are not finite: {count} of {total} parameters "
+        f"({few(list(facts['parameters']))})."
+        if count
+        else "Every gradient is finite: the update itself overflows; lower the rate."
+    )
+    which = ""
     if bad and len(bad) < len(batch):
-        lines.append(f"Examples whose error is not finite: {few(bad)} ({len(bad)} of the batch).")
+        which = f"Examples whose error is not finite: {few(bad)} ({len(bad)} of the batch). "
     elif bad:
-        lines.append("Every example's error is not finite: the weights, not the data.")
+        which = "Every example's error is not finite: the weights, not the data. "
     elif bad is not None:
-        lines.append("No single example's error is broken in an evaluation of the batch.")
-    lines.append(f"Batch: {few(batch)} ({len(batch)} examples).")
-    return " ".join(lines)
+        which = "No single example's error is broken in an evaluation of the batch. "
+    names = ", ".join(facts["metrics"])
+    return f"{names} not finite. {where} {which}Batch: {few(batch)} ({len(batch)} examples)."

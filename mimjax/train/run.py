@@ -1,22 +1,26 @@
-"""A run that can begin: all that the training loop and the rollback take, in one object.
+"""What the training loop takes: a config as objects (`Setup`), and the run of it (`Run`).
 
-`run.setup` makes it of a config. It holds the parts (task, data, log, checkpoints, lock) and passes
-batches and checkpoints between them; the loop itself stands in `train.loop`.
+`run.setup` makes a `Setup` of a config, `run.open` opens a workdir for it. A `Setup` never changes;
+what changes while a run trains are the state, the batches left out and the number of flukes of a
+`Run`. The loop itself stands in `train.loop`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from mimjax import sharding
+from mimjax.data.index import Index
 from mimjax.data.pipeline import Pipeline
 from mimjax.data.prefetch import Prefetched
+from mimjax.inference.samples import Bench
+from mimjax.schema import Config
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
 from mimjax.storage.lock import RunLock
-from mimjax.task import Clock, TrainState
+from mimjax.task import Clock, Task, TrainState
 from mimjax.train import metrics as m
 from mimjax.train.optimizers import ByStep
 from mimjax.train.program import Program
@@ -72,44 +76,18 @@ class Length(NamedTuple):
         return cls(**value) if fits else None
 
 
-def no_report() -> None:
-    """Write no report: the default of `Run.publish`."""
-
-
-@dataclasses.dataclass
-class Run:
-    """A run that can begin.
+class Options(NamedTuple):
+    """Plain numbers of a run.
 
     Attributes:
-      program: task, mesh and jitted functions.
-      state: where the run begins; donated to the first step.
-      frozen: parameters that nothing updates (teachers, tokenizers).
-      data: the training data; `workers` processes and `threads` prepare batches ahead of time.
-      clock, lr: length and learning rate.
-      log, checkpoints: the writers of records and states.
-      lock: keeps other runs out of the workdir.
-      evaluators: measurements beside training.
-      eval_every: steps between two reports; 0 = at the first and the last step only.
-      meta: written into every checkpoint.
+      workers, threads: processes and threads that prepare batches ahead of time.
       log_every, checkpoint_every: steps between two log lines, and between two checkpoints.
+      eval_every: steps between two reports; 0 = at the first and the last step only.
       clip_norm: of the optimizer; 0 = no clipping.
       rollbacks: how often the run may go back after a number that is not finite; 0 = it stops.
-      flukes: how often it went back after one that did not come again.
-      publish: writes the report.
+      profile: the first and the last update of a trace; None = none is written.
     """
 
-    program: Program
-    state: TrainState
-    frozen: PyTree
-    data: Pipeline
-    clock: Clock
-    lr: ByStep
-    log: m.Log
-    lock: RunLock
-    checkpoints: Checkpoints
-    workdir: Workdir
-    evaluators: Sequence[Evaluation] = ()
-    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
     workers: int = 0
     threads: int = 8
     log_every: int = 50
@@ -117,18 +95,96 @@ class Run:
     eval_every: int = 0
     clip_norm: float = 0.0
     rollbacks: int = 0
-    flukes: int = 0
-    publish: Callable[[], None] = no_report
+    profile: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A config as objects; nothing was computed or written for it.
+
+    Attributes:
+      config: the resolved settings, as config.json will hold them.
+      task, program: the task, and its jitted functions on the mesh.
+      clock, lr: length and learning rate.
+      pipeline: the training data; None where the number of images was given instead.
+      evaluators: measurements beside training.
+      options: plain numbers.
+      index: the list of the data's files.
+      bench: what the evaluators read; whoever opens the run says where they write. None = there are
+        no evaluators.
+    """
+
+    config: Config
+    task: Task
+    program: Program
+    clock: Clock
+    lr: ByStep
+    options: Options
+    pipeline: Pipeline | None = None
+    evaluators: tuple[Evaluation, ...] = ()
+    index: Index | None = None
+    bench: Bench | None = None
+
+    @property
+    def data(self) -> Pipeline:
+        """The training data."""
+        assert self.pipeline is not None, "set up for a number of images"
+        return self.pipeline
 
     @property
     def length(self) -> Length:
         """The length of the run, and the numbers that decide it."""
         return Length(*self.clock, self.data.batch_size, len(self.data.source))
 
+
+def no_report() -> None:
+    """Write no report: the default of `Run.publish`."""
+
+
+@dataclasses.dataclass
+class Run:
+    """A run that can begin: an open workdir.
+
+    Attributes:
+      setup: what never changes.
+      log, checkpoints: the writers of records and states.
+      lock: keeps other runs out of the workdir.
+      frozen: parameters that nothing updates (teachers, tokenizers).
+      state: where the run begins; donated to the first step.
+      skipped: numbers of the batches that are left out.
+      flukes: how often the run went back after a number that was finite the next time.
+      meta: written into every checkpoint.
+      publish: writes the report.
+    """
+
+    setup: Setup
+    log: m.Log
+    lock: RunLock
+    checkpoints: Checkpoints
+    frozen: PyTree
+    state: TrainState
+    skipped: tuple[int, ...] = ()
+    flukes: int = 0
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    publish: Callable[[], None] = no_report
+
+    @property
+    def workdir(self) -> Workdir:
+        """Where the run writes."""
+        return self.log.workdir
+
+    @property
+    def data(self) -> Pipeline:
+        """The training data without the batches that are left out."""
+        return dataclasses.replace(self.setup.data, skip=self.skipped)
+
     def feed(self, start: int, stop: int) -> Prefetched:
         """Return the batches of updates start + 1 to stop: the rows that this process makes."""
-        rows = sharding.local_rows(self.program.mesh, self.data.batch_size)
-        return self.data.iterate(start, stop, rows=rows, workers=self.workers, threads=self.threads)
+        data, options = self.data, self.setup.options
+        rows = sharding.local_rows(self.setup.program.mesh, data.batch_size)
+        return data.iterate(
+            start, stop, rows=rows, workers=options.workers, threads=options.threads
+        )
 
     def save(self, state: TrainState) -> None:
         """Save a checkpoint: the state, and with it all that a restart needs.
@@ -137,8 +193,8 @@ class Run:
         """
         data = {
             "step": int(state.step),
-            "fingerprint": self.data.fingerprint,
-            "skipped": list(self.data.skip),
-            "length": self.length.to_json(),
+            "fingerprint": self.setup.data.fingerprint,
+            "skipped": list(self.skipped),
+            "length": self.setup.length.to_json(),
         }
         self.checkpoints.save(state, data, self.meta)

@@ -1,12 +1,10 @@
-"""The pure train and evaluation steps: the whole algorithm, for every task.
+"""The pure train step: the whole algorithm, for every task.
 
-They know no config, no flags and no devices. Bind `task`, `tx`, `seed` and `accum` with
+It knows no config, no flags and no devices. Bind `task`, `tx`, `seed` and `accum` with
 functools.partial and jit the result, as `train.program` does.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,7 @@ from einops import rearrange
 from jax import lax
 
 from mimjax.rng import named, step_key
-from mimjax.task import Batch, LossOutput, PyTree, Task, TrainState
+from mimjax.task import Batch, PyTree, Task, TrainState
 
 
 def train_step(
@@ -44,7 +42,8 @@ def train_step(
     step, key = state.step, step_key(seed, "train", state.step)
     # `prepare` runs once on the whole batch: teachers stand outside the gradient, and targets do
     # not depend on accum.
-    batch, fresh = task.prepare(state, frozen, batch, named(key, "prepare"), True, accum)
+    with jax.named_scope("prepare"):
+        batch, fresh = task.prepare(state, frozen, batch, named(key, "prepare"), True, accum)
 
     def loss_fn(params, model_state, micro, key):
         out = task.loss(params, model_state, micro, key, step, True)
@@ -71,27 +70,13 @@ def train_step(
         grads = jax.tree.map(lambda g: g / accum, grads)
         metrics = jax.tree.map(lambda m: m.mean(0), metrics)
 
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = task.update_ema(state.ema, state.params, params, step)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("average"):
+        ema = task.update_ema(state.ema, state.params, params, step)
     metrics |= {
         "grad_norm": optax.global_norm(grads),
         "param_norm": optax.global_norm(params),
     }
     return TrainState(step + 1, params, model_state | fresh, ema, opt_state), metrics
-
-
-def eval_step(
-    state: TrainState, frozen: PyTree, batch: Batch, *, task: Task, seed: int = 0
-) -> tuple[Any, LossOutput]:
-    """Compute the loss of a batch without training behavior (no drop path, no update).
-
-    Every call uses the same random key, so that values of different steps can be compared.
-
-    Returns:
-      The prepared batch (ids, targets) and the loss with its predictions.
-    """
-    key = step_key(seed, "eval", 0)
-    prepared, _ = task.prepare(state, frozen, batch, named(key, "prepare"), False)
-    key = named(key, "loss")
-    return prepared, task.loss(state.params, state.model_state, prepared, key, state.step, False)

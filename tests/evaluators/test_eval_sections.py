@@ -198,5 +198,5 @@ def test_unlabeled_images_refuse_probes_before_anything_is_written(tmp_path, mon
     source = make_source("synthetic", "train", num_classes=0)
     monkeypatch.setattr(setup, "make_split", lambda *_: source)
     with pytest.raises(ConfigError, match=r"eval\.probes: on, but the source 'synthetic' has no l"):
-        setup.make_run(c, str(tmp_path / "run"))
+        helpers.begun(c, tmp_path / "run")
     assert not (tmp_path / "run").exists()

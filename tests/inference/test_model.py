@@ -184,7 +184,7 @@ def model(workdir):
 def test_features_are_the_evaluators(file, model, workdir):
     run = trained.open_run(str(workdir[0]))
     subset = Subset(run.bench(None).test, 20)
-    bench = Bench(run.program.task, run.program.mesh, subset, subset, batch_size=20)
+    bench = Bench(run.task, run.mesh, subset, subset, batch_size=20)
     theirs = FeatureBank(bench).read("pretrained", run.state())
     images = [subset.image(i) for i in range(20)]
     for pool, layer, name in (("mean", None, "mean of norm"), ("cls", -1, "cls of block_01")):
@@ -235,7 +235,7 @@ def test_reconstruction_is_the_programs(file, model, workdir, photos):
     for name, images in ours.columns.items():
         assert np.abs(images.astype(int) - theirs.columns[name]).max() <= 1  # compiled otherwise
     np.testing.assert_allclose(ours.error, theirs.error, rtol=1e-5)
-    task = run.program.task
+    task = run.task
     mask = np.zeros((3, 16), bool)
     mask[:, : task.num_masked] = True
     chosen = model.reconstruct(sorted(photos.glob("*.jpg")), mask=mask)

@@ -17,7 +17,6 @@ from mimjax.evaluators.pictures import Pictures
 from mimjax.inference import workdir as trained
 from mimjax.losses import MSE, Cosine
 from mimjax.methods.cae import CAE
-from mimjax.run import setup
 from mimjax.schema import section
 from mimjax.targets.clip import CLIP
 from mimjax.targets.pixels import Pixels
@@ -107,7 +106,7 @@ def test_changed_files_are_said(folder, straight, tmp_path, capsys):
 
     def said(**overrides):
         c.data.update(overrides)
-        setup.make_run(c, str(workdir)).log.close()
+        helpers.begun(c, workdir)
         return capsys.readouterr().out
 
     said()  # the copies are another folder
@@ -134,7 +133,7 @@ def test_the_start_says_what_the_folders_mean(straight, tmp_path, capsys):
         np.save(place, np.full((40, 50, 4), n, np.uint16) * 100)
     shutil.copy(place, images / "Train/stray.npy")
     (images / "Train/a/x.heic").write_bytes(b"x")
-    setup.make_run(config(images), str(workdir)).log.close()
+    helpers.begun(config(images), workdir)
     said = capsys.readouterr().out
     assert "folder: 22 images" in said
     assert "data: training images from 'Train', test images from 'Val'\n" in said
@@ -199,7 +198,7 @@ def test_every_kind_of_method_reads_four_channels(name, folder):
 )
 def test_what_does_not_fit_is_one_line(folder, tmp_path, overrides, line):
     with pytest.raises(ConfigError) as error:
-        setup.make_run(config(folder, **overrides), str(tmp_path / "run"))
+        helpers.begun(config(folder, **overrides), tmp_path / "run")
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "run").glob("*.json"))

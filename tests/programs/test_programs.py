@@ -437,7 +437,7 @@ def test_features_are_those_of_the_probes(runs, tmp_path):
     helpers.run("features", *args)
     run = trained.open_run(str(workdir))
     subset = Subset(run.bench(None).test, 20)
-    bench = Bench(run.program.task, run.program.mesh, subset, subset, batch_size=20)
+    bench = Bench(run.task, run.mesh, subset, subset, batch_size=20)
     theirs = FeatureBank(bench).read("pretrained", run.state())["mean of norm"].test
     table = parquet.read_table(place)
     columns = table.to_pydict()
@@ -575,7 +575,7 @@ def test_the_end_of_a_run_has_one_form(runs):
         what, picture, *_, next_ = (
             said.rpartition(t)[2] for t in ("predicted: ", "Picture: ", "Next:")
         )
-        task = trained.open_run(str(workdir)).program.task
+        task = trained.open_run(str(workdir)).task
         assert what.startswith(task.story + "\n\nPicture: "), name
         assert picture.split("\n")[0].endswith("pictures/reconstruction_0000002.png")
         commands = [line for line in next_.splitlines() if "mimjax " in line]

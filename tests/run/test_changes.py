@@ -9,7 +9,7 @@ from train import inside
 
 from mimjax.data.sources import Folder, Synthetic
 from mimjax.errors import ConfigError
-from mimjax.run import changes, setup
+from mimjax.run import changes
 from mimjax.schedules import Constant, MAECosine
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
@@ -73,9 +73,7 @@ def test_what_makes_it_another_run_is_said(finished, tmp_path, overrides, words,
         Workdir(str(workdir)).write_text(
             "config.json", config_json(config(2.0, "constant", **overrides))
         )
-    run = setup.make_run(config(3.0, "constant", **overrides), str(workdir))
-    run.lock.release()
-    run.log.close()
+    helpers.begun(config(3.0, "constant", **overrides), workdir)
     assert words in capsys.readouterr().out
 
 
@@ -83,12 +81,10 @@ def test_a_cosine_is_made_anew_and_its_jump_is_said(finished, tmp_path, capsys):
     workdir = shutil.copytree(finished, tmp_path / "copy")
     text = config_json(config(2.0, "mae"))
     Workdir(str(workdir)).write_text("config.json", text)
-    run = setup.make_run(config(3.0, "mae"), str(workdir))
-    run.lock.release()
-    run.log.close()
+    run = helpers.begun(config(3.0, "mae"), workdir)
     said = capsys.readouterr().out
     # a cosine over 6 steps of which 3 remain, and one that has ended
-    assert float(run.lr(6)) == pytest.approx(5e-4)
+    assert float(run.setup.lr(6)) == pytest.approx(5e-4)
     assert "extended from 6 to 9 steps: the learning rate of the next step is 0.0005; " in said
     assert "with the old length it would be 0" in said
     # steps 3, 4 and 5 had less than they would have had: the last the most
@@ -99,7 +95,7 @@ def test_shorter_than_it_is_is_refused(finished, tmp_path):
     workdir = shutil.copytree(finished, tmp_path / "copy")
     before = (workdir / "config.json").read_text()
     with pytest.raises(ConfigError, match=r"steps: 3 .* at step 6; allowed: 6 or more"):
-        setup.make_run(config(1.0, "constant"), str(workdir))
+        helpers.begun(config(1.0, "constant"), workdir)
     assert (workdir / "config.json").read_text() == before
 
 
@@ -110,30 +106,24 @@ def test_some_checkpoints_are_kept_for_good(tmp_path):
     assert sorted(steps) == [4, 8, 9]
     for key, value in (("keep_checkpoints", 0), ("keep_every", -1)):
         with pytest.raises(ConfigError, match=rf"{key}: {value}; allowed"):
-            setup.make_run(config(3.0, "constant", **{key: value}), str(tmp_path))
+            helpers.begun(config(3.0, "constant", **{key: value}), tmp_path)
 
 
 def test_resume_takes_another_run_s_whole_state(finished, tmp_path, capsys):
     c = config(2.0, "constant", resume=str(finished))
-    run = setup.make_run(c, str(tmp_path))
-    run.lock.release()
-    run.log.close()
+    run = helpers.begun(c, tmp_path)
     assert int(run.state.step) == 6
-    there = setup.make_run(config(2.0, "constant"), str(finished))
-    there.lock.release()
-    there.log.close()
+    there = helpers.begun(config(2.0, "constant"), finished)
     inside.assert_same(run.state, there.state)
 
 
 def test_init_from_begins_the_schedule_anew(finished, tmp_path, capsys):
     """Continued training from weights: step 0, a warm-up, empty slots; and it is said."""
     c = config(1.0, "mae", init_from=str(finished))
-    run = setup.make_run(c, str(tmp_path))
-    run.lock.release()
-    run.log.close()
+    run = helpers.begun(c, tmp_path)
     inside.assert_same(run.state.params, helpers.final_params(finished, c))
     assert int(run.state.step) == 0
-    assert float(run.lr(0)) == 0.0
+    assert float(run.setup.lr(0)) == 0.0
     assert (
         "schedule: from its beginning (warm-up 1 epochs, down to 0); optimizer"
         in capsys.readouterr().out
@@ -186,15 +176,13 @@ def test_a_length_that_is_passed_is_an_error_that_names_the_cause():
 def test_a_restart_with_another_batch_is_told(finished, tmp_path, capsys):
     """Through the checkpoint: what an epoch was stands in it."""
     workdir = shutil.copytree(finished, tmp_path / "copy")
-    run = setup.make_run(config(3.0, "constant", batch_size=24), str(workdir))
-    run.lock.release()
-    run.log.close()
+    helpers.begun(config(3.0, "constant", batch_size=24), workdir)
     said = capsys.readouterr().out
     assert "extended from 6 to 15 steps" in said
     assert "an epoch was 3 steps and is 5: step 6 was epoch 2.0 and is epoch 1.2" in said
     assert "batch_size 40 -> 24" in said
     with pytest.raises(ConfigError, match=r"at step 6; allowed: 6 or more.*batch_size 40 -> 120"):
-        setup.make_run(config(3.0, "constant", batch_size=120), str(workdir))
+        helpers.begun(config(3.0, "constant", batch_size=120), workdir)
 
 
 def test_a_folder_with_another_name_is_the_same_run(tmp_path, capsys):
@@ -218,6 +206,53 @@ def test_a_folder_with_another_name_is_the_same_run(tmp_path, capsys):
 def test_resume_from_another_model_is_refused(finished, tmp_path):
     """The number of heads shows in no array's shape."""
     c = config(3.0, "constant", resume=str(finished), **{"method.encoder.heads": 2})
-    with pytest.raises(ConfigError, match=r"method.encoder.heads: 2, .* was made with 4; .*resume"):
-        setup.make_run(c, str(tmp_path / "new"))
+    with pytest.raises(ConfigError, match=r"method.encoder.heads: 2, it was 4: .*another resume"):
+        helpers.begun(c, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+# ------------------------------------------------------------------ what may change
+@pytest.mark.parametrize(
+    ("name", "before", "now", "may"),
+    [
+        ("batch_size", 16, 32, True),
+        ("method.encoder.remat", False, True, True),
+        ("method.encoder.drop_path", 0.0, 0.1, True),
+        ("method.masking.ratio", 0.75, 0.6, True),
+        ("method.pixel.weight", 1.0, 0.5, True),
+        ("method.pixel.weight", 1.0, 0.0, False),
+        ("method.feature.weight", 0, 1.0, False),
+        ("method.pixel.schedule.type", "Constant", "Linear", True),
+        ("method.average.decay.start", 0.99, 0.999, True),
+        ("method.average.networks", ("encoder",), (), False),
+        ("method.encoder.heads", 4, 2, False),
+        ("method.pixel_target.norm", "none", "patch", False),
+        ("method.pixel.at", "masked", "visible", False),
+        ("method.mean", (0.5,), (0.4,), False),
+        ("optimizer.rule.type", "AdamW", "Lion", False),
+        ("optimizer.rule.b2", 0.95, 0.99, True),
+    ],
+)
+def test_what_changes_parameters_or_their_meaning_is_refused(name, before, now, may):
+    assert changes.may_change(name, before, now) == may
+
+
+def test_all_differences_are_named_at_once(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    wrong = {"method.encoder.heads": 2, "method.encoder.pos_embed": "learned"}
+    with pytest.raises(ConfigError) as found:
+        helpers.begun(config(3.0, "constant", **wrong), workdir)
+    for words in ("method.encoder.heads: 2, it was 4; ", "pos_embed: 'learned', it was 'sincos"):
+        assert words in str(found.value)
+
+
+def test_other_settings_of_a_method_are_applied_and_shown(finished, tmp_path, capsys):
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    c = config(3.0, "constant", **{"method.masking.ratio": 0.5, "method.pixel.weight": 2.0})
+    state = inside.go(c, workdir)[1]
+    assert int(state.step) == 9
+    said = capsys.readouterr().out
+    assert "changed since the last start: method.masking.ratio: 0.75 -> 0.5" in said
+    assert "changed since the last start: method.pixel.weight: 1.0 -> 2.0" in said
+    assert "12 masked" not in said
+    assert "8 masked" in said

@@ -1,11 +1,14 @@
+import dataclasses
+
 import helpers
 import jax
 import pytest
 
-from mimjax import schema
+from mimjax import schema, sharding
 from mimjax.data import configured
 from mimjax.data.sources import Synthetic
 from mimjax.run import messages
+from mimjax.run.setup import setup
 from mimjax.schedules import WSD, Constant
 from mimjax.schema import section
 from mimjax.task import Clock
@@ -13,9 +16,10 @@ from mimjax.train.optimizers import Lion
 
 
 def block(c):
-    task, program = helpers.make(c)
-    data = configured.make_data(c, task, "train")
-    return messages.start_block(c, program, data, Clock(4, 8))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    made = setup(c, mesh=mesh, images=4 * c.batch_size)
+    data = configured.make_data(c, made.task, "train")
+    return messages.start_block(dataclasses.replace(made, pipeline=data))
 
 
 def test_the_start_block_says_what_people_debug_from():

@@ -19,8 +19,8 @@ def test_evaluations_take_the_micro_batch(accum, given, rows, monkeypatch):
     asked = mock.Mock()
     monkeypatch.setattr(setup, "Bench", asked)
     monkeypatch.setattr(setup, "Subset", mock.Mock())
-    monkeypatch.setattr(setup, "make_evaluators", mock.Mock())
-    setup.make_evals(c, mock.Mock(), mock.Mock(), None, mock.Mock())
+    monkeypatch.setattr(setup, "make_evaluators", mock.Mock(return_value=[]))
+    setup.make_evals(c, mock.Mock(), mock.Mock(), None)
     assert asked.call_args.kwargs["batch_size"] == rows
 
 

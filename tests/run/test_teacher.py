@@ -359,7 +359,7 @@ def test_the_old_spelling_in_a_config_of_the_user(tmp_path):
     c = helpers.small("cae")
     c.teacher = {"path": "x.pth"}
     with pytest.raises(ConfigError, match=r"^teacher: unknown; allowed: method.code_target.path$"):
-        setup.check_choices(c)
+        setup.check_settings(c)
     file = tmp_path / "mine.py"
     file.write_text(
         "from mimjax.run.sections import load\n\n\ndef get_config():\n"

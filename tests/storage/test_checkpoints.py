@@ -12,7 +12,7 @@ from train import inside
 
 from mimjax.errors import ConfigError
 from mimjax.evaluators.probes import Probes
-from mimjax.run import setup
+from mimjax.run.open import kept_index
 from mimjax.schema import section
 from mimjax.storage import digests
 from mimjax.storage.checkpoints import Checkpoints
@@ -168,7 +168,7 @@ def test_a_failed_restore_never_starts_anew(copy, case, monkeypatch):
         (copy / "metrics.jsonl").unlink()
     before = content(copy)
     with pytest.raises(ConfigError, match=words) as found:
-        setup.make_run(config(), str(copy))
+        helpers.begun(config(), copy)
     assert "nothing was changed; allowed: " in str(found.value)
     assert content(copy) == before
 
@@ -240,11 +240,11 @@ def test_a_refused_setting_writes_nothing(copy):
     before = content(copy)
     for c in (config(**{"eval.probes": section(Probes(ks=(5000,)))}), config(steps=2)):
         with pytest.raises(ConfigError):
-            setup.make_run(c, str(copy))
+            helpers.begun(c, copy)
         assert content(copy) == before
     new = copy.parent / "new"
     with pytest.raises(ConfigError, match=r"eval\.probes\.ks: 5000 or more, but only"):
-        setup.make_run(config(**{"eval.probes": section(Probes(ks=(5000,)))}), str(new))
+        helpers.begun(config(**{"eval.probes": section(Probes(ks=(5000,)))}), new)
     assert not new.exists()
 
 
@@ -253,7 +253,7 @@ def test_a_folder_of_the_user_is_no_workdir(tmp_path, name):
     """Files that a run would replace, and that no run made."""
     (tmp_path / name).write_text('{"mine": 1}')
     with pytest.raises(ConfigError, match=rf"--workdir: .* holds {name}, and no run made it"):
-        setup.make_run(config(), str(tmp_path))
+        helpers.begun(config(), tmp_path)
     assert content(tmp_path) == {name: b'{"mine": 1}'}
 
 
@@ -267,10 +267,10 @@ def test_settings_are_found_in_the_checkpoint(copy, capsys):
         assert json.loads(file.read_text())["config_version"]
     (copy / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"method.encoder.width"):
-        setup.make_run(config(**{"method.encoder.width": 64}), str(copy))
+        helpers.begun(config(**{"method.encoder.width": 64}), copy)
     (copy / "config.json").write_text(json.dumps({"config_version": 99}))
     with pytest.raises(ConfigError, match=r"config_version 99; allowed: 1 to"):
-        setup.make_run(config(), str(copy))
+        helpers.begun(config(), copy)
 
 
 def test_damaged_records_are_left_out_and_kept(copy, capsys):
@@ -286,7 +286,7 @@ def test_damaged_records_are_left_out_and_kept(copy, capsys):
     assert (copy / "broken/metrics.jsonl").read_bytes() == damaged
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3]
     (copy / "data_index.npz").write_bytes(b"no index")
-    setup.make_index(config(), str(copy))
+    kept_index(str(copy))
     assert "data_index.npz is damaged: all files are listed anew" in capsys.readouterr().out
 
 

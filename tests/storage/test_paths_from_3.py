@@ -74,7 +74,7 @@ def runs(request, tmp_path_factory):
         run, _ = inside.go(today(old), whole)
         half = Workdir(str(tmp_path_factory.mktemp("half")))
         mine = Checkpoints(Workdir(str(whole), writer=False), read_only=True)
-        like = run.program.abstract_state
+        like = run.setup.program.abstract_state
         restored = mine._restore(2, like, print)
         state = restored.state
         if old["method"]["align_target"] == "current":

@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 from mimjax import sharding
 from mimjax.errors import ConfigError
 from mimjax.models.vit import sincos_table
-from mimjax.run import setup
 from mimjax.schema import section
 from mimjax.targets.encoder import EncoderFeatures
 from mimjax.torch_io.read import detect, load
@@ -28,7 +27,7 @@ def random_params(name):
 def trained(c, workdir):
     """What the trainer says, from the command line on, in this process and on one device."""
     one = sharding.make_mesh(devices=jax.devices()[:1])
-    with mock.patch.object(setup, "make_mesh", return_value=one):
+    with mock.patch.object(sharding, "make_mesh", return_value=one):
         out = helpers.answer("train", *helpers.flags(c), f"--workdir={workdir}")
     assert out.returncode == 0, out.stdout + out.stderr
     return out.stdout

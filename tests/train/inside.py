@@ -6,12 +6,14 @@ Not for what a kill leaves behind; `test_restart.py` has real processes.
 import dataclasses
 import json
 
+import helpers
 import jax
 import numpy as np
 
 from mimjax import sharding
 from mimjax.data.sources import make_source
 from mimjax.methods.mae import MAE
+from mimjax.run import open as opening
 from mimjax.run import setup
 from mimjax.storage.settings import config_json
 from mimjax.train.loop import train
@@ -25,12 +27,12 @@ AROUND = ("restart", "resume", "init_from", "checkpoint_every", "keep_checkpoint
 AROUND += ("log_every", "on_nonfinite", "on_nonfinite_retries")
 
 
-def make_once(c, mesh, clock):
+def make_once(c, mesh, clock, small=sharding.SMALL):
     """In place of `setup.make_length`: a program is made once for the same settings and length."""
     told = json.loads(config_json(c))
-    key = json.dumps({k: v for k, v in told.items() if k not in AROUND}), mesh, clock
+    key = json.dumps({k: v for k, v in told.items() if k not in AROUND}), mesh, clock, small
     if key not in PROGRAMS:
-        PROGRAMS[key] = MAKE(c, mesh, clock)
+        PROGRAMS[key] = MAKE(c, mesh, clock, small)
     return PROGRAMS[key]
 
 
@@ -56,23 +58,18 @@ def compile_once(self, traced=None):
 def quick(monkeypatch):
     """One device, and no second making, tracing and compilation of the same program."""
     one = sharding.make_mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr(setup, "make_mesh", lambda *_: one)
-    monkeypatch.setattr(setup, "make_length", make_once)
+    monkeypatch.setattr(sharding, "make_mesh", lambda *_, **__: one)
+    for module in (setup, opening):
+        monkeypatch.setattr(module, "make_length", make_once)
     monkeypatch.setattr(Program, "trace", trace_once)
     monkeypatch.setattr(Program, "compile", compile_once)
 
 
 def go(c, workdir, change=lambda run: None):
     """A whole run; gives the Run and the final state. Saves are finished, also after an error."""
-    run = setup.make_run(c, str(workdir))
-    change(run)
-    try:
-        state = jax.device_get(train(run))
-    finally:
-        run.checkpoints.close()
-        run.log.close()
-        run.lock.release()
-    return run, state
+    with helpers.opened(c, workdir) as run:
+        change(run)
+        return run, jax.device_get(train(run))
 
 
 def assert_same(a, b):

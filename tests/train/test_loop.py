@@ -86,13 +86,13 @@ def test_stopped_in_the_first_evaluation(tmp_path):
     """The checkpoint of step 0 is there, so that whoever restarts on 75 starts it again."""
 
     def change(run):
-        batches = run.evaluators[0].measure.bench.batches
+        batches = run.setup.evaluators[0].measure.bench.batches
 
         def hit(*args, **kwargs):
             os.kill(os.getpid(), signal.SIGTERM)
             return batches(*args, **kwargs)
 
-        run.evaluators[0].measure.bench.batches = hit
+        run.setup.evaluators[0].measure.bench.batches = hit
 
     with pytest.raises(stopping.Stopped, match=r"stopped at step 0: .*\(SIGTERM\)") as found:
         inside.go(config(), tmp_path, change)

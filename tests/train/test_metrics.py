@@ -18,6 +18,7 @@ from mimjax.errors import ConfigError
 from mimjax.run.sections import Boards
 from mimjax.storage.files import Workdir
 from mimjax.train import boards, loop, metrics
+from mimjax.train.run import Options
 
 
 def test_rates_between_two_lines(monkeypatch):
@@ -70,8 +71,9 @@ def test_the_loop_pauses_the_clock_while_it_saves_and_evaluates(monkeypatch):
         now[0] += seconds
         return value
 
-    run = mock.MagicMock(log_every=4, checkpoint_every=2, eval_every=5)
-    run.clock.total_steps, run.data.bad_files.counts.return_value = 8, {}
+    run = mock.MagicMock()
+    run.setup.options = Options(log_every=4, checkpoint_every=2, eval_every=5)
+    run.setup.clock.total_steps, run.setup.data.bad_files.counts.return_value = 8, {}
     run.feed.return_value.__enter__.return_value = iter([{}] * 8)
     run.save.side_effect = lambda state: tick(100.0)
     monkeypatch.setattr(loop, "evaluate", lambda *_: tick(1000.0))

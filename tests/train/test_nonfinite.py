@@ -8,8 +8,8 @@ from train import inside
 
 from mimjax import schema
 from mimjax.data import configured
-from mimjax.run import setup
 from mimjax.storage.files import Workdir
+from mimjax.task import Clock
 from mimjax.train.metrics import NonFiniteError
 
 BROKEN = 5  # the update whose batch holds the black image
@@ -25,9 +25,7 @@ def _quick(monkeypatch):
 def black():
     """A place in the source that update BROKEN reads, and no other of the run."""
     c = config()
-    return int(
-        configured.make_data(c, schema.make_task(c, setup.Clock(1, 1)), "train").indices(4)[3]
-    )
+    return int(configured.make_data(c, schema.make_task(c, Clock(1, 1)), "train").indices(4)[3])
 
 
 def config(**overrides):
@@ -60,7 +58,7 @@ def left_out(tmp_path_factory, black):
     """The same run with that batch left out from the start."""
 
     def leave_out(run):
-        run.data.skip = (BROKEN - 1,)
+        run.skipped = (BROKEN - 1,)
 
     with pytest.MonkeyPatch.context() as patch:
         inside.quick(patch)
@@ -71,7 +69,7 @@ def left_out(tmp_path_factory, black):
 
 def test_rollback_leaves_the_batch_out_and_says_why(poisoned, black, left_out, tmp_path):
     run, state = inside.go(config(on_nonfinite="rollback"), tmp_path)
-    assert run.data.skip == (BROKEN - 1,)
+    assert run.skipped == (BROKEN - 1,)
     assert int(state.step) == TOTAL
     inside.assert_same(state, left_out[1])  # bit for bit, optimizer and all
     assert helpers.losses(tmp_path) == helpers.losses(left_out[0])
@@ -116,7 +114,7 @@ def test_a_restart_after_a_rollback_decides_the_same(poisoned, left_out, tmp_pat
     inside.assert_same(state, left_out[1])
     assert len([r for r in rows(tmp_path) if "nonfinite" in r]) == 1
     # the list came back from the checkpoint of step 6: no rollback was needed
-    assert run.data.skip == (BROKEN - 1,)
+    assert run.skipped == (BROKEN - 1,)
     assert (
         "batches left out after numbers that were not finite: (4,)"
         in (tmp_path / "train.log").read_text()
@@ -152,7 +150,7 @@ def test_a_number_that_does_not_come_again_is_no_batch_s_fault(monkeypatch, tmp_
         run.feed = feed
 
     run, state = inside.go(config(on_nonfinite="rollback"), tmp_path / "flipped", flip)
-    assert (run.flukes, run.data.skip) == (1, ())
+    assert (run.flukes, run.skipped) == (1, ())
     inside.assert_same(state, whole)
     assert "suspect the hardware" in (tmp_path / "flipped" / "train.log").read_text()
 
@@ -180,7 +178,7 @@ class _Flipped:
 
 def test_place_leaves_out_and_moves_up(black):
     c = config()
-    data = configured.make_data(c, schema.make_task(c, setup.Clock(1, 1)), "train")
+    data = configured.make_data(c, schema.make_task(c, Clock(1, 1)), "train")
     whole = [data.indices(s) for s in range(8)]
     data.skip = (5, 1, 2)
     assert [data.place(s) for s in range(5)] == [0, 3, 4, 6, 7]
