@@ -56,8 +56,8 @@ def mimjax_step(shape: Shape, **_):
     import jax
 
     from mimjax import sharding
-    from mimjax.run.setup import setup
     from mimjax.run.sections import load
+    from mimjax.run.setup import setup
 
     c = load("mae")
     c.batch_size, c.dtype = shape.batch, "float32"

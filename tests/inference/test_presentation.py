@@ -1,6 +1,7 @@
 """Columns, captions and errors: what is true, predicted or gray, and said to be so."""
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
 import random
@@ -111,12 +112,22 @@ def batch_of(task, rows=3):
 
 def begin(task):
     """State and frozen networks."""
-    params, model_state = jax.jit(task.init)(jax.random.key(0))
-    state = TrainState(jnp.int32(0), params, model_state, task.init_ema(params), {})
-    return state, task.init_frozen(jax.random.key(1))
+
+    @jax.jit
+    def init():
+        params, model_state = task.init(jax.random.key(0))
+        state = TrainState(jnp.int32(0), params, model_state, task.init_ema(params), {})
+        return state, task.init_frozen(jax.random.key(1))
+
+    return init()
 
 
-def drawn(task, change=lambda values: values, rows=3):
+def same(values):
+    return values
+
+
+@functools.cache
+def drawn(task, change=same, rows=3):
     """The columns where every term predicts its target, changed; and the prepared batch.
 
     Codes are predicted by scores.
@@ -418,7 +429,8 @@ def test_the_error_of_an_image_counts_masked_patches_once_each():
     rng, short = np.random.default_rng(1), BlockAtMost(ratio=0.7, min_block=100)
     for masking in (Random(ratio=0.5), short, Random(ratio=0.5, weights="neighbors")):
         task = Plain(masking=masking)
-        prepared, _ = task.prepare(UNREAD, {}, batch_of(task, 12), KEY, False)
+        prepare = jax.jit(lambda b, t=task: t.prepare(UNREAD, {}, b, KEY, False)[0])
+        prepared = prepare(batch_of(task, 12))
         error = rng.random(prepared.ids_m.shape).astype(np.float32)
         prediction = Prediction({}, {}, {"masked": jnp.asarray(error)})
         real = np.take_along_axis(np.asarray(prepared.mask), np.asarray(prepared.ids_m), 1)

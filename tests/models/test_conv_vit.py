@@ -193,7 +193,8 @@ def test_drop_path_and_recomputation():
     dropped, again = grads(drop_path=0.5), grads(drop_path=0.5, remat=True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), dropped, again)
     fc2 = lambda g: np.asarray(g["block_01"]["mlp"]["fc2"]["kernel"])
-    assert np.any(fc2(plain) != fc2(dropped))
+    # more than rounding
+    assert np.abs(fc2(plain) - fc2(dropped)).max() > 0.01 * np.abs(fc2(plain)).max()
 
 
 def test_bfloat16_keeps_statistics_and_loss_in_float32():
