@@ -44,7 +44,7 @@ def from_3(settings: Settings) -> Settings:
     Raises:
       ConfigError: they describe what no composition of this version does.
     """
-    settings = dict(settings)
+    settings = {"profile": {"steps": None}} | settings  # a section that came with version 4
     path = (settings.pop("teacher", None) or {}).get("path")
     translate = METHODS.get(settings.get("task", ""))
     if translate is None or "method" not in settings:

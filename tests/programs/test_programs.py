@@ -607,7 +607,8 @@ def test_every_method_says_what_it_predicts(name, monkeypatch):
     assert task.story.endswith(".")
     assert type(task).__name__ not in task.story
     workdir = types.SimpleNamespace(path="runs/a b")
-    found = messages.commands(types.SimpleNamespace(program=compiled, workdir=workdir), True)
+    setup = types.SimpleNamespace(program=compiled)
+    found = messages.commands(types.SimpleNamespace(setup=setup, workdir=workdir), True)
     wanted = ["reconstruct", "attention", "features", "export"]
     if name == "dvae":
         wanted = ["reconstruct", "export"]

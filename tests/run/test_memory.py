@@ -25,7 +25,8 @@ def a_step():
 
 def an_evaluation():
     evaluator = Evaluation("error", lambda *_: a_step(), every=500)
-    run = mock.Mock(evaluators=[evaluator], frozen=None)
+    run = mock.Mock(frozen=None)
+    run.setup.evaluators = [evaluator]
     loop.evaluate(run, None, 500)
 
 

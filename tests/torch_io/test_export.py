@@ -192,7 +192,10 @@ def test_the_table_is_printed(capsys):
 
 def test_methods_without_an_average():
     c = helpers.small("mae")
-    mae = types.SimpleNamespace(config=c, program=helpers.make(c)[1])
+    program_ = helpers.make(c)[1]
+    mae = types.SimpleNamespace(
+        config=c, task=program_.task, abstract_state=program_.abstract_state
+    )
     with pytest.raises(ConfigError, match=r"--weights: ema, but .* keeps no average"):
         program.parameters(mae, True, False)
 

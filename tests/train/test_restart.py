@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from mimjax.data.sources import Synthetic
 from mimjax.errors import Exit
 
 TOTAL = 22  # two epochs of 11 steps
@@ -17,15 +18,16 @@ TOTAL = 22  # two epochs of 11 steps
 
 @pytest.fixture(scope="module")
 def config():
-    """BootMAE with everything that a restart could lose."""
+    """BootMAE with everything that a restart could lose, on few and small images."""
     return helpers.small(
         "bootmae",
         **{
             "steps": TOTAL,
-            "batch_size": 128,
+            "batch_size": 32,
+            "data.source": Synthetic(length=11 * 32, side=8),
             "accum": 2,
             "method.encoder.drop_path": 0.1,
-            "data.workers": 2,
+            "data.workers": 1,
             "log_every": 1,
             "checkpoint_every": 4,
         },
