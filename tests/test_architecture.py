@@ -17,7 +17,12 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 # What rooms that state mathematics never see: no flags, configs, checkpoints, loaders or files.
 PURE = {"models", "masking", "targets", "methods", "transfer"}
 FORBIDDEN = {"absl", "ml_collections", "orbax", "grain", "etils", "logging", "os", "pathlib"}
-ONLY_HERE = {"orbax": {"storage/checkpoints.py"}, "grain": {"data/"}, "torch": {"torch_io/"}}
+ONLY_HERE = {
+    "orbax": {"storage/checkpoints.py"},
+    "grain": {"data/"},
+    "torch": {"torch_io/"},
+    "matplotlib": {"plots/"},
+}
 
 
 def place(path):

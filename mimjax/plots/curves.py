@@ -1,232 +1,159 @@
-"""Curves as inline SVG: a title, one or more lines over steps, and axes with labels.
+"""Curves over steps, drawn by matplotlib as SVG for a page of HTML.
 
-No plotting library is used: a report must open anywhere, years later. Colors are CSS variables that
-`plots/report.html` defines, so that a dark page has dark charts. This module reads no file;
-`run.report` chooses what is drawn.
+Colors are placeholders of `curves.mplstyle` that become CSS variables of `report.html`, so that a
+dark page has dark charts; text stays text. matplotlib is imported when a chart is drawn. This
+module reads no other file; `run.report` chooses what is drawn.
 """
 
 from __future__ import annotations
 
 import html
-import math
+import importlib.resources
+import io
+import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
-WIDTH, HEIGHT = 400, 230
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 40
-COLORS = 6  # --c0 to --c5 of report.html
-POINTS = 300  # points of a line that are drawn; the eye cannot tell more apart
-MAX_TICKS = 7  # of a logarithmic axis
-DOTTED = 40  # points up to which each is drawn as a dot with its value
+import numpy as np
 
-
-Point = tuple[float, float | None]
+STYLE = importlib.resources.files("mimjax.plots").joinpath("curves.mplstyle")
+WIDTH, HEIGHT, LEGEND_LINE = 400, 215, 15  # units of the SVG; a legend's lines come below
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 40  # margins around the axes
+SHORT = 22  # letters of a legend's names up to which two stand in a line
+DOTTED = 40  # points up to which each is a dot that tells its value
+COLORS, DASHES = 6, ("-", "--", ":")
+OTHERS = {"10": "faint", "11": "rule", "12": "axis"}  # placeholders beside those of lines
 
 
 class Series(NamedTuple):
     """One line of a chart.
 
     Attributes:
-      name: in the legend.
+      name: in the legend, with the last value; "" = not in the legend.
       steps, values: the points, of equal number; a value of None (not finite) leaves a gap.
+      color: its number, which also gives dashes from COLORS on; None = the line's number.
+      pale: whether the line stands behind others.
     """
 
     name: str
     steps: Sequence[float]
     values: Sequence[float | None]
+    color: int | None = None
+    pale: bool = False
+
+    @property
+    def last(self) -> str:
+        """The last known value, as a chart shows it."""
+        return f"{next(v for v in reversed(self.values) if v is not None):.4g}"
 
 
 def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = False) -> str:
     """Return a chart as an HTML <figure>; "" where no series has a value.
 
     Args:
-      title: caption of the figure, plain text.
+      title: caption of the figure, plain text; once on a page, as ids are made of it.
       unit: label of the vertical axis.
       log: whether the vertical axis is logarithmic; it stays linear where a value is 0 or less.
     """
     series = [s for s in series if any(v is not None for v in s.values)]
     if not series:
         return ""
-    values = [v for s in series for v in s.values if v is not None]
-    log = log and min(values) > 0
-    x = Axis([t for s in series for t in s.steps], LEFT, WIDTH - RIGHT)
-    y = Axis(values, HEIGHT - BOTTOM, TOP, log)
-    parts = [*_grid(x, y, unit)]
-    for i, s in enumerate(series):
-        parts += _line(s, x, y, f"var(--c{i % COLORS})")
-    body = "".join(parts)
-    return (
-        f"<figure><figcaption>{html.escape(title)}</figcaption>{_legend(series)}"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">'
-        f"{body}</svg></figure>"
-    )
+    # imported here: slow, and most programs draw nothing
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    named = [s.name for s in series if s.name] if len(series) > 1 else []
+    columns = 2 if max(map(len, named), default=0) <= SHORT else 1
+    height = HEIGHT + LEGEND_LINE * -(-len(named) // columns)
+    below = (height - HEIGHT + BOTTOM) / height
+    out = io.StringIO()
+    with matplotlib.rc_context(fname=str(STYLE)):
+        matplotlib.rcParams["svg.hashsalt"] = title
+        figure = Figure(figsize=(WIDTH / 72, height / 72))
+        width = 1 - (LEFT + RIGHT) / WIDTH
+        axes = figure.add_axes((LEFT / WIDTH, below, width, 1 - TOP / height - below))
+        lines = [_line(axes, s, i) for i, s in enumerate(series)]
+        _scale(axes, log and min(v for s in series for v in s.values if v is not None) > 0)
+        axes.set(xlabel="step", ylabel=unit)
+        axes.yaxis.set_label_coords(-(LEFT - 10) / width / WIDTH, 0.5)
+        if named:
+            handles = [line for line, s in zip(lines, series, strict=True) if s.name]
+            place = {"loc": "lower left", "bbox_to_anchor": (LEFT / WIDTH, 0)}
+            figure.legend(handles=handles, ncols=columns, **place)
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(out, format="svg", metadata=nothing)
+    last = "" if named else f" <b>{series[-1].last}</b>"
+    picture = _inline(out.getvalue(), title, {f"line{i}": _notes(s) for i, s in enumerate(series)})
+    return f"<figure><figcaption>{html.escape(title)}{last}</figcaption>{picture}</figure>"
 
 
-class Axis:
-    """An axis: called with a value it returns the pixel; its `ticks` are round numbers.
-
-    Attributes:
-      low, high: ends of the axis in the unit of the values (their log10 where `log`).
-      start, stop: pixels of the two ends; start > stop for a vertical axis.
-    """
-
-    def __init__(self, values: Sequence[float], start: float, stop: float, log: bool = False):
-        self.start, self.stop, self.log = start, stop, log
-        low, high = self._scale(min(values)), self._scale(max(values))
-        if high - low < 1e-12 * max(abs(high), 1e-300):  # a constant gets room on both sides
-            pad = abs(high) * 0.1 or 1.0
-            low, high = low - pad, high + pad
-        self.low, self.high = low, high
-        self.ticks = self._log_ticks() if log else ticks(low, high)
-        if self.ticks and not log:  # the frame ends at round numbers
-            gap = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else high - low
-            self.low = min(low, self.ticks[0])
-            if high > self.ticks[-1] + 1e-9 * gap and start > stop:
-                self.ticks.append(self.ticks[-1] + gap)
-                self.high = self.ticks[-1]
-
-    def __call__(self, value: float) -> float:
-        share = (self._scale(value) - self.low) / (self.high - self.low)
-        return self.start + share * (self.stop - self.start)
-
-    def _scale(self, value: float) -> float:
-        return math.log10(value) if self.log else float(value)
-
-    def _log_ticks(self) -> list[float]:
-        """Return ticks at 1, 2 or 5 times powers of ten, or at powers of ten where those are many.
-
-        The ends of the axis move out to the ticks around them.
-        """
-        powers = range(math.floor(self.low) - 1, math.ceil(self.high) + 1)
-        fine = [m * 10.0**d for d in powers for m in (1, 2, 5)]
-        below = [v for v in fine if math.log10(v) <= self.low + 1e-9][-1]
-        above = next((v for v in fine if math.log10(v) >= self.high - 1e-9), fine[-1])
-        self.low, self.high = math.log10(below), math.log10(above)
-        inside = [v for v in fine if below <= v <= above]
-        if len(inside) > MAX_TICKS:
-            # log10 of a power of ten may miss the whole number by a rounding on either side
-            inside = [v for v in inside if not 1e-9 <= math.log10(v) % 1 <= 1 - 1e-9]
-        while len(inside) > MAX_TICKS:
-            inside = inside[::2]
-        return inside
+def _line(axes: Any, s: Series, number: int) -> Any:
+    """Draw one line, with dots where points are few or stand alone."""
+    values = np.array([np.nan if v is None else v for v in s.values], float)
+    known = np.pad(np.isfinite(values), 1)
+    alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:]).tolist()
+    color = number if s.color is None else s.color
+    look = {"linewidth": 1, "alpha": 0.4, "markersize": 3} if s.pale else {}
+    look |= {"color": f"C{color}", "linestyle": DASHES[color // COLORS % len(DASHES)]}
+    look |= {"markevery": None if len(values) <= DOTTED else alone, "gid": f"line{number}"}
+    return axes.plot(s.steps, values, label=f"{s.name}: {s.last}", clip_on=False, **look)[0]
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about `count` multiples of 1, 2 or 5 times a power of ten; the first is <= `low`."""
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
-    first = math.floor(low / step + 1e-9)
-    out = []
-    while (first + len(out)) * step <= high + 1e-9 * step:
-        out.append((first + len(out)) * step)
-    return out
+def _scale(axes: Any, log: bool) -> None:
+    """Set the scale of the vertical axis, and the ticks of both."""
+    from matplotlib import ticker
+
+    round_steps = ticker.MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    axes.xaxis.set(major_locator=round_steps, major_formatter=ticker.EngFormatter(sep=""))
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(5))
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
+        low, high = axes.get_ylim()
+        fine = ticker.LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,))
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(5) if high < 8 * low else fine)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.10g}")
 
 
-def numbers(values: Sequence[float]) -> list[str]:
-    """Return the labels of ticks, with as many digits as tell them apart."""
-    out: list[str] = []
-    for digits in range(4, 10):
-        out = [number(value, digits) for value in values]
-        if len(set(out)) == len(values):
-            break
-    return out
+def _notes(s: Series) -> list[str]:
+    """Return what the dots of a line tell; [] where points are many."""
+    points = zip(s.steps, s.values, strict=True) if len(s.values) <= DOTTED else ()
+    name = f"{s.name}, " * bool(s.name)
+    return [f"{name}step {t:,.0f}: {v:.5g}" for t, v in points if v is not None]
 
 
-def number(value: float, digits: int = 4) -> str:
-    """Return a number as an axis shows it: "12k", "0.05", "3.0e-5".
+def _inline(svg: str, title: str, notes: dict[str, list[str]]) -> str:
+    """Return matplotlib's SVG as an element of an HTML page.
 
     Args:
-      digits: significant digits.
+      title: what the picture shows.
+      notes: id of a line -> texts of its dots.
     """
-    if value == 0:
-        return "0"
-    size = abs(value)
-    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if size >= limit:
-            return f"{value / (1e3 if letter == 'k' else limit):.{digits}g}{letter}"
-    if size < 1e-3:
-        return f"{value:.{digits - 3}e}".replace("e-0", "e-")
-    return f"{value:.{digits}g}"
+    root = ElementTree.fromstring(svg)
+    local = lambda name: name.rpartition("}")[2]
+    linked = {v[1:] for e in root.iter() for k, v in e.items() if local(k) == "href"}
+    for parent in list(root.iter()):
+        for child in list(
+            parent
+        ):  # a style sheet would hold for the whole page; nothing is cut off
+            if local(child.tag) in ("style", "clipPath", "metadata"):
+                parent.remove(child)
+        dots = [e for e in parent.iter() if local(e.tag) == "use"] if parent.get("id") else []
+        for dot, text in zip(dots, notes.get(parent.get("id", ""), ())):
+            ElementTree.SubElement(dot, "title").text = text
+    for element in root.iter():
+        element.tag = local(element.tag)
+        element.text, element.tail = (element.text or "").strip() or None, None
+        found = {local(k): _short(v) for k, v in element.items() if k != "clip-path"}
+        element.attrib = {k: v for k, v in found.items() if k != "id" or v in linked}
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": title}
+    text = ElementTree.tostring(root, encoding="unicode")
+    name = lambda m: OTHERS.get(m[1], f"c{int(m[1])}")
+    return re.sub(r"#0101(\d\d)", lambda m: f"var(--{name(m)})", text)
 
 
-def thin(steps: Sequence[float], values: Sequence[float | None]) -> list[Point]:
-    """Return at most about POINTS points of a line.
-
-    Of each bin of steps the lowest and the highest value stay, so that no spike is lost, and one
-    gap, if the bin has any.
-    """
-    points = list(zip(steps, values, strict=True))
-    if len(points) <= POINTS:
-        return points
-    size, out = -(-2 * len(points) // POINTS), []
-    for i in range(0, len(points), size):
-        part = points[i : i + size]
-        known = [p for p in part if p[1] is not None]
-        ends = {min(known, key=_value), max(known, key=_value)} if known else {part[0]}
-        if len(known) < len(part) and known:
-            ends.add(next(p for p in part if p[1] is None))
-        out += sorted(ends, key=lambda p: p[0])
-    return out if out[-1] == points[-1] else [*out, points[-1]]
-
-
-def _value(point: Point) -> float:
-    """Return the value of a point, for sorting; points without a value are left out before."""
-    return 0.0 if point[1] is None else point[1]
-
-
-def _grid(x: Axis, y: Axis, unit: str) -> list[str]:
-    """Return the SVG elements of grid lines, ticks and labels."""
-    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    parts = []
-    for value, text in zip(y.ticks, numbers(y.ticks), strict=True):
-        at = f"{y(value):.1f}"
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{at}" y2="{at}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{at}" dy=".32em" class="end">{text}</text>')
-    for value in x.ticks:
-        if x.low <= value <= x.high:
-            parts.append(
-                f'<text x="{x(value):.1f}" y="{bottom + 15}" class="mid">{number(value)}</text>'
-            )
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    middle = (LEFT + right) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" class="mid label">step</text>')
-    if unit:
-        where = (TOP + bottom) / 2
-        parts.append(
-            f'<text transform="translate(13 {where}) rotate(-90)" class="mid label">'
-            f"{html.escape(unit)}</text>"
-        )
-    return parts
-
-
-def _line(s: Series, x: Axis, y: Axis, color: str) -> list[str]:
-    """Return the SVG path of one line, and dots with their values where points are few."""
-    points = thin(s.steps, s.values)
-    path, pen, dots = [], "M", []
-    for step, value in points:
-        if value is None:
-            pen = "M"
-            continue
-        place = f"{x(step):.1f} {y(value):.1f}"
-        path.append(pen + place)
-        pen = "L"
-        if len(points) <= DOTTED:
-            note = html.escape(f"{s.name}, step {step:,.0f}: {value:.5g}")
-            cx, cy = place.split()
-            dots.append(
-                f'<circle cx="{cx}" cy="{cy}" r="2.5" style="fill:{color}"><title>{note}</title>'
-                "</circle>"
-            )
-    return [f'<path d="{"".join(path)}" style="stroke:{color}"/>', *dots]
-
-
-def _legend(series: Sequence[Series]) -> str:
-    """Return the legend: each line's name and last value, or "last" where there is one line."""
-    items = []
-    for i, s in enumerate(series):
-        last = next(v for v in reversed(s.values) if v is not None)
-        name = html.escape(s.name) if len(series) > 1 else "last"
-        mark = f'<i style="background:var(--c{i % COLORS})"></i>' if len(series) > 1 else ""
-        items.append(f"<span>{mark}{name} <b>{last:.4g}</b></span>")
-    return f'<div class="legend">{"".join(items)}</div>'
+def _short(value: str) -> str:
+    """Return an attribute's value with one decimal, and without a font: the page has its own."""
+    value = re.sub(r"font(-family)?: [^;]*(; |$)", "", " ".join(value.split()))
+    return re.sub(r"-?\d+\.\d+", lambda m: f"{float(m[0]):.1f}", value)

@@ -1,8 +1,8 @@
 """Pictures of attention: probabilities in, images under a heat map with a contour out.
 
 The contour is that of CAE's Figure 6: it surrounds the smallest set of patches that keeps a share
-of the attention. This module reads no file and runs no network; `models.attention_maps` computes
-the probabilities.
+of the attention. The colors are a map of matplotlib, which is imported when one is drawn. This
+module reads no file and runs no network; `models.attention_maps` computes the probabilities.
 """
 
 from __future__ import annotations
@@ -78,11 +78,13 @@ def overlay(
     Returns:
       uint8 [b h w 3].
     """
+    from matplotlib.colors import LinearSegmentedColormap
+
     _, h, w, _ = images.shape
     fill = lambda x: _enlarge(x.reshape(-1, *grid), h // grid[0], w // grid[1])
     level = fill(share / share.max(-1, keepdims=True))
-    stops = np.linspace(0, 1, len(COLORS))
-    heat = np.stack([np.interp(level, stops, c) for c in np.transpose(COLORS)], axis=-1)
+    colors = LinearSegmentedColormap.from_list("attention", np.divide(COLORS, 255))
+    heat = 255 * colors(level)[..., :3]
     out = BLEND * heat + (1 - BLEND) * images.mean(-1, keepdims=True)
     out = (out + 0.5).astype(np.uint8)
     if mass:

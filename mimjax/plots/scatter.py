@@ -1,27 +1,33 @@
-"""A scatter plot: coordinates in the plane in, a Pillow image out.
+"""A scatter plot, drawn by matplotlib: coordinates in the plane in, a Pillow image out.
 
-Points are dots, or small images with a frame; the color is the label where there is one. This
-module reads no file and computes no coordinates; `plots.embedding` does.
+Points are dots, or small images with a frame; the color is the label where there is one. matplotlib
+is imported when a map is drawn. This module reads no file and computes no coordinates;
+`plots.embedding` does.
 """
 
 from __future__ import annotations
 
 import colorsys
+import textwrap
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from mimjax.plots.reconstructions import BACKGROUND, FAINT, FONT_SIZE, INK, MARGIN, wrap
+from mimjax.plots.reconstructions import FAINT, FONT_SIZE, INK, MARGIN
 
 # pixels
 SIDE = 900  # width of the map; its height is that of its points
 DOT = 4  # radius of a dot
 FRAME = 2  # width of the frame of a small image
 LEGEND = 170  # width of the legend
-ROW = 7  # space between two rows of the legend
+ROW, LINE = 21, 20  # height of a row of the legend, and of a line of the caption
+LETTER = 8  # width of a letter there, at most on average
 
 MOST_NAMES = 36  # names that a legend shows
+LONGEST = 18  # letters of a name there
 NO_LABEL = (70, 110, 170)  # RGB of points without a label
+DPI = 72  # a point is a pixel
 
 
 def colors(count: int) -> list[tuple[int, int, int]]:
@@ -37,13 +43,6 @@ def colors(count: int) -> list[tuple[int, int, int]]:
     return out
 
 
-def spread(points: np.ndarray) -> np.ndarray:
-    """Return points [n 2] centered and scaled into [0, 1], by one scale for both axes."""
-    low, high = points.min(0), points.max(0)
-    scale = max(float((high - low).max()), 1e-12)
-    return (points - (low + high) / 2) / scale + 0.5
-
-
 def draw(
     points: np.ndarray,
     labels: np.ndarray | None = None,
@@ -55,68 +54,88 @@ def draw(
     """Return the scatter plot of `points`, with a legend where there are labels.
 
     Args:
-      points: float [n 2]; the second coordinate grows upwards.
+      points: float [n 2]; the second coordinate grows upwards, and both have one scale.
       labels: int [n], -1 = none; None = no point has a label.
       names: names of the labels for the legend; None = their numbers.
       thumbnails: small images drawn at the points, uint8 [n h w 3]; None = dots.
       caption: text below the map.
-      size: longer side of a thumbnail in pixels.
+      size: longer side of a thumbnail in pixels, and the space around the points.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    points = np.asarray(points, np.float64)
     labels = np.full(len(points), -1) if labels is None else labels
-    known = np.unique(labels[labels >= 0])
-    palette = dict(zip(known.tolist(), colors(len(known)), strict=True))
-    color = [palette.get(int(k), NO_LABEL) for k in labels]
-    font, line = ImageFont.load_default(FONT_SIZE), FONT_SIZE + 5
-    width = SIDE + 2 * MARGIN + (LEGEND if len(known) else 0)
-    lines = wrap(caption, font, width - 2 * MARGIN)
-    where = spread(np.asarray(points, np.float64)) * (SIDE - 2 * size)
-    where[:, 1] = where[:, 1].max() - where[:, 1]  # rows count downwards, from the highest point
-    rows = min(len(known), MOST_NAMES + 1)
-    height = max(round(where[:, 1].max()) + 2 * size, rows * (FONT_SIZE + ROW))
-    below = 2 * MARGIN + height
-    sheet = Image.new("RGB", (width, below + len(lines) * line + MARGIN), BACKGROUND)
-    pen = ImageDraw.Draw(sheet)
-    for i, (x, y) in enumerate(where):
-        center = MARGIN + size + x, MARGIN + size + y
-        rim = color[i]
-        if thumbnails is None:
-            box = [center[0] - DOT, center[1] - DOT, center[0] + DOT, center[1] + DOT]
-            pen.ellipse(box, fill=rim, outline=BACKGROUND)
-        else:
-            paste(sheet, pen, thumbnails[i], center, size, rim)
-    legend(pen, font, palette, names)
-    for row, text in enumerate(lines):
-        pen.text((MARGIN, below + row * line), text, fill=FAINT, font=font)
-    return sheet
+    known = np.unique(labels[labels >= 0]).tolist()
+    palette = dict(zip(known, np.divide(colors(len(known)), 255), strict=True))
+    color = [palette.get(int(k), np.divide(NO_LABEL, 255)) for k in labels]
+    wide, tall = np.maximum(np.ptp(points, axis=0), 1e-12)
+    inner = SIDE - 2 * size, round((SIDE - 2 * size) * min(tall / wide, 1))
+    height = max(inner[1] + 2 * size, ROW * min(len(known), MOST_NAMES + 1))
+    width = SIDE + 2 * MARGIN + (LEGEND if known else 0)
+    lines = textwrap.wrap(caption, (width - 2 * MARGIN) // LETTER)
+    whole = height + len(lines) * LINE + 2 * MARGIN
+    figure = Figure(figsize=(width / DPI, whole / DPI), dpi=DPI)
+    canvas, share = FigureCanvasAgg(figure), lambda x, y: (x / width, 1 - y / whole)
+    corner = share(MARGIN + size, MARGIN + size + inner[1])
+    axes = figure.add_axes((*corner, inner[0] / width, inner[1] / whole))
+    axes.axis("off")
+    axes.margins(0)
+    axes.update_datalim(points)
+    axes.autoscale_view()
+    axes.set_aspect("equal", "datalim")
+    if thumbnails is None:
+        rim = {"edgecolors": "white", "linewidths": 0.6, "clip_on": False}
+        axes.scatter(*points.T, s=(2 * DOT) ** 2, c=color, **rim)
+    else:
+        _paste(axes, points, thumbnails, color, size)
+    if known:
+        _legend(figure, palette, names, share(2 * MARGIN + SIDE, MARGIN))
+    look = {"color": np.divide(FAINT, 255), "size": FONT_SIZE, "va": "top", "parse_math": False}
+    figure.text(*share(MARGIN, 2 * MARGIN + height), "\n".join(lines), **look)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def paste(sheet, pen, image: np.ndarray, center, size: int, rim) -> None:
-    """Paste one small image in a frame of its label's color.
+def _paste(axes: Any, points: np.ndarray, images: np.ndarray, color: list[Any], size: int) -> None:
+    """Draw small images at points, each in a frame of its color.
 
     Args:
-      sheet, pen: the picture, and what draws on it.
-      image: uint8 [h w 3].
-      center: (x, y) in pixels.
-      size: longer side of the thumbnail in pixels.
-      rim: RGB of the frame.
+      axes: matplotlib's axes.
+      images: uint8 [n h w 3].
+      size: longer side of a small image in pixels.
     """
-    h, w = image.shape[:2]
-    shape = max(1, round(size * w / max(h, w))), max(1, round(size * h / max(h, w)))
-    how = Image.Resampling.NEAREST if max(h, w) < size else Image.Resampling.BOX
-    x, y = round(center[0] - shape[0] / 2), round(center[1] - shape[1] / 2)
-    pen.rectangle([x - FRAME, y - FRAME, x + shape[0] + FRAME - 1, y + shape[1] + FRAME - 1], rim)
-    sheet.paste(Image.fromarray(image).resize(shape, how), (x, y))
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    longest = max(images.shape[1:3])
+    how = "nearest" if longest < size else "antialiased"
+    for point, image, rim in zip(points, images, color, strict=True):
+        small = OffsetImage(image, zoom=size / longest, interpolation=how)
+        frame = {"edgecolor": rim, "linewidth": 2 * FRAME, "boxstyle": "square,pad=0"}
+        axes.add_artist(AnnotationBbox(small, point, pad=0, annotation_clip=False, bboxprops=frame))
 
 
-def legend(pen, font, palette: dict[int, tuple[int, int, int]], names: list[str] | None) -> None:
-    """Draw the color and name of each label at the right of the map."""
-    line, x = FONT_SIZE + ROW, SIDE + 2 * MARGIN
-    for row, (label, color) in enumerate(list(palette.items())[:MOST_NAMES]):
-        y = MARGIN + row * line
-        pen.rectangle([x, y + 2, x + 11, y + 13], fill=color)
+def _legend(
+    figure: Any, palette: dict[int, Any], names: list[str] | None, place: tuple[float, float]
+) -> None:
+    """Draw the color and name of each label at the right of the map.
+
+    Args:
+      figure: matplotlib's figure.
+      place: upper left corner, as shares of the figure.
+    """
+    from matplotlib.patches import Patch
+
+    rows = []
+    for label, rgb in list(palette.items())[:MOST_NAMES]:
         name = names[label] if names is not None and label < len(names) else str(label)
-        short = name if len(name) <= 18 else name[:17] + "…"
-        pen.text((x + 18, y), short, fill=INK, font=font)
-    if len(palette) > MOST_NAMES:
-        more = f"and {len(palette) - MOST_NAMES} more"
-        pen.text((x, MARGIN + MOST_NAMES * line), more, fill=FAINT, font=font)
+        short = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+        rows.append(Patch(color=rgb, label=short))
+    if more := len(palette) - len(rows):
+        rows.append(Patch(alpha=0, label=f"and {more} more"))
+    where = {"loc": "upper left", "bbox_to_anchor": place, "borderaxespad": 0, "borderpad": 0}
+    space = {"frameon": False, "handlelength": 0.8, "labelspacing": ROW / FONT_SIZE - 1.2}
+    color = np.divide(INK, 255)
+    legend = figure.legend(handles=rows, labelcolor=color, fontsize=FONT_SIZE, **where, **space)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

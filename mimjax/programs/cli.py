@@ -123,9 +123,12 @@ def read(program: Program, argv: Sequence[str]) -> list[str]:
       UserCodeError: a user's module fails when it is imported.
     """
     words = list(argv)
-    positional = getattr(program, "POSITIONAL", "")
-    if positional and words[1:] and not words[1].startswith("-"):
-        words[1] = f"--{positional}={words[1]}"
+    if positional := getattr(program, "POSITIONAL", ""):
+        several = isinstance(FLAGS[positional], flags.MultiFlag)
+        for number, word in enumerate(words[1 : None if several else 2], 1):
+            if word.startswith("-"):
+                break
+            words[number] = f"--{positional}={word}"
     check_old_flags(words[1:])
     try:
         return parser.read(words)

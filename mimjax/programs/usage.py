@@ -17,6 +17,7 @@ PROGRAMS = {  # name -> one line; the module is `mimjax.programs.NAME`
     "attention": "draw where a trained encoder looks",
     "features": "write features of images into a file",
     "map": "draw features as a map: t-SNE or principal components",
+    "report": "write a run's report anew, or lay several runs side by side",
     "export": "write a run's weights for PyTorch libraries, and verify the file",
     "convert": "turn a published PyTorch file into a workdir",
     "stats": "compute mean and standard deviation of a data set's channels",

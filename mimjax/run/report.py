@@ -1,56 +1,116 @@
-"""report.html: curves, pictures, table, warnings, settings and versions of a run in one file.
+"""report.html: pictures, table, curves, warnings, settings and versions of a run in one file.
 
-It is made from the files of the workdir, at every evaluation and at the end, and opens without any
-other file or network. Nothing is measured here, and no program reads the report. Its head and style
-stand in `plots/report.html`, its charts in `plots.curves`.
+It is made from the files of the workdir, at every evaluation and at the end, and by `mimjax
+report`; it opens without any other file or network. Nothing is measured here, and no program reads
+the report. Pages of several runs are made in `run.comparison`, pieces of HTML in `plots.page`,
+charts in `plots.curves`.
 """
 
 from __future__ import annotations
 
-import base64
 import datetime
-import html
-import importlib.resources
-import string
+import math
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from mimjax.errors import ConfigError
 from mimjax.evaluators.table import render
+from mimjax.plots import page
 from mimjax.plots.curves import Series, chart
+from mimjax.storage import config_version, lock
 from mimjax.storage.files import Workdir
+from mimjax.storage.settings import flatten
 
 FILE = "report.html"
-# head and style, light and dark; no font, script or picture from elsewhere
-TEMPLATE = importlib.resources.files("mimjax.plots").joinpath("report.html")
 STRIP = 5  # earlier pictures that are shown
-WARNINGS = 20  # that are shown, the last ones
+START = re.compile(r"^mimjax .*(?:\n  .*)*", re.MULTILINE)  # a start block in train.log
+STORY = re.compile(r"^What is predicted: (.*)$", re.MULTILINE)
+VERSION = re.compile(r"\b(mimjax|jax) (\d[^\s,)]*)")  # in a start block
 
-# of each chart: title, unit, whether logarithmic, and the metric or (with a slash) prefix it draws
-SECTIONS: dict[str, list[tuple[str, str, bool, str]]] = {
-    "Loss": [("Training loss", "loss", True, "loss/")],
+
+class Plot(NamedTuple):
+    """A chart of a page: its title, unit, whether it is logarithmic, and what it draws.
+
+    Attributes:
+      key: a metric, or (with a slash) the beginning of several.
+    """
+
+    title: str
+    unit: str
+    log: bool
+    key: str
+
+    def takes(self, name: str) -> bool:
+        """Return whether a metric is drawn here."""
+        return name == self.key or (self.key.endswith("/") and name.startswith(self.key))
+
+
+SECTIONS = {
+    "Loss": [Plot("Training loss", "loss", True, "loss/")],
     "Evaluation": [
-        ("Held-out masked error", "error", False, "eval/error/"),
-        ("k-NN accuracy", "percent", False, "eval/knn/"),
-        ("Linear probe", "percent", False, "eval/linear/"),
+        Plot("Held-out masked error", "error", False, "eval/error/"),
+        Plot("k-NN accuracy", "percent", False, "eval/knn/"),
+        Plot("Linear probe", "percent", False, "eval/linear/"),
     ],
     "Health": [
-        ("Feature standard deviation", "std", False, "eval/health/feature_std"),
-        ("RankMe of the encoder's output", "directions", False, "eval/health/rankme"),
-        ("Variance of the run's own targets", "share", True, "eval/health/target_variance/"),
-        ("Gradient norm", "norm", True, "grad_norm"),
-        ("Share of clipped steps", "share", False, "clip_share"),
+        Plot("Feature standard deviation", "std", False, "eval/health/feature_std"),
+        Plot("RankMe of the encoder's output", "directions", False, "eval/health/rankme"),
+        Plot("Variance of the run's own targets", "share", True, "eval/health/target_variance/"),
+        Plot("Gradient norm", "norm", True, "grad_norm"),
+        Plot("Share of clipped steps", "share", False, "clip_share"),
     ],
     "Optimization": [
-        ("Learning rate", "rate", False, "lr"),
-        ("Parameter norm", "norm", False, "param_norm"),
+        Plot("Learning rate", "rate", False, "lr"),
+        Plot("Parameter norm", "norm", False, "param_norm"),
     ],
     "Speed": [
-        ("Images per second, all devices", "images / s", False, "img_per_sec"),
-        ("Waiting for data", "share of time", False, "data_wait"),
-        ("Model FLOPs utilization", "share of peak", False, "mfu"),
+        Plot("Images per second, all devices", "images / s", False, "img_per_sec"),
+        Plot("Waiting for data", "share of time", False, "data_wait"),
+        Plot("Model FLOPs utilization", "share of peak", False, "mfu"),
     ],
 }
+REST = "Optimization"  # here stand a method's own schedules and numbers too
 SHOWN_ELSEWHERE = {"step", "epoch", "eta_s", "img_per_sec_per_device", "warning", "nonfinite"}
+
+
+class Record(NamedTuple):
+    """What the files of a run say.
+
+    Attributes:
+      name: of the run, on pages.
+      rows: the lines of metrics.jsonl.
+      settings: the resolved config by dotted name.
+      table: Markdown.
+      start: the start block (`messages.start_block`).
+      story: the sentence about what is predicted.
+      versions: of packages, by name.
+      notes: what a reader of the numbers must know.
+    """
+
+    name: str
+    workdir: Workdir
+    rows: list[dict[str, Any]]
+    settings: dict[str, Any]
+    table: str
+    start: str
+    story: str
+    versions: dict[str, str]
+    notes: list[str]
+
+    @property
+    def task(self) -> str:
+        """The name of the method's class."""
+        return str(self.settings.get("task", "")).rpartition(":")[2]
+
+    @property
+    def warnings(self) -> list[str]:
+        """The notes, and the warnings of the run with their steps."""
+        said = [f"step {r['step']:,}: {r['warning']}" for r in self.rows if "warning" in r]
+        return [*self.notes, *said]
+
+
+Recipe = tuple[str, dict[str, Any]]
 
 
 def publish(
@@ -59,137 +119,184 @@ def publish(
     start: str,
     versions: dict[str, str],
     settings: dict[str, Any],
-    recipe: tuple[str, dict[str, Any]] | None = None,
+    recipe: Recipe | None = None,
     story: str = "",
 ) -> None:
     """Write report.html into the workdir; process 0 only.
 
     Args:
       evaluators: the table is made of their last values.
-      start: the start block (`messages.start_block`).
-      versions: of packages, by name.
-      settings: the resolved config by dotted name.
+      start, versions, settings, story: see `Record`.
       recipe: name of the config file, and its settings before any was overridden.
-      story: the sentence about what is predicted.
     """
     if not workdir.writer:
         return
     table = render(evaluators) or workdir.read_text("table.md")
-    parts = [
-        section("What is predicted", f"<p>{html.escape(story)}</p>" * bool(story)),
-        curves(rows := workdir.read_lines("metrics.jsonl")[0]),
-        section("Pictures", pictures(workdir)),
-        section("Table", markdown(table)),
-        section("Configuration", configuration(settings, recipe)),
-        section("Start", f"<pre>{html.escape(start)}</pre>"),
-        section("Versions", grid(["package", "version"], list(versions.items()))),
-    ]
+    rows, notes = lines(workdir)
     name = workdir.path.name
-    body = f"{header(name, rows, settings)}{''.join(parts)}"
-    template = string.Template(TEMPLATE.read_text(encoding="utf-8"))
-    workdir.write_text(FILE, template.substitute(title=html.escape(name), body=body))
+    record = Record(name, workdir, rows, settings, table, start, story, versions, notes)
+    workdir.write_text(FILE, page_of(record, recipe))
 
 
-def section(title: str, body: str) -> str:
-    """Return a titled section in HTML; "" where the body is empty."""
-    return f"<section><h2>{html.escape(title)}</h2>{body}</section>" if body else ""
+def read(workdir: Workdir, name: str) -> Record:
+    """Return what the files of a run say; settings of older versions are translated.
+
+    Args:
+      name: of the run, on pages.
+
+    Raises:
+      ConfigError: config.json is damaged, is of a newer version or holds no run.
+    """
+    place = workdir.file("config.json")
+    try:
+        settings = flatten(config_version.upgrade(workdir.read_json("config.json"), str(place)))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--workdir:", "--runs:", 1)) from None
+    if "task" not in settings:
+        raise ConfigError(f"--runs: {place} names no task; allowed: workdirs of runs")
+    rows, notes = lines(workdir)
+    if workdir.file(lock.FILE).exists():
+        notes = [f"{lock.FILE} is there: this run trains now, or it was killed.", *notes]
+    log = workdir.read_text("train.log")
+    last = lambda found: found[-1] if found else ""
+    start = last(START.findall(log))
+    versions = dict(VERSION.findall(start.partition("\n")[0]))
+    story = last(STORY.findall(log))
+    table = workdir.read_text("table.md")
+    return Record(name, workdir, rows, settings, table, start, story, versions, notes)
 
 
-def header(name: str, rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
-    """Return the head of the report in HTML: name, task, latest numbers and warnings."""
-    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    task = str(settings.get("task", "")).rpartition(":")[2]
+def lines(workdir: Workdir) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the lines of metrics.jsonl, and a note about those that are damaged."""
+    rows, bad = workdir.read_lines("metrics.jsonl")
+    kept = [{k: v for k, v in row.items() if _is_fact(k, v)} for row in rows]
+    return kept, [f"metrics.jsonl: damaged lines are left out ({bad:,})."] if bad else []
+
+
+def _is_fact(key: str, value: Any) -> bool:
+    """Return whether a value of a line is a number, None (not finite) or the text of a warning."""
+    if key == "warning":
+        return isinstance(value, str)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or number
+
+
+def page_of(record: Record, recipe: Recipe | None = None) -> str:
+    """Return the report of one run in HTML; see `publish`."""
+    line = f"{record.task} · written {now()}"
+    head = page.header(record.name, line, tiles(record.rows), record.story)
+    draw = lambda plot, names: [
+        chart(plot.title, [_series(record.rows, n, plot) for n in names], plot.unit, plot.log)
+    ]
+    return page.page(
+        record.name,
+        header=head + page.warnings(record.warnings),
+        pictures=page.section("Pictures", pictures(record.workdir)),
+        table=page.section("Table", page.markdown(record.table)),
+        curves=curves(metrics(record.rows), draw),
+        settings=page.section("Configuration", configuration(record.settings, recipe)),
+        start=page.section("Start", page.lines(record.start)),
+        versions=page.section("Versions", versions(record.versions)),
+    )
+
+
+def now() -> str:
+    """Return the time, for readers."""
+    return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+
+
+def versions(found: dict[str, str]) -> str:
+    """Return the table of packages; "" where none is known."""
+    return page.grid(["package", "version"], list(found.items())) if found else ""
+
+
+def tiles(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return the latest numbers of a run, each with what it is."""
     last: dict[str, Any] = {}
     for row in rows:
         last |= row
-    tiles = [("step", f"{last['step']:,}")] if "step" in last else []
-    formats: dict[str, Callable[[float], str]] = {
-        "epoch": lambda v: f"{v:,.1f}",
-        "loss/total": lambda v: f"{v:.4f}",
-        "img_per_sec": lambda v: f"{v:,.0f}",
-        "data_wait": lambda v: f"{100 * v:.0f} %",
-        "mfu": lambda v: f"{100 * v:.1f} %",
-        "eta_s": lambda v: str(datetime.timedelta(seconds=round(v))),
+    formats: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "step": ("step", lambda v: f"{v:,}"),
+        "epoch": ("epoch", lambda v: f"{v:,.1f}"),
+        "loss/total": ("loss", lambda v: f"{v:.4f}"),
+        "img_per_sec": ("images / s", lambda v: f"{v:,.0f}"),
+        "data_wait": ("waiting for data", lambda v: f"{100 * v:.0f} %"),
+        "mfu": ("MFU", lambda v: f"{100 * v:.1f} %"),
+        "eta_s": ("to go", lambda v: str(datetime.timedelta(seconds=round(v)))),
     }
-    titles = ("epoch", "loss", "images / s", "waiting for data", "MFU", "to go")
-    for title, (key, words) in zip(titles, formats.items(), strict=True):
-        if last.get(key) is not None:
-            tiles.append((title, words(last[key])))
-    boxes = "".join(f"<div><b>{html.escape(v)}</b>{k}</div>" for k, v in tiles)
-    texts = [(r["step"], r["warning"]) for r in rows if "warning" in r]
-    items = "".join(
-        f"<li>step {step:,}: {html.escape(text)}</li>" for step, text in texts[-WARNINGS:]
-    )
-    more = f" (the last {WARNINGS} of {len(texts)})" if len(texts) > WARNINGS else ""
-    warnings = (
-        f'<div class="warning"><h2>Warnings{more}</h2><ul>{items}</ul></div>' if texts else ""
-    )
-    return (
-        f"<header><h1>{html.escape(name)}</h1><p>{html.escape(task)} · written {now}</p></header>"
-        f'<div class="tiles">{boxes}</div>{warnings}'
-    )
+    known = {k: last[k] for k in formats if last.get(k) is not None and math.isfinite(last[k])}
+    return [(formats[k][0], formats[k][1](v)) for k, v in known.items()]
 
 
-def curves(rows: list[dict[str, Any]]) -> str:
-    """Return sections with charts of every number that was logged."""
+def metrics(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the names of all numbers that are drawn; a loss of one term is its total."""
     names = [k for k in dict.fromkeys(k for r in rows for k in r) if k not in SHOWN_ELSEWHERE]
-    # where the loss has one term, its curve is that of the total
     terms = [k for k in names if k.startswith("loss/") and k != "loss/total"]
-    names = [k for k in names if k not in (terms if len(terms) == 1 else ())]
-    left, out = list(names), []
-    for title, charts in SECTIONS.items():
-        drawn = []
-        for name, unit, log, key in charts:
-            mine = [k for k in names if k == key or (key.endswith("/") and k.startswith(key))]
-            left = [k for k in left if k not in mine]
-            drawn.append(chart(name, [line(rows, k, key) for k in mine], unit, log))
-        if title == "Optimization":  # here stand a method's own schedules and numbers too
-            rest = [k for k in left if not any(k in key for key in _keys())]
-            drawn += [chart(k, [line(rows, k, "")], k.rpartition("/")[2]) for k in rest]
-        out.append(section(title, f'<div class="charts">{"".join(drawn)}</div>' * any(drawn)))
+    return [k for k in names if len(terms) != 1 or k not in terms]
+
+
+def curves(names: list[str], draw: Callable[[Plot, list[str]], list[str]]) -> str:
+    """Return sections with charts of every metric.
+
+    Args:
+      names: of the metrics.
+      draw: returns the charts of a `Plot`, given the metrics that it takes.
+    """
+    taken = [plot for plots in SECTIONS.values() for plot in plots]
+    rest = [n for n in names if not any(plot.takes(n) for plot in taken)]
+    out = []
+    for title, plots in SECTIONS.items():
+        own = [Plot(n, n.rpartition("/")[2], False, n) for n in rest if title == REST]
+        mine = [(plot, list(filter(plot.takes, names))) for plot in [*plots, *own]]
+        drawn = [text for plot, found in mine for text in draw(plot, found)]
+        out.append(page.section(title, page.several(drawn, "charts")))
     return "".join(out)
 
 
-def _keys() -> list[str]:
-    """Return the metrics and prefixes that the sections draw."""
-    return [key for charts in SECTIONS.values() for *_, key in charts]
+def points(rows: list[dict[str, Any]], name: str) -> dict[int, float | None]:
+    """Return the values of a metric by step; one that was not finite is None."""
+    found = {r["step"]: r[name] for r in rows if name in r}
+    return {s: v if v is not None and math.isfinite(v) else None for s, v in found.items()}
 
 
-def line(rows: list[dict[str, Any]], key: str, prefix: str) -> Series:
-    """Return one curve; a number that was not finite is null in the file and a gap here."""
-    points = [(r["step"], r[key]) for r in rows if key in r]
-    name = (key.removeprefix(prefix) or key).replace("_", " ")
-    return Series(name, [s for s, _ in points], [v for _, v in points])
+def _series(rows: list[dict[str, Any]], name: str, plot: Plot) -> Series:
+    """Return one curve of a run."""
+    found = points(rows, name)
+    short = (name.removeprefix(plot.key) or name).replace("_", " ")
+    return Series(short, list(found), list(found.values()))
 
 
 def pictures(workdir: Workdir) -> str:
     """Return the latest reconstructions, and some earlier ones in a strip."""
-    folder = workdir.file("pictures")
-    names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    names = [n for n in names if n.startswith("reconstruction_") and n.endswith(".png")]
-    if not names:
+    *earlier, latest = [*reconstructions(workdir)] or [""]
+    if not latest:
         return ""
-    *earlier, latest = names
     count = min(STRIP, len(earlier))
     chosen = [earlier[round(i * (len(earlier) - 1) / max(count - 1, 1))] for i in range(count)]
-    strip = "".join(f"<figure>{image(workdir, n)}</figure>" for n in chosen)
-    return (
-        f"<figure>{image(workdir, latest)}</figure>"
-        + f'<h3>Before</h3><div class="strip">{strip}</div>' * bool(strip)
-    )
+    strip = page.several([picture(workdir, n) for n in chosen], "strip")
+    return picture(workdir, latest) + f"<h3>Before</h3>{strip}" * bool(strip)
 
 
-def image(workdir: Workdir, name: str) -> str:
-    """Return a picture with its step; the bytes stand in the HTML itself."""
-    data = base64.b64encode(workdir.file(f"pictures/{name}").read_bytes()).decode()
+def reconstructions(workdir: Workdir) -> list[str]:
+    """Return the names of the run's own pictures, the latest last."""
+    folder = workdir.file("pictures")
+    names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    return [n for n in names if n.startswith("reconstruction_") and n.endswith(".png")]
+
+
+def picture(workdir: Workdir, name: str, of: str = "") -> str:
+    """Return a picture with its step.
+
+    Args:
+      of: the run, where a page shows several.
+    """
     step = int("".join(c for c in name if c.isdigit()) or 0)
-    return (
-        f"<figcaption>step {step:,}</figcaption>"
-        f'<img alt="reconstructions at step {step}" src="data:image/png;base64,{data}">'
-    )
+    caption = ", ".join(filter(None, [of, f"step {step:,}"]))
+    data = workdir.file(f"pictures/{name}").read_bytes()
+    return page.image(data, caption, f"reconstructions at step {step}")
 
 
-def configuration(settings: dict[str, Any], recipe: tuple[str, dict[str, Any]] | None) -> str:
+def configuration(settings: dict[str, Any], recipe: Recipe | None) -> str:
     """Return a table of settings that differ from the config file, and one of all settings."""
     changed = ""
     if recipe is not None:
@@ -199,38 +306,8 @@ def configuration(settings: dict[str, Any], recipe: tuple[str, dict[str, Any]] |
             for k, v in sorted(settings.items())
             if original.get(k) != v
         ]
-        body = grid(["setting", "in the file", "in this run"], rows) if rows else "<p>Nothing.</p>"
-        changed = f"<h3>Changed against {html.escape(name)}</h3>{body}"
-    full = grid(["setting", "value"], [(k, repr(v)) for k, v in sorted(settings.items())])
-    return f"{changed}<details><summary>All {len(settings)} settings</summary>{full}</details>"
-
-
-def grid(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return an HTML table with a row of headings."""
-    cells = lambda row, tag: "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in row)
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f"<table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def markdown(text: str) -> str:
-    """Return the HTML of Markdown as `evaluators.table.render` writes it.
-
-    It knows tables, lists and paragraphs.
-    """
-    out, table, items = [], [], []
-    for raw in [*text.splitlines(), ""]:
-        if raw.startswith("|"):
-            table.append([cell.strip() for cell in raw.strip("|").split("|")])
-            continue
-        if table:
-            out.append(grid(table[0], table[2:]))
-            table = []
-        if raw.startswith("- "):
-            items.append(f"<li>{html.escape(raw[2:])}</li>")
-            continue
-        if items:
-            out.append(f"<ul>{''.join(items)}</ul>")
-            items = []
-        if raw.strip():
-            out.append(f"<p>{html.escape(raw)}</p>")
-    return "".join(out)
+        head = ["setting", "in the file", "in this run"]
+        body = page.grid(head, rows) if rows else "<p>Nothing.</p>"
+        changed = f"<h3>Changed against {page.text(name)}</h3>{body}"
+    full = page.grid(["setting", "value"], [(k, repr(v)) for k, v in sorted(settings.items())])
+    return changed + page.folded(f"All {len(settings)} settings", full)

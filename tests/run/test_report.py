@@ -3,15 +3,18 @@
 import html.parser
 import json
 import re
+import subprocess
+import sys
 
+import helpers
 import pytest
 
-from mimjax.plots import curves
-from mimjax.plots.curves import Axis, Series
-from mimjax.run import report
+from mimjax.errors import ConfigError
+from mimjax.run import comparison, report
+from mimjax.storage import lock
 from mimjax.storage.files import Workdir
 
-VOID = {"meta", "img", "line", "circle"}
+VOID = {"meta", "img"}
 
 
 class Page(html.parser.HTMLParser):
@@ -19,13 +22,14 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.text, self.tags, self.links = [], [], [], []
+        self.open, self.text, self.tags, self.links, self.ids = [], [], [], [], []
         self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href")]
+        self.links += [v for k, v in attrs if k in ("src", "href") and not v.startswith("#")]
+        self.ids += [v for k, v in attrs if k == "id"]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -76,11 +80,15 @@ def test_it_holds_everything_and_needs_nothing(workdir):
     words = " ".join(page.text)
     assert len(page.links) == 4
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert not re.search(r"https?://|@import|url\(", text)
+    assert not re.search(r"https?://|@import|url\(", text.replace("url(#", ""))
+    assert len(page.ids) == len(set(page.ids))  # of all charts together
     for part in ("Training loss", "Held-out masked error", "RankMe", "Gradient norm", "ema_decay"):
         assert part in words, part
     assert "a <script>alert(1)</script> target" in words  # as text,
     assert "script" not in page.tags  # not as a tag
+    order = ("Pictures", "Table", "Loss", "Configuration", "Start", "Versions")
+    places = [words.index(f" {part} ") for part in order]
+    assert places == sorted(places)
     for part in ("run <b>", "start <block>", "<i>", "said & done", "'<&>'"):
         assert part in words, part
     assert words.index("step 60") < words.index("Before") < words.index("step 20")
@@ -96,46 +104,144 @@ def test_only_the_writer_writes_and_an_empty_run_has_a_report(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_curve_is_drawn_where_its_values_are():
-    picture = curves.chart("t", [Series("a", [0, 10, 20], [1.0, None, 3.0])])
-    path = re.search(r'<path d="([^"]+)"', picture).group(1)
-    (x0, y0), (x2, y2) = re.findall(r"M([\d.]+) ([\d.]+)", path)  # the gap lifts the pen
-    assert (float(x0), float(x2)) == (curves.LEFT, curves.WIDTH - curves.RIGHT)
-    assert float(y0) == curves.HEIGHT - curves.BOTTOM  # 1 is the lowest tick, and 3 the highest
-    assert float(y2) == curves.TOP
-    assert curves.chart("t", [Series("a", [1], [None])]) == ""
+# ------------------------------------------------------------------ read from the files alone
+LOG = """mimjax 0.1.0  mimjax.methods.mae:MAE  (jax 0.10.1, compute auto)
+  batch  8
+weights: random
+mimjax 0.1.0  mimjax.methods.mae:MAE  (jax 0.10.2, compute auto)
+  batch  16
+weights: continued
+
+What is predicted: the <pixels>.
+"""
 
 
-def test_no_spike_is_lost_in_a_long_curve():
-    values = [1.0] * 20_000
-    values[12_345] = 50.0
-    points = curves.thin(range(20_000), values)
-    assert (12_345, 50.0) in points
-    assert points[-1][0] == 19_999
-    assert len(points) <= 2 * curves.POINTS
+def make_run(folder, task="mimjax.methods.mae:MAE", seed=0, loss=1.0, **metrics):
+    """A workdir as a run of version 4 leaves it, without checkpoints."""
+    w = Workdir(str(folder))
+    settings = {"config_version": 4, "task": task, "seed": seed, "data": {"source": "digits"}}
+    w.write_text("config.json", json.dumps(settings))
+    rows = [{"step": s, "loss/total": loss / s, **metrics} for s in (1, 2, 4)]
+    w.write_text("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
+    w.write_text("train.log", LOG)
+    w.write_text("table.md", f"| a |\n| - |\n| {loss} |\n")
+    w.write_bytes("pictures/reconstruction_0000004.png", b"\x89PNG")
+    return w
 
 
-@pytest.mark.parametrize(
-    ("values", "log"),
-    [
-        ([0.0, 97.3], False),
-        ([5.0, 5.0], False),
-        ([-3e-7, 2e-7], False),
-        ([3e-5, 4e3], True),
-        ([0.9, 1.1], True),
-        ([2.0], True),
-    ],
-)
-def test_ticks_are_round_and_values_inside_the_frame(values, log):
-    axis = Axis(values, 100.0, 0.0, log)
-    assert 2 <= len(axis.ticks) <= 8
-    assert all(-1e-6 <= axis(v) <= 100 + 1e-6 for v in [*values, *axis.ticks])
-    for tick in axis.ticks:
-        assert re.fullmatch(r"-?[\d.]+(e-?\d+|[kMG])?", curves.number(tick))
+def run_program(*words):
+    helpers.program("report", *map(str, words))
 
 
-def test_ticks_can_be_told_apart():
-    assert curves.numbers([0.0, 0.5, 1.0]) == ["0", "0.5", "1"]
-    assert curves.numbers([54.0801, 54.0802]) == ["54.0801", "54.0802"]
-    assert curves.numbers([0.00052, 0.00054]) == ["5.2e-4", "5.4e-4"]
-    assert len(set(curves.numbers([1_000_100.0, 1_000_200.0]))) == 2
+def test_the_files_of_a_run_are_enough(tmp_path):
+    run = make_run(tmp_path / "a")
+    run.append("metrics.jsonl", '{"step": 5, "loss/total": NaN, "lr": "text", "warning": 3}')
+    run.append("metrics.jsonl", "damaged {")
+    run.write_text(lock.FILE, "{}")
+    run_program(run.path)
+    words = " ".join(Page(run.read_text("report.html")).text)
+    for part in ("the <pixels>.", "batch  16", "0.10.2", "damaged lines are left out (1)"):
+        assert part in words, part
+    assert "this run trains now" in words
+    assert "Changed against mae" in words
+    assert "batch  8" not in words
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+    assert not list((tmp_path / "a").glob(".*"))
+
+
+def test_an_older_run_is_translated(tmp_path):
+    run = make_run(tmp_path)
+    old = {"task": "mine:Mine", "steps": 0, "data": {"path": ""}}
+    run.write_text("config.json", json.dumps(old))
+    assert report.read(run, "x").settings["data.path"] is None
+
+
+def test_runs_stand_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("a", 1), ("b", 2)):
+        make_run(tmp_path / name / "run", seed=seed, loss=float(seed), lr=0.1)
+    run_program("a/run", "b/run")
+    text = (tmp_path / "report.html").read_text()
+    page, words = Page(text), " ".join(Page(text).text)
+    assert "<tr><td>seed</td><td>1</td><td>2</td></tr>" in text
+    assert "<td>data.source</td>" not in text  # the same in both
+    assert "<tr><td>loss/total</td><td>0.25</td><td>0.5</td></tr>" in text
+    for part in ("a/run: 0.25", "b/run: 0.5", "a/run, step 4"):  # legend, pictures
+        assert part in words, part
+    assert words.count("Training loss: total") == 1
+    assert len(page.links) == 2
+    assert len(page.ids) == len(set(page.ids))
+    (tmp_path / "report.html").write_text("a user's")
+    with pytest.raises(ConfigError, match=r"report.html was changed after mimjax wrote it"):
+        run_program("a/run", "b/run")
+    assert (tmp_path / "report.html").read_text() == "a user's"
+    run_program("a/run", "b/run", f"--output={tmp_path}/page.html")
+    assert (tmp_path / "page.html").exists()
+
+
+def test_seeds_have_a_mean_and_a_spread(tmp_path):
+    for seed, loss in ((0, 4.0), (1, 8.0), (10, None)):
+        run = make_run(tmp_path / f"seed_{seed}", seed=seed, loss=loss or 1.0)
+        if loss is None:
+            run.append("metrics.jsonl", '{"step": 4, "loss/total": null}')
+    run_program(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert "<tr><td>loss/total</td><td>1.5 ± 0.71 (2, 1 not finite)</td></tr>" in text
+    assert "<tr><td>seed</td><td>0</td><td>1</td><td>10</td></tr>" in text
+    assert text.count("opacity: 0.4") >= 3
+    mean = comparison._series(comparison.find([str(tmp_path)])[0], "loss/total", 0)[-1]
+    assert mean.name == f"{tmp_path.name}, mean of 3"
+    assert mean.values == [pytest.approx(13 / 3), pytest.approx(13 / 6), None]
+
+
+def test_of_different_methods_common_numbers_alone_are_compared(tmp_path):
+    make_run(tmp_path / "a", lr=0.1)
+    make_run(tmp_path / "b", task="mimjax.methods.cae:CAE", grad_norm=1.0)
+    text = comparison.page_of(comparison.find([str(tmp_path / "a"), str(tmp_path / "b")]))
+    words = " ".join(Page(text).text)
+    assert "The runs are of different methods (MAE, CAE)" in words
+    assert "Training loss: total" in words
+    assert "Learning rate" not in words
+    assert "Gradient norm" not in words
+
+
+def test_many_runs_of_one_name():
+    folders = [Workdir(p, writer=False) for p in ("/x/1/run", "/x/2/run", "/y/2/run")]
+    assert comparison._names(folders) == ["x/1/run", "x/2/run", "y/2/run"]
+
+
+def test_wrong_runs_are_one_line_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    make_run(tmp_path / "damaged").write_text("config.json", "{")
+    make_run(tmp_path / "other").write_text("config.json", "{}")
+    before = sorted(tmp_path.rglob("*"))
+    for words, said in (
+        (["none"], "--runs: .*/none: no such folder; allowed: workdirs"),
+        (["a", "empty"], "--runs: .*/empty holds no run"),
+        (["a", f"{tmp_path}/a/"], "--runs: .*/a is given twice"),
+        (["damaged"], "--runs: .*config.json is damaged"),
+        (["other"], "config.json names no task"),
+        (
+            ["a", "--output=a/config.json"],
+            "--output: .*config.json exists, and mimjax has no record",
+        ),
+        (["s3://a/b"], "--runs: 's3://a/b'"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run_program(*words)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Workdir, "write_text", refuse)  # root may write anywhere
+    with pytest.raises(ConfigError, match=f"--output: cannot write {run.path}/report.html .Perm"):
+        run_program("a")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_matplotlib_is_imported_when_a_chart_is_drawn():
+    code = "import mimjax.main, mimjax.run.open, mimjax.run.comparison, mimjax.programs.map, sys"
+    code += "; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=helpers.ROOT)

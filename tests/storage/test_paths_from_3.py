@@ -91,7 +91,7 @@ def runs(request, tmp_path_factory):
         shutil.copy(whole / "teacher.json", half.path / "teacher.json")
         lines = (whole / "metrics.jsonl").read_text().splitlines(True)
         half.write_text("metrics.jsonl", "".join(lines[:2]))
-    return old, whole, str(half.path), restored.state, run.program
+    return old, whole, str(half.path), restored.state, run.setup.program
 
 
 @pytest.fixture(autouse=True)
