@@ -44,7 +44,7 @@ def from_3(settings: Settings) -> Settings:
     Raises:
       ConfigError: they describe what no composition of this version does.
     """
-    settings = {"profile": {"steps": None}} | settings  # a section that came with version 4
+    settings = dict(settings)
     path = (settings.pop("teacher", None) or {}).get("path")
     translate = METHODS.get(settings.get("task", ""))
     if translate is None or "method" not in settings:
@@ -59,7 +59,7 @@ def from_3(settings: Settings) -> Settings:
         ) from None
     if settings["method"]["encoder"].get("project"):
         settings |= with_moved_rules(settings)
-    return settings
+    return {"profile": {"steps": None}} | settings  # a section that came with version 4
 
 
 def fresh(settings: Any) -> Any:
