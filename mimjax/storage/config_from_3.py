@@ -44,9 +44,11 @@ def from_3(settings: Settings) -> Settings:
     Raises:
       ConfigError: they describe what no composition of this version does.
     """
-    settings = dict(settings)
+    task = settings.get("task", "")
+    came = {"profile": {"steps": None}} if task.startswith("mimjax.") else {}  # with version 4
+    settings = came | settings
     path = (settings.pop("teacher", None) or {}).get("path")
-    translate = METHODS.get(settings.get("task", ""))
+    translate = METHODS.get(task)
     if translate is None or "method" not in settings:
         # a user's own task: what is left of the old form is named when it is read
         return settings | ({"teacher": {"path": path}} if path else {})
@@ -59,7 +61,7 @@ def from_3(settings: Settings) -> Settings:
         ) from None
     if settings["method"]["encoder"].get("project"):
         settings |= with_moved_rules(settings)
-    return {"profile": {"steps": None}} | settings  # a section that came with version 4
+    return settings
 
 
 def fresh(settings: Any) -> Any:
