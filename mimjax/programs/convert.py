@@ -86,12 +86,14 @@ def make_state(imported: Any) -> Any:
     from mimjax.inference import published
     from mimjax.rng import step_key
     from mimjax.run.setup import make_tx, setup
+    from mimjax.sharding import make_mesh
     from mimjax.task import TrainState
 
     c, task = imported.config, imported.task
     params, model_state = jax.jit(task.init)(step_key(c.seed, "init", 0))
     params = published.complete(imported.params, params)
-    tx, _ = make_tx(c, task, setup(c, images=c.batch_size).clock)
+    one = make_mesh(devices=jax.devices()[:1])
+    tx, _ = make_tx(c, task, setup(c, mesh=one, images=c.batch_size).clock)
     ema = task.init_ema(params)
     if imported.average:
         ema = ema | published.complete(imported.average, {"encoder": ema["encoder"]})
