@@ -73,7 +73,7 @@ def advance(run: Run, compiled: Any, meter: m.Meter, state: TrainState) -> Train
     checked, total, mesh = int(state.step), run.setup.clock.total_steps, run.setup.program.mesh
     meter.start(checked)
     bar = progress.steps(checked, total, quiet=not run.workdir.writer)
-    trace = Trace(run.setup.options.profile, run.workdir, run.log.say)
+    trace = Trace(run.setup.options.profile, run.workdir, run.log.say, checked)
     with run.feed(checked, total) as batches, bar, contextlib.closing(trace):
         for step in range(checked + 1, total + 1):  # `step` = updates made after this pass
             batch = timed_next(batches, meter)

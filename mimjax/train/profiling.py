@@ -48,8 +48,18 @@ class Trace:
     The first update compiles nothing, because the train step is compiled ahead of time.
     """
 
-    def __init__(self, steps: tuple[int, int] | None, workdir: Workdir, say: Callable[[str], None]):
+    def __init__(
+        self,
+        steps: tuple[int, int] | None,
+        workdir: Workdir,
+        say: Callable[[str], None],
+        start: int = 0,
+    ):
+        """Make a trace of the updates `steps`; `start` updates are made already."""
         self.steps = steps if workdir.writer else None
+        if self.steps and self.steps[0] <= start:
+            say(f"profile.steps: update {self.steps[0]} was made already; nothing is traced")
+            self.steps = None
         self.folder, self.say = os.fspath(workdir.file(FOLDER)), say
         self.running = False
 

@@ -26,6 +26,10 @@ def test_a_trace_holds_the_updates_that_were_asked_for(tmp_path):
     events = [e for plane in planes for line in plane.lines for e in line.events]
     steps = [dict(e.stats)["step_num"] for e in events if e.name == "train"]
     assert steps == [2, 3]
+    inside.go(c, tmp_path)  # the run is finished: said, and not traced again
+    again = "profile.steps: update 2 was made already; nothing is traced"
+    assert again in (tmp_path / "train.log").read_text()
+    assert len([*(tmp_path / "profile").rglob("*.xplane.pb")]) == 1
     assert (
         f"trace of updates 2 to 3: {tmp_path / 'profile'}" in (tmp_path / "train.log").read_text()
     )
