@@ -134,9 +134,8 @@ def _inline(svg: str, title: str, notes: dict[str, list[str]]) -> str:
     local = lambda name: name.rpartition("}")[2]
     linked = {v[1:] for e in root.iter() for k, v in e.items() if local(k) == "href"}
     for parent in list(root.iter()):
-        for child in list(
-            parent
-        ):  # a style sheet would hold for the whole page; nothing is cut off
+        for child in list(parent):
+            # a style sheet would hold for the whole page; nothing is cut off
             if local(child.tag) in ("style", "clipPath", "metadata"):
                 parent.remove(child)
         dots = [e for e in parent.iter() if local(e.tag) == "use"] if parent.get("id") else []

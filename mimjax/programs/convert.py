@@ -84,19 +84,14 @@ def make_state(imported: Any) -> Any:
     import jax.numpy as jnp
 
     from mimjax.inference import published
-    from mimjax.rng import step_key
-    from mimjax.run.setup import make_tx, setup
+    from mimjax.run.setup import setup
     from mimjax.sharding import make_mesh
-    from mimjax.task import TrainState
 
-    c, task = imported.config, imported.task
-    params, model_state = jax.jit(task.init)(step_key(c.seed, "init", 0))
-    params = published.complete(imported.params, params)
-    one = make_mesh(devices=jax.devices()[:1])
-    tx, _ = make_tx(c, task, setup(c, mesh=one, images=c.batch_size).clock)
-    ema = task.init_ema(params)
+    c, one = imported.config, make_mesh(devices=jax.devices()[:1])
+    state = setup(c, mesh=one, images=c.batch_size).program.init()
+    params = published.complete(imported.params, state.params)
+    ema = imported.task.init_ema(params)
     if imported.average:
         ema = ema | published.complete(imported.average, {"encoder": ema["encoder"]})
     asarray = lambda tree: jax.tree.map(jnp.asarray, tree)
-    params, ema = asarray(params), asarray(ema)
-    return TrainState(jnp.zeros((), jnp.int32), params, model_state, ema, tx.init(params))
+    return state.replace(params=asarray(params), ema=asarray(ema))

@@ -44,6 +44,7 @@ class Peers:
         self._beats: dict[str, tuple[str, float]] = {}
         self._left: dict[int, tuple[int, str]] = {}
         self._calls, self._stop_at, self._told = 0, 0, False
+        self._compared = 0  # runs, of which `--seeds` makes several
         self._counting, self._end = threading.Lock(), threading.Event()
 
     def watch(self) -> None:
@@ -187,15 +188,16 @@ class Peers:
           ConfigError: something differs; every process raises it.
           PeerError: a process did not start in time.
         """
-        text = json.dumps(facts, sort_keys=True)
-        self.store.key_value_set(f"mimjax/facts/{self.number}", text)
+        text, run = json.dumps(facts, sort_keys=True), self._compared
+        self._compared += 1
+        self.store.key_value_set(f"mimjax/facts/{run}/{self.number}", text)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        self.store.key_value_set(f"mimjax/digest/{self.number}", digest)
-        digests = [self._get(f"mimjax/digest/{n}") for n in range(self.count)]
+        self.store.key_value_set(f"mimjax/digest/{run}/{self.number}", digest)
+        digests = [self._get(f"mimjax/digest/{run}/{n}") for n in range(self.count)]
         if len(set(digests)) == 1:
             return
         first = [digests.index(d) for d in dict.fromkeys(digests)][:FEW]
-        told = {n: json.loads(self._get(f"mimjax/facts/{n}")) for n in first}
+        told = {n: json.loads(self._get(f"mimjax/facts/{run}/{n}")) for n in first}
         groups = {n: [str(i) for i, d in enumerate(digests) if d == digests[n]] for n in first}
         with contextlib.suppress(Exception):  # all read the store before process 0 may end
             self.store.wait_at_barrier("mimjax/compared", 10_000)

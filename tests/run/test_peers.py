@@ -69,6 +69,17 @@ def test_processes_that_differ_all_say_so():
     assert "seed" not in str(errors[0])
 
 
+def test_each_run_of_several_seeds_is_compared():
+    """In one start: the second comparison reads nothing of the first."""
+
+    def both(p):
+        p.compare({"seed": "0"})
+        p.compare({"seed": "1" if p.number else "2"})
+
+    errors = at_once(Store(), 2, both)
+    assert all("seed: 2 (process 0), 1 (process 1)" in str(e) for e in errors)
+
+
 def test_many_differences_are_counted():
     told = {0: {f"key{i}": "a" for i in range(9)}, 1: {f"key{i}": "b" for i in range(8)}}
     line = difference(told, {0: ["0"], 1: ["1"]})
