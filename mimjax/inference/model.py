@@ -318,7 +318,7 @@ def load(
     path = os.fspath(path)
     choice = published.Choice(heads, decoder_heads, image_size, published=True)
     if not path.endswith(torch_load.SUFFIXES):
-        return of_run(workdir.open_run(path, step), path, ema)
+        return of_run(workdir.read_run(path, step), path, ema)
     file, average = published.open_file(path, layout, "path")
     if ema:
         if not average:

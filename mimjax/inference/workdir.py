@@ -163,7 +163,7 @@ class SavedRun:
         return dataclasses.replace(bench, train=part, test=part), lines
 
 
-def open_run(path: str, step: int | None = None) -> SavedRun:
+def read_run(path: str, step: int | None = None) -> SavedRun:
     """Open the run of a workdir at its newest checkpoint or at that of `step`.
 
     Raises:

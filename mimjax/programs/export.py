@@ -97,7 +97,7 @@ def make_export():
     from mimjax.torch_io.write import export, formats
 
     f = flags.FLAGS
-    run = opening.open_run()
+    run = opening.read_run()
     row = export.row_of(run.task)
     # before anything is read
     held = paths(run.abstract_state.params)

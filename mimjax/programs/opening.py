@@ -154,7 +154,7 @@ def open_model(teacher: str = "") -> Opened:
         raise ConfigError(f"--{known[name]}{colon}{rest}") from None
 
 
-def open_run() -> SavedRun:
+def read_run() -> SavedRun:
     """Open the run of --model, for programs that read no published file.
 
     Raises:
@@ -170,7 +170,7 @@ def open_run() -> SavedRun:
     if "layout" in f:  # the program reads files, too
         refuse_file_flags()
     try:
-        return workdir.open_run(f.model, f.step)
+        return workdir.read_run(f.model, f.step)
     except ConfigError as error:
         raise ConfigError(str(error).replace("--workdir: ", "--model: ", 1)) from None
 
@@ -191,7 +191,7 @@ def refuse_file_flags() -> None:
 def _of_workdir(f: Any) -> Opened:
     from mimjax.inference import model as api
 
-    run = open_run()
+    run = read_run()
     model = api.of_run(run, f.model, asked_average())
     averaged, method = run.takes_average(asked_average()), type(run.task).__name__
     title = f"{run.title}, moving average" if averaged else run.title

@@ -65,7 +65,7 @@ def of_run(f: Any) -> tuple[Any, Sheet, Any, list[str], str]:
         raise ConfigError("--weights: ema; a run reconstructs with what it trains; allowed: online")
     if f.teacher is not None:
         raise ConfigError("--teacher: with a workdir, whose config names it; allowed: with a file")
-    run = opening.open_run()
+    run = opening.read_run()
     bench, notes = run.look(f.images, f.count, f.seed)
     pictures = Pictures(count=f.count).make(bench)
     sheet = pictures.sheet(run.state(), run.frozen())

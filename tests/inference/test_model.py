@@ -92,7 +92,7 @@ def test_convert_writes_a_workdir(file, workdir):
     assert settings["pixel_decoder"]["depth"] == settings["feature_decoder"]["depth"] == 1
     assert "method.encoder.width=32 (config: 96)" in said
     assert "EMA: the moving average of the file" in said
-    run = trained.open_run(str(folder))
+    run = trained.read_run(str(folder))
     state = run.state()
     assert int(state.step) == 0
     same(state.params, params)
@@ -167,7 +167,7 @@ def test_an_encoder_alone_begins_any_method(file, tmp_path):
     args = str(tmp_path / "encoder.safetensors"), c, str(tmp_path / "run"), "auto"
     said = convert.convert(*args, published.Choice(heads=4))
     assert any("as initialized: head, encoder/mask_token" in line for line in said), said
-    run = trained.open_run(str(tmp_path / "run"))
+    run = trained.read_run(str(tmp_path / "run"))
     encoder = run.encoder()
     assert run.config.method.encoder.pos_embed == "sincos_xy"
     assert run.config.method.encoder.bias == "full"
@@ -182,7 +182,7 @@ def model(workdir):
 
 
 def test_features_are_the_evaluators(file, model, workdir):
-    run = trained.open_run(str(workdir[0]))
+    run = trained.read_run(str(workdir[0]))
     subset = Subset(run.bench(None).test, 20)
     bench = Bench(run.task, run.mesh, subset, subset, batch_size=20)
     theirs = FeatureBank(bench).read("pretrained", run.state())
@@ -227,7 +227,7 @@ def test_compiled_once_for_each_shape(model):
 
 
 def test_reconstruction_is_the_programs(file, model, workdir, photos):
-    run = trained.open_run(str(workdir[0]))
+    run = trained.read_run(str(workdir[0]))
     program = Pictures(count=3).make(run.bench(str(photos)))
     theirs = program.sheet(run.state(), run.frozen())
     ours = model.reconstruct(sorted(photos.glob("*.jpg")))

@@ -146,7 +146,7 @@ def test_the_start_says_what_the_folders_mean(straight, tmp_path, capsys):
 
 
 def test_programs_read_the_runs_own_kind_of_image(folder, straight):
-    run = trained.open_run(str(straight[0]))
+    run = trained.read_run(str(straight[0]))
     sheet = Pictures(count=1).make(run.bench(str(folder / "00.npy"))).sheet(run.state(), {})
     np.testing.assert_array_equal(sheet.columns["original"].shape, (1, 32, 48, 4))
     with pytest.raises(ConfigError, match=r"^--images: .*55.npy: not a readable image"):

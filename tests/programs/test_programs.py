@@ -99,7 +99,7 @@ def test_reconstruct_draws_the_runs_own_picture(runs):
 
 def test_a_tasks_own_columns(runs):
     """CAE's columns, in this process."""
-    run = trained.open_run(str(runs["cae"]))
+    run = trained.read_run(str(runs["cae"]))
     sheet = Pictures(count=3).make(run.bench(None)).sheet(run.state(), {})
     own = runs["cae"] / "pictures/reconstruction_0000002.png"
     made = np.asarray(Image.open(io.BytesIO(sheet.png()))).astype(int)
@@ -247,19 +247,19 @@ def test_mistake_on_the_command_line(runs, program, args, text):
 
 def test_workdirs_that_hold_no_run(runs, tmp_path):
     with pytest.raises(ConfigError, match=r"--workdir: .* is no folder"):
-        trained.open_run(str(tmp_path / "no"))
+        trained.read_run(str(tmp_path / "no"))
     with pytest.raises(ConfigError, match=r"--workdir: no config\.json in"):
-        trained.open_run(str(tmp_path))
+        trained.read_run(str(tmp_path))
     shutil.copy(runs["mae"] / "config.json", tmp_path)
     with pytest.raises(ConfigError, match="--workdir: no checkpoint in"):
-        trained.open_run(str(tmp_path))
+        trained.read_run(str(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_broken_checkpoints_and_wrong_files(runs, tmp_path):
     shutil.copytree(runs["mae"], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/2/params/d")
-    run = trained.open_run(str(tmp_path / "run"))
+    run = trained.read_run(str(tmp_path / "run"))
     with pytest.raises(ConfigError, match="checkpoint 2: its files cannot be read"):
         run.state()
     assert run.checkpoints.manager.all_steps()  # nothing was moved aside
@@ -289,7 +289,7 @@ def test_broken_checkpoints_and_wrong_files(runs, tmp_path):
 
 def test_the_state_is_the_checkpoints(runs):
     """Parameters as the trainer restores them; averages of a method that has some."""
-    run = trained.open_run(str(runs["mae"]), 1)
+    run = trained.read_run(str(runs["mae"]), 1)
     state = run.state()
     assert int(state.step) == run.step == 1
     assert state.opt_state == ()
@@ -435,7 +435,7 @@ def test_features_are_those_of_the_probes(runs, tmp_path):
     place, workdir = tmp_path / "features.parquet", runs["mae"]
     args = f"--model={workdir}", f"--output={place}", "--count=20", "--pool=mean,all"
     helpers.run("features", *args)
-    run = trained.open_run(str(workdir))
+    run = trained.read_run(str(workdir))
     subset = Subset(run.bench(None).test, 20)
     bench = Bench(run.task, run.mesh, subset, subset, batch_size=20)
     theirs = FeatureBank(bench).read("pretrained", run.state())["mean of norm"].test
@@ -575,7 +575,7 @@ def test_the_end_of_a_run_has_one_form(runs):
         what, picture, *_, next_ = (
             said.rpartition(t)[2] for t in ("predicted: ", "Picture: ", "Next:")
         )
-        task = trained.open_run(str(workdir)).task
+        task = trained.read_run(str(workdir)).task
         assert what.startswith(task.story + "\n\nPicture: "), name
         assert picture.split("\n")[0].endswith("pictures/reconstruction_0000002.png")
         commands = [line for line in next_.splitlines() if "mimjax " in line]

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from train import inside
 
-from mimjax.inference.workdir import open_run
+from mimjax.inference.workdir import read_run
 from mimjax.run import restore
 from mimjax.storage import config_version
 from mimjax.storage.checkpoints import Checkpoints
@@ -150,7 +150,7 @@ def test_resume_and_init_from(runs, tmp_path):
 def test_programs_read_its_weights(runs):
     """The whole state, and the encoder alone, which exports write without the projection."""
     _, _, half, expected, _ = runs
-    run = open_run(half)
+    run = read_run(half)
     state = run.state()
     inside.assert_same(state.params, expected.params)
     inside.assert_same(run.encoder(ema=False), expected.params["encoder"])
