@@ -44,7 +44,8 @@ def commands():
             whole = re.sub(r"\n +(?=--)", " ", whole)
         for program, rest in COMMAND.findall(whole):
             text = rest.replace("\\\n", " ")
-            if text.strip().startswith("--") or program == "config":
+            positional = hasattr(helpers.module_of(program), "POSITIONAL") and text.strip()
+            if text.strip().startswith("--") or positional:
                 words = tuple(shlex.split(text, comments=True))
                 found.setdefault((program, words), name(path))
     return [
@@ -76,7 +77,8 @@ def test_commands_parse(program, words, monkeypatch):
 def test_commands_are_found():
     """The search itself works: every document with a program in it was read."""
     programs = {p.values[0] for p in commands()}
-    assert {"train", "plan", "reconstruct", "prepare", "export", "features"} <= programs
+    assert {"train", "plan", "reconstruct", "prepare", "export", "features", "report"} <= programs
+    assert any(word.startswith("--seeds=") for p in commands() for word in p.values[1])
     assert len(python_blocks()) >= 10
     assert {p.values[1][0] for p in commands() if p.values[0] == "config"} >= {"mae:demo"}
 

@@ -6,16 +6,17 @@
 
 A RUN is a workdir, or the FOLDER of `mimjax train --seeds`, of which mean and spread are shown. The
 page of one run is RUN/report.html, that of a folder FOLDER/report.html, that of several report.html
-in the current folder. Only the files of the runs are read; runs that train now may be shown too.
+in the current folder. Only files of the runs and their configs are read; runs that train now may be shown too.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from mimjax.errors import ConfigError
+from mimjax.errors import ConfigError, UserCodeError
 from mimjax.programs import cli
 
 if TYPE_CHECKING:
@@ -41,12 +42,12 @@ def main() -> None:
 
     groups, output = comparison.find(flags.FLAGS.runs), flags.FLAGS.output
     alone = len(groups) == 1 and not groups[0].seeded
-    place = output or default(groups)
-    own = alone and output is None  # a file of the run, which training writes too
+    place, record = output or default(groups), groups[0].runs[0]
+    real = lambda path: os.path.realpath(os.path.expanduser(path))
+    own = alone and real(place) == real(default(groups))  # training writes this file too
     if not own:
         outputs.check_bytes(place)
-    record = groups[0].runs[0]
-    text = report.page_of(record, nearest(record)) if alone else comparison.page_of(groups)
+    text = report.page_of(record, recipe_of(record)) if alone else comparison.page_of(groups)
     try:
         if own:
             Workdir(str(record.workdir.path), key="--runs").write_text(report.FILE, text)
@@ -67,22 +68,30 @@ def default(groups: list[Group]) -> str:
     return str(groups[0].folder.file(report.FILE)) if len(groups) == 1 else report.FILE
 
 
-def nearest(record: Record) -> Recipe | None:
-    """Return the shipped config of the same task that has the fewest other settings than a run.
+def recipe_of(record: Record) -> Recipe | None:
+    """Return the config that a run was made with, as it reads today.
 
-    The files of a run do not name the config that it was made with.
+    Where the run's files do not name it, or it is gone: the shipped config of the same task that
+    has the fewest other settings.
     """
+    from mimjax.run import config_files
+
+    if record.config and (made := original(record.config, record)):
+        return record.config, made
+    texts = [text for name in config_files.shipped() for text in (name, f"{name}:demo")]
+    found = [(text, settings) for text in texts if (settings := original(text, record))]
+    others = lambda pair: sum(pair[1].get(k) != v for k, v in record.settings.items())
+    text, settings = min(found, key=others, default=("", None))
+    return (f"{text}, the nearest of the shipped configs", settings) if settings else None
+
+
+def original(text: str, record: Record) -> dict[str, Any] | None:
+    """Return the settings of a config by dotted name; None = it is not one of the run's task."""
     from mimjax.run import config_files
     from mimjax.run.setup import resolved
 
-    found: list[tuple[int, Recipe]] = []
-    for name in config_files.shipped():
-        for text in (name, f"{name}:demo"):
-            try:
-                original = resolved(config_files.load(text))
-            except ConfigError:
-                continue  # it needs arguments, or has no demo
-            if original.get("task") == record.settings["task"]:
-                other = sum(original.get(k) != v for k, v in record.settings.items())
-                found.append((other, (f"{text}, the nearest of the shipped configs", original)))
-    return min(found, key=lambda pair: pair[0])[1] if found else None
+    try:
+        settings = resolved(config_files.load(text))
+    except (ConfigError, UserCodeError):
+        return None  # it is gone, needs arguments, or has no demo
+    return settings if settings.get("task") == record.settings["task"] else None

@@ -117,7 +117,7 @@ def _begin(setup: Setup, log: Log, lock: RunLock, recipe: tuple[str, dict[str, A
     restore.set_aside(decided, workdir, checkpoints, say)
     log.begin()
     log.truncate(int(begin.state.step) or -1)  # a fresh start keeps nothing
-    _write_settings(setup, workdir, sources)
+    _write_settings(setup, workdir, sources, recipe[0] if recipe else "")
     number = jax.process_index()
     name = f"bad_files_{number}.txt" if number else "bad_files.txt"
     setup.data.bad_files.open(Workdir(str(workdir.path)), name, say)
@@ -171,9 +171,9 @@ def say_length(
     )
 
 
-def _write_settings(setup: Setup, workdir: Workdir, sources: weights.Sources) -> None:
+def _write_settings(setup: Setup, workdir: Workdir, sources: weights.Sources, file: str) -> None:
     """Write config.json, parameters.txt, the list of files and the checksums of frozen networks."""
-    workdir.write_text("config.json", settings.config_json(setup.config))
+    workdir.write_text("config.json", settings.config_json(setup.config, file))
     workdir.write_text("parameters.txt", messages.parameter_table(setup.config, setup.program))
     if sources:
         workdir.write_text(weights.TEACHER_FILE, json.dumps(sources, indent=2) + "\n")

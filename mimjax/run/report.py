@@ -79,6 +79,7 @@ class Record(NamedTuple):
 
     Attributes:
       name: of the run, on pages.
+      config: what --config named; "" = a run of an older version, or made by code.
       rows: the lines of metrics.jsonl.
       settings: the resolved config by dotted name.
       table: Markdown.
@@ -89,6 +90,7 @@ class Record(NamedTuple):
     """
 
     name: str
+    config: str
     workdir: Workdir
     rows: list[dict[str, Any]]
     settings: dict[str, Any]
@@ -133,8 +135,8 @@ def publish(
         return
     table = render(evaluators) or workdir.read_text("table.md")
     rows, notes = lines(workdir)
-    name = workdir.path.name
-    record = Record(name, workdir, rows, settings, table, start, story, versions, notes)
+    name, config = workdir.path.name, recipe[0] if recipe else ""
+    record = Record(name, config, workdir, rows, settings, table, start, story, versions, notes)
     workdir.write_text(FILE, page_of(record, recipe))
 
 
@@ -149,21 +151,23 @@ def read(workdir: Workdir, name: str) -> Record:
     """
     place = workdir.file("config.json")
     try:
-        settings = flatten(config_version.upgrade(workdir.read_json("config.json"), str(place)))
+        stored = workdir.read_json("config.json")
+        settings = flatten(config_version.upgrade(stored, str(place)))
     except ConfigError as error:
         raise ConfigError(str(error).replace("--workdir:", "--runs:", 1)) from None
     if "task" not in settings:
         raise ConfigError(f"--runs: {place} names no task; allowed: workdirs of runs")
     rows, notes = lines(workdir)
-    if workdir.file(lock.FILE).exists():
-        notes = [f"{lock.FILE} is there: this run trains now, or it was killed.", *notes]
+    if said := lock.in_words(workdir):
+        notes = [said, *notes]
     log = workdir.read_text("train.log")
     last = lambda found: found[-1] if found else ""
     start = last(START.findall(log))
     versions = dict(VERSION.findall(start.partition("\n")[0]))
     story = last(STORY.findall(log))
     table = workdir.read_text("table.md")
-    return Record(name, workdir, rows, settings, table, start, story, versions, notes)
+    config = str(stored.get(config_version.FILE_KEY, ""))
+    return Record(name, config, workdir, rows, settings, table, start, story, versions, notes)
 
 
 def lines(workdir: Workdir) -> tuple[list[dict[str, Any]], list[str]]:

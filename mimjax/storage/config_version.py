@@ -16,6 +16,7 @@ from mimjax.plugs import MOVED
 from mimjax.storage.config_from_3 import from_3
 
 KEY = "config_version"
+FILE_KEY = "config_file"  # the words of --config, which `mimjax report` compares with; no setting
 VERSION = 4  # raise it and add a translation when a setting changes its name or its values
 
 Settings = dict[str, Any]
@@ -208,7 +209,7 @@ TRANSLATIONS: dict[int, Callable[[Settings], Settings]] = {1: from_1, 2: from_2,
 
 
 def upgrade(settings: Settings, where: str) -> Settings:
-    """Return settings of any known version as this version writes them, without the version key.
+    """Return settings of any known version as this version writes them, and nothing else.
 
     Args:
       settings: nested settings as read; not changed.
@@ -217,7 +218,7 @@ def upgrade(settings: Settings, where: str) -> Settings:
     Raises:
       ConfigError: the version is newer than VERSION, or is none.
     """
-    settings = dict(settings)
+    settings = {name: value for name, value in settings.items() if name != FILE_KEY}
     stored = settings.pop(KEY, 1)
     if stored in TRANSLATIONS or stored == VERSION:
         for version in range(stored, VERSION):

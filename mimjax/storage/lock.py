@@ -56,7 +56,7 @@ class RunLock:
         """
         if not self.workdir.writer:
             return
-        other = self._read()
+        other = read(self.workdir)
         if other:
             self._check_dead(other, say)
             say(f"run.lock: taken over from a run that has died ({_who(other)})")
@@ -83,7 +83,7 @@ class RunLock:
         Raises:
           RunError: another run took it over, for example while this one was suspended.
         """
-        other = self._read() if self.mine else {}
+        other = read(self.workdir) if self.mine else {}
         if other and other["token"] != self.mine["token"]:
             self._end.set()
             raise RunError(f"--workdir: {self.workdir.path} was taken over by {_who(other)}")
@@ -96,7 +96,7 @@ class RunLock:
             self._thread.join(timeout=10)
         atexit.unregister(self.release)
         stopping.SIGNALS.forget(self.release)
-        if self.mine and self._read().get("token") == self.mine["token"]:
+        if self.mine and read(self.workdir).get("token") == self.mine["token"]:
             self.workdir.remove(FILE)
         self.mine = {}
 
@@ -106,9 +106,8 @@ class RunLock:
         Raises:
           ConfigError: that run is alive.
         """
-        if other["machine"] == _machine():
-            alive = _born(other["pid"]) == other["born"] and _exists(other["pid"])
-        else:
+        alive = is_alive(other)
+        if alive is None:
             say(
                 f"run.lock: held by {_who(other)}; watching for {self.patience:.0f} s whether "
                 "that run is alive"
@@ -135,7 +134,7 @@ class RunLock:
         deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self.patience / 10))
-            if other := self._read():
+            if other := read(self.workdir):
                 return self._check_dead(other, say)
         say("run.lock: damaged, and no run writes it: taken over")
 
@@ -144,7 +143,7 @@ class RunLock:
         deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self.patience / 10))
-            now = self._read()
+            now = read(self.workdir)
             if not now:
                 return False  # that run has just ended
             if now != other:
@@ -156,23 +155,43 @@ class RunLock:
         mine = self.mine
         while not self._end.wait(self.pulse):
             try:
-                if self._read().get("token", mine["token"]) != mine["token"]:
+                if read(self.workdir).get("token", mine["token"]) != mine["token"]:
                     return  # another run took the lock; `check` raises the error
                 mine["pulse"] += 1
                 self._write()
             except OSError:
                 continue  # a short failure of a disk or store must not end the run
 
-    def _read(self) -> dict[str, Any]:
-        """Return the content of the lock file, {} if it is missing or not whole."""
-        try:
-            lock = json.loads(self.workdir.read_text(FILE) or "{}")
-        except (json.JSONDecodeError, FileNotFoundError):
-            return {}  # being written or deleted
-        return lock if isinstance(lock, dict) and lock.keys() >= FIELDS else {}
-
     def _write(self) -> None:
         self.workdir.write_text(FILE, json.dumps(self.mine) + "\n")
+
+
+def read(workdir: Workdir) -> dict[str, Any]:
+    """Return the content of the lock file, {} if it is missing or not whole."""
+    try:
+        lock = json.loads(workdir.read_text(FILE) or "{}")
+    except (json.JSONDecodeError, FileNotFoundError):
+        return {}  # being written or deleted
+    return lock if isinstance(lock, dict) and lock.keys() >= FIELDS else {}
+
+
+def is_alive(lock: dict[str, Any]) -> bool | None:
+    """Return whether a lock's run is alive; None = on another machine, where the pulse must tell."""
+    if lock["machine"] != _machine():
+        return None
+    return _born(lock["pid"]) == lock["born"] and _exists(lock["pid"])
+
+
+def in_words(workdir: Workdir) -> str:
+    """Return what the lock of a workdir says of its run, without waiting; "" without a lock."""
+    lock = read(workdir)
+    if not lock and not workdir.file(FILE).exists():
+        return ""
+    alive = is_alive(lock) if lock else None
+    if alive is None:
+        who = f" ({_who(lock)})" if lock else ""
+        return f"{FILE} is there: this run trains now{who}, or it was killed."
+    return f"This run trains now: {_who(lock)}." if alive else f"This run was killed: {_who(lock)}."
 
 
 def _who(lock: dict[str, Any]) -> str:

@@ -37,10 +37,15 @@ def to_json(c: Config) -> str:
     return json.dumps(c.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def config_json(c: Config) -> str:
-    """Return the text of `config.json`: the resolved config and its version."""
-    whole = {config_version.KEY: config_version.VERSION} | c.to_dict()
-    return json.dumps(whole, indent=2, sort_keys=True) + "\n"
+def config_json(c: Config, file: str = "") -> str:
+    """Return the text of `config.json`: the resolved config and its version.
+
+    Args:
+      file: what --config named, "mae:size=l"; "" = the config was made by code.
+    """
+    about = {config_version.KEY: config_version.VERSION}
+    about |= {config_version.FILE_KEY: file} if file else {}
+    return json.dumps(about | c.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def own_settings(workdir: Workdir, checkpoints: Checkpoints, say: Say) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """`mimjax train --seeds`: a run for each seed, each of which continues by itself."""
 
+import json
+
 import helpers
 import pytest
 from train import inside
@@ -17,13 +19,17 @@ def test_each_seed_has_its_own_run(tmp_path, monkeypatch):
     inside.quick(monkeypatch)
     helpers.program("train", *WORDS, f"--workdir={tmp_path}", "--seeds=1,3")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["seed_1", "seed_3"]
+    for run in tmp_path.iterdir():
+        assert json.loads((run / "config.json").read_text())["config_file"] == "mae:demo"
     one, three = (helpers.losses(tmp_path / f"seed_{n}") for n in (1, 3))
     assert one.keys() == three.keys() == {1, 2}
     assert one != three
     helpers.program("train", *WORDS, f"--workdir={tmp_path}/alone", "--config.seed=3")
     assert helpers.losses(tmp_path / "alone") == three
     helpers.program("train", *WORDS, f"--workdir={tmp_path}", "--seeds=1,3")
-    assert "continued from step 2" in (tmp_path / "seed_3/train.log").read_text()
+    log = (tmp_path / "seed_3/train.log").read_text()
+    assert "continued from step 2" in log
+    assert "changed since the last start" not in log
 
 
 @pytest.mark.parametrize(

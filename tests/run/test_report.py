@@ -116,11 +116,11 @@ What is predicted: the <pixels>.
 """
 
 
-def make_run(folder, task="mimjax.methods.mae:MAE", seed=0, loss=1.0, **metrics):
+def make_run(folder, task="mimjax.methods.mae:MAE", seed=0, loss=1.0, about=(), **metrics):
     """A workdir as a run of version 4 leaves it, without checkpoints."""
     w = Workdir(str(folder))
     settings = {"config_version": 4, "task": task, "seed": seed, "data": {"source": "digits"}}
-    w.write_text("config.json", json.dumps(settings))
+    w.write_text("config.json", json.dumps(settings | dict(about)))
     rows = [{"step": s, "loss/total": loss / s, **metrics} for s in (1, 2, 4)]
     w.write_text("metrics.jsonl", "".join(json.dumps(r) + "\n" for r in rows))
     w.write_text("train.log", LOG)
@@ -142,11 +142,27 @@ def test_the_files_of_a_run_are_enough(tmp_path):
     words = " ".join(Page(run.read_text("report.html")).text)
     for part in ("the <pixels>.", "batch  16", "0.10.2", "damaged lines are left out (1)"):
         assert part in words, part
-    assert "this run trains now" in words
-    assert "Changed against mae" in words
+    assert "run.lock is there: this run trains now, or it was killed." in words  # it names nobody
+    assert re.search("Changed against mae.*, the nearest of the shipped configs", words)
     assert "batch  8" not in words
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
     assert not list((tmp_path / "a").glob(".*"))
+    run.write_text("report.html", "old")
+    run_program(run.path, f"--output={run.path}/report.html")  # the page that training writes too
+    assert "batch  16" in run.read_text("report.html")
+    assert not list((tmp_path / "a").glob(".*"))
+
+
+def test_the_page_compares_with_the_config_that_made_the_run(tmp_path):
+    """Not with the nearest; one that is gone, or is another method's by now, is not compared."""
+    for name, said in (
+        ("mae:size=l", "Changed against mae:size=l</h3>"),
+        ("gone/mine.py", ", the nearest of the shipped configs"),
+        ("cae", ", the nearest of the shipped configs"),
+    ):
+        run = make_run(tmp_path / name.replace("/", "_"), about={"config_file": name})
+        run_program(run.path)
+        assert said in run.read_text("report.html"), name
 
 
 def test_an_older_run_is_translated(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 
 from mimjax.errors import ConfigError, RunError
 from mimjax.storage.files import Workdir
-from mimjax.storage.lock import FILE, RunLock
+from mimjax.storage.lock import FILE, RunLock, in_words
 
 HOLD = """
 import signal, sys, time
@@ -45,15 +45,18 @@ def test_a_living_run_is_named_and_a_killed_one_replaced(tmp_path):
     with pytest.raises(ConfigError, match=rf"in use by another run, process {process.pid} on "):
         lock.acquire(said.append)
     assert json.loads((tmp_path / FILE).read_text())["pid"] == process.pid
+    assert in_words(lock.workdir).startswith(f"This run trains now: process {process.pid} on ")
     process.send_signal(signal.SIGKILL)  # not yet collected: a zombie is dead too
     while "Z" not in pathlib.Path(f"/proc/{process.pid}/stat").read_text():
         time.sleep(0.01)
+    assert in_words(lock.workdir).startswith(f"This run was killed: process {process.pid} on ")
     lock.acquire(said.append)
     assert f"process {process.pid}" in said[0]
     assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
     process.wait()
     lock.release()
     assert not (tmp_path / FILE).exists()
+    assert in_words(lock.workdir) == ""
 
 
 def test_an_ended_run_leaves_no_lock_and_readers_take_none(tmp_path):
@@ -78,6 +81,7 @@ def test_another_machine_s_run_is_watched(tmp_path):
     elsewhere(tmp_path)
     said = []
     lock = RunLock(Workdir(str(tmp_path)), patience=0.2)
+    assert "trains now (process 7 on far, started today), or it was" in in_words(lock.workdir)
     lock.acquire(said.append)  # no pulse: dead
     assert "watching" in said[0]
     assert "process 7 on far" in said[1]
