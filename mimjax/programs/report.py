@@ -6,7 +6,8 @@
 
 A RUN is a workdir, or the FOLDER of `mimjax train --seeds`, of which mean and spread are shown. The
 page of one run is RUN/report.html, that of a folder FOLDER/report.html, that of several report.html
-in the current folder. Only files of the runs and their configs are read; runs that train now may be shown too.
+in the current folder. Only files of the runs, and the config that made a run, are read; runs that
+train now may be shown too.
 """
 
 from __future__ import annotations

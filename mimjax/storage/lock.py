@@ -176,7 +176,7 @@ def read(workdir: Workdir) -> dict[str, Any]:
 
 
 def is_alive(lock: dict[str, Any]) -> bool | None:
-    """Return whether a lock's run is alive; None = on another machine, where the pulse must tell."""
+    """Return whether a lock's run is alive; None = on another machine: its pulse must tell."""
     if lock["machine"] != _machine():
         return None
     return _born(lock["pid"]) == lock["born"] and _exists(lock["pid"])
