@@ -17,6 +17,7 @@ from absl import flags
 from mimjax.programs import cli, opening, parser
 
 REQUIRED = ("model", "config", "workdir")
+LONG = 1_000_000  # steps of an epoch of data that nobody has named yet
 
 
 def define_flags() -> None:
@@ -84,14 +85,28 @@ def make_state(imported: Any) -> Any:
     import jax.numpy as jnp
 
     from mimjax.inference import published
-    from mimjax.run.setup import setup
-    from mimjax.sharding import make_mesh
 
-    c, one = imported.config, make_mesh(devices=jax.devices()[:1])
-    state = setup(c, mesh=one, images=c.batch_size).program.init()
+    state = first_program(imported.config).init()
     params = published.complete(imported.params, state.params)
     ema = imported.task.init_ema(params)
     if imported.average:
         ema = ema | published.complete(imported.average, {"encoder": ema["encoder"]})
     asarray = lambda tree: jax.tree.map(jnp.asarray, tree)
     return state.replace(params=asarray(params), ema=asarray(ema))
+
+
+def first_program(c: Any) -> Any:
+    """Return the program of a config whose data are not known yet.
+
+    Nothing in the first state depends on the length of an epoch, which `mimjax train` learns from
+    the data. So the epochs assumed here are those at which no warm-up is too long: of one step
+    where the run's steps are given, else of more steps than any warm-up has.
+    """
+    import jax
+
+    from mimjax.run.setup import setup
+    from mimjax.sharding import make_mesh
+
+    epoch = 1 if c.steps else LONG
+    one = make_mesh(devices=jax.devices()[:1])
+    return setup(c, mesh=one, images=epoch * c.batch_size).program

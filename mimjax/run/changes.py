@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -210,11 +211,35 @@ def check_workdir(
         wrong = ["task"]
     if wrong:
         words = [f"{name}: {new.get(name)!r}, it was {old.get(name)!r}" for name in wrong]
+        paste = "" if wrong == ["task"] else f" ({overrides(old, wrong)})"
         raise ConfigError(
             f"{'; '.join(words)}: the checkpoints in {workdir.path} do not fit; allowed: the "
-            f"settings that they were made with, or another {key} (its weights: --config.init_from)"
+            f"settings that they were made with{paste}, or another {key} (its weights: "
+            "--config.init_from)"
         )
     if key == "--workdir":
         for name in changed:
             say(f"changed since the last start: {name}: {old.get(name)!r} -> {new.get(name)!r}")
     return {name: (old.get(name), new.get(name)) for name in changed}
+
+
+def overrides(old: dict[str, Any], names: list[str]) -> str:
+    """Return the words that give a command line the old values of settings, ready for a shell.
+
+    A section of another class is named first and then filled, since its class brings defaults; one
+    that was left out is left out again.
+
+    Args:
+      old: all settings by dotted name, as they were.
+      names: those that have to be as they were.
+    """
+    classes = [name for name in names if name.endswith(".type") and old.get(name)]
+    filled = {k for c in classes for k in old if k.startswith(c.removesuffix("type"))}
+    above = lambda k: (k.rsplit(".", n)[0] for n in range(k.count(".") + 1))
+    keys = filled | {next((k for k in above(name) if k in old), "") for name in names} - {""}
+    words = []
+    for k in sorted(keys, key=lambda k: (k.count("."), k not in classes, k)):
+        if not k.endswith(".digest") and (k in classes or not k.endswith(".type")):
+            value = f"{old[k]}".replace(" ", "")
+            words.append(shlex.quote(f"--config.{k.removesuffix('.type')}={value}"))
+    return " ".join(words)
