@@ -93,25 +93,22 @@ def make_export():
     import jax
     import numpy as np
 
-    from mimjax.rules import paths
-    from mimjax.torch_io.write import export, formats
+    from mimjax.task import Pretraining
+    from mimjax.torch_io.write import export
 
     f = flags.FLAGS
     run = opening.read_run()
-    row = export.row_of(run.task)
-    # before anything is read
-    held = paths(run.abstract_state.params)
-    formats.choose_layout(row, f.format, f.pool, f.decoder, held)
-    whole = f.decoder or row not in formats.MATRIX
+    options = f.format, f.pool, f.decoder, image_size(f.image_size)
+    blank = lambda x: np.broadcast_to(np.float32(0), x.shape)
+    shapes = jax.tree.map(blank, run.abstract_state.params)
+    export.Export(run.task, shapes, *options).check()  # before anything is read
+    whole = f.decoder or not isinstance(run.task, Pretraining)
     params, weights = parameters(run, opening.asked_average(), whole)
     text = run.workdir.read_text("config.json")
     return export.Export(
         run.task,
         jax.tree.map(np.asarray, params),
-        f.format,
-        f.pool,
-        f.decoder,
-        image_size(f.image_size),
+        *options,
         {
             "step": str(run.step),
             "weights": weights,

@@ -190,7 +190,7 @@ def commands(run: Run, reconstructs: bool) -> list[str]:
         if num_blocks(run.setup.program.abstract_state.params["encoder"]):
             out.append(program("attention", f"--images={FOLDER}"))
         out.append(program("features", f"--images={FOLDER} --output=features.npz"))
-    name = next(iter(formats.pairs_of(export.row_of(task))))
+    name = next(iter(formats.places_of(export.kind_of(task))))
     suffixes = formats.FORMATS[name].suffixes
     suffix = ".safetensors" if ".safetensors" in suffixes else suffixes[0]  # needs no torch
     return [*out, program("export", f"--format={name} --output=exported/encoder{suffix}")]

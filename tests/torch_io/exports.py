@@ -9,7 +9,7 @@ import numpy as np
 from mimjax.rules import paths
 from mimjax.run.config_files import import_config
 from mimjax.torch_io.write import formats
-from mimjax.torch_io.write.export import Export, row_of
+from mimjax.torch_io.write.export import Export, kind_of
 
 mrmae = import_config("mrmae")
 
@@ -58,12 +58,12 @@ def export(method, name, pool="token", decoder=False, image_size=None):
 def variants(name=None):
     """Every (method, format, pool, decoder) that the matrix supports, or those of one format."""
     for method in METHODS:
-        row = row_of(task(method))
-        whole = formats.whole(row, paths(params(method)))
-        for found, pair in formats.pairs_of(row).items():
+        kind = kind_of(task(method))
+        whole = formats.whole(kind, paths(params(method)))
+        for found, place in formats.places_of(kind).items():
             if name in (None, found):
                 yield method, found, "token", False
-                if pair.pooled:
+                if place.pooled:
                     yield method, found, "avg", False
                 if found in whole:
                     yield method, found, "token", True

@@ -3,8 +3,10 @@
 import collections
 import dataclasses
 import json
+from contextlib import nullcontext
 
 import exports
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from mimjax.targets.base import Target
 from mimjax.targets.pixels import Pixels
 from mimjax.task import Clock, EncoderNetwork, Predictor
 from mimjax.torch_io.read import detect, load
-from mimjax.torch_io.write import export, formats, settings
+from mimjax.torch_io.write import export, formats, settings, tensors
 
 cae = import_config("cae")
 
@@ -103,7 +105,11 @@ def test_the_matrix_is_the_known_one():
     count = collections.Counter(f for _, f, _, _ in exports.variants())
     count = [count[name] for name in formats.FORMATS]
     assert count == [12, 12, 5, 2, 5, 4, 4, 12, 6, 5, 18]
-    assert formats.table().splitlines()[3].split()[:2] == ["beit", "copied"]
+    row = "a ViT with biases of q and v, layer scales, relative positions, no absolute positions"
+    (line,) = (line for line in formats.table().splitlines() if line.startswith(f"{row}  "))
+    cells = dict(zip(formats.FORMATS, line.removeprefix(row).split(), strict=True))
+    assert {cells[name] for name in ("timm", "mmpretrain", "mmseg")} == {"copied"}
+    assert {cells[name] for name in ("hf", "beit", "safetensors")} == {"exact"}
 
 
 @pytest.mark.parametrize(
@@ -114,10 +120,16 @@ def test_the_matrix_is_the_known_one():
             "hf",
             "token",
             False,
-            "hf for convolutional stages .*: not supported .*allowed: convmae, safetens",
+            "hf for convolutional stages .*: not supported .*convmae_module.*: convmae, safetens",
         ),
-        ("beit", "detectron2", "token", False, "no place for BEiT's relative positions"),
-        ("mae", "bootmae", "token", False, "bootmae for a ViT .*: not supported .*no layout"),
+        ("beit", "detectron2", "token", False, "takes an encoder without relative positions"),
+        (
+            "mae",
+            "bootmae",
+            "token",
+            False,
+            "bootmae for a ViT .*not supported .*without biases of keys",
+        ),
         ("mae", "hf", "avg", False, "--pool: avg .* allowed: token, or the formats timm"),
         ("cae", "timm", "token", True, "--decoder: timm has no place .* allowed: cae, safetensors"),
         ("mcmae", "convmae", "avg", False, "--pool: avg .*allowed: token$"),
@@ -134,6 +146,50 @@ def test_the_matrix_is_the_known_one():
 def test_what_is_refused(method, name, pool, decoder, text):
     with pytest.raises(ConfigError, match=text):
         exports.export(method, name, pool, decoder)
+
+
+@pytest.mark.parametrize(
+    ("properties", "name", "text"),
+    [
+        (
+            {"scale": True, "key_bias": True},
+            "hf",
+            "an encoder without layer scales, or one without",
+        ),
+        ({"scale": True}, "mae", "an encoder without layer scales"),
+        ({"prefix": 5, "key_bias": True}, "hf", "with 1 tokens before patches, or one without bia"),
+        ({"absolute": False, "key_bias": True}, "mmseg", "with absolute positions, or one without"),
+        ({"relative": True, "key_bias": True}, "timm", "without relative positions, or one with"),
+    ],
+)
+def test_what_a_format_takes_is_said(properties, name, text):
+    """An option without a place is refused by its property, before any tensor is made."""
+    kind = formats.Kind(**properties)
+    with pytest.raises(ConfigError, match=f"not supported .it takes {text}|{text}"):
+        formats.choose_layout(kind, name, "token", False)
+    assert "safetensors" in formats.places_of(kind)
+
+
+def test_a_subclass_is_exported_by_what_it_has():
+    """A class that no line of the package names; a parameter more has a place in our format."""
+
+    class Narrow(ViT):
+        pass
+
+    class Wider(ViT):
+        @nn.compact
+        def __call__(self, images, ids=None, mask=None, train=False):
+            out = super().__call__(images, ids, mask, train)
+            return out._replace(tokens=out.tokens * self.param("gain", nn.initializers.ones, (32,)))
+
+    for cls, fits in ((Narrow, True), (Wider, False)):
+        settings = tensors.settings(SMALL) | {"use_mask_token": True}
+        task = Simple(encoder=cls(**settings))
+        shapes = jax.eval_shape(task.init, jax.random.key(0))[0]
+        blank = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), shapes)
+        export.Export(task, blank, "safetensors").check()
+        with nullcontext() if fits else pytest.raises(ConfigError, match="'encoder/gain'"):
+            export.Export(task, blank, "timm").check()
 
 
 SMALL = ViT(32, 2, 2, 2, (8, 8), pos_embed="none", rel_pos="shared", layer_scale=0.1, bias="qv")
@@ -153,7 +209,11 @@ def test_a_users_method_has_the_formats_of_its_encoder(tmp_path):
     """Its name stands in no table."""
     task = Simple()
     params = jax.tree.map(np.asarray, task.init(jax.random.key(0))[0])
-    assert formats.whole(export.row_of(task), paths(params)).keys() == {"hf", "beit", "safetensors"}
+    assert formats.whole(export.kind_of(task), paths(params)).keys() == {
+        "hf",
+        "beit",
+        "safetensors",
+    }
     for decoder in (False, True):
         job = export.Export(task, params, "timm" if not decoder else "beit", decoder=decoder)
         path = str(tmp_path / f"{decoder}.safetensors")
@@ -167,7 +227,7 @@ def test_an_encoder_of_its_own_has_our_format_alone():
     class Own(EncoderNetwork):
         width: int = 8
 
-    assert list(formats.pairs_of(formats.row_of(Own()))) == ["safetensors"]
+    assert list(formats.places_of(formats.kind_of(Own()))) == ["safetensors"]
     assert "safetensors" in formats.table().splitlines()[0]
 
 

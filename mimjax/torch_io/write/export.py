@@ -1,6 +1,6 @@
 """Export of a run's parameters: the tensors and settings of a file, and writing them.
 
-Which pairs of encoder and format exist is in `formats.py`. A written file is verified in
+Which encoder goes into which format is in `formats.py`. A written file is verified in
 `torch_io/verify.py`.
 """
 
@@ -27,9 +27,9 @@ from mimjax.torch_io.write import settings as json_settings
 PyTree = Any
 
 
-def row_of(task: Task) -> str:
-    """Return the row of `formats.MATRIX` for a task; without an encoder it is "others"."""
-    return formats.row_of(task.encoder) if isinstance(task, Pretraining) else "others"
+def kind_of(task: Task) -> formats.Kind | None:
+    """Return the properties of a task's encoder; None = it has none, or one that is no ViT."""
+    return formats.kind_of(task.encoder if isinstance(task, Pretraining) else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +58,12 @@ class Export:
                 "--image_size: resizes an encoder's positions; allowed: without --decoder, for "
                 "methods with an encoder of images"
             )
-        _ = self.layout  # raises for a pair that is not in the table
+        _ = self.layout  # raises where the format has no place for the encoder
 
     @property
     def method(self) -> str:
         """The method's name, as the file says it."""
         return type(self.task).__name__.lower()
-
-    @property
-    def row(self) -> str:
-        return row_of(self.task)
 
     @property
     def is_encoder(self) -> bool:
@@ -82,7 +78,7 @@ class Export:
     @functools.cached_property
     def layout(self) -> str:
         held = paths(self.params) if self.decoder else ()
-        return formats.choose_layout(self.row, self.format, self.pool, self.decoder, held)
+        return formats.choose_layout(kind_of(self.task), self.format, self.pool, self.decoder, held)
 
     @property
     def kind(self) -> formats.Format:
@@ -113,7 +109,7 @@ class Export:
             encoder, params = self.encoder, self.params["encoder"]
         if self.layout != detect.OWN:  # ours computes fixed positions itself
             encoder, params = tensors.with_table(encoder, params)
-        for step in formats.find_pair(self.row, self.format).steps:
+        for step in formats.find_place(kind_of(self.task), self.format).steps:
             encoder, params = tensors.STEPS[step](encoder, params)
         absent = (
             "cls_token" if self.format == "detectron2" else "",
@@ -183,6 +179,16 @@ class Export:
             config |= json_settings.hf_pretraining_beit(self.network("head").out)
         processor = json_settings.hf_processor(encoder, self.layout, task.mean, task.std)
         return {"config.json": config, "preprocessor_config.json": processor}
+
+    def check(self) -> None:
+        """Check that the format has a place for everything, which takes no values.
+
+        Raises:
+          ConfigError: a parameter of the encoder, or a setting, has none.
+        """
+        detect.rows_for(self.layout, paths(self.trees))
+        if self.kind.folder:
+            self.settings()
 
     def write(self, path: str) -> None:
         """Write the file or the folder at `path`, where nothing may exist.

@@ -1,15 +1,16 @@
-"""Table of what can be exported: pairs of encoder and format, and the properties of each format.
+"""What can be exported: the properties of an encoder for which each format has a place.
 
-Which parameters an encoder has decides, and not the method that trains it: a row of the table is
-named after the method whose encoders are such. A pair names the layout of its tensors and the steps
-that change the encoder before it is written. A pair that is not in the table is refused, with the
-reason if there is a known one. Tensors are made in `export.py`.
+No name of a method or class decides, but what the encoder computes and which parameters it has
+(`Kind`). A format has one or several places, each with the properties that it takes and the steps
+that change the encoder before it is written; the first that fits is taken. What fits nowhere is
+refused, with what the format would take. Tensors are made in `export.py`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mimjax import values
 from mimjax.errors import ConfigError
@@ -19,10 +20,87 @@ from mimjax.torch_io.read.detect import OWN, rows_for
 TENSORS, PICKLES = (".safetensors",), (".pth", ".pt")
 
 
+class Kind(NamedTuple):
+    """Properties of an encoder of blocks as `models.vit.ViT` has them.
+
+    Attributes:
+      stages: whether convolutional stages stand before the blocks.
+      key_bias: whether keys have biases, as queries and values do.
+      relative: whether blocks have relative positions.
+      scale: whether blocks have layer scales.
+      absolute: whether tokens have absolute positions, fixed or learned.
+      prefix: number of tokens before those of the patches.
+    """
+
+    stages: bool = False
+    key_bias: bool = False
+    relative: bool = False
+    scale: bool = False
+    absolute: bool = True
+    prefix: int = 1
+
+    def __str__(self) -> str:
+        if self.stages:
+            return "convolutional stages and a ViT"
+        parts = ["biases of q, k and v" if self.key_bias else "biases of q and v"]
+        parts += ["layer scales"] * self.scale + ["relative positions"] * self.relative
+        parts += ["no absolute positions"] * (not self.absolute)
+        parts += [f"{self.prefix} tokens before the patches"] * (self.prefix != 1)
+        return f"a ViT with {', '.join(parts)}"
+
+
+class Place(NamedTuple):
+    """Place of a format for an encoder.
+
+    Attributes:
+      layout: layout of the tensors, a key of `detect.TABLES`.
+      pooled: layout with --pool=avg; "" = the format has no norm after pooling.
+      full: layout with --decoder, if it has a place for all trained networks; "" = none.
+      steps: names in `tensors.STEPS`, applied to the encoder in this order: "per_block" copies a
+        shared relative table to every block, "folded" multiplies layer scales into weights. Where
+        they change nothing the file has the trained values bit for bit.
+      any: whether every network has a place, whatever its properties.
+      stages, key_bias, relative, scale, absolute: see `Kind`; None = both fit.
+    """
+
+    layout: str
+    pooled: str = ""
+    full: str = ""
+    steps: tuple[str, ...] = ()
+    any: bool = False
+    stages: bool = False
+    key_bias: bool | None = None
+    relative: bool | None = None
+    scale: bool | None = None
+    absolute: bool | None = None
+
+    def wants(self, kind: Kind | None) -> list[str]:
+        """Return what an encoder of this kind would have to be, in words; [] = it fits."""
+        if self.any:
+            return []
+        if kind is None:
+            return ["that is a ViT"]
+        names = ["stages"] if self.stages != kind.stages else list(PROPERTIES)
+        wrong = [n for n in names if getattr(self, n) not in (None, getattr(kind, n))]
+        out = [f"{'with' if getattr(self, n) else 'without'} {PROPERTIES[n]}" for n in wrong]
+        prefix = 0 if self.stages else 1
+        return out if wrong or kind.prefix == prefix else [f"with {prefix} tokens before patches"]
+
+
+PROPERTIES = {
+    "stages": "convolutional stages",
+    "key_bias": "biases of keys",
+    "relative": "relative positions",
+    "scale": "layer scales",
+    "absolute": "absolute positions",
+}
+
+
 class Format(NamedTuple):
     """Properties of a file format.
 
     Attributes:
+      places: places for encoders, the first one that fits is taken.
       suffixes: allowed suffixes of the file; () = a folder only.
       wrapper: key of a .pth file under which the state dict is.
       library: library that reads the file and verifies it; "" = mimjax reads it back.
@@ -30,6 +108,7 @@ class Format(NamedTuple):
       final_norm: whether the library's features end with the encoder's last norm.
     """
 
+    places: tuple[Place, ...]
     suffixes: tuple[str, ...]
     wrapper: str = "model"
     library: str = ""
@@ -37,140 +116,124 @@ class Format(NamedTuple):
     final_norm: bool = True
 
 
-FORMATS: dict[str, Format] = {
-    "timm": Format(TENSORS + PICKLES, library="timm", folder=True),
-    "hf": Format((), library="transformers", folder=True),
-    "mae": Format(PICKLES + TENSORS),
-    "bootmae": Format(PICKLES + TENSORS),
-    "beit": Format(PICKLES + TENSORS),
-    "cae": Format(PICKLES + TENSORS),
-    "convmae": Format(PICKLES + TENSORS, library="torch"),
-    # mmengine does not read .safetensors, and knows no other wrapper than "state_dict"
-    "mmpretrain": Format(PICKLES, "state_dict", "mmpretrain"),
-    "mmseg": Format(PICKLES, "state_dict", "mmseg", final_norm=False),
-    "detectron2": Format(PICKLES, final_norm=False),
-    "safetensors": Format(TENSORS),
-}
-
-
-class Pair(NamedTuple):
-    """Export of one kind of encoder in one format.
-
-    Attributes:
-      layout: layout of the tensors, a key of `detect.TABLES`.
-      pooled: layout with --pool=avg; "" = the format has no norm after pooling.
-      full: layout with --decoder, if it has a place for all trained networks; "" = none.
-      steps: names in `tensors.STEPS`, applied to the encoder in this order: "per_block" copies a
-        shared relative table to every block, "folded" multiplies layer scales into weights. Without
-        steps the file has the trained values bit for bit.
-    """
-
-    layout: str
-    pooled: str = ""
-    full: str = ""
-    steps: tuple[str, ...] = ()
-
-
-SAFETENSORS = {"safetensors": Pair(OWN, full=OWN)}
-DENSE = {"mmseg": Pair("mmseg"), "detectron2": Pair("detectron2")}
-FOLDED = DENSE | {"detectron2": Pair("detectron2", steps=("folded",))}
-BEIT = {
-    "hf": Pair("beit_transformers_bare", "beit_transformers_pooled", full="beit_transformers"),
-    "beit": Pair("beit", full="beit"),
-}
-# an encoder with biases of queries and values alone, in transformers and mmpretrain a BEiT
-QV = {
-    "timm": Pair("mae", "mae_pooled"),
-    **BEIT,
-    "mmpretrain": Pair("mmpretrain_beit", "mmpretrain_beit_pooled"),
-}
 COPIED = ("per_block",)
-MATRIX: dict[str, dict[str, Pair]] = {
-    "mae": {
-        "timm": Pair("mae", "mae_pooled"),
-        "hf": Pair("vit_transformers", full="vitmae_transformers"),
-        "mae": Pair("mae", full="mae"),
-        "mmpretrain": Pair("mmpretrain", "mmpretrain_pooled"),
-        **DENSE,
-        **SAFETENSORS,
-    },
-    "bootmae": {
-        **QV,
-        "bootmae": Pair("bootmae", full="bootmae"),
-        "mae": Pair("mae"),
-        **DENSE,
-        **SAFETENSORS,
-    },
-    "beit": {
-        "timm": Pair("beit", "beit_pooled", steps=COPIED),
-        **BEIT,
-        "mmpretrain": Pair("mmpretrain_beit", "mmpretrain_beit_pooled", steps=COPIED),
-        "mmseg": Pair("mmseg_beit", steps=COPIED),
-        **SAFETENSORS,
-    },
-    "cae": {**QV, "cae": Pair("cae", full="cae"), **FOLDED, **SAFETENSORS},
-    "mcmae": {"convmae": Pair("mcmae", full="mcmae"), **SAFETENSORS},
+VIT = Place("", relative=False, absolute=True)  # what classes of the plain ViT have in common
+FORMATS: dict[str, Format] = {
+    "timm": Format(
+        (
+            Place("mae", "mae_pooled", relative=False),
+            Place("beit", "beit_pooled", steps=COPIED, key_bias=False, relative=True),
+        ),
+        TENSORS + PICKLES,
+        library="timm",
+        folder=True,
+    ),
+    "hf": Format(
+        (
+            VIT._replace(
+                layout="vit_transformers", full="vitmae_transformers", key_bias=True, scale=False
+            ),
+            Place(
+                *("beit_transformers_bare", "beit_transformers_pooled", "beit_transformers"),
+                key_bias=False,
+            ),
+        ),
+        (),
+        library="transformers",
+        folder=True,
+    ),
+    "mae": Format(
+        (VIT._replace(layout="mae", full="mae", scale=False),),
+        PICKLES + TENSORS,
+    ),
+    "bootmae": Format(
+        (VIT._replace(layout="bootmae", full="bootmae", key_bias=False, scale=False),),
+        PICKLES + TENSORS,
+    ),
+    "beit": Format((Place("beit", full="beit", key_bias=False),), PICKLES + TENSORS),
+    "cae": Format(
+        (VIT._replace(layout="cae", full="cae", key_bias=False, scale=True),),
+        PICKLES + TENSORS,
+    ),
+    "convmae": Format(
+        (Place("mcmae", full="mcmae", stages=True),), PICKLES + TENSORS, library="torch"
+    ),
+    # mmengine does not read .safetensors, and knows no other wrapper than "state_dict"
+    "mmpretrain": Format(
+        (
+            VIT._replace(
+                layout="mmpretrain", pooled="mmpretrain_pooled", key_bias=True, scale=False
+            ),
+            Place("mmpretrain_beit", "mmpretrain_beit_pooled", steps=COPIED, key_bias=False),
+        ),
+        PICKLES,
+        "state_dict",
+        "mmpretrain",
+    ),
+    "mmseg": Format(
+        (
+            VIT._replace(layout="mmseg"),
+            Place("mmseg_beit", steps=COPIED, key_bias=False, relative=True, absolute=False),
+        ),
+        PICKLES,
+        "state_dict",
+        "mmseg",
+        final_norm=False,
+    ),
+    "detectron2": Format(
+        (Place("detectron2", steps=("folded",), relative=False),), PICKLES, final_norm=False
+    ),
+    "safetensors": Format((Place(OWN, full=OWN, any=True),), TENSORS),
 }
-WORDS = {
-    "mae": "a ViT with biases of q, k and v",
-    "bootmae": "a ViT with biases of q and v",
-    "beit": "a ViT with relative positions",
-    "cae": "a ViT with biases of q and v and with layer scales",
-    "mcmae": "convolutional stages and a ViT",
-    "others": "any other network",
-}
-
-RELATIVE = "has no place for BEiT's relative positions"
-STAGES = "knows no convolutional stages"
-REFUSED = {
-    ("beit", "detectron2"): f"ViTDet {RELATIVE}",
-    ("beit", "mae"): f"MAE's layout {RELATIVE}",
-    ("cae", "mae"): "MAE's layout has no layer scale",
-    **{
-        ("mcmae", name): f"{name} {STAGES}; take convmae and "
-        "mimjax/torch_io/write/convmae_module.py"
-        for name in ("timm", "hf", "mmpretrain", "mmseg", "detectron2")
-    },
-}
+# settings by which an encoder is known to be a ViT
+OF_VIT = {"rel_pos", "bias", "layer_scale", "pos_embed", "mlp_ratio", "heads"}
 
 
-def row_of(encoder: Student) -> str:
-    """Return the row of MATRIX for an encoder, by the parameters that its settings give it.
-
-    An encoder with settings of its own has none: "others".
-    """
+def kind_of(encoder: Student | None) -> Kind | None:
+    """Return the properties of an encoder; None = it is no ViT, or a task has none."""
+    if encoder is None:
+        return None
     if getattr(encoder, "stage_mlp_ratios", ()):
-        return "mcmae"
-    if not {"rel_pos", "bias", "layer_scale"} <= set(values.fields(type(encoder))):
-        return "others"
-    if encoder.rel_pos != "none":
-        return "beit"
-    if encoder.bias == "full":
-        return "mae"
-    return "cae" if encoder.layer_scale else "bootmae"
+        return Kind(stages=True, key_bias=True, prefix=encoder.num_prefix)
+    if OF_VIT - set(values.fields(type(encoder))):
+        return None
+    return Kind(
+        key_bias=encoder.bias == "full",
+        relative=encoder.rel_pos != "none",
+        scale=encoder.layer_scale is not None,
+        absolute=encoder.pos_embed != "none",
+        prefix=encoder.num_prefix,
+    )
 
 
-def pairs_of(row: str) -> dict[str, Pair]:
-    """Return {format: pair} of a row; other networks have mimjax's own format only."""
-    return MATRIX.get(row, SAFETENSORS)
+def places_of(kind: Kind | None) -> dict[str, Place]:
+    """Return {format: place} of all formats that take such an encoder, in their order."""
+    found = (
+        (n, next((p for p in f.places if not p.wants(kind)), None)) for n, f in FORMATS.items()
+    )
+    return {name: place for name, place in found if place}
 
 
-def find_pair(row: str, name: str) -> Pair:
-    """Return the pair of a row and the format `name`.
+def find_place(kind: Kind | None, name: str) -> Place:
+    """Return the place of the format `name` for an encoder.
 
     Raises:
-      ConfigError: the pair is not supported; the line has the reason and the row's formats.
+      ConfigError: there is none; the line says what the format takes, and the formats that fit.
     """
-    pairs = pairs_of(row)
-    if name not in pairs:
-        why = REFUSED.get((row, name), "no layout of it is known for such an encoder")
+    fitting = places_of(kind)
+    if name not in fitting:
+        wants = [place.wants(kind) for place in FORMATS[name].places]
+        takes = ", or one ".join(" and ".join(w) for w in wants)
+        module = "; mimjax/torch_io/write/convmae_module.py is a module for PyTorch"
         raise ConfigError(
-            f"--format: {name} for {WORDS[row]}: not supported ({why}); allowed: {', '.join(pairs)}"
+            f"--format: {name} for {kind or 'another network than a ViT'}: not supported (it takes "
+            f"an encoder {takes}{module if kind and kind.stages else ''}); allowed: "
+            f"{', '.join(fitting)}"
         )
-    return pairs[name]
+    return fitting[name]
 
 
-def whole(row: str, held: Iterable[str] = ()) -> dict[str, str]:
+def whole(kind: Kind | None, held: Iterable[str] = ()) -> dict[str, str]:
     """Return {format: layout} of those that have a place for all parameters of a run.
 
     Args:
@@ -185,38 +248,40 @@ def whole(row: str, held: Iterable[str] = ()) -> dict[str, str]:
             return False
 
     held = list(held)
-    return {name: p.full for name, p in pairs_of(row).items() if p.full and holds(p.full)}
+    return {name: p.full for name, p in places_of(kind).items() if p.full and holds(p.full)}
 
 
-def choose_layout(row: str, name: str, pool: str, decoder: bool, held: Iterable[str] = ()) -> str:
+def choose_layout(
+    kind: Kind | None, name: str, pool: str, decoder: bool, held: Iterable[str] = ()
+) -> str:
     """Return the layout of an export.
 
     Args:
-      row: of MATRIX.
+      kind: of the encoder.
       name: the format.
       pool: "token" or "avg" (a norm after mean pooling).
       decoder: whether all trained networks are exported and not the encoder alone.
       held: see `whole`; read with `decoder` only.
 
     Raises:
-      ConfigError: the pair is not supported, or not with this `pool` or `decoder`.
+      ConfigError: the format has no place for the encoder, or not with this `pool` or `decoder`.
     """
-    pair = find_pair(row, name)
+    place = find_place(kind, name)
     if decoder:
-        layouts = whole(row, held)
+        layouts = whole(kind, held)
         if name not in layouts or pool == "avg":
             raise ConfigError(
                 f"--decoder: {name} has no place for all networks of this run; allowed: "
                 f"{', '.join(layouts)} (with --pool=token)"
             )
         return layouts[name]
-    if pool == "avg" and not pair.pooled:
-        some = [f for f, p in pairs_of(row).items() if p.pooled]
+    if pool == "avg" and not place.pooled:
+        some = [f for f, p in places_of(kind).items() if p.pooled]
         raise ConfigError(
             f"--pool: avg in the format {name}, which has one final norm; allowed: token"
             f"{', or the formats ' + ', '.join(some) if some else ''}"
         )
-    return pair.pooled if pool == "avg" else pair.layout
+    return place.pooled if pool == "avg" else place.layout
 
 
 def check_output(name: str, path: str) -> bool:
@@ -235,15 +300,29 @@ def check_output(name: str, path: str) -> bool:
     raise ConfigError(f"--output: {path!r} for --format={name}; allowed: {', or '.join(allowed)}")
 
 
-def table() -> str:
-    """Return MATRIX as text, a row per kind of encoder and a column per format.
+def mark(kind: Kind | None, place: Place | None) -> str:
+    """Return how an encoder's values are in a file, see `table`."""
+    if place is None:
+        return "-"
+    changes = [("per_block", "copied", kind and kind.relative)]
+    changes += [("folded", "folded", kind and kind.scale)]
+    return next((word for step, word, is_so in changes if is_so and step in place.steps), "exact")
 
-    A cell is "exact" (values bit for bit), "copied" or "folded" (see `Pair.steps`), or "-".
+
+def table() -> str:
+    """Return all formats as text, worked out for each kind of encoder.
+
+    A cell is "exact" (values bit for bit), "copied" or "folded" (see `Place.steps`), or "-". A
+    relative table that each block has already is exact.
     """
-    marks = {(): "exact", ("per_block",): "copied", ("folded",): "folded"}
-    width = max(map(len, FORMATS)) + 2
-    lines = ["encoder as".ljust(12) + "".join(name.ljust(width) for name in FORMATS)]
-    for row, pairs in (MATRIX | {"others": SAFETENSORS}).items():
-        cells = [marks[pairs[f].steps] if f in pairs else "-" for f in FORMATS]
-        lines.append(row.ljust(12) + "".join(cell.ljust(width) for cell in cells).rstrip())
-    return "\n".join([*lines, "", *(f"{row.ljust(12)}{words}" for row, words in WORDS.items())])
+    sides = itertools.product((True, False), (False, True), (False, True))
+    kinds: list[Any] = [Kind(key_bias=k, relative=r, scale=s, absolute=not r) for k, r, s in sides]
+    kinds += [Kind(stages=True, key_bias=True, prefix=0), None]
+    words = [str(kind or "any other network") for kind in kinds]
+    wide, width = max(map(len, words)) + 2, max(map(len, FORMATS)) + 2
+    lines = ["encoder".ljust(wide) + "".join(name.ljust(width) for name in FORMATS)]
+    for kind, text in zip(kinds, words, strict=True):
+        places = places_of(kind)
+        cells = [mark(kind, places.get(name)).ljust(width) for name in FORMATS]
+        lines.append(text.ljust(wide) + "".join(cells))
+    return "\n".join(line.rstrip() for line in lines)

@@ -114,7 +114,7 @@ def folded(encoder: ViT, params: PyTree) -> tuple[ViT, PyTree]:
     return encoder.clone(layer_scale=None), params
 
 
-# by name, for `formats.Pair.steps`; the methods whose pairs name one have a ViT
+# by name, for `formats.Place.steps`; the encoders of places that name one are ViTs
 STEPS: dict[str, Callable[[Any, PyTree], tuple[ViT, PyTree]]] = {
     "per_block": per_block,
     "folded": folded,
