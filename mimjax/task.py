@@ -9,6 +9,7 @@ so that no gradient can reach them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -376,9 +377,18 @@ class TrainState:
         def replace(self, **changes: Any) -> TrainState: ...
 
 
+@functools.lru_cache(maxsize=32)
+def initial(task: Task) -> Callable[[jax.Array], tuple[PyTree, PyTree]]:
+    """Return the task's `init`, jitted; equal tasks share one function, which is traced once.
+
+    A run reads the initial shapes for its optimizer and its shardings, and the values at its start.
+    """
+    return jax.jit(task.init, inline=True)
+
+
 def init_state(key: jax.Array, *, task: Task, tx: optax.GradientTransformation) -> TrainState:
     """Return the state at step 0; run under jit with out_shardings, no device holds all of it."""
-    params, model_state = task.init(key)
+    params, model_state = initial(task)(key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

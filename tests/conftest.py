@@ -100,3 +100,27 @@ def pytest_terminal_summary(terminalreporter):
     for text in rows:
         name, _, line = text.partition(": error: ")
         terminalreporter.write_line(f"{name:32} {line[:160]}")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_charts():
+    """Pages of runs in these processes have no charts, which take longer than small runs train.
+
+    `charts` below gives them back to the tests of pages.
+    """
+    from mimjax.run import report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "chart", lambda *_: "")
+        yield
+
+
+@pytest.fixture(scope="module")
+def charts():
+    """Charts are drawn in the reports of this file's runs."""
+    from mimjax.plots.curves import chart
+    from mimjax.run import report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "chart", chart)
+        yield

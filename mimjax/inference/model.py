@@ -26,7 +26,7 @@ from mimjax.inference import encoders, published, teachers, workdir
 from mimjax.inference.reconstruction import Painter, Sheet
 from mimjax.rng import example_seed, step_key
 from mimjax.schema import Config
-from mimjax.task import Pretraining, TrainState, View
+from mimjax.task import Pretraining, TrainState, View, initial
 from mimjax.torch_io.read import load as torch_load
 from mimjax.torch_io.read.sizes import FileTensors
 
@@ -378,7 +378,7 @@ def _from_method(
     teachers.name_paths(c, teacher)
     fitted = published.fit(teachers.fill(c), file, None, choice)
     task = fitted.task
-    init = jax.jit(task.init)(step_key(0, "init", 0))[0]
+    init = initial(task)(step_key(0, "init", 0))[0]
     params = jax.tree.map(jnp.asarray, published.complete(fitted.params, init))
     network = encoders.Network(task.encoder, tuple(task.mean), tuple(task.std))
     lacking = [k for k in fitted.absent if "/" not in k]

@@ -17,7 +17,7 @@ from mimjax.models.vit import SIZES
 from mimjax.rules import paths
 from mimjax.schema import Config
 from mimjax.storage import settings
-from mimjax.task import Clock, Pretraining, pretraining
+from mimjax.task import Clock, Pretraining, initial, pretraining
 from mimjax.torch_io.read import detect, load
 from mimjax.torch_io.read import sizes as derive
 
@@ -163,7 +163,7 @@ def fit(
             f"{channels} channels; allowed: as many in method.mean and method.std"
         )
     task = size_target(file, c, pretraining(schema.make_task(c, Clock(1, 1))))
-    like = jax.eval_shape(task.init, jax.random.key(0))[0]
+    like = jax.eval_shape(initial(task), jax.random.key(0))[0]
     place = task.encoder.grid, task.encoder.positions
     params, absent = load.take(file.state, like, file.layout, file.where, *place)
     ema, follows = {}, "encoder" in jax.eval_shape(task.init_ema, like)

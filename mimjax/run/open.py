@@ -136,7 +136,7 @@ def _begin(setup: Setup, log: Log, lock: RunLock, recipe: tuple[str, dict[str, A
         state=begin.state,
         skipped=begin.skipped,
         meta={"config": config, "versions": versions(), "teacher": sources},
-        publish=functools.partial(report.publish, workdir, setup.evaluators, block, *known),
+        publish=report.Publisher(workdir, setup.evaluators, block, *known),
     )
 
 

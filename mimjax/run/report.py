@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import math
 import re
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from mimjax.storage.files import Workdir
 from mimjax.storage.settings import flatten
 
 FILE = "report.html"
+EVERY = 30.0  # seconds between two pages of a run that trains
 STRIP = 5  # earlier pictures that are shown
 START = re.compile(r"^mimjax .*(?:\n  .*)*", re.MULTILINE)  # a start block in train.log
 STORY = re.compile(r"^What is predicted: (.*)$", re.MULTILINE)
@@ -138,6 +140,22 @@ def publish(
     name, config = workdir.path.name, recipe[0] if recipe else ""
     record = Record(name, config, workdir, rows, settings, table, start, story, versions, notes)
     workdir.write_text(FILE, page_of(record, recipe))
+
+
+class Publisher:
+    """Writes the page of a run that trains, as `publish` does with the same arguments.
+
+    Drawing takes about a second. A run that evaluates every few seconds writes the page at its end,
+    and every EVERY seconds until then.
+    """
+
+    def __init__(self, *args: Any):
+        self.args, self.last = args, time.monotonic()
+
+    def __call__(self, at_once: bool = True) -> None:
+        if at_once or time.monotonic() - self.last >= EVERY:
+            publish(*self.args)
+            self.last = time.monotonic()
 
 
 def read(workdir: Workdir, name: str) -> Record:

@@ -26,7 +26,7 @@ from mimjax.inference.samples import Bench, Subset
 from mimjax.run.sections import Eval, Settings
 from mimjax.schema import Config, build
 from mimjax.storage import settings
-from mimjax.task import Clock, Task
+from mimjax.task import Clock, Task, initial
 from mimjax.train import optimizers, profiling
 from mimjax.train.program import Program, make_program
 from mimjax.train.run import Evaluation, Options, Setup
@@ -144,7 +144,7 @@ def make_length(
 
 def make_tx(c: Config, task: Task, clock: Clock):
     """Return the optimizer, and the learning rate by step."""
-    params = jax.eval_shape(task.init, jax.random.key(0))[0]
+    params = jax.eval_shape(initial(task), jax.random.key(0))[0]
     cfg = build(optimizers.OptimizerConfig, c.optimizer, "optimizer")
     lr = optimizers.learning_rate(cfg, clock, c.batch_size)
     return optimizers.make_optimizer(cfg, params, lr, optimizers.weight_decay(cfg, clock)), lr

@@ -20,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from mimjax.rng import named
-from mimjax.task import Task, TrainState
+from mimjax.task import Task, TrainState, initial
 
 
 def step_flops(task: Task) -> float:
@@ -30,7 +30,7 @@ def step_flops(task: Task) -> float:
     takes a second or two; nothing is compiled or computed.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params, model_state = jax.eval_shape(task.init, key)
+    params, model_state = jax.eval_shape(initial(task), key)
     ema = jax.eval_shape(task.init_ema, params)
     frozen = jax.eval_shape(task.init_frozen, key)
     batch = {

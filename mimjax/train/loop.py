@@ -198,4 +198,4 @@ def evaluate(run: Run, state: TrainState, step: int) -> None:
         run.log.write(step, values)
         shown = ", ".join(f"{k.removeprefix('eval/')} {v:.4g}" for k, v in values.items())
         run.log.say(f"evaluation at step {step}: {shown}")
-    run.publish()
+    run.publish(at_once=False)

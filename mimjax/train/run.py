@@ -137,7 +137,7 @@ class Setup:
         return Length(*self.clock, self.data.batch_size, len(self.data.source))
 
 
-def no_report() -> None:
+def no_report(at_once: bool = True) -> None:
     """Write no report: the default of `Run.publish`."""
 
 
@@ -154,7 +154,7 @@ class Run:
       skipped: numbers of the batches that are left out.
       flukes: how often the run went back after a number that was finite the next time.
       meta: written into every checkpoint.
-      publish: writes the report.
+      publish: writes the report; (False) -> only if none was written lately.
     """
 
     setup: Setup
@@ -166,7 +166,7 @@ class Run:
     skipped: tuple[int, ...] = ()
     flukes: int = 0
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
-    publish: Callable[[], None] = no_report
+    publish: Callable[..., None] = no_report
 
     @property
     def workdir(self) -> Workdir:

@@ -14,6 +14,8 @@ from mimjax.run import comparison, report
 from mimjax.storage import lock
 from mimjax.storage.files import Workdir
 
+pytestmark = pytest.mark.usefixtures("charts")
+
 VOID = {"meta", "img"}
 
 
