@@ -37,16 +37,24 @@ PICTURES = (
 TRAIN_WIDTH = 0.75
 
 
-def _picture_path(name: str) -> Path:
-    """Finds a picture without importing its package, which would take seconds."""
+def package_file(name: str, source: str) -> Path:
+    """Return the path of a file inside a package, which is not imported: that would take seconds.
+
+    Args:
+      name: "sklearn/datasets/images/china.jpg", the package first.
+      source: name of the data source that needs it, for errors.
+
+    Raises:
+      ConfigError: the package is missing, or has no such file.
+    """
     package, _, rest = name.partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ConfigError("data.source: 'photos' needs scikit-image: pip install mimjax[demo]")
+        raise ConfigError(f"data.source: {source!r} needs {package}: pip install mimjax[demo]")
     path = Path(spec.origin).parent / rest
     if not path.exists():
         raise ConfigError(
-            f"data.source: 'photos' needs {name}, which this version of {package} does not have; "
+            f"data.source: {source!r} needs {name}, which this version of {package} does not have; "
             "allowed: the versions named in pyproject.toml"
         )
     return path
@@ -71,7 +79,7 @@ class PhotosSplit(Lazy):
         if self.length is None:
             self.length = 2000 if self.split == "train" else 400
         for name in PICTURES:
-            _picture_path(name)
+            package_file(name, self.name)
 
     @functools.cached_property
     def _cache(self) -> dict[int, Image.Image]:
@@ -79,7 +87,7 @@ class PhotosSplit(Lazy):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        sizes = [_picture_path(name).stat().st_size for name in PICTURES]
+        sizes = [package_file(name, self.name).stat().st_size for name in PICTURES]
         return fingerprint([self.name, self.split, self.length, *PICTURES, *sizes])
 
     def __len__(self) -> int:
@@ -110,7 +118,7 @@ class PhotosSplit(Lazy):
     def _picture(self, number: int) -> Image.Image:
         # Two threads may both load a picture; the second assignment changes nothing.
         if number not in self._cache:
-            path = _picture_path(PICTURES[number])
+            path = package_file(PICTURES[number], self.name)
             image = decode(path.read_bytes(), str(path))
             assert isinstance(image, Image.Image)  # three channels
             self._cache[number] = image

@@ -27,7 +27,7 @@ from PIL import Image
 
 from mimjax import values
 from mimjax.data.bands import Bands
-from mimjax.data.bundled import PhotosSplit
+from mimjax.data.bundled import PhotosSplit, package_file
 from mimjax.data.decoding import Decoding
 from mimjax.data.folder import FolderSplit
 from mimjax.data.images import Lazy, check_split, fingerprint
@@ -262,6 +262,10 @@ def make_source(name: str, split: str, *, index: Index | None = None, **options:
 
 
 # ------------------------------------------------------------------ sources without files
+# what scikit-learn's load_digits reads: 64 values of 0 to 16, then the label
+DIGITS = "sklearn/datasets/data/digits.csv.gz"
+
+
 @dataclasses.dataclass
 class DigitsSplit(Lazy):
     """scikit-learn's 1,797 handwritten 8x8 digits, gray replicated to RGB.
@@ -277,9 +281,8 @@ class DigitsSplit(Lazy):
 
     @functools.cached_property
     def _data(self) -> tuple[np.ndarray, np.ndarray]:
-        from sklearn.datasets import load_digits  # slow to import, and only this source needs it
-
-        values, labels = load_digits(return_X_y=True)
+        table = np.loadtxt(package_file(DIGITS, self.name), np.uint8, delimiter=",")
+        values, labels = table[:, :-1], table[:, -1]
         rng = np.random.default_rng(0)
         keep = []
         for digit in range(10):
