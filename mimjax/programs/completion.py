@@ -25,11 +25,38 @@ CASES
 }
 complete -o default -F _mimjax mimjax
 """
-ZSH = "autoload -Uz compinit bashcompinit\ncompinit\nbashcompinit\n"
+ZSH = """\
+autoload -Uz compinit
+compinit
+_mimjax() {
+  local cur="${words[CURRENT]}" prev="${words[CURRENT-1]}"
+  local -a flags
+  if (( CURRENT == 2 )); then
+    compadd -- PROGRAMS
+  elif [[ $cur == --*=* ]]; then
+    compset -P '*='
+    if [[ $cur == --config=* ]]; then compadd -- CONFIGS; fi
+    _files
+  elif [[ $prev == --config || ( $CURRENT == 3 && ${words[2]} == config && $cur != -* ) ]]; then
+    compadd -- CONFIGS
+  elif [[ $cur == -* ]]; then
+    case "${words[2]}" in
+CASES
+    esac
+    compadd -S "" -- ${(M)flags:#*=}
+    compadd -- ${flags:#*=}
+  else
+    _files
+  fi
+}
+compdef _mimjax mimjax
+"""
+# the line of a program's flags, by shell
+CASE = {"bash": '      {}) words="{}" ;;', "zsh": "      {}) flags=({}) ;;"}
 
 
 def script(shell: str) -> str:
-    """Return the script of a shell, "bash" or "zsh"; zsh reads bash's."""
+    """Return the script of a shell, "bash" or "zsh"."""
     from mimjax.run import config_files
 
     cases = []
@@ -37,9 +64,7 @@ def script(shell: str) -> str:
         program: Any = importlib.import_module(f"mimjax.programs.{name}")
         with cli.defined(program) as names:
             flags = [f"--{flag}" if cli.FLAGS[flag].boolean else f"--{flag}=" for flag in names]
-        cases.append(f'      {name}) words="{" ".join(flags)}" ;;')
-    text = BASH.replace("PROGRAMS", " ".join(usage.PROGRAMS))
-    text = text.replace("CONFIGS", " ".join(config_files.shipped())).replace(
-        "CASES", "\n".join(cases)
-    )
-    return (ZSH if shell == "zsh" else "") + text
+        cases.append(CASE[shell].format(name, " ".join(flags)))
+    text = (BASH if shell == "bash" else ZSH).replace("PROGRAMS", " ".join(usage.PROGRAMS))
+    text = text.replace("CONFIGS", " ".join(config_files.shipped()))
+    return text.replace("CASES", "\n".join(cases))

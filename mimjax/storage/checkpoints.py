@@ -60,7 +60,7 @@ def write_small_arrays_whole() -> None:
     """
     handler = ocp.type_handlers.get_type_handler(jax.Array)
     if isinstance(handler, ocp.type_handlers.ArrayHandler):
-        handler._min_slice_bytes_for_replica_parallel = SLICED  # noqa: SLF001  # has no setter
+        handler._min_slice_bytes_for_replica_parallel = SLICED  # it has no setter
 
 
 class Preserved(ocp.checkpoint_managers.PreservationPolicy):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+import shutil
 import subprocess
 import sys
 from typing import Annotated, ClassVar, Literal
@@ -107,8 +109,40 @@ def test_completion_in_bash(tmp_path):
         code = f'source {script}; {setting}; _mimjax 2>/dev/null; echo "${{COMPREPLY[@]}}"'
         out = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
         assert out.stdout.split() == wanted, words
-    assert completion.script("zsh").endswith(completion.script("bash"))
-    assert "bashcompinit" in completion.script("zsh")
+
+
+# zsh's own functions, which work in its line editor alone: what would be offered, and the flags
+ZSH = """
+autoload() {}; compinit() {}; compdef() {}; _files() {}
+compset() { words[CURRENT]=${words[CURRENT]#*=} }
+compadd() {
+  while [[ $1 != -- ]]; do shift; done; shift
+  for w in "$@"; do [[ $w == ${words[CURRENT]}* ]] && print -r -- "$w"; done
+}
+"""
+
+
+def test_completion_in_zsh(tmp_path):
+    text, bash = completion.script("zsh"), completion.script("bash")
+    words = lambda script: set(re.findall(r"--[a-z_]+=?", script)) - {"--config="}
+    assert words(text) == words(bash)
+    if not shutil.which("zsh"):
+        return
+    (tmp_path / "mimjax.zsh").write_text(ZSH + text)
+    lines = {
+        ("mimjax", "tra"): ["train"],
+        ("mimjax", "train", "--workd"): ["--workdir="],
+        ("mimjax", "train", "--config=boot"): ["bootmae"],
+        ("mimjax", "train", "--config", "boot"): ["bootmae"],
+        ("mimjax", "config", "mcm"): ["mcmae"],
+        ("mimjax", "map", "--nosuch"): [],
+    }
+    for line, wanted in lines.items():
+        code = (
+            f"source {tmp_path}/mimjax.zsh; words=({' '.join(line)}); CURRENT={len(line)}; _mimjax"
+        )
+        out = subprocess.run(["zsh", "-fc", code], capture_output=True, text=True, check=False)
+        assert out.stdout.split() == wanted, (line, out.stderr)
 
 
 # ------------------------------------------------------------------ words
