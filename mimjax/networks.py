@@ -62,6 +62,7 @@ class EncoderNetwork(Network):
 
     PLUGGABLE = True
     HOME = ("mimjax.models.vit", "mimjax.models.conv_vit")
+    pos_grid = None  # see `Encoder`
 
     @property
     def behind(self) -> tuple[str, ...]:
@@ -78,6 +79,7 @@ class Predictor(Network):
 
     PLUGGABLE = True
     HOME = ("mimjax.models.decoders", "mimjax.models.regressor", "mimjax.models.heads")
+    pos_grid = None  # the encoder's, where it has fixed positions
 
     def sized(self, encoder: Student, out: int) -> Any:
         """Return this network for an encoder, with predictions [b k out]."""
@@ -121,6 +123,8 @@ class Encoder(Protocol):
       num_prefix: number of tokens before the patches; 1 = CLS, 0 = none.
       positions: the coordinate that comes first in the fixed sine-cosine table, "xy" (column first)
         or "yx"; "" = there is no such table.
+      pos_grid: rows and columns that fixed tables, those of the networks behind it too, are made
+        for where images have others, to which they are interpolated; None = those of the images.
       notes: sentences about settings that are guesses, see `Task.notes`.
     """
 
@@ -165,6 +169,9 @@ class Encoder(Protocol):
 
     @property
     def positions(self) -> str: ...
+
+    @property
+    def pos_grid(self) -> tuple[int, int] | None: ...
 
     @property
     def notes(self) -> tuple[str, ...]: ...

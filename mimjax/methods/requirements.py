@@ -58,6 +58,10 @@ def rows(task: MIM) -> Iterator[Row]:
         yield Row(not whole, "encoder.use_mask_token", "True", words)
     for name, term in task.parts(Term).items():
         yield from of_term(task, name, term)
+    enc = task.encoder
+    fixed = enc.positions or any(task.network(name).pos_grid for name in task.networks)
+    words = ["None where no network has fixed positions"]
+    yield Row(enc.pos_grid is None or fixed, "encoder.pos_grid", str(enc.pos_grid), words)
     yield from of_targets(task)
     yield from of_networks(task)
     yield from of_average(task)

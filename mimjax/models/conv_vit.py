@@ -30,7 +30,7 @@ from mimjax.models.layers import (
     xavier_uniform,
 )
 from mimjax.models.masked_conv import REACH, Place, depthwise, neighbors
-from mimjax.models.vit import check_channels, grid_of, order_of, sincos_table
+from mimjax.models.vit import check_channels, fixed_positions, grid_of, order_of
 from mimjax.patches import gather, patchify
 from mimjax.task import EncoderNetwork, Features
 from mimjax.values import Count, Index, Positive, Rate, Size
@@ -164,6 +164,7 @@ class ConvViT(EncoderNetwork):
       strides: those of the three patch embeddings; their product is the side of a patch in pixels.
       image_size: (height, width) in pixels; with fixed positions, images may have other sizes too.
       pos_embed: "sincos_xy", fixed; or "learned" (fine-tuned models), for `image_size` alone.
+      pos_grid: see `ViT`.
       fuse_layers: transformer blocks whose outputs are summed before the norm; (-1,) = the last.
       fuse_stages: whether both stages' outputs are added to that sum, each through a convolution
         (ConvMAE, section 3.1; in pretraining alone: published encoders lack these convolutions).
@@ -184,6 +185,7 @@ class ConvViT(EncoderNetwork):
     image_size: Size = (224, 224)
     mlp_ratio: Positive = 4.0
     pos_embed: Literal["sincos_xy", "learned"] = "sincos_xy"
+    pos_grid: Size | None = None
     fuse_layers: tuple[Index, ...] = (-1,)
     fuse_stages: bool = True
     skip_masked: bool = True
@@ -280,11 +282,12 @@ class ConvViT(EncoderNetwork):
         return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), self.num_prefix)
 
     def position_rows(self, grid: tuple[int, int]) -> Float[Array, "n d"]:
-        """Return fixed positions, column first, of any grid; learned ones of `image_size`."""
+        """Return fixed positions, interpolated to any grid; learned ones of `image_size`."""
         if not self.positions:
             init, shape = nn.initializers.normal(0.02), (1, self.num_patches, self.width)
             return self.param("pos_embed", init, shape, jnp.float32)[0]
-        return jnp.asarray(sincos_table(grid, self.width, self.positions))
+        made_for = self.pos_grid or self.grid
+        return jnp.asarray(fixed_positions(grid, self.width, self.positions, made_for))
 
     def stages(self, images, grid: tuple[int, int], ids, train: bool):
         """Return tokens of `ids` out of patch_embed3, [b v d], and what each stage adds to them."""

@@ -17,15 +17,17 @@ from jaxtyping import Array, Float, Int
 from mimjax import errors
 from mimjax.models.attention import Bias, run_blocks
 from mimjax.models.layers import Dtype, InitScheme, clipped_normal, dense, layer_norm, torch_uniform
-from mimjax.models.vit import FixedPositions, order_of, sincos_table
+from mimjax.models.vit import FixedPositions, fixed_positions, order_of
 from mimjax.patches import gather
 from mimjax.task import ByPlace, Encoded, Predictor, Student
 from mimjax.values import Count, Index, Positive
 
 
-def positions(grid: tuple[int, int], width: int, order: str, ids) -> Float[Array, "b k d"]:
-    """Return the rows `ids` [b k] of the fixed position table; `order` as in `sincos_table`."""
-    return jnp.asarray(sincos_table(grid, width, order))[ids]
+def positions(
+    grid: tuple[int, int], made_for: tuple[int, int] | None, width: int, order: str, ids
+) -> Float[Array, "b k d"]:
+    """Return the rows `ids` [b k] of the fixed position table; the rest as in `fixed_positions`."""
+    return jnp.asarray(fixed_positions(grid, width, order, made_for))[ids]
 
 
 class PixelHead(nn.Module):
@@ -81,8 +83,8 @@ class MAEDecoder(Predictor):
       mlp_ratio: None = that of the encoder's first convolutional stage where it has some (ConvMAE's
         code), else 4.
       pos_embed, bias, init_scheme: as in `ViT`.
-      out, grid, mask_tokens, prefix: derived. `out` is the width of a prediction, `grid` (height,
-        width) in patches. Without `mask_tokens` the encoder has put tokens at the masked patches
+      out, grid, pos_grid, mask_tokens, prefix: derived. `out` is the width of a prediction, `grid`
+        (height, width) in patches, `pos_grid` that of the encoder. Without `mask_tokens` the encoder has put tokens at the masked patches
         already (ablation c). `prefix` is the number of tokens before the patches.
     """
 
@@ -95,11 +97,12 @@ class MAEDecoder(Predictor):
     init_scheme: InitScheme = "mae"
     out: int = 0
     grid: tuple[int, int] = (0, 0)
+    pos_grid: tuple[int, int] | None = None
     mask_tokens: bool = True
     prefix: int = 1
     dtype: Dtype = jnp.float32
 
-    DERIVED = ("out", "grid", "mask_tokens", "prefix")
+    DERIVED = ("out", "grid", "pos_grid", "mask_tokens", "prefix")
 
     @property
     def positions(self) -> str:
@@ -111,6 +114,7 @@ class MAEDecoder(Predictor):
         return self.clone(
             out=out,
             grid=encoder.grid,
+            pos_grid=encoder.pos_grid,
             mask_tokens=not encoder.use_mask_token,
             prefix=encoder.num_prefix,
             mlp_ratio=self.mlp_ratio or (stages[0] if stages else 4.0),
@@ -158,7 +162,7 @@ class MAEDecoder(Predictor):
             token = jnp.broadcast_to(token.astype(x.dtype), (*ids_m.shape, self.width))
             x = jnp.concatenate([x, token], axis=1)
         ids = jnp.concatenate([ids_v, ids_m], axis=1)
-        pos = positions(self.grid, self.width, self.positions, ids)
+        pos = positions(self.grid, self.pos_grid, self.width, self.positions, ids)
         x = x + jnp.pad(pos, ((0, 0), (self.prefix, 0), (0, 0))).astype(x.dtype)  # zeros for CLS
         x = run_blocks(
             x,
@@ -189,7 +193,7 @@ class InjectedDecoder(Predictor):
       head: the last layer: "linear", "pixel" = `PixelHead`, or "mlp" = two layers with a GELU
         between (the paper's "MLP head" of the predictor).
       pos_embed, bias, init_scheme: as in `ViT`.
-      out, grid, prefix, channels: derived.
+      out, grid, pos_grid, prefix, channels: derived.
     """
 
     width: Count | None = None
@@ -202,11 +206,12 @@ class InjectedDecoder(Predictor):
     init_scheme: InitScheme = "bootmae"
     out: int = 0
     grid: tuple[int, int] = (0, 0)
+    pos_grid: tuple[int, int] | None = None
     prefix: int = 1
     channels: int = 3
     dtype: Dtype = jnp.float32
 
-    DERIVED = ("out", "grid", "prefix", "channels")
+    DERIVED = ("out", "grid", "pos_grid", "prefix", "channels")
 
     @property
     def positions(self) -> str:
@@ -217,6 +222,7 @@ class InjectedDecoder(Predictor):
         return self.clone(
             out=out,
             grid=encoder.grid,
+            pos_grid=encoder.pos_grid,
             prefix=encoder.num_prefix,
             channels=encoder.channels,
             width=self.width or encoder.width,
@@ -273,7 +279,7 @@ class InjectedDecoder(Predictor):
         x = apart(dense(self.width, "down", self.dtype)(latents), sequences)
         ids_m = ids_m.reshape(b * sequences, -1)
         token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width), jnp.float32)
-        pos = positions(self.grid, self.width, self.positions, ids_m)
+        pos = positions(self.grid, self.pos_grid, self.width, self.positions, ids_m)
         x = jnp.concatenate([x, (token + pos).astype(x.dtype)], axis=1)
         x = run_blocks(
             x,

@@ -96,7 +96,7 @@ class Regressor(Predictor):
       mlp_ratio: hidden width of the MLPs / width.
       layer_scale, drop_path: see `Branch`; the rate rises linearly over these blocks alone.
       final_norm: whether a norm stands after the last block (CAE v2 has none).
-      width, grid: derived; grid is (height, width) in patches.
+      width, grid, pos_grid: derived; the grids are (height, width) in patches, see `ViT`.
     """
 
     depth: Count = 4
@@ -107,13 +107,14 @@ class Regressor(Predictor):
     final_norm: bool = True
     width: int = 0
     grid: tuple[int, int] = (0, 0)
+    pos_grid: tuple[int, int] | None = None
     dtype: Dtype = jnp.float32
 
-    DERIVED = ("width", "grid")
+    DERIVED = ("width", "grid", "pos_grid")
     positions: ClassVar[str] = "yx"  # the coordinate that comes first in the fixed positions
 
     def sized(self, encoder: Student, out: int) -> Regressor:
-        return self.clone(width=out, grid=encoder.grid)
+        return self.clone(width=out, grid=encoder.grid, pos_grid=encoder.pos_grid)
 
     def places(self, encoder: Student, given: tuple[str, ...]) -> tuple[str, ...]:
         return () if encoder.use_mask_token else ("masked",)
@@ -160,7 +161,9 @@ class Regressor(Predictor):
         b = len(ids_m)
         latents, ids_v = apart(latents.astype(self.dtype), sequences), apart(ids_v, sequences)
         ids_m = ids_m.reshape(b * sequences, -1)
-        place = functools.partial(positions, self.grid, self.width, self.positions)
+        place = functools.partial(
+            positions, self.grid, self.pos_grid, self.width, self.positions
+        )
         pos_v, pos_m = (place(ids).astype(self.dtype) for ids in (ids_v, ids_m))
         token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width), jnp.float32)
         x = jnp.broadcast_to(token.astype(self.dtype), (*ids_m.shape, self.width))
@@ -195,7 +198,7 @@ class LatentDecoder(Predictor):
       depth: number of blocks; 0 = a linear head on the regressor's output (Table 2, no decoder).
       heads: 12 in the official code, for every width.
       mlp_ratio, layer_scale, drop_path: as in `Regressor`.
-      out, grid: derived: width of a prediction, and (height, width) in patches.
+      out, grid, pos_grid: derived: width of a prediction, and (height, width) in patches.
     """
 
     depth: Whole = 4
@@ -205,12 +208,13 @@ class LatentDecoder(Predictor):
     drop_path: Rate = 0.1
     out: int = 0
     grid: tuple[int, int] = (0, 0)
+    pos_grid: tuple[int, int] | None = None
     dtype: Dtype = jnp.float32
 
-    DERIVED = ("out", "grid")
+    DERIVED = ("out", "grid", "pos_grid")
 
     def sized(self, encoder: Student, out: int) -> LatentDecoder:
-        return self.clone(out=out, grid=encoder.grid)
+        return self.clone(out=out, grid=encoder.grid, pos_grid=encoder.pos_grid)
 
     def places(self, encoder: Student, given: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(place for place in given if place == "masked")
@@ -229,7 +233,7 @@ class LatentDecoder(Predictor):
         """Return predictions for the patches `ids` from their latents, {"masked": [b m o]}."""
         x = latents.astype(self.dtype)
         if self.depth:
-            x = x + positions(self.grid, x.shape[-1], "yx", ids).astype(self.dtype)
+            x = x + positions(self.grid, self.pos_grid, x.shape[-1], "yx", ids).astype(self.dtype)
         x = run_blocks(
             x,
             self.depth,

@@ -7,8 +7,9 @@ and decoders are no part of it. Sources: MAE (section 3), BootMAE (section 3.2),
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from mimjax.models.layers import (
     torch_uniform,
     xavier_uniform,
 )
+from mimjax.models.positions import resize_absolute
 from mimjax.patches import gather, patchify
 from mimjax.task import EncoderNetwork, Features, Network
 from mimjax.values import Count, Index, Positive, Rate, Size
@@ -57,6 +59,42 @@ def sincos_table(grid: tuple[int, int], width: int, order: str) -> np.ndarray:
     first, second = (x, y) if order == "xy" else (y, x)
     parts = [f(c[:, None] * rate) for c in (first, second) for f in (np.sin, np.cos)]
     return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def fixed_positions(
+    grid: tuple[int, int], width: int, order: str, made_for: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Return the fixed positions of a grid, float32 [n width].
+
+    Args:
+      grid: (height, width) in patches.
+      order: see `sincos_table`.
+      made_for: grid that a network was trained on. Its table is interpolated (bicubic) and not
+        computed for the new grid, whose coordinates the network has not seen; so do the fine-tuning
+        codes of MAE, BootMAE, CAE and ConvMAE. None = `grid`.
+    """
+    made_for = made_for or grid
+    table = sincos_table(made_for, width, order)
+    return resize_absolute(table[None], made_for, grid, num_prefix=0)[0]
+
+
+def at_size(encoder: Any, image_size: tuple[int, int]) -> Any:
+    """Return an encoder for images of another size; fixed positions stay those of its grid.
+
+    Args:
+      encoder: any `task.Encoder`.
+      image_size: (height, width) in pixels.
+    """
+    new = encoder.clone(image_size=tuple(image_size))
+    if not encoder.positions or "pos_grid" not in {f.name for f in dataclasses.fields(encoder)}:
+        return new
+    made_for = table_grid(encoder)
+    return new.clone(pos_grid=None if made_for == new.grid else made_for)
+
+
+def table_grid(encoder: Any) -> tuple[int, int] | None:
+    """Return rows and columns that an encoder's fixed positions are made for; None = not fixed."""
+    return tuple(encoder.pos_grid or encoder.grid) if encoder.positions else None
 
 
 def grid_of(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
@@ -94,9 +132,13 @@ class ViT(EncoderNetwork):
       patch: side of a patch in pixels.
       mlp_ratio: hidden width of the MLPs / width.
       image_size: (height, width) in pixels that the data pipeline delivers; with fixed positions
-        and without a relative bias, images of other sizes can be passed in too.
+        and without a relative bias, images of other sizes can be passed in too, to which the
+        positions are interpolated.
       pos_embed: "sincos_xy" (MAE) or "sincos_yx" (BootMAE, CAE), fixed, hence no parameter;
         "learned" (BEiT's absolute positions, a row for CLS first) or "none".
+      pos_grid: (rows, columns) that fixed positions, those of the decoders too, were made for where
+        weights of other images are continued: they are interpolated to the grid of `image_size`.
+        `init_from` fills it in; None = the grid of `image_size`.
       rel_pos: BEiT's relative position bias: "none", "shared" by all blocks or "per_block".
       layer_scale: see `Branch`; None = no factors.
       fuse_layers: blocks whose outputs are summed before the norm (MR-MAE, section 3.3); (-1,) is
@@ -121,6 +163,7 @@ class ViT(EncoderNetwork):
     image_size: Size = (224, 224)
     mlp_ratio: Positive = 4.0
     pos_embed: Literal[FixedPositions, "learned", "none"] = "sincos_xy"
+    pos_grid: Size | None = None
     rel_pos: Literal["none", "shared", "per_block"] = "none"
     layer_scale: Positive | None = None
     fuse_layers: tuple[Index, ...] = (-1,)
@@ -258,7 +301,8 @@ class ViT(EncoderNetwork):
         if not self.positions:
             return x
         grid = grid_of((images.shape[1], images.shape[2]), self.patch)
-        pos = jnp.asarray(sincos_table(grid, self.width, self.positions))
+        made_for = self.pos_grid or self.grid
+        pos = jnp.asarray(fixed_positions(grid, self.width, self.positions, made_for))
         return x + (pos if ids is None else pos[ids]).astype(x.dtype)
 
     def token_init(self):

@@ -134,9 +134,7 @@ class Export:
             return out
         for key, root in detect.TABLES[self.layout][1].items():
             if root in trees and root != "encoder":
-                prefix = self.encoder.num_prefix
-                network = self.network(root)
-                out[key] = tensors.fixed_table(network, self.encoder.grid, prefix)
+                out[key] = tensors.fixed_table(self.network(root), self.encoder)
         if not self.decoder:  # timm takes a file with a mask token for DINO v2
             assert not [k for k in out if "mask_token" in k or "decoder" in k], sorted(out)
         return out

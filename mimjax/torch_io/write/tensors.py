@@ -16,7 +16,7 @@ import numpy as np
 from mimjax import values
 from mimjax.errors import ConfigError
 from mimjax.models.positions import Grid, resize_absolute
-from mimjax.models.vit import ViT, sincos_table
+from mimjax.models.vit import ViT, at_size, fixed_positions
 from mimjax.task import Encoder
 from mimjax.torch_io.read.positions import resize_relative
 
@@ -36,11 +36,16 @@ def plain(encoder: Encoder, params: PyTree) -> tuple[Any, PyTree]:
     return encoder.plain(), jax.tree.map(np.asarray, params)
 
 
-def fixed_table(network: Any, grid: Grid, num_prefix: int) -> np.ndarray:
-    """Return a network's fixed positions [1 p+n d] as in files, with zeros for p prefix tokens."""
+def fixed_table(network: Any, encoder: Encoder) -> np.ndarray:
+    """Return fixed positions [1 p+n d] as in files, with zeros for the encoder's p prefix tokens.
+
+    Args:
+      network: the encoder, or a network behind it.
+      encoder: says the grid.
+    """
     assert network.positions, network
-    table = sincos_table(grid, network.width, network.positions)
-    return np.pad(table, ((num_prefix, 0), (0, 0)))[None]
+    table = fixed_positions(encoder.grid, network.width, network.positions, encoder.pos_grid)
+    return np.pad(table, ((encoder.num_prefix, 0), (0, 0)))[None]
 
 
 def settings(encoder: Encoder) -> dict[str, Any]:
@@ -53,8 +58,9 @@ def with_table(encoder: Encoder, params: PyTree) -> tuple[Any, PyTree]:
     """Return the encoder with fixed positions turned into a parameter, as all libraries need."""
     if not encoder.positions:
         return encoder, params
-    table = fixed_table(encoder, encoder.grid, encoder.num_prefix)
-    return encoder.clone(pos_embed="learned"), params | {"pos_embed": table}
+    table = fixed_table(encoder, encoder)
+    plain = {} if encoder.pos_grid is None else {"pos_grid": None}
+    return encoder.clone(pos_embed="learned", **plain), params | {"pos_embed": table}
 
 
 def resized(encoder: Encoder, params: PyTree, image_size: tuple[int, int]) -> tuple[Any, PyTree]:
@@ -75,9 +81,9 @@ def resized(encoder: Encoder, params: PyTree, image_size: tuple[int, int]) -> tu
         raise ConfigError(
             f"--image_size: {image_size[0]}x{image_size[1]}; allowed: multiples of {patch}"
         )
-    encoder, params = with_table(encoder, params)
-    new = encoder.clone(image_size=image_size)
-    params = dict(params)
+    new, params = at_size(encoder, image_size), dict(params)
+    if encoder.positions:
+        return with_table(new, params)
     if "pos_embed" in params:
         params["pos_embed"] = resize_absolute(
             params["pos_embed"], encoder.grid, new.grid, num_prefix=encoder.num_prefix
