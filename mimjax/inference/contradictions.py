@@ -15,10 +15,11 @@ from typing import Any
 import flax.linen as nn
 
 from mimjax.errors import ConfigError
+from mimjax.models.vit import table_grid
 from mimjax.schema import build, find_class
 from mimjax.storage import config_version
 from mimjax.storage.files import Workdir
-from mimjax.task import Reader, Task
+from mimjax.task import Encoder, EncoderNetwork, Reader, Task
 from mimjax.torch_io.read import load
 
 Say = Callable[[str], None]
@@ -73,7 +74,7 @@ def check(path: str, key: str, readers: Mapping[str, Reader], say: Say) -> None:
 def differences(reader: Reader, facts: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Yield each setting that differs, its value here and the source's."""
     if reader.network is not None:
-        mine = settings_of(reader.network)
+        mine = facts_of(reader.network)
         for name, there in facts.items():
             if name in mine and name not in TRAINING:
                 here = mine[name]
@@ -91,6 +92,18 @@ def settings_of(network: nn.Module) -> dict[str, Any]:
     """Return the settings of a network, without those that only training reads."""
     fields = [f.name for f in dataclasses.fields(network) if f.init and f.name not in TRAINING]
     return {name: getattr(network, name) for name in fields}
+
+
+def facts_of(network: nn.Module) -> dict[str, Any]:
+    """Return the settings of a network as they are compared.
+
+    The grid that fixed positions are made for may be said or follow from the images.
+    """
+    facts = settings_of(network)
+    if isinstance(network, EncoderNetwork):
+        encoder: Encoder = network
+        facts["pos_grid"] = table_grid(encoder)
+    return facts
 
 
 def plain(value: Any) -> Any:
@@ -123,7 +136,7 @@ def workdir_facts(path: str) -> tuple[str, dict[str, dict[str, Any]]]:
     for field in dataclasses.fields(task):
         value = getattr(task, field.name)
         if isinstance(value, nn.Module):
-            out[field.name] = settings_of(value)
+            out[field.name] = facts_of(value)
     statistics = {k: getattr(task, k) for k in ("mean", "std") if hasattr(task, k)}
     return file, {name: facts | statistics for name, facts in out.items()}
 

@@ -152,6 +152,8 @@ def read(
     unread = file.unread({f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys())
     with_head = " and its head" if head else ""
     lines = [f"from {file.where} (layout {file.layout!r}): the encoder{with_head}"]
+    if root != "clip":
+        lines += sizes.resizing(file, module.grid, module.num_prefix, root)
     if unread:
         lines.append(f"{len(unread)} keys not read: {load.listed(unread)}")
     return net, jax.tree.map(jnp.asarray, params), settings.lock(), lines
@@ -162,9 +164,9 @@ def trunk(file: sizes.FileTensors, net: Network, root: str) -> PyTree:
     module = net.module
     images = jnp.zeros((1, *module.image_size, len(net.mean)))
     like = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
-    grid = None if root == "clip" else module.grid  # a tower's positions keep the file's grid
-    place = file.layout, file.where, grid, module.positions
-    read = load.from_torch(file.state, {root: like}, *place)[root]
+    # a tower's positions keep the file's grid
+    place = (None, "") if root == "clip" else load.place_of(module)
+    read = load.from_torch(file.state, {root: like}, file.layout, file.where, *place)[root]
     plain = lambda path, x: jnp.ones(x.shape) if path.endswith("scale") else jnp.zeros(x.shape)
     leaves = [plain(p, x) for p, x in zip(paths(like), jax.tree.leaves(like))]
     return published.complete(read, jax.tree.unflatten(jax.tree.structure(like), leaves))

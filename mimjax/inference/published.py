@@ -164,7 +164,7 @@ def fit(
         )
     task = size_target(file, c, pretraining(schema.make_task(c, Clock(1, 1))))
     like = jax.eval_shape(initial(task), jax.random.key(0))[0]
-    place = task.encoder.grid, task.encoder.positions
+    place = load.place_of(task.encoder)
     params, absent = load.take(file.state, like, file.layout, file.where, *place)
     ema, follows = {}, "encoder" in jax.eval_shape(task.init_ema, like)
     if average and follows:
@@ -172,6 +172,7 @@ def fit(
         ema = load.from_torch(average, {"encoder": like["encoder"]}, file.layout, where, *place)
     new = settings.flatten(c.to_dict())
     lines = report(file, params, absent, {k: (old.get(k), v) for k, v in new.items()})
+    lines += derive.resizing(file, task.encoder.grid, task.encoder.num_prefix, "encoder")
     if follows:
         lines.append(f"EMA: {'the moving average of the file' if ema else 'a copy of the weights'}")
     return Imported(c.lock(), task, params, ema, absent, file, lines)

@@ -19,10 +19,10 @@ import jax
 
 from mimjax import plugs, schema, values
 from mimjax.errors import ConfigError
-from mimjax.inference import contradictions, weights
+from mimjax.inference import contradictions, resolution, weights
 from mimjax.schema import Config
 from mimjax.targets.base import Target
-from mimjax.task import Pretraining
+from mimjax.task import Encoder, EncoderNetwork, Pretraining
 from mimjax.torch_io.read.files import SUFFIXES
 
 OLD = "teacher"  # the section that named the path before targets had it
@@ -113,6 +113,8 @@ def fill(c: Config, read: bool = True) -> Config:
             if isinstance(value, nn.Module):
                 check_kind(owner, name, hint, value)
             value = owner.cls.standard.get(name) if value is None else value
+            if isinstance(value, EncoderNetwork) and read and is_file(owner.path):
+                value = with_file_s_grid(value, str(owner.path))
             put(owner.section, name, hint, value)
     return c.lock() if locked else c
 
@@ -120,6 +122,18 @@ def fill(c: Config, read: bool = True) -> Config:
 def is_workdir(path: str | None) -> bool:
     """Return whether a path names a workdir: neither a file nor noise."""
     return bool(path) and path != weights.RANDOM and not str(path).endswith(SUFFIXES)
+
+
+def is_file(path: str | None) -> bool:
+    """Return whether a path names a published file."""
+    return bool(path) and str(path).endswith(SUFFIXES)
+
+
+def with_file_s_grid(encoder: Encoder, path: str) -> Any:
+    """Return an encoder whose fixed positions are made for the grid of a file's."""
+    made_for = resolution.of_file(path) if encoder.positions else None
+    network: Any = encoder
+    return network.clone(pos_grid=made_for) if resolution.differs(encoder, made_for) else network
 
 
 def brought(owner: Owner) -> dict[str, Any]:

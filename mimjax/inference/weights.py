@@ -12,16 +12,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mimjax import rules
 from mimjax.errors import ConfigError
 from mimjax.inference import contradictions
+from mimjax.models.positions import resize_absolute
+from mimjax.models.vit import table_grid
 from mimjax.rng import step_key
 from mimjax.schema import Config
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import RUNS, Workdir, checked_path
-from mimjax.task import Frozen, Pretraining, Task
-from mimjax.torch_io.read import detect, load
+from mimjax.task import Encoder, EncoderNetwork, Frozen, Pretraining, Task
+from mimjax.torch_io.read import detect, load, positions, sizes
+from mimjax.torch_io.tables import methods
 
 PyTree = Any
 Say = Callable[[str], None]
@@ -35,9 +39,9 @@ def grid_of(task: Task) -> tuple[int, int] | None:
     return task.encoder.grid if isinstance(task, Pretraining) else None
 
 
-def order_of(task: Task) -> str:
-    """Return the coordinate that comes first in the encoder's fixed positions; "" = none does."""
-    return task.encoder.positions if isinstance(task, Pretraining) else ""
+def place_of(task: Task) -> tuple[Any, ...]:
+    """Return `grid`, `order` and `made_for` of `read_params` for what a task trains."""
+    return load.place_of(task.encoder) if isinstance(task, Pretraining) else ()
 
 
 def existing(path: str, key: str) -> Workdir:
@@ -55,6 +59,7 @@ def read_params(
     say: Say,
     grid: tuple[int, int] | None = None,
     order: str = "",
+    made_for: tuple[int, int] | None = None,
 ) -> PyTree:
     """Read parameters from a workdir or a published file; None for subtrees that it lacks.
 
@@ -62,11 +67,11 @@ def read_params(
       like: abstract parameters, {"encoder": ..., ...}.
       key: the config key, for errors.
       grid: rows and columns of the encoder's patches; learned positions are resized to them.
-      order: order of the encoder's fixed positions, see `load.from_torch`.
+      order, made_for: of the encoder's fixed positions, see `load.from_torch`.
     """
     if not path.endswith(load.SUFFIXES):
         try:
-            params = Checkpoints(existing(path, key), read_only=True).params(like)
+            params = run_params(existing(path, key), like, grid, say)
         except ConfigError as error:
             text = str(error)
             raise ConfigError(text if text.startswith(key) else f"{key}: {text}") from None
@@ -74,10 +79,42 @@ def read_params(
         return params
     state = load.read_file(path)
     layout = detect.detect(state, f"{key}: {path}: ", like)
-    out, absent = load.take(state, like, layout, f"{key}: {path}", grid, order)
+    where = f"{key}: {path}"
+    out, absent = load.take(state, like, layout, where, grid, order, made_for)
     fresh = f"; {', '.join(absent)} not in the file: random" if absent else ""
     say(f"weights: {', '.join(k for k in like if k not in absent)} from {path} ({layout}){fresh}")
+    if grid and "encoder" in like and layout != detect.OWN:
+        file = sizes.FileTensors(state, layout, where)
+        for line in sizes.resizing(file, grid, 0 if layout in methods.NO_CLS else 1, "encoder"):
+            say(line)
     return out
+
+
+def run_params(workdir: Workdir, like: PyTree, grid: tuple[int, int] | None, say: Say) -> PyTree:
+    """Read parameters from a run's newest checkpoint; learned positions are resized to `grid`."""
+    reader = Checkpoints(workdir, read_only=True)
+    run = contradictions.task_of(workdir)[1] if grid and "encoder" in like else None
+    if not isinstance(run, Pretraining) or run.encoder.grid == grid:
+        return reader.params(like)
+    encoder: Encoder = run.encoder
+    shapes = {}  # of the run's position tables
+    init = jax.eval_shape(run.init, jax.random.key(0))[0]
+    positions.in_tree(init["encoder"], lambda name, x: shapes.setdefault(name, x.shape))
+
+    def stored(name: str, x: Any) -> Any:
+        sharding = x.sharding
+        if isinstance(sharding, NamedSharding):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(shapes.get(name, x.shape), x.dtype, sharding=sharding)
+
+    def resize(name: str, x: Any) -> np.ndarray:
+        if name == "pos_embed":
+            return resize_absolute(np.asarray(x), encoder.grid, grid, 0.0, encoder.num_prefix)
+        return positions.resize_relative(np.asarray(x), encoder.grid, grid)
+
+    params = reader.params(like | {"encoder": positions.in_tree(like["encoder"], stored)})
+    say(positions.moved(encoder.grid, grid, "interpolation"))
+    return params | {"encoder": positions.in_tree(params["encoder"], resize)}
 
 
 def make_frozen(
@@ -161,7 +198,12 @@ def read_network(
       ConfigError: settings contradict each other, or the path does not hold the networks.
     """
     contradictions.check(path, owner.key, owner.readers, say)
-    tree = read_params(path, like, owner.key, say, grid)
+    network = owner.readers["encoder"].network if "encoder" in owner.readers else None
+    place: tuple[Any, ...] = ("", None)
+    if isinstance(network, EncoderNetwork):  # it reads views of the student's grid
+        encoder: Encoder = network
+        place = encoder.positions, table_grid(encoder)
+    tree = read_params(path, like, owner.key, say, grid, *place)
     count = lambda tree: len(jax.tree.leaves(tree))
     if absent := [name for name in like if count(tree[name]) < count(like[name])]:
         raise ConfigError(f"{owner.key}: {path} does not hold all of {', '.join(absent)}")

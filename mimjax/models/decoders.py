@@ -84,8 +84,9 @@ class MAEDecoder(Predictor):
         code), else 4.
       pos_embed, bias, init_scheme: as in `ViT`.
       out, grid, pos_grid, mask_tokens, prefix: derived. `out` is the width of a prediction, `grid`
-        (height, width) in patches, `pos_grid` that of the encoder. Without `mask_tokens` the encoder has put tokens at the masked patches
-        already (ablation c). `prefix` is the number of tokens before the patches.
+        (height, width) in patches, `pos_grid` that of the encoder. Without `mask_tokens` the
+        encoder has put tokens at the masked patches already (ablation c). `prefix` is the number
+        of tokens before the patches.
     """
 
     width: Count = 512

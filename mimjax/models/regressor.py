@@ -161,9 +161,7 @@ class Regressor(Predictor):
         b = len(ids_m)
         latents, ids_v = apart(latents.astype(self.dtype), sequences), apart(ids_v, sequences)
         ids_m = ids_m.reshape(b * sequences, -1)
-        place = functools.partial(
-            positions, self.grid, self.pos_grid, self.width, self.positions
-        )
+        place = functools.partial(positions, self.grid, self.pos_grid, self.width, self.positions)
         pos_v, pos_m = (place(ids).astype(self.dtype) for ids in (ids_v, ids_m))
         token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width), jnp.float32)
         x = jnp.broadcast_to(token.astype(self.dtype), (*ids_m.shape, self.width))

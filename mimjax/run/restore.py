@@ -17,7 +17,7 @@ import jax
 
 from mimjax.errors import ConfigError
 from mimjax.inference import contradictions
-from mimjax.inference.weights import existing, grid_of, order_of, read_params
+from mimjax.inference.weights import existing, place_of, read_params
 from mimjax.run.changes import check_workdir
 from mimjax.schema import Config, build
 from mimjax.storage.checkpoints import Checkpoints, Restored
@@ -226,7 +226,7 @@ def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> Tr
     """Return the state at step 0 with the weights that `init_from` names."""
     like, task = program.abstract_state.params, program.task
     contradictions.check(c.init_from, "init_from", contradictions.own_readers(task, like), say)
-    params = read_params(c.init_from, like, "init_from", say, grid_of(task), order_of(task))
+    params = read_params(c.init_from, like, "init_from", say, *place_of(task))
     params = jax.tree.map(
         lambda new, old: old if new is None else jax.device_put(new, old.sharding),
         params,

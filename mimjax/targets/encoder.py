@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from mimjax import errors, patches
 from mimjax.models.attention_maps import with_cls_attention
+from mimjax.models.vit import at_size
 from mimjax.targets.base import Path, Student, Target, target_view
 from mimjax.task import PLACES, EncoderNetwork, Key, Known, PyTree, Reader, Seen, View
 from mimjax.values import Index, Mean, Size, Std
@@ -69,7 +70,7 @@ class EncoderFeatures(Target):
             network = encoder.plain().clone(dtype=encoder.dtype)
         size = encoder.grid[0] * network.patch, encoder.grid[1] * network.patch
         if tuple(network.image_size) != size:  # its run had images of another size
-            network = network.clone(image_size=size)
+            network = at_size(network, size)
         return network.clone(channels=self.channels(encoder))
 
     def check(self, key: str, encoder: Student) -> None:

@@ -137,6 +137,13 @@ def test_init_from_a_published_file_and_from_a_workdir(name, tmp_path):
     out, again = run(tmp_path / "one", "two")
     assert f"from {tmp_path / 'one'}" in out
     same(again, params)
+    c.method.encoder.image_size = (12, 8)
+    out, larger = run(tmp_path / "encoder.safetensors", "larger")
+    assert "positions resized from 4x4 to 6x4 patches" in out
+    same(larger["encoder"], params["encoder"])
+    c.init_from = None
+    assert "continued from step 1 of this workdir" in trained(c, tmp_path / "larger")
+    c.method.encoder.image_size = (8, 8)
     out, partial = run(tmp_path / "encoder.safetensors", "three")
     assert "not in the file: random" in out
     same(partial["encoder"], params["encoder"])

@@ -14,13 +14,14 @@ import jax
 import numpy as np
 
 from mimjax.errors import ConfigError
-from mimjax.models.vit import sincos_table
+from mimjax.models.positions import Grid
 from mimjax.rules import paths
+from mimjax.task import Encoder
 from mimjax.torch_io.read import detect, positions
 from mimjax.torch_io.read.files import SUFFIXES, State, read, read_file
 from mimjax.torch_io.tables import imports, methods, teachers
 
-__all__ = ["SUFFIXES", "from_torch", "read", "read_file", "take", "to_torch"]
+__all__ = ["SUFFIXES", "from_torch", "place_of", "read", "read_file", "take", "to_torch"]
 
 PyTree = Any
 LISTED = 20  # largest number of keys that an error names
@@ -36,8 +37,9 @@ def from_torch(
     like: PyTree,
     layout: str = "auto",
     where: str = "checkpoint",
-    grid: tuple[int, int] | None = None,
+    grid: Grid | None = None,
     order: str = "",
+    made_for: Grid | None = None,
 ) -> PyTree:
     """Return parameters with the structure and shapes of `like` from a published state dict.
 
@@ -52,6 +54,7 @@ def from_torch(
       grid: (height, width) of the model in patches, to resize learned positions; None = square.
       order: coordinate that comes first in the encoder's fixed positions, "xy" or "yx"; "" = that
         of the layout.
+      made_for: (height, width) that the model's fixed positions are made for; None = any.
 
     Returns:
       A tree like `like`; None for a final norm or mask token that the file rightly lacks.
@@ -73,8 +76,14 @@ def from_torch(
     if wrong:
         count = f"{len(wrong)} tensors of layout {layout!r} do not fit: " if len(wrong) > 1 else ""
         raise ConfigError(f"{where}: {count}{listed(wrong, '; ')}")
-    check_positions(state, like, layout, where, order)
+    check_positions(state, like, layout, where, order, made_for)
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def place_of(encoder: Encoder) -> tuple[Grid, str, Grid]:
+    """Return `grid`, `order` and `made_for` of `from_torch` for a model with this encoder."""
+    grid = encoder.grid
+    return grid, encoder.positions, encoder.pos_grid or grid
 
 
 def row_in_file(layout: str, path: str, state: State) -> detect.Row | None:
@@ -102,13 +111,14 @@ def take(
     like: PyTree,
     layout: str,
     where: str,
-    grid: tuple[int, int] | None = None,
+    grid: Grid | None = None,
     order: str = "",
+    made_for: Grid | None = None,
 ) -> tuple[PyTree, list[str]]:
     """Return the parameters of those networks of `like` that are in the file.
 
     Args:
-      state, like, layout, where, grid, order: see `from_torch`; `layout` is not "auto".
+      state, like, layout, where, grid, order, made_for: see `from_torch`; `layout` is not "auto".
 
     Returns:
       The tree of `from_torch`, with None for all parameters that the file lacks, and the names of
@@ -126,7 +136,7 @@ def take(
             f"{where} has layout {layout!r} and holds no {', '.join(absent)}; its keys: "
             f"{', '.join(sorted(state)[:3])}, ..."
         )
-    params = from_torch(state, present, layout, where, grid, order)
+    params = from_torch(state, present, layout, where, grid, order, made_for)
     blank = lambda tree: jax.tree.map(lambda _: None, tree)
     optional = [p for p in paths(present) if OPTIONAL.fullmatch(p)]
     lacking = [p for p in optional if not row_in_file(layout, p, state)]
@@ -187,7 +197,7 @@ def convert(
     parts: list[np.ndarray],
     shape: tuple[int, ...],
     row: detect.Row,
-    grid: tuple[int, int] | None = None,
+    grid: Grid | None = None,
 ) -> np.ndarray:
     """Return one parameter, float32 of the given shape.
 
@@ -223,14 +233,21 @@ def convert(
     return np.ascontiguousarray(out)
 
 
-def check_positions(state: State, like: PyTree, layout: str, where: str, order: str = "") -> None:
+def check_positions(
+    state: State,
+    like: PyTree,
+    layout: str,
+    where: str,
+    order: str = "",
+    made_for: Grid | None = None,
+) -> None:
     """Check that fixed position tables in the file are those that this model computes.
 
     MAE's table is BootMAE's transposed, so a file of one would load as the other without an error
     and give wrong features.
 
     Args:
-      state, like, layout, where, order: see `from_torch`.
+      state, like, layout, where, order, made_for: see `from_torch`.
 
     Raises:
       ConfigError: a table has other values.
@@ -240,14 +257,18 @@ def check_positions(state: State, like: PyTree, layout: str, where: str, order: 
         if not expected or key not in state or network not in like or "pos_embed" in like[network]:
             continue  # the file or the model has no fixed table
         table = state[key][0, 0 if layout in methods.NO_CLS else 1 :]  # the first row is CLS's
-        side = round(len(table) ** 0.5)
-        if side * side != len(table):
-            continue  # not square, so that the grid is unknown
-        error = np.abs(table - sincos_table((side, side), table.shape[1], expected)).max()
-        if error > positions.tolerance(table):
+        kind, source = positions.fixed(table) or ("learned", None)
+        if kind != f"sincos_{expected}":
             raise ConfigError(
-                f"{where}: {key} is not the fixed sine-cosine table of layout {layout!r} "
-                f"(differs by {error:.2g}); learned positions need another encoder"
+                f"{where}: {key} is not the fixed sine-cosine table of layout {layout!r}, "
+                f"'sincos_{expected}' (it is {kind!r}); another table needs another encoder"
+            )
+        if source and made_for and source != tuple(made_for):
+            sides = [f"{g[0]}x{g[1]}" for g in (source, made_for)]
+            raise ConfigError(
+                f"{where}: {key} is of a grid of {sides[0]} patches, and this network's fixed "
+                f"positions are of {sides[1]}; allowed: pos_grid={source[0]},{source[1]} in its "
+                "encoder's settings, from which they are interpolated"
             )
 
 

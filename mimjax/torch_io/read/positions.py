@@ -8,6 +8,8 @@ PyTorch's bicubic interpolation (`models.positions`). torch is not needed.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -101,6 +103,28 @@ def resized(x: np.ndarray, shape: tuple[int, ...], ours: str, grid: Grid | None)
     if not source or not target or positions_in(target, absolute) != shape[axis]:
         return x
     return (resize_absolute if absolute else resize_relative)(x, source, target)
+
+
+def moved(source: Grid, target: Grid, how: str = "bicubic interpolation") -> str:
+    """Return the line that says which positions are resized, and how."""
+    sides = " to ".join(f"{g[0]}x{g[1]}" for g in (source, target))
+    return f"positions resized from {sides} patches ({how}, as in the official fine-tuning code)"
+
+
+def in_tree(encoder: Any, of_leaf: Callable[[str, Any], Any]) -> Any:
+    """Return an encoder's parameters with `of_leaf` of the name and value of each position table.
+
+    Args:
+      encoder: parameters by name, as dicts.
+      of_leaf: gets "pos_embed" or the name of a relative table's module.
+    """
+    out = dict(encoder)
+    for name, value in encoder.items():
+        if name == "pos_embed":
+            out[name] = of_leaf(name, value)
+        elif name.startswith("rel_pos"):
+            out[name] = {k: of_leaf(name, x) for k, x in value.items()}
+    return out
 
 
 def positions_in(grid: Grid, absolute: bool) -> int:

@@ -128,12 +128,13 @@ def scaled(file: FileTensors, path: str) -> bool:
 
 
 def patches(file: FileTensors, root: str, image_size: tuple[int, int] | None) -> Settings:
-    """Return patch, pos_embed, image_size and rel_pos of the network `root`.
+    """Return patch, pos_embed, pos_grid, image_size and rel_pos of the network `root`.
 
     Args:
       file: the file's tensors.
       root: first part of the network's paths: "encoder".
-      image_size: (height, width) in pixels; None = unknown, which is enough for square images.
+      image_size: (height, width) in pixels of the images that will be read; None = the file's,
+        which it shows if its patches fill a square or its positions are fixed.
 
     Raises:
       ConfigError: the patches are not square, or the image size is needed.
@@ -143,16 +144,18 @@ def patches(file: FileTensors, root: str, image_size: tuple[int, int] | None) ->
         raise ConfigError(f"{file.where}: patches of {list(kernel)}; allowed: square patches")
     patch, relative = kernel[2], [p for p in file.keys if "/rel_pos" in p]
     known = (image_size[0] // patch, image_size[1] // patch) if image_size else None
-    kind, grid = "none", known
+    kind, made_for = "none", None
     if table := position_table(file, root):
-        kind, grid = table_kind(file, file.state[table][0], 1, known)
-    elif relative and not known:
-        grid = positions.square(file.shape(relative[0])[0], absolute=False)
+        kind, made_for = table_kind(file, file.state[table][0], 1, known)
+    elif relative:
+        made_for = positions.square(file.shape(relative[0])[0], absolute=False)
+    grid = known or made_for
     if grid is None:
         raise ask(file, "image_size", "the image size", "--image_size=224,224")
     return {
         "patch": patch,
         "pos_embed": kind,
+        "pos_grid": made_for if kind.startswith("sincos") and made_for != grid else None,
         "image_size": (grid[0] * patch, grid[1] * patch),
         "rel_pos": "none"
         if not relative
@@ -160,6 +163,39 @@ def patches(file: FileTensors, root: str, image_size: tuple[int, int] | None) ->
         if f"{root}/rel_pos/table" in file
         else "per_block",
     }
+
+
+def fixed_grid(file: FileTensors, root: str) -> tuple[int, int] | None:
+    """Return rows and columns of a network's fixed positions; None = they are learned, or none."""
+    table = position_table(file, root)
+    x = None if table is None else file.state[table]
+    if x is None or x.ndim != 3:
+        return None
+    found = (table_kind(file, x[0], prefix, None) for prefix in (1, 0))
+    return next((grid for kind, grid in found if kind.startswith("sincos")), None)
+
+
+def resizing(file: FileTensors, grid: tuple[int, int], prefix: int, root: str) -> list[str]:
+    """Return the line that says which positions are resized; [] = none are.
+
+    Args:
+      file: the file's tensors.
+      grid: (height, width) of the model in patches.
+      prefix: number of the encoder's tokens before the patches.
+      root: first part of the network's paths.
+    """
+    relative = [p for p in file.keys if p.startswith(f"{root}/rel_pos")]
+    source, how = None, "bicubic interpolation"
+    if table := position_table(file, root):
+        source = table_kind(file, file.state[table][0], prefix, grid)[1]
+    elif relative:
+        source, how = (
+            positions.square(file.shape(relative[0])[0], absolute=False),
+            "spline over distances",
+        )
+    if source is None or source == tuple(grid):
+        return []
+    return [positions.moved(source, grid, how)]
 
 
 def position_table(file: FileTensors, root: str) -> str | None:
@@ -182,7 +218,7 @@ def table_kind(
       grid: (height, width) of the model in patches, if known.
 
     Returns:
-      A value of `vit.ViT.pos_embed`, and (height, width) in patches; None = unknown.
+      A value of `vit.ViT.pos_embed`, and (height, width) of the table in patches; None = unknown.
     """
     count = table.shape[0] - prefix
     if grid and grid[0] * grid[1] != count:
@@ -231,7 +267,10 @@ def conv_vit(file: FileTensors, image_size: tuple[int, int] | None = None) -> Se
     patch, width = int(np.prod(strides)), kernels[2][0]
     table = position_table(file, "encoder")
     known = (image_size[0] // patch, image_size[1] // patch) if image_size else None
-    kind, grid = table_kind(file, file.state[table][0], 0, known) if table else ("sincos_xy", known)
+    kind, made_for = "sincos_xy", known
+    if table:
+        kind, made_for = table_kind(file, file.state[table][0], 0, known)
+    grid = known or made_for
     if grid is None:
         raise ask(file, "image_size", "the image size", "--image_size=224,224")
     stage = lambda k: f"encoder/stage{k}_block_00"
@@ -248,6 +287,7 @@ def conv_vit(file: FileTensors, image_size: tuple[int, int] | None = None) -> Se
         "image_size": (grid[0] * patch, grid[1] * patch),
         "mlp_ratio": hidden("encoder/block_00/mlp/fc1/kernel", width),
         "pos_embed": kind,
+        "pos_grid": made_for if kind.startswith("sincos") and made_for != grid else None,
         "fuse_stages": "encoder/stage1_fuse/kernel" in file,
     }
 

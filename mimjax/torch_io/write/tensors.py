@@ -15,7 +15,7 @@ import numpy as np
 
 from mimjax import values
 from mimjax.errors import ConfigError
-from mimjax.models.positions import Grid, resize_absolute
+from mimjax.models.positions import resize_absolute
 from mimjax.models.vit import ViT, at_size, fixed_positions
 from mimjax.task import Encoder
 from mimjax.torch_io.read.positions import resize_relative
