@@ -111,15 +111,15 @@ def moved(source: Grid, target: Grid, how: str = "bicubic interpolation") -> str
     return f"positions resized from {sides} patches ({how}, as in the official fine-tuning code)"
 
 
-def in_tree(encoder: Any, of_leaf: Callable[[str, Any], Any]) -> Any:
+def in_tree(params: Any, of_leaf: Callable[[str, Any], Any]) -> Any:
     """Return an encoder's parameters with `of_leaf` of the name and value of each position table.
 
     Args:
-      encoder: parameters by name, as dicts.
+      params: parameters by name, as dicts.
       of_leaf: gets "pos_embed" or the name of a relative table's module.
     """
-    out = dict(encoder)
-    for name, value in encoder.items():
+    out = dict(params)
+    for name, value in params.items():
         if name == "pos_embed":
             out[name] = of_leaf(name, value)
         elif name.startswith("rel_pos"):
