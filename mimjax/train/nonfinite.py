@@ -19,8 +19,9 @@ import optax
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from mimjax import rules, sharding, stopping
+from mimjax import sharding, stopping
 from mimjax.inference.reconstruction import eval_step
+from mimjax.storage.verdicts import by_path
 from mimjax.task import Batch, PyTree, Task, TrainState
 from mimjax.train import metrics as m
 from mimjax.train.run import Run
@@ -51,34 +52,35 @@ def recover(run: Run, compiled: Any, error: m.NonFiniteError) -> TrainState:
         run.publish()
         raise error
     run.log.say(f"{', '.join(error.names)} not finite at step {error.last}: rolling back")
-    _, broken = replay(run, compiled, error.last, check=True)
-    step, names = broken or (error.last, error.names)
-    state, _ = replay(run, compiled, step - 1)
-    run.log.truncate(step - 1, rollbacks=True)
-    times = f"({used + 1} of at most {most}); the run continues from step {step - 1}"
-    if broken is None:
+    first = error
+    try:
+        replay(run, compiled, error.last, check=True)
+    except m.NonFiniteError as raised:
+        first = raised.with_traceback(None)  # its frames keep the broken state in memory
+    step = first.last - 1
+    state = replay(run, compiled, step)
+    run.log.truncate(step, rollbacks=True)
+    times = f"({used + 1} of at most {most}); the run continues from step {step}"
+    if first is error:
         run.flukes += 1
         run.log.warn(
-            step,
+            first.last,
             "the same steps, made again from the last checkpoint, were finite, with the same "
             "program and input: suspect the hardware, or a kernel that is not deterministic. "
             f"Nothing is left out {times}",
         )
         return state
-    facts = examine(run, state, step, names)
-    run.log.warn(step, f"{describe(facts)} The batch is left out {times}", nonfinite=facts)
+    facts = examine(run, state, first)
+    run.log.warn(first.last, f"{describe(facts)} The batch is left out {times}", nonfinite=facts)
     run.skipped = (*run.skipped, facts["skipped"])
     return state
 
 
-def replay(
-    run: Run, compiled: Any, last: int, check: bool = False
-) -> tuple[TrainState, tuple[int, list[str]] | None]:
-    """Make the updates from the newest checkpoint to `last` again.
+def replay(run: Run, compiled: Any, last: int, check: bool = False) -> TrainState:
+    """Make the updates from the newest checkpoint to `last` again, and return the state after them.
 
-    Returns:
-      The state after them. With `check` it ends at the first update that is not finite: its number
-      and the names of its metrics; None = all were finite.
+    Raises:
+      NonFiniteError: with `check`, of the first update that is not finite.
     """
     restored = run.checkpoints.newest(run.setup.program.abstract_state, run.log.say)
     if restored is None:
@@ -90,19 +92,16 @@ def replay(
             stopping.sync()
             state, metrics = compiled(state, run.frozen, sharding.to_global(mesh, batch))
             if check:
-                try:
-                    m.fetch(metrics, step, step)
-                except m.NonFiniteError as error:
-                    return state, (step, error.names)
-    return state, None
+                m.fetch(metrics, step, step)
+    return state
 
 
-def examine(run: Run, state: TrainState, step: int, names: list[str]) -> dict[str, Any]:
-    """Return what is not finite in update `step`, as metrics.jsonl keeps it.
+def examine(run: Run, state: TrainState, error: m.NonFiniteError) -> dict[str, Any]:
+    """Return what is not finite in an update, as metrics.jsonl keeps it.
 
     Args:
       state: the state before the update.
-      names: the metrics that are not finite.
+      error: of the update.
 
     Returns:
       "step", "metrics"; "parameters": paths of parameters whose gradient is not finite -> share of
@@ -110,26 +109,24 @@ def examine(run: Run, state: TrainState, step: int, names: list[str]) -> dict[st
       data of examples whose own error is not finite (None where the task has no error per example);
       "batch": those of all examples; "skipped": the number of the batch.
     """
-    program = run.setup.program
-    with run.feed(step - 1, step) as batches:
+    program, before = run.setup.program, error.last - 1
+    with run.feed(before, error.last) as batches:
         batch = sharding.to_global(program.mesh, next(batches))
     shares, errors = jax.device_get(
         faults(state, run.frozen, batch, task=program.task, seed=program.seed, accum=program.accum)
     )
-    named = zip(rules.paths(shares), jax.tree.leaves(shares), strict=True)
-    broken = {path: round(float(share), 4) for path, share in named if share}
-    places, bad = run.data.indices(step - 1), None
+    shares, places, bad = by_path(shares), run.data.indices(before), None
+    broken = {path: round(float(share), 4) for path, share in shares.items() if share}
     if errors is not None:
-        fine = np.isfinite(errors).reshape(len(places), -1).all(1)
-        bad = [int(i) for i in places[~fine]]
+        bad = places[~np.isfinite(errors).reshape(len(places), -1).all(1)].tolist()
     return {
-        "step": step,
-        "metrics": names,
+        "step": error.last,
+        "metrics": error.names,
         "parameters": dict(sorted(broken.items(), key=lambda x: -x[1])[: 4 * FEW]),
-        "of": [len(broken), len(jax.tree.leaves(program.abstract_state.params))],
+        "of": [len(broken), len(shares)],
         "examples": bad,
-        "batch": [int(i) for i in places],
-        "skipped": run.data.place(step - 1),
+        "batch": places.tolist(),
+        "skipped": run.data.place(before),
     }
 
 
@@ -159,18 +156,16 @@ def describe(facts: dict[str, Any]) -> str:
     """Return the facts of `examine` as sentences."""
     few = lambda names: ", ".join(map(str, names[:FEW])) + (", ..." if len(names) > FEW else "")
     (count, total), bad, batch = facts["of"], facts["examples"], facts["batch"]
-    where = (
-        f"Gradients that are not finite: {count} of {total} parameters "
-        f"({few(list(facts['parameters']))})."
-        if count
-        else "Every gradient is finite: the update itself overflows; lower the rate."
-    )
-    which = ""
-    if bad and len(bad) < len(batch):
-        which = f"Examples whose error is not finite: {few(bad)} ({len(bad)} of the batch). "
-    elif bad:
+    where = "Every gradient is finite: the update itself overflows; lower the rate."
+    if count:
+        names = few(list(facts["parameters"]))
+        where = f"Gradients that are not finite: {count} of {total} parameters ({names})."
+    which = "No single example's error is broken in an evaluation of the batch. "
+    if bad is None:
+        which = ""
+    elif len(bad) == len(batch):
         which = "Every example's error is not finite: the weights, not the data. "
-    elif bad is not None:
-        which = "No single example's error is broken in an evaluation of the batch. "
+    elif bad:
+        which = f"Examples whose error is not finite: {few(bad)} ({len(bad)} of the batch). "
     names = ", ".join(facts["metrics"])
     return f"{names} not finite. {where} {which}Batch: {few(batch)} ({len(batch)} examples)."
