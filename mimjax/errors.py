@@ -8,6 +8,7 @@ annotation (`values`); the checks here concern several settings of one network.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 
 
 class ConfigError(ValueError):
@@ -43,6 +44,18 @@ class Exit(enum.IntEnum):
     NO_ANSWER = 76  # another process, or a step, did not answer in time
     INTERRUPTED = 130  # Ctrl-C; a run has saved
     ENDED = 143  # SIGTERM or SIGUSR1 where there was nothing to save
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message; where it says nothing, the error's class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 SIGNALS = (Exit.STOPPED, Exit.INTERRUPTED, Exit.ENDED)

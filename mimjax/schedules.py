@@ -192,8 +192,8 @@ class Constant(Warmup, Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
-class MAECosine(Warmup, Schedule):
-    """MAE's rate, from fractional epochs: peak * e / w, then min + (peak - min) (1 + cos) / 2.
+class _Falling(Warmup, Schedule):
+    """What the learning rates share that fall after their warm-up, MAE's as a rule.
 
     Attributes:
       warmup_epochs, warmup_steps: see `Warmup`.
@@ -206,25 +206,32 @@ class MAECosine(Warmup, Schedule):
 
     def rate(self, step: Any, clock: Clock, peak: float) -> jax.Array:
         warmup = self.warmup(clock)
-        rest = clock.total_steps - warmup
-        falling = cosine(peak, self.min_lr, clock.total_steps - step, rest)
-        return jnp.where(step < warmup, peak * step / max(warmup, 1), falling)
+        return jnp.where(step < warmup, peak * step / max(warmup, 1), self.fall(step, clock, peak))
+
+    def fall(self, step: Any, clock: Clock, peak: float) -> jax.Array:
+        """Return the rate at a step after the warm-up."""
+        rest = clock.total_steps - self.warmup(clock)
+        return cosine(peak, self.min_lr, clock.total_steps - step, rest)
 
 
 @dataclasses.dataclass(frozen=True)
-class BEiTCosine(Warmup, Schedule):
+class MAECosine(_Falling):
+    """MAE's rate, from fractional epochs: peak * e / w, then min + (peak - min) (1 + cos) / 2.
+
+    Attributes:
+      warmup_epochs, warmup_steps, min_lr: see `_Falling`.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class BEiTCosine(_Falling):
     """The table of BEiT's and BootMAE's code: linspace(0, peak, w), then a cosine over the rest.
 
     The warm-up of w steps includes both ends, and the last entry is one step short of the minimum.
 
     Attributes:
-      warmup_epochs, warmup_steps: see `Warmup`.
-      min_lr: absolute rate at the end.
+      warmup_epochs, warmup_steps, min_lr: see `_Falling`.
     """
-
-    warmup_epochs: NonNegative = 40.0
-    warmup_steps: Whole | None = None
-    min_lr: NonNegative = 0.0
 
     def rate(self, step: Any, clock: Clock, peak: float) -> jax.Array:
         warmup = int(self.warmup(clock))
@@ -234,23 +241,19 @@ class BEiTCosine(Warmup, Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
-class WSD(Warmup, Schedule):
+class WSD(_Falling):
     """Warm-up, stable rate, decay (Hu et al. 2024, arXiv:2404.06395).
 
     The defaults are the best ones of Haegele et al. 2024 (arXiv:2405.18392): a decay over a fifth
     of the run by 1 - sqrt. Until it begins, a run is the same at any length.
 
     Attributes:
-      warmup_epochs, warmup_steps: see `Warmup`.
-      min_lr: absolute rate at the end.
+      warmup_epochs, warmup_steps, min_lr: see `_Falling`.
       decay_share: share of all steps over which the rate falls.
       form: of the fall from 1 to 0 where t goes from 0 to 1: "linear" = 1 - t, "cosine" =
         (1 + cos(pi t)) / 2, "sqrt" = 1 - sqrt(t).
     """
 
-    warmup_epochs: NonNegative = 40.0
-    warmup_steps: Whole | None = None
-    min_lr: NonNegative = 0.0
     decay_share: Some = 0.2
     form: Literal["linear", "cosine", "sqrt"] = "sqrt"
 
@@ -265,8 +268,8 @@ class WSD(Warmup, Schedule):
                 f"{rest / clock.total_steps:.3g}, or a shorter {where}.{self.warmup_key}"
             )
 
-    def rate(self, step: Any, clock: Clock, peak: float) -> jax.Array:
-        warmup, steps = self.warmup(clock), self.decay_share * clock.total_steps
+    def fall(self, step: Any, clock: Clock, peak: float) -> jax.Array:
+        steps = self.decay_share * clock.total_steps
         left = jnp.clip((clock.total_steps - step) / steps, 0, 1)  # 1 until the decay begins
         if self.form == "linear":
             factor = left
@@ -274,8 +277,7 @@ class WSD(Warmup, Schedule):
             factor = cosine(1.0, 0.0, left, 1)
         else:
             factor = 1 - jnp.sqrt(1 - left)
-        falling = self.min_lr + (peak - self.min_lr) * factor
-        return jnp.where(step < warmup, peak * step / max(warmup, 1), falling)
+        return self.min_lr + (peak - self.min_lr) * factor
 
     def words(self) -> str:
         return (
@@ -285,7 +287,7 @@ class WSD(Warmup, Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
-class RSqrt(Warmup, Schedule):
+class RSqrt(_Falling):
     """Inverse square root of the steps after the warm-up, with an optional linear cooldown.
 
     As decay_type "rsqrt" of big_vision's `create_learning_rate_schedule` (utils.py; Zhai et al.
@@ -299,9 +301,6 @@ class RSqrt(Warmup, Schedule):
       cooldown_steps: length of the last line; with 0 steps nothing depends on the run's length.
     """
 
-    warmup_epochs: NonNegative = 40.0
-    warmup_steps: Whole | None = None
-    min_lr: NonNegative = 0.0
     timescale: Positive = 10_000.0
     cooldown_steps: Whole = 0
 
@@ -314,14 +313,13 @@ class RSqrt(Warmup, Schedule):
                 f"{rest:g} steps; allowed: at most that many"
             )
 
-    def rate(self, step: Any, clock: Clock, peak: float) -> jax.Array:
-        warmup = self.warmup(clock)
-        falling = peak / jnp.sqrt(1 + jnp.maximum(step - warmup, 0) / self.timescale)
-        falling = jnp.maximum(falling, self.min_lr)
+    def fall(self, step: Any, clock: Clock, peak: float) -> jax.Array:
+        since = jnp.maximum(step - self.warmup(clock), 0)
+        falling = jnp.maximum(peak / jnp.sqrt(1 + since / self.timescale), self.min_lr)
         if self.cooldown_steps:
             left = jnp.clip((clock.total_steps - step) / self.cooldown_steps, 0, 1)
             falling = self.min_lr + (falling - self.min_lr) * left
-        return jnp.where(step < warmup, peak * step / max(warmup, 1), falling)
+        return falling
 
     def words(self) -> str:
         falls = f"warm-up {self.warmup_words}, then 1 / sqrt(1 + steps / {self.timescale:g})"

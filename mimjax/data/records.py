@@ -15,7 +15,7 @@ from PIL import Image
 
 from mimjax.data.decoding import MAX_PIXELS, Decoding, decode
 from mimjax.data.images import Lazy, fingerprint
-from mimjax.task import ConfigError
+from mimjax.errors import ConfigError, first_line
 
 
 @dataclasses.dataclass
@@ -78,10 +78,10 @@ class RecordsSplit(Lazy):
         try:
             return tfds.builder(self.dataset, data_dir=self.data_dir)
         except Exception as err:  # tfds raises many kinds, some with pages of suggestions
-            first_line = (str(err).strip().splitlines() or [""])[0]
             raise ConfigError(
                 f"data.source.dataset: cannot open {self.dataset!r} in "
-                f"{self.data_dir or 'the default data_dir'} ({type(err).__name__}: {first_line})"
+                f"{self.data_dir or 'the default data_dir'} "
+                f"({type(err).__name__}: {first_line(err)})"
             ) from err
 
     @functools.cached_property
@@ -93,10 +93,10 @@ class RecordsSplit(Lazy):
         try:
             return self._builder.as_data_source(split=self._tfds_split, decoders=decoders)
         except Exception as err:
-            first_line = (str(err).strip().splitlines() or [""])[0]
             raise ConfigError(
-                f"data.source.dataset: {self.dataset!r} is not readable by index ({first_line}); "
-                "allowed: data sets stored as array_record, with the array_record package"
+                f"data.source.dataset: {self.dataset!r} is not readable by index "
+                f"({first_line(err)}); allowed: data sets stored as array_record, with the "
+                "array_record package"
             ) from err
 
     def __len__(self) -> int:

@@ -22,8 +22,7 @@ PREDICTORS = {
     "mean_image_error": "mean training image",
     "visible_mean_error": "mean of the image's visible patches",
 }
-CODE_PREDICTORS = {
-    "masked_error": "the model",
+CODE_PREDICTORS = PREDICTORS | {
     "mean_image_error": "frequencies at the place in training images",
     "visible_mean_error": "frequencies in the image's visible patches",
 }

@@ -40,17 +40,10 @@ def block_mask(
     Rectangles are drawn until the count is reached; the remainder is filled at random should a
     rectangle fail MAX_TRIES times.
     """
-    height, width = grid
-    mask = np.zeros(grid, bool)
-    count = 0
-    while count < num_block:
-        new = add_rectangle(rng, mask, min(num_block - count, max_block), min_block, min_aspect)
-        if not new:
-            free = np.flatnonzero(~mask.reshape(-1))
-            mask.reshape(-1)[rng.sample(list(free), num_block - count)] = True
-            break
-        count += new
-    return mask.reshape(height * width)
+    mask = block_mask_at_most(rng, grid, num_block, min_block, max_block, min_aspect, MAX_TRIES)
+    if lacking := num_block - int(mask.sum()):
+        mask[rng.sample(list(np.flatnonzero(~mask)), lacking)] = True
+    return mask
 
 
 def block_mask_at_most(
@@ -60,6 +53,7 @@ def block_mask_at_most(
     min_block: int = 16,
     max_block: int = 75,
     min_aspect: float = 0.3,
+    tries: int = ATTEMPTS,
 ) -> np.ndarray:
     """BEiT's own generator: stops short of `num_block` when ten tries add nothing.
 
@@ -68,7 +62,7 @@ def block_mask_at_most(
     mask, count, new = np.zeros(grid, bool), 0, 1
     while count < num_block and new:
         cap = min(num_block - count, max_block)
-        new = add_rectangle(rng, mask, cap, min_block, min_aspect, ATTEMPTS)
+        new = add_rectangle(rng, mask, cap, min_block, min_aspect, tries)
         count += new
     return mask.reshape(-1)
 
@@ -79,7 +73,7 @@ def add_rectangle(
     cap: int,
     min_block: int,
     min_aspect: float,
-    tries: int = MAX_TRIES,
+    tries: int,
 ) -> int:
     """Masks one random rectangle with 1..cap new patches in place; returns how many (0 = gave up).
 

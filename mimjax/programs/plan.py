@@ -24,6 +24,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
+from mimjax import errors
 from mimjax.errors import ConfigError
 from mimjax.inference import teachers
 from mimjax.programs import cli, parser
@@ -82,14 +83,9 @@ def find_devices(topology: str) -> tuple[list[Any], float | None]:
         slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         raise ConfigError(
-            f"topology: {topology}: {first_line(error)}; allowed: for example {EXAMPLES}"
+            f"topology: {topology}: {errors.first_line(error)}; allowed: for example {EXAMPLES}"
         ) from None
     return list(slice_.devices), HBM[kind] * GIB
-
-
-def first_line(error: BaseException) -> str:
-    """An error of jax or XLA in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def make(c: Config, devices: list[Any], small: int | None = None):
@@ -121,7 +117,7 @@ def compile_program(program, hbm: float | None):
         if "RESOURCE_EXHAUSTED" not in str(error) or hbm is None:
             raise
         used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
-        said = f"uses {used[1]} of {used[2]}" if used else first_line(error)
+        said = f"uses {used[1]} of {used[2]}" if used else errors.first_line(error)
         raise ConfigError(
             f"memory: the step does not fit: {said} per chip; allowed: a smaller batch_size, a "
             "larger accum, mesh.fsdp, or method.encoder.remat"

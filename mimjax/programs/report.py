@@ -89,7 +89,7 @@ def recipe_of(record: Record) -> Recipe | None:
 def original(text: str, record: Record) -> dict[str, Any] | None:
     """Return the settings of a config by dotted name; None = it is not one of the run's task."""
     from mimjax.run import config_files
-    from mimjax.run.setup import resolved
+    from mimjax.storage.settings import resolved
 
     try:
         settings = resolved(config_files.load(text))

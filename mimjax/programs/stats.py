@@ -49,10 +49,8 @@ def main() -> None:
     if f.config is not None:
         if f["channels"].present:
             raise ConfigError("--channels: with --config; allowed: --config.data.channels")
-        source, bad_files = (
-            configured.make_split(f.config, "train"),
-            configured.make_bad_files(f.config),
-        )
+        source = configured.make_split(f.config, "train")
+        bad_files = configured.make_bad_files(f.config)
     else:
         options = {} if f.channels == 3 else {"channels": f.channels}
         source = make_source("folder", "train", path=f.images, test_fraction=0.0, **options)

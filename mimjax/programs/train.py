@@ -39,7 +39,7 @@ def main() -> None:
     """Train, or continue, one run or a run for each seed."""
     # after the processes are joined: this asks for devices
     from mimjax.run import config_files
-    from mimjax.run.setup import resolved
+    from mimjax.storage.settings import resolved
 
     name, config, workdir = parser.config_text(), flags.FLAGS.config, flags.FLAGS.workdir
     recipe = name, resolved(config_files.load(name))

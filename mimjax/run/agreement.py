@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import pathlib
 
 import jax
@@ -38,9 +37,8 @@ def check(c: Config, data: Pipeline, workdir: str) -> None:
 
 def facts(c: Config, data: Pipeline, workdir: str) -> dict[str, str]:
     """Return what must be the same in all processes, by the name that an error gives it."""
-    flat = settings.flatten(json.loads(settings.to_json(c)))
     return {
-        **{key: repr(value) for key, value in flat.items()},
+        **{key: repr(value) for key, value in settings.resolved(c).items()},
         "--workdir": workdir,
         "the number of images": f"{len(data.source):,}",
         "the data's fingerprint": data.fingerprint,

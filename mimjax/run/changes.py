@@ -22,7 +22,7 @@ from mimjax.errors import ConfigError
 from mimjax.inference import teachers
 from mimjax.schema import Config
 from mimjax.storage.files import Workdir
-from mimjax.storage.settings import flatten, to_json
+from mimjax.storage.settings import flatten, resolved, to_json
 from mimjax.task import Clock
 from mimjax.train.optimizers import ByStep
 from mimjax.train.program import Program
@@ -202,7 +202,7 @@ def check_workdir(
         return {}
     if saved.get("task") == c.task:  # what an older version took from the student unsaid
         saved = json.loads(to_json(teachers.fill(ConfigDict(saved), read=False)))
-    old, new = flatten(saved), flatten(json.loads(to_json(c)))
+    old, new = flatten(saved), resolved(c)
     # the task first: where it differs, it is why the settings of the method differ
     keys = sorted(old.keys() | new.keys(), key=lambda k: (k != "task", k))
     changed = [k for k in keys if old.get(k) != new.get(k)]

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Iterator
 
 import jax
 from absl.flags import FlagValues
+
+from mimjax import errors
 
 # messages of XLA and the GPU driver; jax has one exception class for all their errors
 SHORT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|CUDA_ERROR_OUT_OF_MEMORY|out of memory", re.I)
@@ -25,12 +26,11 @@ def explain(error: BaseException, flags: FlagValues) -> str:
     Args:
       flags: of the program; one with --config trains, so the line names settings of the run.
     """
-    shortage = next((e for e in causes(error) if is_shortage(e)), None)
+    shortage = next((e for e in errors.causes(error) if is_shortage(e)), None)
     if shortage is None:
         return ""
     kind = "memory of the host" if isinstance(shortage, MemoryError) else "device memory"
-    said = (str(shortage).strip().splitlines() or [type(shortage).__name__])[0]
-    said = said.removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")[:LONGEST]
+    said = errors.first_line(shortage).removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")[:LONGEST]
     notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()) if "\n" not in note)
     if "config" in flags and flags["config"].value is not None:
         host = ["fewer data.workers", "a smaller eval.max_images"]
@@ -43,13 +43,6 @@ def explain(error: BaseException, flags: FlagValues) -> str:
         ways = [f"--{name} below {flags[name].value}" for name in names]
         ways, more = ways or ["a machine with more memory"], ""
     return f"out of {kind}: {said}{notes}; allowed: {', '.join(ways)}{more}"
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the error and those that it was raised from."""
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def is_shortage(error: BaseException) -> bool:

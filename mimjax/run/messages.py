@@ -21,6 +21,7 @@ from mimjax import __version__, rules
 from mimjax.data.configured import source_config
 from mimjax.evaluators.pictures import PictureWriter
 from mimjax.models.attention_maps import num_blocks
+from mimjax.run import report
 from mimjax.schedules import in_words
 from mimjax.schema import Config, build, defaults
 from mimjax.task import Pretraining, Task, View
@@ -157,9 +158,7 @@ def end_lines(run: Run) -> str:
 
 def newest_picture(workdir: Workdir) -> str:
     """Return the path of the newest reconstruction; "" where there is none."""
-    folder = workdir.file("pictures")
-    names = [p.name for p in folder.iterdir()] if folder.exists() else []
-    names = sorted(n for n in names if n.startswith("reconstruction_") and n.endswith(".png"))
+    names = report.reconstructions(workdir)
     return typed_path(workdir.file(f"pictures/{names[-1]}")) if names else ""
 
 

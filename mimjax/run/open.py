@@ -23,7 +23,7 @@ from mimjax.data.index import INDEX_FILE, Index
 from mimjax.inference import weights
 from mimjax.run import agreement, changes, messages, report, restore
 from mimjax.run.sections import Boards
-from mimjax.run.setup import make_clock, make_length, resolved
+from mimjax.run.setup import make_clock, make_length
 from mimjax.schema import Config, build
 from mimjax.storage import settings
 from mimjax.storage.checkpoints import Checkpoints, versions
@@ -94,15 +94,7 @@ def _begin(setup: Setup, log: Log, lock: RunLock, recipe: tuple[str, dict[str, A
     changed = changes.check_workdir(c, workdir, settings_before, say)
     say(block)
     say_files(setup, kept_index(str(workdir.path)), say)
-    decided, restored = restore.own_start(
-        workdir,
-        reader,
-        program.abstract_state,
-        say,
-        restart=c.restart,
-        resume=c.resume,
-        init_from=c.init_from,
-    )
+    decided, restored = restore.own_start(workdir, reader, program.abstract_state, c, say)
     meta = restored.meta if restored else {}
     sample = functools.partial(sample_images, c, setup.data)
     frozen, sources = weights.make_frozen(
@@ -126,7 +118,7 @@ def _begin(setup: Setup, log: Log, lock: RunLock, recipe: tuple[str, dict[str, A
     if setup.bench:
         setup.bench.write, setup.bench.warn = log.picture, log.warn
     config = json.loads(settings.config_json(c))
-    known = versions(), resolved(c), recipe, setup.task.story
+    known = versions(), settings.resolved(c), recipe, setup.task.story
     return Run(
         setup=setup,
         log=log,

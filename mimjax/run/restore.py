@@ -114,18 +114,15 @@ def own_start(
     workdir: Workdir,
     checkpoints: Checkpoints,
     like: TrainState,
+    c: Config,
     say: Say,
-    *,
-    restart: bool = False,
-    resume: str | None = None,
-    init_from: str | None = None,
 ) -> tuple[Start, Restored | None]:
     """Read the workdir's checkpoints and decide where the run starts; nothing is moved yet.
 
     Args:
       like: the abstract state into which checkpoints are restored.
+      c: decides by its settings restart, resume and init_from.
       say: gets lines for screen and log.
-      restart, resume, init_from: the settings of these names.
 
     Returns:
       The decision, and the newest checkpoint that can be read (None = there is none).
@@ -134,9 +131,9 @@ def own_start(
       ConfigError: see `choose`.
     """
     outcomes, restored = checkpoints.survey(like, say)
-    began = records(workdir)
-    start = choose(str(workdir.path), outcomes, began, restart, resume, init_from)
-    if restart and start.kind == "continue":
+    where, began = str(workdir.path), records(workdir)
+    start = choose(where, outcomes, began, c.restart, c.resume, c.init_from)
+    if c.restart and start.kind == "continue":
         say("restart: True has no effect: the run can be continued (anew: another --workdir)")
     for outcome in start.damaged:
         say(f"WARNING: checkpoint {in_words(outcome)}")

@@ -89,8 +89,21 @@ class Data:
     threads: Count = 8
 
 
+class Named:
+    """Sections of plugs by name: shipped ones are fields, those of other names stand in `extra`."""
+
+    EXTRA: ClassVar[type]  # the base class of the plugs
+    DERIVED: ClassVar[tuple[str, ...]] = ("extra",)
+    extra: dict[str, Any]
+
+    @property
+    def by_name(self) -> dict[str, Any]:
+        """The plugs that are there, by section name and in the order of the fields."""
+        return {k: v for k, v in (vars(self) | self.extra).items() if isinstance(v, self.EXTRA)}
+
+
 @dataclasses.dataclass(frozen=True)
-class Eval:
+class Eval(Named):
     """What is measured beside training: one section per evaluator, None = it is off.
 
     A section of any other name holds an evaluator of the user's own; `mimjax/evaluators/base.py`
@@ -108,8 +121,7 @@ class Eval:
       extra: the evaluators of sections of other names, by name.
     """
 
-    EXTRA: ClassVar[type] = Evaluator  # what a section of another name may hold
-    DERIVED: ClassVar[tuple[str, ...]] = ("extra",)
+    EXTRA = Evaluator
 
     every: Whole = 5000
     batch_size: Count | None = None
@@ -120,16 +132,9 @@ class Eval:
     pictures: Evaluator | None = Pictures()
     extra: dict[str, Evaluator] = dataclasses.field(default_factory=dict)
 
-    @property
-    def evaluators(self) -> dict[str, Evaluator]:
-        """The evaluators that are on by section name, in the order in which they run."""
-        names = ("error", "health", "probes", "pictures")
-        shipped = {name: getattr(self, name) for name in names}
-        return {name: e for name, e in (shipped | self.extra).items() if e is not None}
-
 
 @dataclasses.dataclass(frozen=True)
-class Boards:
+class Boards(Named):
     """Where curves and pictures are shown besides the workdir's own files; None = not there.
 
     A section of any other name holds a board of the user's own; `mimjax/train/boards.py` describes
@@ -139,18 +144,11 @@ class Boards:
       extra: the boards of sections of other names, by name.
     """
 
-    EXTRA: ClassVar[type] = Board  # what a section of another name may hold
-    DERIVED: ClassVar[tuple[str, ...]] = ("extra",)
+    EXTRA = Board
 
     tensorboard: Board | None = dataclasses.field(default_factory=TensorBoard)
     wandb: Board | None = dataclasses.field(default_factory=WandB)
     extra: dict[str, Board] = dataclasses.field(default_factory=dict)
-
-    @property
-    def by_name(self) -> dict[str, Board]:
-        """The boards that are there, by section name."""
-        shipped = {"tensorboard": self.tensorboard, "wandb": self.wandb}
-        return {name: b for name, b in (shipped | self.extra).items() if b is not None}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,6 @@ for what it returns.
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import jax
 from jax.sharding import Mesh
 
@@ -25,7 +22,6 @@ from mimjax.inference import resolution, teachers
 from mimjax.inference.samples import Bench, Subset
 from mimjax.run.sections import Eval, Settings
 from mimjax.schema import Config, build
-from mimjax.storage import settings
 from mimjax.task import Clock, Task, initial
 from mimjax.train import optimizers, profiling
 from mimjax.train.program import Program, make_program
@@ -178,7 +174,7 @@ def make_evals(
       ConfigError: an evaluator does not suit the data.
     """
     e = build(Eval, c.eval, "eval")
-    if not e.evaluators:
+    if not e.by_name:
         return None, ()
     bench = Bench(
         program.task,
@@ -191,9 +187,4 @@ def make_evals(
         threads=c.data.threads,
         bad_files=data.bad_files,
     )
-    return bench, tuple(make_evaluators(e.evaluators, bench, e.every))
-
-
-def resolved(c: Config) -> dict[str, Any]:
-    """Return the resolved config by dotted name, with values as config.json has them."""
-    return settings.flatten(json.loads(settings.to_json(c)))
+    return bench, tuple(make_evaluators(e.by_name, bench, e.every))

@@ -20,20 +20,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from mimjax.errors import ConfigError, RunError
-from mimjax.storage import config_version, digests, paths_from_3
+from mimjax.storage import config_version, digests, paths_from_3, verdicts
 from mimjax.storage.files import Workdir
-from mimjax.storage.verdicts import (
-    PROBLEMS,
-    Damaged,
-    Newer,
-    Outcome,
-    Unfit,
-    by_path,
-    compare,
-    first_line,
-    in_words,
-    problem_of,
-)
+from mimjax.storage.verdicts import Damaged, Newer, Outcome, Unfit
 from mimjax.task import TrainState
 
 PyTree = Any
@@ -188,7 +177,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise RunError(
                 f"--workdir: {self.workdir.file(FOLDER)}: a checkpoint cannot be written "
-                f"({first_line(error)}); those before it are kept"
+                f"({verdicts.first_line(error)}); those before it are kept"
             ) from error
 
     def steps(self) -> list[int]:
@@ -222,10 +211,10 @@ class Checkpoints:
         """
         outcomes, restored = self.survey(like, say)
         if outcomes and outcomes[-1].problem not in ("", "damaged"):
-            raise ConfigError(f"{self.workdir.path}: checkpoint {in_words(outcomes[-1])}")
+            raise ConfigError(f"{self.workdir.path}: checkpoint {verdicts.in_words(outcomes[-1])}")
         if restored is not None:
             for outcome in outcomes[:-1]:
-                say(f"WARNING: checkpoint {in_words(outcome)}")
+                say(f"WARNING: checkpoint {verdicts.in_words(outcome)}")
             self.set_aside(outcomes[:-1], say)
         return restored
 
@@ -236,12 +225,12 @@ class Checkpoints:
             restored = self._restore(step, like, say)
             outcome = Outcome(step)
         except Exception as error:  # orbax and tensorstore raise many kinds for broken files
-            outcome = Outcome(step, *problem_of(error, self._exists(step)))
+            outcome = Outcome(step, *verdicts.problem_of(error, self._exists(step)))
         if jax.process_count() > 1:
-            code = np.asarray(PROBLEMS.index(outcome.problem))
+            code = np.asarray(verdicts.PROBLEMS.index(outcome.problem))
             worst = int(multihost_utils.process_allgather(code).max())
             if worst != int(code):
-                outcome = Outcome(step, PROBLEMS[worst], "found by another process")
+                outcome = Outcome(step, verdicts.PROBLEMS[worst], "found by another process")
         return outcome, restored if not outcome.problem else None
 
     def _restore(self, step: int, like: TrainState, say: Say) -> Restored:
@@ -281,7 +270,7 @@ class Checkpoints:
         try:
             content = json.loads(file.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError) as error:
-            raise Damaged(f"{item}: {first_line(error)}") from None
+            raise Damaged(f"{item}: {verdicts.first_line(error)}") from None
         if item == "meta":
             digests.check_meta(content)
         return content
@@ -293,8 +282,8 @@ class Checkpoints:
           Unfit: names or shapes differ. Damaged: an item is missing.
         """
         for item, like in wanted.items():
-            stored, mine = self._stored(step, item), by_path(like)
-            compare(stored, mine, "" if item == "params" else f"{item}: ")
+            stored, mine = self._stored(step, item), verdicts.by_path(like)
+            verdicts.compare(stored, mine, "" if item == "params" else f"{item}: ")
             cast = [k for k, x in mine.items() if stored[k].dtype not in (None, x.dtype)]
             if cast:
                 k = cast[0]
@@ -309,7 +298,7 @@ class Checkpoints:
         if not folder.exists():
             raise Damaged(f"{item} is missing")
         # a Checkpointer would hide errors of reading
-        return by_path(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+        return verdicts.by_path(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
 
     def _exists(self, step: int) -> bool:
         return self.workdir.file(f"{FOLDER}/{step}").exists()
@@ -360,7 +349,7 @@ class Checkpoints:
         try:
             meta = self.read_json(step, "meta")
             like = paths_from_3.as_stored(today, meta)
-            compare(self._stored(step, item_name), by_path(like), "", part=True)
+            verdicts.compare(self._stored(step, item_name), verdicts.by_path(like), "", part=True)
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 tree = reader.restore(
                     self.workdir.file(f"{FOLDER}/{step}/{item_name}"),
@@ -377,7 +366,7 @@ class Checkpoints:
                 "same method and sizes"
             ) from None
         except Exception as error:  # see `_attempt`
-            reason = problem_of(error, self._exists(step))[1]
+            reason = verdicts.problem_of(error, self._exists(step))[1]
             raise ConfigError(f"{where}: its files cannot be read: {reason}") from error
         return paths_from_3.as_today(tree, today, params, meta)
 

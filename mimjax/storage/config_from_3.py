@@ -13,27 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mimjax.errors import ConfigError
-from mimjax.storage.config_parts_from_3 import (
-    CONSTANT,
-    CONV_VIT,
-    ENCODER_FEATURES,
-    JOINT,
-    LOSSES,
-    OF_VECTORS,
-    VIT,
-    Settings,
-    average,
-    counts,
-    loss_of,
-    masking,
-    network,
-    own_features,
-    pixels,
-    random_masking,
-    shared,
-    target,
-    term,
-)
+from mimjax.storage import config_parts_from_3 as parts
+from mimjax.storage.config_parts_from_3 import Settings
 
 PROJECTION = ("linear/kernel", "linear/bias", "norm/scale", "norm/bias")
 
@@ -72,51 +53,51 @@ def fresh(settings: Any) -> Any:
 
 
 # ------------------------------------------------------------------ the methods
-def mae(old: Settings, path: str | None, encoder_type: str = VIT) -> Settings:
+def mae(old: Settings, path: str | None, encoder_type: str = parts.VIT) -> Settings:
     """Translate MAE: one of three targets, and a decoder."""
-    target: Settings = pixels(old["pixel_norm"])
+    target: Settings = parts.pixels(old["pixel_norm"])
     if old["target"] == "pca":
         target = {"type": "mimjax.targets.pixels:PCA", "components": old["pca_components"]}
     elif old["target"] == "features":
         own = {"network": None, "layer": -1, "size": None, "path": path}
-        target = {"type": ENCODER_FEATURES} | own | {k: old[k] for k in ("mean", "std")}
+        target = {"type": parts.ENCODER_FEATURES} | own | {k: old[k] for k in ("mean", "std")}
     normalize = "target" if old["target"] == "features" else "none"
-    return shared(old, encoder_type) | {
-        "masking": masking(old["masking"]),
+    return parts.shared(old, encoder_type) | {
+        "masking": parts.masking(old["masking"]),
         "pixel_target": target,
-        "decoder": network(old["decoder"], "decoders:MAEDecoder", mlp_ratio=None),
-        "pixel": term("pixel_target", "decoder", LOSSES["mse"], normalize=normalize),
+        "decoder": parts.network(old["decoder"], "decoders:MAEDecoder", mlp_ratio=None),
+        "pixel": parts.term("pixel_target", "decoder", parts.LOSSES["mse"], normalize=normalize),
     }
 
 
 def mcmae(old: Settings, path: str | None) -> Settings:
     """Translate MCMAE: `fast` is a masking."""
-    new = mae(old, path, CONV_VIT)
+    new = mae(old, path, parts.CONV_VIT)
     if old["fast"]:
-        new["masking"] = random_masking(old["masking"], "views:Complementary")
+        new["masking"] = parts.random_masking(old["masking"], "views:Complementary")
     return new
 
 
 def beit(old: Settings, path: str | None) -> Settings:
     """Translate BEiT."""
-    return shared(old) | {
-        "masking": masking(old["masking"]),
-        "code_target": target(old["target"], path, old),
-        "head": network(old["head"], "heads:LinearHead"),
-        "code": term("code_target", "head", loss_of(old)),
+    return parts.shared(old) | {
+        "masking": parts.masking(old["masking"]),
+        "code_target": parts.target(old["target"], path, old),
+        "head": parts.network(old["head"], "heads:LinearHead"),
+        "code": parts.term("code_target", "head", parts.loss_of(old)),
     }
 
 
 def bootmae(old: Settings, path: str | None) -> Settings:
     """Translate BootMAE: weights of patches, the blocks that are injected, and two schedules."""
     divided = "neighbors_mean" if old["divide_by_weight"] else "neighbors"
-    new = shared(old) | {
-        "masking": masking(old["masking"], divided if old["weighted_mask"] else "none"),
-        "pixel_target": pixels(old["pixel_norm"]),
-        "feature_target": own_features("average", [-1], teacher_share(old), noise=False),
+    new = parts.shared(old) | {
+        "masking": parts.masking(old["masking"], divided if old["weighted_mask"] else "none"),
+        "pixel_target": parts.pixels(old["pixel_norm"]),
+        "feature_target": parts.own_features("average", [-1], teacher_share(old), noise=False),
     }
     for name, head in (("pixel", "pixel"), ("feature", "linear")):
-        part = network(old[f"{name}_decoder"], "decoders:InjectedDecoder", head=head)
+        part = parts.network(old[f"{name}_decoder"], "decoders:InjectedDecoder", head=head)
         if "head" in part:  # else it is a network of the user
             part["inject"] = old[f"{name}_layer"] if part["inject"] else None
             part["width"] = part["width"] or (512 if name == "pixel" else None)
@@ -129,12 +110,12 @@ def bootmae(old: Settings, path: str | None) -> Settings:
         "end": old["ema_end"],
         "per_step": old["ema_per_step"],
     }
-    mse, normalize = LOSSES["mse"], old["feature_norm"]
+    mse, normalize = parts.LOSSES["mse"], old["feature_norm"]
     feature = {"normalize": normalize, "weight": old["feature_weight"], "schedule": rise}
     return new | {
-        "pixel": term("pixel_target", "pixel_decoder", mse, weight=old["pixel_weight"]),
-        "feature": term("feature_target", "feature_decoder", mse, **feature),
-        "average": average(momentum, "new"),
+        "pixel": parts.term("pixel_target", "pixel_decoder", mse, weight=old["pixel_weight"]),
+        "feature": parts.term("feature_target", "feature_decoder", mse, **feature),
+        "average": parts.average(momentum, "new"),
     }
 
 
@@ -142,20 +123,20 @@ def teacher_share(old: Settings) -> float | None:
     """Return BootMAE's share of the image that its teacher sees as one of the masked patches."""
     if old["teacher_fraction"] == 1.0:
         return None
-    n, masked = counts(old["masking"], old["encoder"])
+    n, masked = parts.counts(old["masking"], old["encoder"])
     return min(round(old["teacher_fraction"] * n) / masked, 1.0)
 
 
 def latent(old: Settings, final_norm: bool) -> Settings:
     """Translate what CAE and CAE v2 share: the width of the regressor is one of the encoder now."""
-    new, regressor = shared(old), dict(old["regressor"])
+    new, regressor = parts.shared(old), dict(old["regressor"])
     width = regressor.pop("width", None)
     if width not in (None, old["encoder"].get("width")):
         new["encoder"]["project"] = width
     more = {"mlp_ratio": 4.0, "final_norm": final_norm}
     return new | {
-        "masking": masking(old["masking"]),
-        "regressor": network(regressor, "regressor:Regressor", **more),
+        "masking": parts.masking(old["masking"]),
+        "regressor": parts.network(regressor, "regressor:Regressor", **more),
     }
 
 
@@ -163,15 +144,15 @@ def cae(old: Settings, path: str | None) -> Settings:
     """Translate CAE: what predicted latents are aligned with is a target."""
     of = "current" if old["align_target"] == "current" else "average"
     decay = old["ema_decay"] if old["align_target"] == "ema" else 0.0
-    lagging = average(CONSTANT | {"value": decay}, "old") if of == "average" else None
-    mse = LOSSES["mse"]
+    lagging = parts.average(parts.CONSTANT | {"value": decay}, "old") if of == "average" else None
+    mse = parts.LOSSES["mse"]
     return latent(old, final_norm=True) | {
         "average": lagging,
-        "code_target": target(old["target"], path, old),
-        "align_target": own_features(of, [], 1.0, noise=True),
-        "decoder": network(old["decoder"], "regressor:LatentDecoder", mlp_ratio=4.0),
-        "code": term("code_target", "decoder", loss_of(old)),
-        "align": term("align_target", "regressor", mse, weight=old["align_weight"]),
+        "code_target": parts.target(old["target"], path, old),
+        "align_target": parts.own_features(of, [], 1.0, noise=True),
+        "decoder": parts.network(old["decoder"], "regressor:LatentDecoder", mlp_ratio=4.0),
+        "code": parts.term("code_target", "decoder", parts.loss_of(old)),
+        "align": parts.term("align_target", "regressor", mse, weight=old["align_weight"]),
     }
 
 
@@ -181,11 +162,11 @@ def caev2(old: Settings, path: str | None) -> Settings:
     The code's form is one mean over the class token, visible and masked patches. Where the two
     weights differ, each term has its weight times its share of these tokens.
     """
-    new, loss = latent(old, final_norm=False), LOSSES[old["distance"]]
+    new, loss = latent(old, final_norm=False), parts.LOSSES[old["distance"]]
     visible, masked = old["visible_weight"], old["masked_weight"]
     if not (old["regressor"]["depth"] and masked):
         new["regressor"], masked = None, 0.0
-    code, (n, m) = old["loss_form"] == "code", counts(old["masking"], old["encoder"])
+    code, (n, m) = old["loss_form"] == "code", parts.counts(old["masking"], old["encoder"])
     seen = "cls+visible" if code else "visible"
     if not visible:
         at, weights = "masked", (masked, 0.0)
@@ -198,38 +179,38 @@ def caev2(old: Settings, path: str | None) -> Settings:
     else:
         at, weights = seen, (visible * (1 + n - m) / (1 + n), masked * m / (1 + n))
     return new | {
-        "teacher_target": target(old["target"], path, old),
-        "head": network(old["head"], "regressor:SharedHead", order=old["head_order"]),
-        "token": term("teacher_target", "head", loss, at=at, weight=weights[0]),
-        "masked": term("teacher_target", "head", loss, weight=weights[1]),
+        "teacher_target": parts.target(old["target"], path, old),
+        "head": parts.network(old["head"], "regressor:SharedHead", order=old["head_order"]),
+        "token": parts.term("teacher_target", "head", loss, at=at, weight=weights[0]),
+        "masked": parts.term("teacher_target", "head", loss, weight=weights[1]),
     }
 
 
 def mrmae(old: Settings, path: str | None) -> Settings:
     """Translate MR-MAE: which patches are visible is the masking's."""
-    mimicked, mse = target(old["target"], path, old), LOSSES["mse"]
+    mimicked, mse = parts.target(old["target"], path, old), parts.LOSSES["mse"]
     loss = {"type": "mimjax.methods.mrmae:DirectionMSE"} if old["target_norm"] == "l2" else mse
     normalize = "target" if old["target_norm"] == "layernorm" else "none"
-    new = shared(old, CONV_VIT) | {
-        "masking": random_masking(old["masking"], "base:Random"),
-        "pixel_target": pixels(old["pixel_norm"]),
+    new = parts.shared(old, parts.CONV_VIT) | {
+        "masking": parts.random_masking(old["masking"], "base:Random"),
+        "pixel_target": parts.pixels(old["pixel_norm"]),
         "mimic_target": mimicked,
-        "decoder": network(old["decoder"], "decoders:MAEDecoder", mlp_ratio=None),
-        "mimic_head": network(old["mimic_head"], "heads:LinearHead"),
+        "decoder": parts.network(old["decoder"], "decoders:MAEDecoder", mlp_ratio=None),
+        "mimic_head": parts.network(old["mimic_head"], "heads:LinearHead"),
     }
     if old["select"] != "random":
-        salient = random_masking(old["masking"], "salient:Salient")
+        salient = parts.random_masking(old["masking"], "salient:Salient")
         new["masking"] = salient | {"reads": "mimic_target", "select": old["select"]}
     weights = old["pixel_weight"], old["mimic_weight"]
     if old["mimic_at"] == "decoder":
         check_joint(old)
-        parts = {"first": new["pixel_target"], "second": mimicked}
-        new["pixel_target"] = {"type": JOINT} | parts
+        joined = {"first": new["pixel_target"], "second": mimicked}
+        new["pixel_target"] = {"type": parts.JOINT} | joined
         weights = sum(weights), 0.0
     more = {"at": "visible", "weight": weights[1], "normalize": normalize}
     return new | {
-        "pixel": term("pixel_target", "decoder", mse, weight=weights[0]),
-        "mimic": term("mimic_target", "mimic_head", loss, **more),
+        "pixel": parts.term("pixel_target", "decoder", mse, weight=weights[0]),
+        "mimic": parts.term("mimic_target", "mimic_head", loss, **more),
     }
 
 
@@ -254,10 +235,10 @@ def check_joint(old: Settings) -> None:
 
 def feature_width(old: Settings) -> int | None:
     """Return the length of a target's vectors; None = this file does not know it."""
-    if old["type"] == JOINT:
+    if old["type"] == parts.JOINT:
         widths = [feature_width(old[part]) for part in ("first", "second")]
         return None if None in widths else sum(w for w in widths if w)
-    if old["type"] not in OF_VECTORS:
+    if old["type"] not in parts.OF_VECTORS:
         return None
     projected = old.get("project") if old.get("feature") is None else old["feature"] == "proj"
     return old["network"]["proj_dim" if projected else "width"]
@@ -300,10 +281,8 @@ def moved_rules(old: list[Any]) -> list[Any]:
     new = [[rename(pattern), value] for pattern, value in old]
     first = []
     for name in PROJECTION:
-        before, now = (
-            value_of(old, f"projection/{name}"),
-            value_of(new, f"encoder/projection/{name}"),
-        )
+        before = value_of(old, f"projection/{name}")
+        now = value_of(new, f"encoder/projection/{name}")
         if before != now and before is not None:
             first.append([f"encoder/projection/{name}", before])
     return first + new if first or new != [list(rule) for rule in old] else old

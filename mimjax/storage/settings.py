@@ -37,6 +37,11 @@ def to_json(c: Config) -> str:
     return json.dumps(c.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
+def resolved(c: Config) -> dict[str, Any]:
+    """Return the resolved config by dotted name, with values as config.json has them."""
+    return flatten(json.loads(to_json(c)))
+
+
 def config_json(c: Config, file: str = "") -> str:
     """Return the text of `config.json`: the resolved config and its version.
 

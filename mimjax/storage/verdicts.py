@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from mimjax import errors
 from mimjax.rules import paths
 
 PyTree = Any
@@ -62,9 +63,7 @@ def problem_of(error: BaseException, exists: bool) -> tuple[Problem, str]:
       exists: whether the checkpoint's folder exists. If the whole folder is gone, a disk or network
         is probably gone, so that damage is not proven.
     """
-    causes: list[BaseException] = [error]
-    while (cause := causes[-1].__cause__) is not None:
-        causes.append(cause)
+    causes = list(errors.causes(error))
     reason = first_line(causes[-1] if LOST.search(str(causes[-1])) else error)
     if isinstance(error, Unfit):
         return "unfit", reason

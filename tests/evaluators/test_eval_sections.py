@@ -72,10 +72,10 @@ def test_the_shipped_evaluators_are_found_by_short_names():
 
 def test_sections_are_switched_off_and_on_again():
     c = section(Settings).lock()
-    assert list(schema.build(Eval, c.eval, "eval").evaluators) == ["error", "health", "pictures"]
+    assert list(schema.build(Eval, c.eval, "eval").by_name) == ["error", "health", "pictures"]
     for name in ("error", "health", "probes", "pictures"):
         c.eval[name] = None
-    assert schema.build(Eval, c.eval, "eval").evaluators == {}
+    assert schema.build(Eval, c.eval, "eval").by_name == {}
     again = {
         "error": MaskedError(every=3),
         "probes": Probes(ks=(5,)),
@@ -84,9 +84,9 @@ def test_sections_are_switched_off_and_on_again():
     for name, evaluator in again.items():
         c.eval[name] = section(evaluator)
     for other in (c, copy.deepcopy(c), ConfigDict(json.loads(settings.to_json(c)))):
-        assert schema.build(Eval, other.eval, "eval").evaluators == again
+        assert schema.build(Eval, other.eval, "eval").by_name == again
     c.eval.probes.ks, c.eval.pictures = (1, 9), None
-    on = schema.build(Eval, c.eval, "eval").evaluators
+    on = schema.build(Eval, c.eval, "eval").by_name
     assert on == {"error": MaskedError(every=3), "probes": Probes(ks=(1, 9))}
     assert section(Eval, error=None, probes=Probes()).to_dict()["error"] is None
 
