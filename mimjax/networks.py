@@ -6,6 +6,7 @@ An encoder is any network that keeps the protocol `Encoder`; a network that pred
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -65,6 +66,22 @@ class EncoderNetwork(Network):
     pos_grid = None  # see `Encoder`
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        me: Any = self  # its sizes are fields or properties of the subclass
+        return me.image_size[0] // me.patch, me.image_size[1] // me.patch
+
+    @property
+    def num_patches(self) -> int:
+        """The number of patches."""
+        return math.prod(self.grid)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about settings that are guesses, see `Task.notes`."""
+        return ()
+
+    @property
     def behind(self) -> tuple[str, ...]:
         """Parameter subtrees behind the encoder, see `Encoder`."""
         return ()
@@ -73,8 +90,7 @@ class EncoderNetwork(Network):
 class Predictor(Network):
     """Base class of the networks that predict targets from what an encoder makes of an image.
 
-    A user's own class defines `__call__` and `inputs`, and the others where the defaults do not
-    suit it.
+    A user's own class defines `__call__`, and the others where the defaults do not suit it.
     """
 
     PLUGGABLE = True
@@ -90,8 +106,11 @@ class Predictor(Network):
         return given
 
     def inputs(self, encoded: Encoded, at: tuple[str, ...]) -> tuple[Any, ...]:
-        """Return the arguments of its call, which returns {place: [b k out]} for the places."""
-        raise NotImplementedError(type(self).__name__)
+        """Return the arguments of its call, which returns {place: [b k out]} for the places.
+
+        Here it is one: the tokens at the places, {place: [b k d]}.
+        """
+        return (encoded.at(at),)
 
     def check(self, key: str, encoder: Student) -> None:
         """Raise a ConfigError for settings that do not go together; `self` is sized."""

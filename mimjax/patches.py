@@ -100,11 +100,6 @@ def split(mask: Bool[Array, "b n"], num_masked: int) -> tuple[Int[Array, "b v"],
     return order[:, :num_visible], order[:, num_visible:]
 
 
-def gather(x: Float[Array, "b n d"], ids: Int[Array, "b k"]) -> Float[Array, "b k d"]:
-    """Return the rows `ids` of each example."""
-    return jnp.take_along_axis(x, ids[..., None], axis=1)
-
-
 def patchify(images: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n d"]:
     """Return images as flat patches in raster order; inside a patch (row, column, channel)."""
     return rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)

@@ -123,8 +123,7 @@ class Signals:
             return
         with self._lock:
             self._interrupts += number == signal.SIGINT
-            if self.asked is None:
-                self.asked, self._since = signal.Signals(number), time.monotonic()
+            self.hear_of(number)
         if self._interrupts > 1:
             if not self._program:
                 raise KeyboardInterrupt
@@ -181,8 +180,7 @@ class Signals:
           Stopped: the program was asked to end.
         """
         if self.asked is not None and not self._deferred:
-            self._leave_soon()
-            raise Stopped(self.words(), self.code())
+            self._stop()
 
     def due(self) -> bool:
         """Return whether the run is to stop here; all its processes call it in the same order."""
@@ -201,13 +199,13 @@ class Signals:
           Stopped: the run is to stop here.
         """
         if self.due():
-            self._leave_soon()
-            raise Stopped(self.words(), self.code())
+            self._stop()
 
-    def _leave_soon(self) -> None:
-        """Start the time that the program has for closing its files."""
+    def _stop(self) -> NoReturn:
+        """Raise `Stopped`, and start the time that the program has for closing its files."""
         if not self._deferred and not self._leaving:
             self._leaving, self._since = True, time.monotonic()
+        raise Stopped(self.words(), self.code())
 
     def words(self) -> str:
         """Return the last line of a program that has nothing (more) to save."""
@@ -258,7 +256,7 @@ class Signals:
     @contextlib.contextmanager
     def undoing(self, cleanup: Callable[[], None]) -> Iterator[None]:
         """Call `cleanup` if the program is ended in the body, to delete half a file."""
-        self._cleanups.append(cleanup)
+        self.at_end(cleanup)
         try:
             yield
         finally:
@@ -357,10 +355,6 @@ def program_of_mimjax(words: list[Any]) -> bool:
 
 SIGNALS = Signals()
 check, due, sync = SIGNALS.check, SIGNALS.due, SIGNALS.sync
-deferred, saving, whole, undoing = (
-    SIGNALS.deferred,
-    SIGNALS.saving,
-    SIGNALS.whole,
-    SIGNALS.undoing,
-)
+deferred, saving = SIGNALS.deferred, SIGNALS.saving
+whole, undoing = SIGNALS.whole, SIGNALS.undoing
 handled, install = SIGNALS.handled, SIGNALS.install

@@ -21,6 +21,7 @@ from PIL import Image, ImageEnhance
 
 from mimjax import values
 from mimjax.data.bands import Bands
+from mimjax.data.images import check_option
 from mimjax.task import ConfigError, View
 from mimjax.values import NonNegative, Positive, Share, Some
 
@@ -78,7 +79,7 @@ class Augment:
         values.check(self, "data.augment")
         for name in ("scale", "ratio"):
             low, high = getattr(self, name)
-            _check(name, (low, high), low <= high, "the smaller number first")
+            check_option(f"augment.{name}", (low, high), low <= high, "the smaller number first")
 
     def params(
         self, size: tuple[int, int], views: dict[str, View], rng: np.random.Generator
@@ -144,7 +145,8 @@ class Augment:
         """Return the whole image with another brightness, contrast and saturation."""
         for number, factor in params.jitter:
             if isinstance(image, Bands):
-                _check("color_jitter", self.color_jitter, False, "0 for channels other than three")
+                allowed = "0 for channels other than three"
+                check_option("augment.color_jitter", self.color_jitter, False, allowed)
             assert not isinstance(image, Bands)
             image = _JITTERS[number](image).enhance(factor)
         return image
@@ -174,12 +176,6 @@ def crop_generator(crop: str, rng: np.random.Generator) -> np.random.Generator:
         return rng
     state = int(copy.deepcopy(rng).integers(1 << 63))
     return np.random.default_rng([state, zlib.crc32(crop.encode())])
-
-
-def _check(name: str, value: object, ok: bool, allowed: str) -> None:
-    """Raise the ConfigError of a setting of `data.augment` unless `ok`."""
-    if not ok:
-        raise ConfigError(f"data.augment.{name}: found {value!r}; allowed: {allowed}")
 
 
 def random_resized_box(

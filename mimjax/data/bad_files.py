@@ -77,11 +77,6 @@ def named(bad: Sequence[tuple[str, str]], total: int) -> list[str]:
     return [first, *(f"  {shown(path)} ({reason})" for path, reason in bad)]
 
 
-def as_array(rows: list[list[str]]) -> np.ndarray:
-    """Return rows of (path, reason) as the array of objects [k 2] that a batch has under KEY."""
-    return np.asarray(rows, object).reshape(-1, 2)
-
-
 class BadFiles:
     """List of a run's bad files, and the check that there are not too many.
 

@@ -11,19 +11,17 @@ import os
 from collections import Counter
 
 from etils import epath
-from PIL import Image
 
 from mimjax.data import layout
-from mimjax.data.bands import Bands
 from mimjax.data.decoding import Decoding
-from mimjax.data.folder import extensions, list_images, read_image
-from mimjax.data.images import Lazy, fingerprint
+from mimjax.data.folder import ImageFiles, extensions, list_images
+from mimjax.data.images import fingerprint
 from mimjax.storage.files import checked_path
 from mimjax.task import ConfigError
 
 
 @dataclasses.dataclass
-class Files(Lazy):
+class Files(ImageFiles):
     """Images below a folder, sorted by path, or a single file of any extension.
 
     The label of an image is the number of the first folder below `path`; where these folders are
@@ -34,10 +32,6 @@ class Files(Lazy):
       key: flag or setting that named the path, for errors.
       how: settings of decoding.
       names: paths relative to `path`, with "/" separators.
-      num_classes: number of class folders; 0 = no labels.
-      class_names: names of the class folders, sorted.
-      notes: remarks for the user about images without a class and files that were not read.
-      fingerprint: 16 hex digits over names and sizes.
 
     Raises:
       ConfigError: there is no such path, or no image below it.
@@ -47,14 +41,9 @@ class Files(Lazy):
     key: str = "--images"
     how: Decoding = Decoding()
     names: list[str] = dataclasses.field(init=False, default_factory=list)
-    num_classes: int = dataclasses.field(init=False, default=0)
-    class_names: list[str] = dataclasses.field(init=False, default_factory=list)
-    notes: list[str] = dataclasses.field(init=False, default_factory=list)
-    fingerprint: str = dataclasses.field(init=False, default="")
     _in_splits: bool = dataclasses.field(init=False, default=False)
 
     name = "files"
-    label_name = "class folder"
 
     def __post_init__(self):
         self.path = checked_path(self.path, self.key)
@@ -66,7 +55,7 @@ class Files(Lazy):
             images = [(name, place.stat().length)]
         else:
             raise ConfigError(f"{self.key}: {self.path!r} is no folder and no file")
-        unread = layout.left_out(others)
+        self._root, unread = self.path, layout.left_out(others)
         if not images:
             more = f"; {unread}" if unread else ""
             raise ConfigError(
@@ -75,7 +64,7 @@ class Files(Lazy):
             )
         self.names = [name for name, _ in images]
         self._in_splits = layout.split_layout({n.split("/")[0] for n in self.names if "/" in n})
-        classes = layout.find_classes(self.names, self._class_of)
+        classes = layout.find_classes(self.names, self.class_of)
         self.class_names, self.num_classes = classes.names, len(classes.names)
         self.notes = [note for note in (classes.note, unread) if note]
         flat = (part for name, size in images for part in (os.fsencode(name), size))
@@ -88,21 +77,8 @@ class Files(Lazy):
         """Return an image's path relative to `path`."""
         return self.names[index]
 
-    def file(self, index: int) -> str:
-        """Return an image's whole path."""
-        return os.path.join(self.path, self.names[index])
-
-    def image(self, index: int) -> Image.Image | Bands:
-        """Return a whole image; see `sources.Source`."""
-        return read_image(self.file(index), self.key, self.how)
-
-    def label(self, index: int) -> int:
-        """Return an image's class, -1 = none."""
-        return layout.Classes(self.class_names).number(self._class_of(self.names[index]))
-
-    def _class_of(self, name: str) -> str:
-        """Return the folder that names an image's class, "" if there is none."""
-        folders = name.split("/")[:-1]
-        if self._in_splits:
-            folders = folders[1:] if folders and layout.role(folders[0]) is not None else []
-        return folders[0] if folders else ""
+    def class_of(self, name: str) -> str:
+        if not self._in_splits:
+            return super().class_of(name)
+        split, _, rest = name.partition("/")
+        return super().class_of(rest) if rest and layout.role(split) is not None else ""

@@ -16,7 +16,7 @@ import os
 import stat
 import time
 from collections import Counter
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from etils import epath
@@ -133,7 +133,52 @@ def folders_at(root: str) -> list[str]:
 
 
 @dataclasses.dataclass
-class FolderSplit(Lazy):
+class ImageFiles(Lazy):
+    """What sources of image files have in common: names below a folder, classes, and reading.
+
+    A subclass has `key`, the flag or setting that named the folder, and `how`, the settings of
+    decoding.
+
+    Attributes:
+      num_classes: number of class folders; 0 = no labels.
+      class_names: names of the class folders, sorted.
+      notes: remarks for the user, as about images without a class and files not read.
+      fingerprint: 16 hex digits over names and sizes.
+    """
+
+    num_classes: int = dataclasses.field(init=False, default=0)
+    class_names: list[str] = dataclasses.field(init=False, default_factory=list)
+    notes: list[str] = dataclasses.field(init=False, default_factory=list)
+    fingerprint: str = dataclasses.field(init=False, default="")
+    _root: str = dataclasses.field(init=False, default="")
+
+    label_name = "class folder"
+
+    def relative_path(self, index: int) -> str:
+        """Return an image's path relative to the folder, with "/" separators."""
+        raise NotImplementedError(type(self).__name__)
+
+    def class_of(self, name: str) -> str:
+        """Return the folder that names the class of a relative path, "" if there is none."""
+        folder, slash, _ = name.partition("/")
+        return folder if slash else ""
+
+    def file(self, index: int) -> str:
+        """Return an image's whole path."""
+        return os.path.join(self._root, self.relative_path(index))
+
+    def image(self, index: int) -> Image.Image | Bands:
+        """Return a whole image; see `sources.Source`."""
+        me: Any = self
+        return read_image(self.file(index), me.key, me.how)
+
+    def label(self, index: int) -> int:
+        """Return an image's class, -1 = none."""
+        return layout.Classes(self.class_names).number(self.class_of(self.relative_path(index)))
+
+
+@dataclasses.dataclass
+class FolderSplit(ImageFiles):
     """JPEG, PNG, WebP, GIF, TIFF and BMP files below a folder; NumPy arrays too if not RGB.
 
     Folders at the top of `path` with names like "train" and "val" are the splits (see
@@ -148,11 +193,7 @@ class FolderSplit(Lazy):
       splits: "auto"; "none" = folders with names like "train" are classes like all others.
       channels, max_pixels, value_range: see `decoding.Decoding`.
       index: listing of the files, shared with the other split; None = the files are listed anew.
-      num_classes: number of class folders; 0 = no labels.
-      class_names: names of the class folders, sorted.
-      notes: remarks for the user about splits, images without a class and files not read.
-      how: settings of decoding.
-      fingerprint: 16 hex digits over names, sizes, classes and decoding.
+      how: settings of decoding, which are in the fingerprint too.
 
     Raises:
       ConfigError: there is no such folder, no image in the split, or the splits are ambiguous.
@@ -166,17 +207,11 @@ class FolderSplit(Lazy):
     max_pixels: Count = MAX_PIXELS
     value_range: Range | None = None
     index: dataclasses.InitVar[Index | None] = None
-    num_classes: int = dataclasses.field(init=False, default=0)
-    class_names: list[str] = dataclasses.field(init=False, default_factory=list)
-    notes: list[str] = dataclasses.field(init=False, default_factory=list)
     how: Decoding = dataclasses.field(init=False, default=Decoding())
-    fingerprint: str = dataclasses.field(init=False, default="")
-    _root: str = dataclasses.field(init=False, default="")
     _names: bytes = dataclasses.field(init=False, default=b"", repr=False)
     _ends: np.ndarray = dataclasses.field(init=False, default_factory=lambda: np.zeros(0, np.int64))
 
-    name = "folder"
-    label_name = "class folder"
+    name, key = "folder", KEY
 
     def __post_init__(self, index: Index | None):
         self.how = Decoding(self.channels, self.max_pixels, self.value_range)
@@ -230,7 +265,7 @@ class FolderSplit(Lazy):
           names: images of this split.
           roots: folders of the splits.
         """
-        classes = layout.find_classes(names, _first_folder)
+        classes = layout.find_classes(names, self.class_of)
         self.notes += [classes.note] * bool(classes.note)
         if not classes.names:
             return
@@ -267,25 +302,6 @@ class FolderSplit(Lazy):
             raise IndexError(index)
         start = self._ends[index - 1] if index else 0
         return os.fsdecode(self._names[start : self._ends[index]])
-
-    def image(self, index: int) -> Image.Image | Bands:
-        """Return a whole image; see `sources.Source`."""
-        return read_image(self.file(index), KEY, self.how)
-
-    def label(self, index: int) -> int:
-        """Return an image's class, -1 = none."""
-        folder = _first_folder(self.relative_path(index))
-        return layout.Classes(self.class_names).number(folder)
-
-    def file(self, index: int) -> str:
-        """Return an image's whole path."""
-        return os.path.join(self._root, self.relative_path(index))
-
-
-def _first_folder(path: str) -> str:
-    """Return the first folder of a relative path, "" if there is none."""
-    folder, slash, _ = path.partition("/")
-    return folder if slash else ""
 
 
 def read_image(path: str, key: str, how: Decoding) -> Image.Image | Bands:

@@ -67,24 +67,8 @@ def scan(root: str, suffixes: Sequence[str], others: Counter[str] | None = None)
     Raises:
       ConfigError: a folder cannot be listed.
     """
-    others = Counter() if others is None else others
-    if "://" in root:
-        return scan_remote(epath.Path(root), suffixes, others)
-    try:
-        entries = list(_walk_local(root, "", suffixes, set(), others))
-    except OSError as err:
-        raise ConfigError(
-            f"data.path: cannot list {err.filename or root} ({err.strerror or err})"
-        ) from err
-    return _sorted(entries, _stat_local, CHUNK)
-
-
-def scan_remote(
-    root: epath.Path, suffixes: Sequence[str], others: Counter[str] | None = None
-) -> Listing:
-    """Return what `scan` returns for a remote folder; local folders work too, as in tests."""
-    others = Counter() if others is None else others
-    return _sorted(list(_walk_remote(root, "", suffixes, others)), _stat_remote, 1)
+    entries = list(_walk(root, suffixes, Counter() if others is None else others))
+    return _sorted(entries, *((_stat_remote, 1) if "://" in root else (_stat_local, CHUNK)))
 
 
 def holds_image(root: str, suffixes: Sequence[str]) -> bool:
@@ -93,18 +77,7 @@ def holds_image(root: str, suffixes: Sequence[str]) -> bool:
     Raises:
       ConfigError: a folder cannot be listed.
     """
-    remote, ignored = "://" in root, Counter()
-    try:
-        entries = (
-            _walk_remote(epath.Path(root), "", suffixes, ignored)
-            if remote
-            else _walk_local(root, "", suffixes, set(), ignored)
-        )
-        return next(iter(entries), None) is not None
-    except OSError as err:
-        raise ConfigError(
-            f"data.path: cannot list {err.filename or root} ({err.strerror or err})"
-        ) from err
+    return next(_walk(root, suffixes, Counter()), None) is not None
 
 
 def note_other(name: str, suffixes: Sequence[str], others: Counter[str]) -> None:
@@ -172,6 +145,23 @@ def _is(test: Callable[[], bool]) -> bool:
         return test()
     except OSError:
         return False
+
+
+def _walk(root: str, suffixes: Sequence[str], others: Counter[str]) -> Iterator[tuple[str, Any]]:
+    """Yield (relative path, entry) of the files with one of the suffixes, in any order.
+
+    Raises:
+      ConfigError: a folder cannot be listed.
+    """
+    try:
+        if "://" in root:
+            yield from _walk_remote(epath.Path(root), "", suffixes, others)
+        else:
+            yield from _walk_local(root, "", suffixes, set(), others)
+    except OSError as err:
+        raise ConfigError(
+            f"data.path: cannot list {err.filename or root} ({err.strerror or err})"
+        ) from err
 
 
 def _walk_local(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mimjax.data.augment import Augment
-from mimjax.data.bad_files import KEY, BadFiles, as_array, readable
+from mimjax.data.bad_files import KEY, BadFiles, readable
 from mimjax.data.images import fingerprint
 from mimjax.data.prefetch import NumpyBatch, Prefetched, prefetched
 from mimjax.data.sources import Source
@@ -128,12 +128,11 @@ class Pipeline:
         rows: slice | None = None,
         workers: int = 0,
         threads: int | None = None,
-        prefetch: int = 2,
     ) -> Prefetched:
         """Return an iterator over `batch(step, rows)` for start_step <= step < stop_step.
 
-        The batches are made ahead of time. They do not depend on `workers`, `threads` and
-        `prefetch`, for which see `prefetch.prefetched`. The caller closes the iterator.
+        The batches are made ahead of time. They do not depend on `workers` and `threads`, for which
+        see `prefetch.prefetched`. The caller closes the iterator.
         """
         self.steps_per_epoch  # noqa: B018  raises its error here and not in a worker
         return prefetched(
@@ -142,7 +141,6 @@ class Pipeline:
             slice(*self._bounds(rows)),
             workers=workers,
             threads=threads,
-            prefetch=prefetch,
             check=self.bad_files.checker(len(self.source)),
         )
 
@@ -194,7 +192,6 @@ def eval_batches(
     rows: slice | None = None,
     workers: int = 0,
     threads: int | None = None,
-    prefetch: int = 2,
     bad_files: BadFiles | None = None,
 ) -> Prefetched:
     """Return an iterator over every image of a source once, center-cropped, equal at every call.
@@ -208,7 +205,7 @@ def eval_batches(
       seed: seed of the run, read by `sample` only.
       augment: its `eval_crop` is used; None = 1.
       rows: rows of each global batch (a host's share); None = all.
-      workers, threads, prefetch: see `prefetch.prefetched`.
+      workers, threads: see `prefetch.prefetched`.
       bad_files: whether bad files are replaced, and the list of them; None = the first bad file is
         an error.
 
@@ -230,7 +227,6 @@ def eval_batches(
         slice(start, stop),
         workers=workers,
         threads=threads,
-        prefetch=prefetch,
         check=bad_files.checker(len(source)),
     )
 
@@ -303,4 +299,4 @@ def _stack(examples: list[dict[str, Any]], skip: bool) -> NumpyBatch:
     bad = [row for example in examples for row in example.pop(KEY)]
     # sorted keys, as batches from worker processes have
     batch = {key: np.stack([example[key] for example in examples]) for key in sorted(examples[0])}
-    return batch | {KEY: as_array(bad)} if skip else batch
+    return batch | {KEY: np.asarray(bad, object).reshape(-1, 2)} if skip else batch

@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import jax
@@ -26,6 +26,7 @@ import numpy as np
 from absl import flags
 
 from mimjax import stopping
+from mimjax.data.bad_files import Checker
 from mimjax.errors import RunError
 from mimjax.plugs import import_files, user_files
 
@@ -40,18 +41,6 @@ CAUSES = {
 PIECE_ROWS = 32  # small enough to share a batch among many workers, large enough to hide overheads
 
 
-class Check(Protocol):
-    """Function that the reading process applies to each batch, in order."""
-
-    def __call__(self, batch: NumpyBatch) -> NumpyBatch:
-        """Return the batch as the caller gets it."""
-        ...
-
-    def close(self) -> None:
-        """End the pass."""
-        ...
-
-
 class Prefetched(Iterator[NumpyBatch]):
     """Iterator over finished batches, {name: array [b ...]}.
 
@@ -61,7 +50,7 @@ class Prefetched(Iterator[NumpyBatch]):
       RunError: a worker process died.
     """
 
-    def __init__(self, iterator: grain.DatasetIterator, check: Check | None = None):
+    def __init__(self, iterator: grain.DatasetIterator, check: Checker | None = None):
         self._check, self._started = check, False
         # Only this list refers to Grain's iterator. The finalizer can thus close and delete it when
         # this object is deleted or the interpreter ends, before the modules that the iterator's
@@ -197,7 +186,7 @@ def prefetched(
     workers: int = 0,
     threads: int | None = None,
     prefetch: int = 2,
-    check: Check | None = None,
+    check: Checker | None = None,
 ) -> Prefetched:
     """Return an iterator over `make(step, rows)` for all `steps`, in order, made ahead of time.
 

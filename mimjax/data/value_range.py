@@ -24,12 +24,11 @@ DARK = 1 / 4  # an image is dark if all values are below this part of the range 
 FEW = 0.1  # a range in the settings does not fit if it has fewer than this share of the values
 
 
-def advise(source: Any, setting: str = "data.value_range") -> str:
+def advise(source: Any) -> str:
     """Return `advice` on a sample of a source's files, equal at every call.
 
     Args:
       source: a source; one of files has `file(index)` and `how`.
-      setting: name of the setting to propose.
 
     Returns:
       "" if the range fits, or the source has no files.
@@ -37,7 +36,7 @@ def advise(source: Any, setting: str = "data.value_range") -> str:
     if not hasattr(source, "file"):
         return ""
     order = np.random.default_rng(0).permutation(len(source))[:SAMPLE].tolist()
-    return advice([values_of(source.file(i), source.how) for i in order], source.how, setting)
+    return advice([values_of(source.file(i), source.how) for i in order], source.how)
 
 
 def advice(

@@ -64,26 +64,19 @@ class HealthMeasure:
         if isinstance(task, Pretraining):
             encoder = task.evaluated(state)
             encode = lambda b: self._encode(encoder, b["image"], b["weight"])
-            parts = [jax.device_get(encode(b)) for b in self._batches()]
+            view = {"image": task.views["image"]}  # neither masks nor a tokenizer's view are needed
+            parts = [jax.device_get(encode(b)) for b in self.bench.batches(self.bench.test, view)]
             # Rows of weight 0 fill up a batch or replace images that cannot be read.
             features = np.concatenate([x[w > 0] for x, w in parts]).astype(np.float64)
             yield "feature_std", float(features.std(0).mean())
             yield "rankme", rankme(features)
         if self.own:
-            variances = jax.device_get(self._spread(state, frozen, self._first_batch()))
+            first = next(self.bench.batches(self.bench.test, sample=task.sample))
+            variances = jax.device_get(self._spread(state, frozen, first))
             for name, value in sorted(variances.items()):
                 if not value >= self.warn_below:  # NaN is a collapse, too.
                     self.bench.warn(int(state.step), collapsed(name, float(value)))
                 yield f"target_variance/{name}", float(value)
-
-    def _batches(self) -> Iterator[dict[str, jax.Array]]:
-        # Neither the masks nor a tokenizer's view are needed.
-        view = {"image": self.bench.task.views["image"]}
-        return self.bench.batches(self.bench.test, view)
-
-    def _first_batch(self) -> dict[str, jax.Array]:
-        """Return the first test images with all that the task reads."""
-        return next(self.bench.batches(self.bench.test, sample=self.bench.task.sample))
 
     # ---------------------------------------------------------------- compiled
     def _features(self, encoder, images, weight):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from mimjax.evaluators.error import ErrorMeasure
-from mimjax.evaluators.probes import Probe, Score
+from mimjax.evaluators.probes import Probe
 from mimjax.inference.features import ROWS
 from mimjax.inference.presentation import error_name
 from mimjax.train.run import Evaluation
@@ -51,9 +51,8 @@ def accuracies(probes: Sequence[Probe]) -> str:
     header = ["features"]
     for p in probes:
         header += [f"{METHODS[p.kind]}, %", "chosen"]
-    body = [
-        [TITLES[row]] + [cell for p in probes for cell in _cells(p.scores[row])] for row in ROWS
-    ]
+    cells = lambda s: (f"{s.accuracy:.2f}", f"{s.features}, {s.setting}")
+    body = [[TITLES[row], *(x for p in probes for x in cells(p.scores[row]))] for row in ROWS]
     lines = [
         f"Accuracy on {test:,} test images, learned from {train:,} training images. "
         f"Label: {bench.test.label_name}.",
@@ -67,10 +66,6 @@ def accuracies(probes: Sequence[Probe]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _cells(score: Score) -> list[str]:
-    return [f"{score.accuracy:.2f}", f"{score.features}, {score.setting}"]
 
 
 def verdict(probe: Probe, test: int) -> str:

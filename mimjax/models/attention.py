@@ -52,6 +52,18 @@ def attend(q, k, v, bias=None):
     return rearrange(_attend(q, k, v, bias), "b h n d -> b n h d")
 
 
+def attend_by_heads(q, k, v, heads: int, bias=None):
+    """Return `attend` of queries, keys and values [b n h*d], with the heads side by side again."""
+    q, k, v = (rearrange(t, "b n (h d) -> b n h d", h=heads) for t in (q, k, v))
+    return rearrange(attend(q, k, v, bias), "b n h d -> b n (h d)")
+
+
+def with_bias(module: nn.Module, x, name: str):
+    """Return x [... d] plus a parameter [d] of a compact module, zero at first."""
+    bias = module.param(name, nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+    return x + bias.astype(x.dtype)
+
+
 @jax.custom_vjp
 def _attend(q, k, v, bias=None):
     """Attend with heads before tokens, [b h n d], and q scaled already.
@@ -178,14 +190,8 @@ class Attention(nn.Module):
             q = layer(inner, "q", init=init())(x)
             k, v = jnp.split(layer(2 * inner, "kv", init=init())(context), 2, axis=-1)
         if self.bias == "qv":
-            q = q + self.param("q_bias", nn.initializers.zeros, (inner,), jnp.float32).astype(
-                q.dtype
-            )
-            v = v + self.param("v_bias", nn.initializers.zeros, (inner,), jnp.float32).astype(
-                v.dtype
-            )
-        q, k, v = (rearrange(t, "b n (h d) -> b n h d", h=self.heads) for t in (q, k, v))
-        out = rearrange(attend(q, k, v, rel_bias), "b n h d -> b n (h d)")
+            q, v = with_bias(self, q, "q_bias"), with_bias(self, v, "v_bias")
+        out = attend_by_heads(q, k, v, self.heads, rel_bias)
         return dense(width, "proj", self.dtype, init=init(depth=self.depth))(out)
 
 

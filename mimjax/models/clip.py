@@ -12,10 +12,9 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Float
 
-from mimjax.models.attention import attend
+from mimjax.models.attention import attend_by_heads
 from mimjax.models.layers import Dtype, shard_batch
 from mimjax.patches import patchify
 from mimjax.task import Features, Network
@@ -79,8 +78,7 @@ class CLIPAttention(nn.Module):
     @nn.compact
     def __call__(self, x):
         qkv = nn.Dense(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x)
-        q, k, v = rearrange(qkv, "b n (p h d) -> p b n h d", p=3, h=self.heads)
-        out = rearrange(attend(q, k, v), "b n h d -> b n (h d)")
+        out = attend_by_heads(*jnp.split(qkv, 3, axis=-1), self.heads)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="proj")(out)
 
 

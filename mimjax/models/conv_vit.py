@@ -25,14 +25,15 @@ from mimjax.models.layers import (
     drop_rate,
     gelu,
     layer_norm,
+    pointwise,
     shard_batch,
     torch_uniform,
     xavier_uniform,
 )
 from mimjax.models.masked_conv import REACH, Place, depthwise, neighbors
-from mimjax.models.vit import check_channels, fixed_positions, grid_of, order_of
-from mimjax.patches import gather, patchify
-from mimjax.task import EncoderNetwork, Features
+from mimjax.models.vit import Positioned, check_channels, fixed_positions, grid_of
+from mimjax.patches import patchify
+from mimjax.task import EncoderNetwork, Features, gather_rows
 from mimjax.values import Count, Index, Positive, Rate, Size
 
 # Stages: widths, depths, mlp ratios; transformer: width, depth, heads. Only B is in the official
@@ -117,12 +118,6 @@ class Depthwise(nn.Module):
         return depthwise(x, kernel[:, :, 0], near, self.place) + bias.astype(x.dtype)
 
 
-def conv1x1(x, features: int, name: str, dtype: Dtype):
-    """Apply a 1x1 convolution under `name`, which starts as PyTorch initializes it."""
-    init = torch_uniform(x.shape[-1])
-    return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)(x)
-
-
 class CBlock(Branch):
     """ConvMAE's convolutional block, on positions [b t c] in the order (patch, row, column).
 
@@ -142,20 +137,20 @@ class CBlock(Branch):
           near: indices of `neighbors`; None = x holds all patches.
           visible: bool [b t], needed where x holds masked positions too.
         """
+        layer = lambda y, features, name: pointwise(features, y.shape[-1], name, self.dtype)(y)
         width = x.shape[-1]
         x = shard_batch(x)
-        y = layer_norm("norm1", self.dtype, STAGE_EPS)(x)
-        y = conv1x1(y, width, "conv1", self.dtype)
+        y = layer(layer_norm("norm1", self.dtype, STAGE_EPS)(x), width, "conv1")
         if visible is not None:
             y = y * visible[..., None].astype(y.dtype)
         y = Depthwise(self.place, name="depthwise")(y, near)
-        x = x + self.residual(conv1x1(y, width, "conv2", self.dtype), "gamma_1", train)
+        x = x + self.residual(layer(y, width, "conv2"), "gamma_1", train)
         y = layer_norm("norm2", self.dtype, STAGE_EPS)(x)
-        y = gelu(conv1x1(y, int(width * self.mlp_ratio), "fc1", self.dtype))
-        return x + self.residual(conv1x1(y, width, "fc2", self.dtype), "gamma_2", train)
+        y = gelu(layer(y, int(width * self.mlp_ratio), "fc1"))
+        return x + self.residual(layer(y, width, "fc2"), "gamma_2", train)
 
 
-class ConvViT(EncoderNetwork):
+class ConvViT(Positioned, EncoderNetwork):
     """Encoder of ConvMAE / MCMAE and, with `fuse_layers`, of MR-MAE. No CLS token.
 
     Attributes:
@@ -212,18 +207,6 @@ class ConvViT(EncoderNetwork):
     def patch(self) -> int:
         """The side of a token in pixels."""
         return math.prod(self.strides)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return grid_of(self.image_size, self.patch)
-
-    @property
-    def num_patches(self) -> int:
-        return math.prod(self.grid)
-
-    @property
-    def positions(self) -> str:
-        return order_of(self.pos_embed)
 
     @property
     def fuses(self) -> bool:
@@ -292,9 +275,9 @@ class ConvViT(EncoderNetwork):
     def stages(self, images, grid: tuple[int, int], ids, train: bool):
         """Return tokens of `ids` out of patch_embed3, [b v d], and what each stage adds to them."""
         side, at = self.patch, ids if self.skip_masked else None  # None = at all patches
-        chosen = lambda x: x if ids is None or at is not None else gather(x, ids)
+        chosen = lambda x: x if ids is None or at is not None else gather_rows(x, ids)
         x = patchify(images, side).astype(self.dtype)
-        x = x if at is None else gather(x, at)
+        x = x if at is None else gather_rows(x, at)
         x = rearrange(x, "b v (t c) -> b (v t) c", t=side**2)
         fused = []
         for k, width in enumerate(self.stage_widths):

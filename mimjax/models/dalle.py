@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mimjax.models.layers import Dtype, torch_uniform
+from mimjax.models.layers import Dtype, pointwise, torch_uniform
 from mimjax.values import Count, Range
 
 GROUPS = 4  # widths 1, 2, 4 and 8 times the first
@@ -41,12 +41,6 @@ def conv(features: int, size: int, channels: int, name: str, dtype: Dtype, strid
         bias_init=init,
         name=name,
     )
-
-
-def pointwise(features: int, channels: int, name: str, dtype: Dtype) -> nn.Dense:
-    """Return a 1x1 convolution from `channels` to `features`, initialized as PyTorch does."""
-    init = torch_uniform(channels)
-    return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
 
 
 class ResPath(nn.Module):
@@ -140,10 +134,31 @@ class TokenHead(nn.Module):
         return product + bias
 
 
-class DallEEncoder(nn.Module):
+class TokenEncoder(nn.Module):
+    """Images to float32 logits over codes; its two halves can be called alone.
+
+    A subclass makes `body`, a module from images to vectors, and `output`, one from these to
+    logits. It declares the type of computation, `dtype`.
+    """
+
+    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b i j v"]:
+        return self.logits(self.features(images))
+
+    def features(self, images: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+        """Return the vectors that `logits` reads."""
+        me: Any = self
+        return me.body(images.astype(me.dtype))
+
+    def logits(self, hidden: Float[Array, "*s d"]) -> Float[Array, "*s v"]:
+        """Return float32 logits over the codes from vectors of `features`."""
+        me: Any = self
+        return me.output(hidden)
+
+
+class DallEEncoder(TokenEncoder):
     """DALL-E's encoder: images in [0.1, 0.9], [b h w 3], to float32 logits [b h/8 w/8 vocab].
 
-    Its two halves can be called alone: `features`, then `logits`.
+    `features` are the vectors before the last ReLU.
 
     Attributes:
       n_hid: width of the first group; 256 in OpenAI's `encoder.pkl`.
@@ -159,14 +174,3 @@ class DallEEncoder(nn.Module):
     def setup(self):
         self.body = Body(self.n_hid, self.n_blk, self.dtype)
         self.output = TokenHead(self.vocab, nn.relu, self.dtype)
-
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b i j v"]:
-        return self.logits(self.features(images))
-
-    def features(self, images: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
-        """Return the vectors that `logits` reads, before the last ReLU."""
-        return self.body(images.astype(self.dtype))
-
-    def logits(self, hidden: Float[Array, "*s d"]) -> Float[Array, "*s v"]:
-        """Return float32 logits over the codes from vectors of `features`."""
-        return self.output(hidden)

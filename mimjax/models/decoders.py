@@ -17,9 +17,8 @@ from jaxtyping import Array, Float, Int
 from mimjax import errors
 from mimjax.models.attention import Bias, run_blocks
 from mimjax.models.layers import Dtype, InitScheme, clipped_normal, dense, layer_norm, torch_uniform
-from mimjax.models.vit import FixedPositions, fixed_positions, order_of
-from mimjax.patches import gather
-from mimjax.task import ByPlace, Encoded, Predictor, Student
+from mimjax.models.vit import FixedPositions, Positioned, fixed_positions
+from mimjax.task import ByPlace, Encoded, Predictor, Student, gather_rows
 from mimjax.values import Count, Index, Positive
 
 
@@ -54,10 +53,13 @@ class PixelHead(nn.Module):
         return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
-def at_places(x: jax.Array, prefix: int, visible: int, rows: int, at: tuple[str, ...]) -> ByPlace:
-    """Return the tokens at places out of those in the order [prefix, visible, masked].
+def at_places(
+    last: Any, x: jax.Array, prefix: int, visible: int, rows: int, at: tuple[str, ...]
+) -> ByPlace:
+    """Return predictions at places from tokens in the order [prefix, visible, masked].
 
     Args:
+      last: makes predictions of tokens [b k d].
       x: [b*s p+v+m/s d], where the masked patches of an image are s sets, one row each.
       prefix, visible: numbers of prefix tokens and of visible patches.
       rows: b, the number of images.
@@ -67,7 +69,7 @@ def at_places(x: jax.Array, prefix: int, visible: int, rows: int, at: tuple[str,
         "visible": slice(prefix, prefix + visible),
         "masked": slice(prefix + visible, None),
     }
-    return {place: x[:, bounds[place]].reshape(rows, -1, x.shape[-1]) for place in at}
+    return {place: last(x[:, bounds[place]].reshape(rows, -1, x.shape[-1])) for place in at}
 
 
 def apart(x: jax.Array, sequences: int) -> jax.Array:
@@ -75,7 +77,7 @@ def apart(x: jax.Array, sequences: int) -> jax.Array:
     return x if sequences == 1 else jnp.repeat(x, sequences, axis=0)
 
 
-class MAEDecoder(Predictor):
+class MAEDecoder(Positioned, Predictor):
     """MAE's decoder (section 3): mask tokens, positions on every token, plain blocks, linear head.
 
     Attributes:
@@ -105,11 +107,6 @@ class MAEDecoder(Predictor):
 
     DERIVED = ("out", "grid", "pos_grid", "mask_tokens", "prefix")
 
-    @property
-    def positions(self) -> str:
-        """The coordinate that comes first in the fixed positions, "xy" or "yx"."""
-        return order_of(self.pos_embed)
-
     def sized(self, encoder: Student, out: int) -> MAEDecoder:
         stages = getattr(encoder, "stage_mlp_ratios", ())
         return self.clone(
@@ -128,7 +125,7 @@ class MAEDecoder(Predictor):
         tokens, prefix = encoded.tokens, encoded.prefix
         if encoded.whole:  # all tokens come out of the encoder: bring them into the order here
             order = jnp.concatenate([encoded.ids_v, encoded.ids_m], axis=1)
-            patches = gather(tokens[:, prefix:], order)
+            patches = gather_rows(tokens[:, prefix:], order)
             tokens = jnp.concatenate([tokens[:, :prefix], patches], axis=1)
         return tokens, encoded.ids_v, encoded.ids_m, encoded.sequences, at
 
@@ -175,11 +172,10 @@ class MAEDecoder(Predictor):
             dtype=self.dtype,
         )
         norm, head = layer_norm("norm", self.dtype), dense(self.out, "head", self.dtype)
-        tokens_at = at_places(x, self.prefix, ids_v.shape[1], b, at)
-        return {place: head(norm(y)) for place, y in tokens_at.items()}
+        return at_places(lambda y: head(norm(y)), x, self.prefix, ids_v.shape[1], b, at)
 
 
-class InjectedDecoder(Predictor):
+class InjectedDecoder(Positioned, Predictor):
     """BootMAE's regressor and predictor (sections 3.3, 3.4; appendix A).
 
     It has a mask token of its own and adds positions to mask tokens only; each of its blocks
@@ -213,11 +209,6 @@ class InjectedDecoder(Predictor):
     dtype: Dtype = jnp.float32
 
     DERIVED = ("out", "grid", "pos_grid", "prefix", "channels")
-
-    @property
-    def positions(self) -> str:
-        """The coordinate that comes first in the fixed positions, "xy" or "yx"."""
-        return order_of(self.pos_embed)
 
     def sized(self, encoder: Student, out: int) -> InjectedDecoder:
         return self.clone(
@@ -292,8 +283,7 @@ class InjectedDecoder(Predictor):
             dtype=self.dtype,
         )
         norm, last = layer_norm("norm", self.dtype), self.last()
-        tokens_at = at_places(x, self.prefix, ids_v.shape[1], b, at)
-        return {place: last(norm(y)) for place, y in tokens_at.items()}
+        return at_places(lambda y: last(norm(y)), x, self.prefix, ids_v.shape[1], b, at)
 
     def last(self) -> Any:
         """Return the last layer."""

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from mimjax.models.dalle import TokenHead, conv, pointwise
-from mimjax.models.layers import Dtype, shard_batch, torch_uniform
+from mimjax.models.dalle import TokenEncoder, TokenHead, conv
+from mimjax.models.layers import Dtype, pointwise, shard_batch, torch_uniform
 from mimjax.values import Count, Whole
 
 
@@ -90,10 +90,8 @@ class DVAEBody(nn.Module):
         return x
 
 
-class DVAEEncoder(nn.Module):
+class DVAEEncoder(TokenEncoder):
     """The encoder: images [b h w c] to float32 logits [b h/2^l w/2^l vocab], l = num_layers.
-
-    Its two halves can be called alone: `features`, then `logits`.
 
     Attributes:
       vocab: number of codes; 8192 in CAE.
@@ -117,17 +115,6 @@ class DVAEEncoder(nn.Module):
         self.body = DVAEBody(self.hidden, self.num_layers, self.num_resblocks, self.dtype)
         index = self.num_layers + self.num_resblocks
         self.output = TokenHead(self.vocab, dtype=self.dtype, name=f"out_{index:02d}")
-
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b i j v"]:
-        return self.logits(self.features(images))
-
-    def features(self, images: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
-        """Return the vectors that `logits` reads."""
-        return self.body(images.astype(self.dtype))
-
-    def logits(self, hidden: Float[Array, "*s d"]) -> Float[Array, "*s v"]:
-        """Return float32 logits over the codes from vectors of `features`."""
-        return self.output(hidden)
 
 
 class DVAEDecoder(nn.Module):

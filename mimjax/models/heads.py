@@ -6,14 +6,12 @@ here is one that somebody published beside an encoder; nothing in this file is t
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mimjax.models.layers import Dtype, InitScheme, LayerNorm, dense, kernel_init
-from mimjax.task import ByPlace, Encoded, Features, Predictor
+from mimjax.task import ByPlace, Features, Predictor
 
 
 class LinearHead(Predictor):
@@ -29,9 +27,6 @@ class LinearHead(Predictor):
     dtype: Dtype = jnp.float32
 
     DERIVED = ("out",)
-
-    def inputs(self, encoded: Encoded, at: tuple[str, ...]) -> tuple[Any, ...]:
-        return (encoded.at(at),)
 
     @nn.compact
     def __call__(self, tokens: ByPlace) -> dict[str, Float[Array, "b _ o"]]:

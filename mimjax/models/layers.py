@@ -185,6 +185,12 @@ def dense(
     return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
 
 
+def pointwise(features: int, channels: int, name: str, dtype: Dtype) -> nn.Dense:
+    """Return a 1x1 convolution from `channels` to `features`, initialized as PyTorch does."""
+    init = torch_uniform(channels)
+    return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
+
+
 class Mlp(nn.Module):
     """The MLP of a block: linear, exact (erf) GELU, linear.
 

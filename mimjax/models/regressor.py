@@ -13,11 +13,10 @@ from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from mimjax import errors
-from mimjax.models.attention import attend, run_blocks
+from mimjax.models.attention import attend_by_heads, run_blocks, with_bias
 from mimjax.models.decoders import apart, positions
 from mimjax.models.layers import (
     Branch,
@@ -48,10 +47,8 @@ class CrossAttention(nn.Module):
         inner = self.heads * (width // self.heads)
         layer = functools.partial(dense, inner, dtype=self.dtype, bias=False)
         q, k, v = layer(name="q")(q), layer(name="k")(k), layer(name="v")(v)
-        q = q + self.param("q_bias", nn.initializers.zeros, (inner,), jnp.float32).astype(q.dtype)
-        v = v + self.param("v_bias", nn.initializers.zeros, (inner,), jnp.float32).astype(v.dtype)
-        q, k, v = (rearrange(t, "b n (h d) -> b n h d", h=self.heads) for t in (q, k, v))
-        return dense(width, "proj", self.dtype)(rearrange(attend(q, k, v), "b n h d -> b n (h d)"))
+        q, v = with_bias(self, q, "q_bias"), with_bias(self, v, "v_bias")
+        return dense(width, "proj", self.dtype)(attend_by_heads(q, k, v, self.heads))
 
 
 class RegressorBlock(Branch):
@@ -262,9 +259,6 @@ class SharedHead(Predictor):
     dtype: Dtype = jnp.float32
 
     DERIVED = ("out",)
-
-    def inputs(self, encoded: Encoded, at: tuple[str, ...]) -> tuple[Any, ...]:
-        return (encoded.at(at),)
 
     @nn.compact
     def __call__(self, tokens: ByPlace) -> dict[str, Float[Array, "b _ o"]]:

@@ -8,7 +8,6 @@ and decoders are no part of it. Sources: MAE (section 3), BootMAE (section 3.2),
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -29,8 +28,8 @@ from mimjax.models.layers import (
     xavier_uniform,
 )
 from mimjax.models.positions import resize_absolute
-from mimjax.patches import gather, patchify
-from mimjax.task import EncoderNetwork, Features, Network
+from mimjax.patches import patchify
+from mimjax.task import EncoderNetwork, Features, Network, gather_rows
 from mimjax.values import Count, Index, Positive, Rate, Size
 
 FixedPositions = Literal["sincos_xy", "sincos_yx"]
@@ -113,6 +112,17 @@ def check_channels(count: int, channels: int) -> None:
         raise ValueError(f"images have {count} channels, this encoder reads {channels}")
 
 
+class Positioned:
+    """What networks share whose setting `pos_embed` may name fixed positions."""
+
+    pos_embed: Any
+
+    @property
+    def positions(self) -> str:
+        """The coordinate that comes first in the fixed positions, "xy" or "yx"; "" = none."""
+        return order_of(self.pos_embed)
+
+
 class Projection(Network):
     """Linear layer and LayerNorm to another width (CAE-Large's, in front of the regressor)."""
 
@@ -124,7 +134,7 @@ class Projection(Network):
         return layer_norm("norm", self.dtype)(dense(self.width, "linear", self.dtype)(x))
 
 
-class ViT(EncoderNetwork):
+class ViT(Positioned, EncoderNetwork):
     """Vision transformer of MAE (section 3), BootMAE (section 3.2), BEiT and CAE.
 
     Attributes:
@@ -190,22 +200,6 @@ class ViT(EncoderNetwork):
     @property
     def behind(self) -> tuple[str, ...]:
         return ("projection",)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return grid_of(self.image_size, self.patch)
-
-    @property
-    def num_patches(self) -> int:
-        return math.prod(self.grid)
-
-    @property
-    def positions(self) -> str:
-        return order_of(self.pos_embed)
 
     @property
     def fuses(self) -> bool:
@@ -283,7 +277,7 @@ class ViT(EncoderNetwork):
         check_channels(images.shape[-1], self.channels)
         patches = patchify(images, self.patch).astype(self.dtype)
         if ids is not None:
-            patches = gather(patches, ids)
+            patches = gather_rows(patches, ids)
         mae, normal = self.init_scheme == "mae", self.init_scheme in ("cae", "beit")
         x = nn.Dense(
             self.width,

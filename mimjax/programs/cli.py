@@ -9,7 +9,8 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, Protocol
+from types import ModuleType
+from typing import Any, NoReturn
 
 from absl import app, flags
 from ml_collections import ConfigDict
@@ -18,26 +19,11 @@ from mimjax import stopping
 from mimjax.errors import ConfigError, Exit, PeerError, RunError, UserCodeError, code_of
 from mimjax.programs import parser, processes, usage
 
+# A module of `mimjax.programs`: its docstring is the text of --help, `define_flags()` defines its
+# flags, REQUIRED names those that must be given, `main()` runs it when they are parsed.
+Program = ModuleType
 FLAGS = flags.FLAGS
 _NAMES: list[str] = []  # of the flags of the program that runs
-
-
-class Program(Protocol):
-    """A module of `mimjax.programs`; its docstring is the text of --help."""
-
-    __name__: str
-    __doc__: str | None
-    REQUIRED: tuple[str, ...]
-
-    @staticmethod
-    def define_flags() -> None:
-        """Define all flags of the program."""
-        ...
-
-    @staticmethod
-    def main() -> None:
-        """Run the program; its flags are parsed."""
-        ...
 
 
 def define_base_flags() -> None:

@@ -126,13 +126,10 @@ def _settings(thing: Any) -> dict[str, Any]:
 
 
 def _origin(key: str, value: Any, default: Any, overridden: list[str]) -> str:
-    if key in overridden or (key.endswith((".type", ".digest")) and _parent(key) in overridden):
+    section, _, last = key.rpartition(".")
+    if key in overridden or (last in ("type", "digest") and section in overridden):
         return "command line"
     return "default" if value == default else "config file"
-
-
-def _parent(key: str) -> str:
-    return key.rpartition(".")[0]
 
 
 def plug_lines(c: Any) -> list[str]:

@@ -51,18 +51,13 @@ def small_run(c: Config, data: str, encoders: Encoders = VITS) -> None:
       encoders: settings of the encoder for each.
     """
     check_data(data)
-    c.data.source = section(find_source(data))
     c.method.encoder.update(encoders[data])
     c.optimizer.lr = 2e-3 if data == "digits" else 1e-3
     c.optimizer.schedule.warmup_epochs, c.optimizer.schedule.warmup_steps = 0.0, 100
     c.batch_size = 128 if data == "digits" else 64
-    c.steps = 1500 if data == "digits" else 800
-    c.log_every, c.checkpoint_every = 100, 500
-    c.eval.every = 500 if data == "digits" else 400
-    c.eval.batch_size = 256
     if data == "digits":
         c.eval.probes = section(Probes())
-        whole_digits(c)
+    on_data(c, data)
 
 
 def small_tokenizer(c: Config, data: str) -> None:
@@ -71,18 +66,13 @@ def small_tokenizer(c: Config, data: str) -> None:
     m = c.method
     m.encoder.vocab, m.encoder.hidden, m.encoder.num_layers, width = TOKENIZERS[data]
     m.decoder.codebook_dim, m.image_size = width, VITS[data]["image_size"]
-    c.data.source = section(find_source(data))
-    c.steps = 1500 if data == "digits" else 800
+    on_data(c, data)
     c.batch_size = 128 if data == "digits" else 32
     c.optimizer.lr, c.optimizer.schedule.min_lr = 2e-3, 1e-5
     c.optimizer.schedule.warmup_steps = 100
     # the relaxed codes harden within the run
     m.temperature_steps, m.temperature_end = c.steps, 0.1
     m.kl_weight, m.kl_steps = 0.002, 1
-    c.log_every, c.checkpoint_every = 100, 500
-    c.eval.every, c.eval.batch_size = 500 if data == "digits" else 400, 256
-    if data == "digits":
-        whole_digits(c)
 
 
 def small_target(name: str, path: str, data: str) -> Target:
@@ -113,10 +103,16 @@ def small_target(name: str, path: str, data: str) -> Target:
     return find_target(name, path, known)
 
 
-def whole_digits(c: Config) -> None:
-    """Keep digits whole and unmirrored: a mirrored digit, or a fifth of one, is another shape."""
-    c.data.augment.flip = 0.0
-    c.data.augment.scale = (0.8, 1.0)
+def on_data(c: Config, data: str) -> None:
+    """Set the data of a demo, its length and its intervals.
+
+    Digits stay whole and unmirrored: a mirrored digit, or a fifth of one, is another shape.
+    """
+    c.data.source = section(find_source(data))
+    c.steps, c.eval.every = (1500, 500) if data == "digits" else (800, 400)
+    c.log_every, c.checkpoint_every, c.eval.batch_size = 100, 500, 256
+    if data == "digits":
+        c.data.augment.flip, c.data.augment.scale = 0.0, (0.8, 1.0)
 
 
 def check_data(data: str) -> None:

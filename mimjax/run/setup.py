@@ -25,7 +25,7 @@ from mimjax.schema import Config, build
 from mimjax.task import Clock, Task, initial
 from mimjax.train import optimizers, profiling
 from mimjax.train.program import Program, make_program
-from mimjax.train.run import Evaluation, Options, Setup
+from mimjax.train.run import Evaluation, Setup
 
 
 def setup(
@@ -59,6 +59,7 @@ def setup(
         data = make_data(c, schema.make_task(c, Clock(1, 1)), "train", index)
     per_epoch = data.steps_per_epoch if data else max((images or 0) // c.batch_size, 1)
     clock = make_clock(c, per_epoch)
+    profiling.parse(c.profile.steps, clock.total_steps)
     program, lr = make_length(c, mesh, clock, small)
     bench, evaluators = make_evals(c, program, data, index) if data else (None, ())
     return Setup(
@@ -67,7 +68,6 @@ def setup(
         program=program,
         clock=clock,
         lr=lr,
-        options=options(c, clock),
         pipeline=data,
         evaluators=evaluators,
         index=index,
@@ -145,24 +145,6 @@ def make_tx(c: Config, task: Task, clock: Clock):
     cfg = build(optimizers.OptimizerConfig, c.optimizer, "optimizer")
     lr = optimizers.learning_rate(cfg, clock, c.batch_size)
     return optimizers.make_optimizer(cfg, params, lr, optimizers.weight_decay(cfg, clock)), lr
-
-
-def options(c: Config, clock: Clock) -> Options:
-    """Return the plain numbers of a run; a clip_norm of 0 clips nothing.
-
-    Raises:
-      ConfigError: updates are to be traced that the run does not make.
-    """
-    return Options(
-        workers=c.data.workers,
-        threads=c.data.threads,
-        log_every=c.log_every,
-        checkpoint_every=c.checkpoint_every,
-        eval_every=c.eval.every,
-        clip_norm=c.optimizer.clip_norm or 0.0,
-        rollbacks=c.on_nonfinite_retries if c.on_nonfinite == "rollback" else 0,
-        profile=profiling.parse(c.profile.steps, clock.total_steps),
-    )
 
 
 def make_evals(

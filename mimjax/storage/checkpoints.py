@@ -14,11 +14,14 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
+import flax
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+import mimjax
 from mimjax.errors import ConfigError, RunError
 from mimjax.storage import config_version, digests, paths_from_3, verdicts
 from mimjax.storage.files import Workdir
@@ -390,12 +393,5 @@ def _split(state: TrainState) -> tuple[PyTree, PyTree]:
 
 def versions() -> dict[str, str]:
     """Return {package: version} of the packages that decide a run's numbers."""
-    import flax
-    import numpy
-    import optax
-
-    import mimjax
-
-    modules = {"jax": jax, "flax": flax, "optax": optax, "orbax": ocp, "numpy": numpy}
-    others = {name: getattr(m, "__version__", "?") for name, m in modules.items()}
-    return {"mimjax": mimjax.__version__, **others}
+    modules = {"mimjax": mimjax, "jax": jax, "flax": flax, "optax": optax, "orbax": ocp}
+    return {name: getattr(m, "__version__", "?") for name, m in (modules | {"numpy": np}).items()}

@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mimjax import stopping
@@ -131,24 +131,24 @@ class RunLock:
             f"run.lock: damaged, so that nobody is named; watching for {self.patience:.0f} s "
             "whether a living run writes it anew"
         )
-        deadline = time.monotonic() + self.patience
-        while time.monotonic() < deadline:
-            time.sleep(min(1.0, self.patience / 10))
-            if other := read(self.workdir):
+        for other in self._watch():
+            if other:
                 return self._check_dead(other, say)
         say("run.lock: damaged, and no run writes it: taken over")
 
     def _moves(self, other: dict[str, Any]) -> bool:
         """Return whether the lock file changes within `patience` seconds."""
+        for now in self._watch():
+            if now != other:
+                return bool(now)  # where it is gone, that run has just ended
+        return False
+
+    def _watch(self) -> Iterator[dict[str, Any]]:
+        """Yield the content of the lock file, once a second or more often, for `patience`."""
         deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self.patience / 10))
-            now = read(self.workdir)
-            if not now:
-                return False  # that run has just ended
-            if now != other:
-                return True
-        return False
+            yield read(self.workdir)
 
     def _beat(self) -> None:
         """Increment the pulse every `pulse` seconds until the lock is released or lost."""
@@ -218,10 +218,7 @@ def _born(pid: int) -> str:
 
     Process ids are used again; together with the start time they are unique.
     """
-    try:
-        return _text(f"/proc/{pid}/stat").rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
+    return "".join(_facts(pid)[19:20])
 
 
 def _exists(pid: int) -> bool:
@@ -232,15 +229,15 @@ def _exists(pid: int) -> bool:
         return False
     except PermissionError:
         return True  # a process of another user
-    return not _zombie(pid)
+    return _facts(pid)[:1] != ["Z"]  # it has ended, and its parent has not yet collected it
 
 
-def _zombie(pid: int) -> bool:
-    """Return whether a process has ended and only its parent has not yet collected it."""
+def _facts(pid: int) -> list[str]:
+    """Return what the kernel says of a process, its state first; [] if there is none."""
     try:
-        return _text(f"/proc/{pid}/stat").rpartition(")")[2].split()[0] == "Z"
+        return _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except OSError:
-        return False
+        return []
 
 
 def _text(path: str) -> str:

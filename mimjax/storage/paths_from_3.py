@@ -7,12 +7,12 @@ parameters, averages and optimizer slots have the paths that they had.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mimjax.rules import path_name
 from mimjax.storage import config_version
 
 PyTree = Any
@@ -32,7 +32,11 @@ def as_stored(tree: PyTree, meta: dict[str, Any]) -> PyTree:
       tree: parameters or the other items of a state, or subtrees of them; leaves of any kind.
       meta: the checkpoint's metadata.
     """
-    return _walk(tree, _apart) if version_of(meta) <= LAST else tree
+    if version_of(meta) > LAST:
+        return tree
+    average = lambda path: "ema" in path_name(path).split("/")
+    one = lambda path, x: _apart(x, average(path)) if _holds(x) else x
+    return jax.tree_util.tree_map_with_path(one, tree, is_leaf=_holds)
 
 
 def as_today(stored: PyTree, like: PyTree, params: PyTree | None, meta: dict[str, Any]) -> PyTree:
@@ -45,25 +49,16 @@ def as_today(stored: PyTree, like: PyTree, params: PyTree | None, meta: dict[str
         copy of them. None = the tree itself is that of the parameters.
       meta: the checkpoint's metadata.
     """
-    return _together(stored, like, params) if version_of(meta) <= LAST else stored
+    if version_of(meta) > LAST:
+        return stored
+    one = lambda x, then: _together(then, x, params) if _holds(x) else then
+    return jax.tree.map(one, like, stored, is_leaf=_holds)
 
 
 def _holds(tree: PyTree) -> bool:
     """Return whether a tree is one of networks whose encoder has the projection in it."""
     encoder = tree.get(OWNER) if isinstance(tree, dict) else None
     return isinstance(encoder, dict) and PART in encoder
-
-
-def _walk(tree: PyTree, change: Callable[[PyTree, bool], PyTree], averages: bool = False) -> PyTree:
-    """Return a tree with `change` made at every dictionary of networks in it."""
-    if _holds(tree):
-        return change(tree, averages)
-    if isinstance(tree, dict):
-        return {k: _walk(v, change, averages or k == "ema") for k, v in tree.items()}
-    if isinstance(tree, tuple):
-        parts = [_walk(x, change, averages) for x in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    return tree
 
 
 def _apart(tree: PyTree, averages: bool) -> PyTree:
@@ -74,19 +69,12 @@ def _apart(tree: PyTree, averages: bool) -> PyTree:
 
 
 def _together(stored: PyTree, like: PyTree, params: PyTree) -> PyTree:
-    """Return what `_apart` took apart, put together."""
-    if _holds(like):
-        part = stored.get(PART)
-        if part is None:
-            part = _average(params[OWNER][PART], like[OWNER][PART])
-        out = {k: stored[k] for k in like if k != OWNER}
-        return out | {OWNER: {**stored[OWNER], PART: part}}
-    if isinstance(like, dict):
-        return {k: _together(stored[k], v, params) for k, v in like.items()}
-    if isinstance(like, tuple):
-        parts = [_together(s, x, params) for s, x in zip(stored, like, strict=True)]
-        return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
-    return stored
+    """Return networks that `_apart` took apart, put together."""
+    part = stored.get(PART)
+    if part is None:
+        part = _average(params[OWNER][PART], like[OWNER][PART])
+    out = {k: stored[k] for k in like if k != OWNER}
+    return out | {OWNER: {**stored[OWNER], PART: part}}
 
 
 def _average(params: PyTree, like: PyTree) -> PyTree:

@@ -13,7 +13,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -23,18 +23,6 @@ from mimjax.storage import outputs
 SUFFIXES = (".npz", ".parquet")
 GROUP_BYTES = 64 << 20  # bytes of features in one row group of a Parquet file
 Columns = dict[str, np.ndarray]
-
-
-class Table(Protocol):
-    """Protocol of a table that is being written."""
-
-    def add(self, paths: list[str], labels: np.ndarray, columns: Columns) -> None:
-        """Append b rows: `labels` int [b], `columns` {name: float32 [b ...]}."""
-        ...
-
-    def close(self) -> None:
-        """Complete the file."""
-        ...
 
 
 def check(path: str, overwrite: bool, spare: dict[str, str | None] | None = None) -> None:
@@ -56,7 +44,7 @@ def check(path: str, overwrite: bool, spare: dict[str, str | None] | None = None
 
 
 @contextlib.contextmanager
-def create(path: str, overwrite: bool, about: dict[str, str]) -> Iterator[Table]:
+def create(path: str, overwrite: bool, about: dict[str, str]) -> Iterator[Npz | Parquet]:
     """Yield a table to add rows to; the file appears at `path` if the body succeeds.
 
     Args:
@@ -90,7 +78,7 @@ class Npz:
         self.shapes: dict[str, tuple[int, ...]] = {}
 
     def add(self, paths: list[str], labels: np.ndarray, columns: Columns) -> None:
-        """Append b rows; see `Table.add`."""
+        """Append b rows: `labels` int [b], `columns` {name: float32 [b ...]}."""
         self.paths += paths
         self.labels.append(labels)
         for name, x in columns.items():
@@ -134,7 +122,7 @@ class Parquet:
         self.size = 0  # bytes of their features
 
     def add(self, paths: list[str], labels: np.ndarray, columns: Columns) -> None:
-        """Append b rows; see `Table.add`."""
+        """Append b rows: `labels` int [b], `columns` {name: float32 [b ...]}."""
         if self.writer is None:
             self.writer = self.parquet.ParquetWriter(self.path, self._schema(columns))
         self.pending.append((paths, labels, columns))

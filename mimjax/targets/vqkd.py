@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mimjax import errors, patches
+from mimjax.losses import unit
 from mimjax.models.layers import Dtype, Resample
 from mimjax.models.vit import ViT
 from mimjax.rng import named
@@ -38,11 +39,6 @@ class CodeHead(Network):
     def __call__(self, x: Float[Array, "*s d"]) -> Float[Array, "*s c"]:
         x = jnp.tanh(nn.Dense(x.shape[-1], dtype=self.dtype, name="fc1")(x))
         return nn.Dense(self.code_dim, dtype=self.dtype, name="fc2")(x).astype(jnp.float32)
-
-
-def unit(x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
-    """Return vectors brought to length 1, as PyTorch's F.normalize does (eps 1e-12)."""
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 @dataclasses.dataclass(frozen=True)

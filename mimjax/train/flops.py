@@ -10,7 +10,6 @@ recomputation under `remat` runs, so it is counted.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +20,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from mimjax.rng import named
 from mimjax.task import Task, TrainState, initial
+from mimjax.train.program import abstract_batch
 
 
 def step_flops(task: Task) -> float:
@@ -33,13 +33,6 @@ def step_flops(task: Task) -> float:
     params, model_state = jax.eval_shape(initial(task), key)
     ema = jax.eval_shape(task.init_ema, params)
     frozen = jax.eval_shape(task.init_frozen, key)
-    batch = {
-        name: jax.ShapeDtypeStruct((1, *view.size, view.channels), jnp.uint8)
-        for name, view in task.views.items()
-    }
-    batch |= {k: jax.ShapeDtypeStruct((1,), jnp.int32) for k in ("label", "index")}
-    made = task.sample(random.Random(0), 0)
-    batch |= {k: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for k, x in made.items()}
 
     def step(params, model_state, ema, frozen, batch, key):
         zero = jnp.zeros((), jnp.int32)
@@ -48,7 +41,9 @@ def step_flops(task: Task) -> float:
         loss = lambda p: task.loss(p, model_state, prepared, named(key, "loss"), zero, True).total
         return jax.grad(loss)(params), fresh
 
-    return count(jax.make_jaxpr(step)(params, model_state, ema, frozen, batch, key))
+    return count(
+        jax.make_jaxpr(step)(params, model_state, ema, frozen, abstract_batch(task, 1), key)
+    )
 
 
 def count(jaxpr: ClosedJaxpr | Jaxpr) -> float:

@@ -17,9 +17,8 @@ import jax
 from mimjax import progress, sharding, stopping
 from mimjax.task import TrainState
 from mimjax.train import metrics as m
-from mimjax.train import nonfinite
+from mimjax.train import nonfinite, profiling
 from mimjax.train.flops import count
-from mimjax.train.profiling import Trace
 from mimjax.train.run import Run
 
 
@@ -71,9 +70,11 @@ def advance(run: Run, compiled: Any, meter: m.Meter, state: TrainState) -> Train
       Stopped: the run was asked to stop, and has saved a checkpoint.
     """
     checked, total, mesh = int(state.step), run.setup.clock.total_steps, run.setup.program.mesh
+    c = run.setup.config
     meter.start(checked)
     bar = progress.steps(checked, total, quiet=not run.workdir.writer)
-    trace = Trace(run.setup.options.profile, run.workdir, run.log.say, checked)
+    updates = profiling.parse(c.profile.steps, total)
+    trace = profiling.Trace(updates, run.workdir, run.log.say, checked)
     with run.feed(checked, total) as batches, bar, contextlib.closing(trace):
         for step in range(checked + 1, total + 1):  # `step` = updates made after this pass
             batch = timed_next(batches, meter)
@@ -82,10 +83,10 @@ def advance(run: Run, compiled: Any, meter: m.Meter, state: TrainState) -> Train
             trace.after(step, metrics)
             meter.count(metrics)
             bar.update()
-            logging = due(step, run.setup.options.log_every, total) or step == 1
+            logging = due(step, c.log_every, total) or step == 1
             evaluating = evaluation_due(run, step)
             asked = stopping.due()
-            saving = due(step, run.setup.options.checkpoint_every, total) or asked
+            saving = due(step, c.checkpoint_every, total) or asked
             # Every checkpoint and evaluation is of a state whose metrics were finite.
             if logging or saving or evaluating:
                 values = m.fetch(metrics, checked + 1, step)
@@ -137,7 +138,7 @@ def due(step: int, every: int, total: int) -> bool:
 
 def evaluation_due(run: Run, step: int) -> bool:
     """Return whether an evaluator or the report is due after `step` updates."""
-    every = [run.setup.options.eval_every, *(e.every for e in run.setup.evaluators)]
+    every = [run.setup.config.eval.every, *(e.every for e in run.setup.evaluators)]
     return any(due(step, steps, run.setup.clock.total_steps) for steps in every)
 
 
@@ -156,7 +157,7 @@ def compile_step(run: Run):
         run.setup.data.batch_size,
         run.setup.clock.total_steps,
         per_device,
-        run.setup.options.clip_norm,
+        run.setup.config.optimizer.clip_norm or 0.0,
     )
     return compiled, meter
 

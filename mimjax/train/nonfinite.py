@@ -42,7 +42,8 @@ def recover(run: Run, compiled: Any, error: m.NonFiniteError) -> TrainState:
     Raises:
       NonFiniteError: the run may not roll back, or has rolled back as often as it may.
     """
-    used, most = len(run.skipped) + run.flukes, run.setup.options.rollbacks
+    c, used = run.setup.config, len(run.skipped) + run.flukes
+    most = c.on_nonfinite_retries if c.on_nonfinite == "rollback" else 0
     if used >= most:
         hint = "on_nonfinite=rollback leaves a batch that causes it out"
         if used:

@@ -112,9 +112,11 @@ def _with_sharding(x, s) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
 
 
-def abstract_batch(task: Task, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the global batch of the data pipeline as abstract arrays with the batch's sharding."""
-    rows = sharding.batch_sharding(mesh)
+def abstract_batch(
+    task: Task, batch_size: int, mesh: Mesh | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the global batch of the data pipeline as abstract arrays, on a mesh with its sharding."""
+    rows = sharding.batch_sharding(mesh) if mesh else None
     make = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
     batch = {
         name: make((*view.size, view.channels), jnp.uint8) for name, view in task.views.items()

@@ -76,28 +76,6 @@ class Length(NamedTuple):
         return cls(**value) if fits else None
 
 
-class Options(NamedTuple):
-    """Plain numbers of a run.
-
-    Attributes:
-      workers, threads: processes and threads that prepare batches ahead of time.
-      log_every, checkpoint_every: steps between two log lines, and between two checkpoints.
-      eval_every: steps between two reports; 0 = at the first and the last step only.
-      clip_norm: of the optimizer; 0 = no clipping.
-      rollbacks: how often the run may go back after a number that is not finite; 0 = it stops.
-      profile: the first and the last update of a trace; None = none is written.
-    """
-
-    workers: int = 0
-    threads: int = 8
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    eval_every: int = 0
-    clip_norm: float = 0.0
-    rollbacks: int = 0
-    profile: tuple[int, int] | None = None
-
-
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """A config as objects; nothing was computed or written for it.
@@ -108,7 +86,6 @@ class Setup:
       clock, lr: length and learning rate.
       pipeline: the training data; None where the number of images was given instead.
       evaluators: measurements beside training.
-      options: plain numbers.
       index: the list of the data's files.
       bench: what the evaluators read; whoever opens the run says where they write. None = there are
         no evaluators.
@@ -119,7 +96,6 @@ class Setup:
     program: Program
     clock: Clock
     lr: ByStep
-    options: Options
     pipeline: Pipeline | None = None
     evaluators: tuple[Evaluation, ...] = ()
     index: Index | None = None
@@ -180,11 +156,9 @@ class Run:
 
     def feed(self, start: int, stop: int) -> Prefetched:
         """Return the batches of updates start + 1 to stop: the rows that this process makes."""
-        data, options = self.data, self.setup.options
+        data, c = self.data, self.setup.config.data
         rows = sharding.local_rows(self.setup.program.mesh, data.batch_size)
-        return data.iterate(
-            start, stop, rows=rows, workers=options.workers, threads=options.threads
-        )
+        return data.iterate(start, stop, rows=rows, workers=c.workers, threads=c.threads)
 
     def save(self, state: TrainState) -> None:
         """Save a checkpoint: the state, and with it all that a restart needs.

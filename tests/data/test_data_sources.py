@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mimjax.data import SourceConfig, make_source
 from mimjax.data.bundled import PICTURES, TRAIN_WIDTH
 from mimjax.data.decoding import decode
 from mimjax.data.folder import EXTENSIONS, hash_split
-from mimjax.data.index import scan, scan_remote
+from mimjax.data.index import _sorted, _stat_remote, _walk_remote, scan
 from mimjax.data.sources import find_source
 from mimjax.task import ConfigError
 
@@ -368,7 +369,9 @@ def test_empty_folder(tmp_path):
 
 def test_remote_listing_equals_the_local_one(tree):
     """The gs:// branch, on a local path: the same files, sizes and order."""
-    local, remote = scan(str(tree), EXTENSIONS), scan_remote(epath.Path(tree), EXTENSIONS)
+    local = scan(str(tree), EXTENSIONS)
+    entries = list(_walk_remote(epath.Path(tree), "", EXTENSIONS, Counter()))
+    remote = _sorted(entries, _stat_remote, 1)
     assert local[:2] == remote[:2]
     assert [t // 10**9 for t in local.times] == [t // 10**9 for t in remote.times]
     assert len(local.names) == 27

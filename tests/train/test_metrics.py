@@ -11,6 +11,7 @@ import helpers
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from mimjax import plugs, schema
@@ -18,7 +19,6 @@ from mimjax.errors import ConfigError
 from mimjax.run.sections import Boards
 from mimjax.storage.files import Workdir
 from mimjax.train import boards, loop, metrics
-from mimjax.train.run import Options
 
 
 def test_rates_between_two_lines(monkeypatch):
@@ -72,7 +72,8 @@ def test_the_loop_pauses_the_clock_while_it_saves_and_evaluates(monkeypatch):
         return value
 
     run = mock.MagicMock()
-    run.setup.options = Options(log_every=4, checkpoint_every=2, eval_every=5)
+    run.setup.config = ConfigDict({"log_every": 4, "checkpoint_every": 2, "eval": {"every": 5}})
+    run.setup.config.profile = ConfigDict({"steps": None})
     run.setup.clock.total_steps, run.setup.data.bad_files.counts.return_value = 8, {}
     run.feed.return_value.__enter__.return_value = iter([{}] * 8)
     run.save.side_effect = lambda state: tick(100.0)
