@@ -115,7 +115,7 @@ def _with_sharding(x, s) -> jax.ShapeDtypeStruct:
 def abstract_batch(
     task: Task, batch_size: int, mesh: Mesh | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the global batch of the data pipeline as abstract arrays, on a mesh with its sharding."""
+    """Return the pipeline's global batch as abstract arrays, on a mesh with their sharding."""
     rows = sharding.batch_sharding(mesh) if mesh else None
     make = lambda shape, dtype: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=rows)
     batch = {
