@@ -51,12 +51,7 @@ def output_names(files: Iterable[str]) -> dict[str, str]:
 
 
 def shrink(
-    data: bytes,
-    name: str,
-    short_side: int,
-    quality: int,
-    max_pixels: int = MAX_PIXELS,
-    value_range: Range | None = Decoding().value_range,
+    data: bytes, name: str, short_side: int, quality: int, how: Decoding = Decoding()
 ) -> bytes:
     """The image with its short side at most `short_side`; `data` itself where it is already.
 
@@ -65,12 +60,11 @@ def shrink(
       name: its path, for errors.
       short_side: in pixels.
       quality: of the JPEG.
-      max_pixels, value_range: see `Decoding`.
+      how: settings of decoding.
 
     Raises:
       ConfigError: `data` is no readable image.
     """
-    how = Decoding(max_pixels=max_pixels, value_range=value_range)
     # twice what is wanted: what the decoder's own averaging leaves is filtered as usual
     image = decode(data, name, how=how, min_side=2 * short_side)
     assert isinstance(image, Image.Image)  # three channels
@@ -271,9 +265,7 @@ def prepare(
     def one(name: str, time: int) -> tuple[str, str]:
         stopping.check()
         results = [epath.Path(output) / name, epath.Path(output) / made[name]]
-        change = lambda data, place: shrink(
-            data, place, short_side, quality, max_pixels, value_range
-        )
+        change = lambda data, place: shrink(data, place, short_side, quality, how)
         kind, text = rewrite(os.path.join(path, name), results, time, change, prepared)
         return kind, text if kind == "failed" else os.path.relpath(text, output)
 

@@ -93,11 +93,8 @@ class Evaluator:
     """
 
     PLUGGABLE: ClassVar[bool] = True  # the config section names the class
-    HOME: ClassVar[tuple[str, ...]] = (
-        "mimjax.evaluators.error",
-        "mimjax.evaluators.health",
-        "mimjax.evaluators.probes",
-        "mimjax.evaluators.pictures",
+    HOME: ClassVar[tuple[str, ...]] = tuple(
+        f"mimjax.evaluators.{name}" for name in ("error", "health", "probes", "pictures")
     )
 
     every: Whole | None = None

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from mimjax import errors, patches, values
 from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.rng import named
-from mimjax.task import Batch, Key, LossOutput, Prediction, PyTree, Task, TrainState, View
+from mimjax.task import Batch, Key, LossOutput, Prediction, PyTree, Task, View
 from mimjax.values import Count, Mean, NonNegative, Positive, Size, Std
 
 # DALL-E's 150,000 and 5,000 updates as shares of the 250,000 of configs/dvae.py (ours; DALL-E's own
@@ -82,15 +82,7 @@ class DiscreteVAE(Task):
         decoder = self.decoder.init(named(key, "decoder"), codes)
         return {"encoder": encoder["params"], "decoder": decoder["params"]}, {}
 
-    def prepare(
-        self,
-        state: TrainState,
-        frozen: PyTree,
-        batch: Batch,
-        key: Key,
-        train: bool,
-        pieces: int = 1,
-    ) -> tuple[Batch, PyTree]:
+    def prepare(self, state, frozen, batch, key, train, pieces=1) -> tuple[Batch, PyTree]:
         return {"image": patches.normalize(batch["image"], self.mean, self.std)}, {}
 
     def schedules(self, step) -> tuple[jax.Array, jax.Array]:
@@ -103,9 +95,7 @@ class DiscreteVAE(Task):
         rise = jnp.clip((step + 1) / (self.kl_steps or max(1.0, KL_SHARE * total)), 0.0, 1.0)
         return temperature, self.kl_weight * rise
 
-    def loss(
-        self, params: PyTree, model_state: PyTree, prepared: Batch, key: Key, step, train: bool
-    ) -> LossOutput:
+    def loss(self, params, model_state, prepared, key, step, train) -> LossOutput:
         """Return the loss of a micro-batch; its prediction is the image, at the place "image"."""
         images = prepared["image"]
         logits: Any = self.encoder.apply({"params": params["encoder"]}, images)

@@ -33,7 +33,6 @@ from mimjax.schedules import Constant
 from mimjax.schema import brief
 from mimjax.targets.base import Target
 from mimjax.task import (
-    Batch,
     ByPlace,
     Encoded,
     EncoderNetwork,
@@ -232,15 +231,7 @@ class MIM(Pretraining):
         return (state.ema if average else state.params)["encoder"]
 
     # ---------------------------------------------------------------- the step
-    def prepare(
-        self,
-        state: TrainState,
-        frozen: PyTree,
-        batch: Batch,
-        key: Key,
-        train: bool,
-        pieces: int = 1,
-    ) -> tuple[Prepared, PyTree]:
+    def prepare(self, state, frozen, batch, key, train, pieces=1) -> tuple[Prepared, PyTree]:
         """Make what `loss` reads; see `Task.prepare`.
 
         Without `train`, `Prepared.shown` has the values of every target at every place.
@@ -310,9 +301,7 @@ class MIM(Pretraining):
 
         return self.forward(apply, prepared, train)
 
-    def loss(
-        self, params: PyTree, model_state: PyTree, prepared: Prepared, key: Key, step, train: bool
-    ) -> LossOutput:
+    def loss(self, params, model_state, prepared, key, step, train) -> LossOutput:
         """Return the loss of a micro-batch; it sees neither averages nor frozen networks."""
         made = self.predict(params, prepared, key, train)[1]
         total, metrics, predictions = jnp.zeros(()), {}, {}

@@ -7,7 +7,7 @@ read, not only CLS. The file has no text tower, no dropout and no masking.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -21,15 +21,8 @@ from mimjax.task import Features, Network
 from mimjax.values import Count, Positive
 
 # openai/CLIP's models at 224 px; the position table is stored for that grid.
-CLIP_SIZES = {
-    "b16": {
-        "width": 768,
-        "depth": 12,
-        "heads": 12,
-        "patch": 16,
-        "pos_grid": (14, 14),
-        "proj_dim": 512,
-    },
+CLIP_SIZES: dict[str, dict[str, Any]] = {
+    "b16": {},  # the defaults of `CLIPVision`
     "l14": {
         "width": 1024,
         "depth": 24,

@@ -25,12 +25,7 @@ from mimjax.values import Count, Length
 # vqgan_imagenet_f16_16384.yaml. All have width 128, 2 blocks, 256 channels in the codes.
 _F16 = {"ch_mult": (1, 1, 2, 2, 4), "attn_resolutions": (16,), "kind": "vq"}
 VQGAN_SIZES: dict[str, dict[str, Any]] = {
-    "gumbel_f8": {
-        "ch_mult": (1, 1, 2, 4),
-        "attn_resolutions": (32,),
-        "n_embed": 8192,
-        "kind": "gumbel",
-    },
+    "gumbel_f8": {},  # the defaults of `VQGANModel`
     "vq_f16_1024": _F16 | {"n_embed": 1024},
     "vq_f16_16384": _F16 | {"n_embed": 16384},
 }

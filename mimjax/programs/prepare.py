@@ -54,17 +54,11 @@ def define_flags() -> None:
 def main() -> None:
     """Rewrite the folder; the exit code is 1 if any file failed."""
     f = flags.FLAGS
-    options: dict[str, Any] = {"value_range": numbers(f.value_range)} if f.value_range else {}
+    options: dict[str, Any] = {"max_pixels": f.max_pixels, "say": print}
+    if f.value_range:
+        options["value_range"] = numbers(f.value_range)
     try:
-        counts, errors = prepare(
-            f.path,
-            f.output,
-            f.short_side,
-            f.quality,
-            max_pixels=f.max_pixels,
-            say=print,
-            **options,
-        )
+        counts, errors = prepare(f.path, f.output, f.short_side, f.quality, **options)
     except stopping.Stopped as stop:
         line = f"{str(stop).partition(':')[0]}: the same command goes on from here"
         stopping.SIGNALS.end_now(line, stop.code)

@@ -210,11 +210,8 @@ class Workdir:
           The rows, and the number of lines that are no such object. A last line without a line end,
           which a crash cut short, is not counted.
         """
-        if not self.file(name).exists():
-            return [], 0
-        text = self.file(name).read_bytes().decode(errors="replace")
         rows, bad = [], 0
-        for line in text.splitlines(keepends=True):
+        for line in self.read_text(name).splitlines(keepends=True):
             try:
                 row = json.loads(line)
             except ValueError:

@@ -83,9 +83,7 @@ class CLIP(Target):
         """Return the last block's output before the final norm, [b 1+n d], CLS first."""
         return self.apply(frozen, "encode", normalize(images, self.mean, self.std))
 
-    def encode_with_attention(
-        self, frozen: PyTree, images: jax.Array, encoder: Student
-    ) -> tuple[jax.Array, jax.Array]:
+    def encode_with_attention(self, frozen, images, encoder) -> tuple[jax.Array, jax.Array]:
         images = normalize(images, self.mean, self.std)
         return with_cls_attention(self.tower, frozen["clip"], images, "encode")
 

@@ -82,9 +82,7 @@ class DINO(Target):
         network, params, images = self.at_size(frozen, images)
         return network.apply({"params": params}, images).blocks[-1]
 
-    def encode_with_attention(
-        self, frozen: PyTree, images: jax.Array, encoder: Student
-    ) -> tuple[jax.Array, jax.Array]:
+    def encode_with_attention(self, frozen, images, encoder) -> tuple[jax.Array, jax.Array]:
         features, attention = with_cls_attention(*self.at_size(frozen, images))
         return features.blocks[-1], attention
 

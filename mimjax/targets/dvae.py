@@ -18,7 +18,7 @@ from mimjax.errors import ConfigError
 from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.models.layers import Resample
 from mimjax.rng import named
-from mimjax.targets.base import Colors, Path, Student, Target, target_view
+from mimjax.targets.base import Path, Student, Target, target_view
 from mimjax.task import Key, PyTree, Reader, View
 from mimjax.values import Mean, Size, Std
 
@@ -118,9 +118,7 @@ class DVAE(Target):
         logits: Any = self.tokenizer.apply({"params": frozen["encoder"]}, hidden, method="logits")
         return logits.argmax(-1).astype(jnp.int32)
 
-    def decode(
-        self, frozen: PyTree, values: jax.Array, encoder: Student, colors: Colors
-    ) -> jax.Array:
+    def decode(self, frozen, values, encoder, colors) -> jax.Array:
         """Return images, float32 [b h w c] in [0, 1], of codes [b n]; 2^num_layers pixels each."""
         if frozen.get("decoder") is None:
             raise ConfigError("DVAE.with_decoder: False; allowed for pictures: True")

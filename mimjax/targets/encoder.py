@@ -116,9 +116,7 @@ class EncoderFeatures(Target):
         features = self.teacher(encoder).apply({"params": frozen["encoder"]}, images)
         return features.read("all", self.layer)
 
-    def encode_with_attention(
-        self, frozen: PyTree, images: jax.Array, encoder: Student
-    ) -> tuple[jax.Array, jax.Array]:
+    def encode_with_attention(self, frozen, images, encoder) -> tuple[jax.Array, jax.Array]:
         network = self.teacher(encoder)
         if not network.num_prefix:
             return super().encode_with_attention(frozen, images, encoder)  # raises

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mimjax.errors import ConfigError
 from mimjax.rng import named
-from mimjax.targets.base import Colors, Student, Target
+from mimjax.targets.base import Student, Target
 from mimjax.targets.clip import CLIP
 from mimjax.targets.dino import DINO
 from mimjax.task import Frozen, Key, Known, PyTree, Seen, View
@@ -123,9 +123,7 @@ class Joint(Target):
         both = lambda p: jnp.concatenate([x.values[p].astype(jnp.float32) for x in known], axis=-1)
         return Known({place: both(place) for place in at})
 
-    def decode(
-        self, frozen: PyTree, values: jax.Array, encoder: Student, colors: Colors
-    ) -> jax.Array:
+    def decode(self, frozen, values, encoder, colors) -> jax.Array:
         """Return the pictures of the first part that decodes, from its share of the vectors."""
         width, name = self.first.width(encoder), self.drawn
         own = values[..., :width] if name == "first" else values[..., width:]

@@ -48,9 +48,7 @@ class Pixels(Target):
         x = patches.normalize_patches(x, self.norm, encoder.channels)
         return Known(take(x, 0, seen.ids, at))
 
-    def decode(
-        self, frozen: PyTree, values: jax.Array, encoder: Student, colors: Colors
-    ) -> jax.Array:
+    def decode(self, frozen, values, encoder, colors) -> jax.Array:
         """With a normalization, the TRUE statistics of each patch of the image are put back."""
         true = patchify(colors.image, encoder.patch)
         return picture(
@@ -107,9 +105,7 @@ class PCA(Target):
         x = (patchify(seen.image, encoder.patch) - pca["mean"]) @ pca["basis"]
         return Known(take(x, 0, seen.ids, at))
 
-    def decode(
-        self, frozen: PyTree, values: jax.Array, encoder: Student, colors: Colors
-    ) -> jax.Array:
+    def decode(self, frozen, values, encoder, colors) -> jax.Array:
         pca = frozen["pca"]
         return picture(values @ pca["basis"].T + pca["mean"], encoder, colors)
 

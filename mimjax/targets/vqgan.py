@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from mimjax.errors import ConfigError
 from mimjax.models.vqgan import GROUPS, VQGANModel
 from mimjax.patches import HALF, normalize
-from mimjax.targets.base import Colors, Path, Student, Target, target_view
+from mimjax.targets.base import Path, Student, Target, target_view
 from mimjax.task import Key, PyTree, View
 from mimjax.values import Size
 
@@ -86,9 +86,7 @@ class VQGAN(Target):
             raise ValueError("VQGAN.read: sample=True draws the codes and needs a key")
         return jax.random.categorical(key, scores).astype(jnp.int32)
 
-    def decode(
-        self, frozen: PyTree, values: jax.Array, encoder: Student, colors: Colors
-    ) -> jax.Array:
+    def decode(self, frozen, values, encoder, colors) -> jax.Array:
         """Return pictures, float32 [b h w c] in [0, 1], of the codes of all patches [b n]."""
         images = self.apply(frozen, "decode", values, encoder.grid)
         return jnp.clip((images + 1) / 2, 0, 1)

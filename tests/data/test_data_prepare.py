@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mimjax.data import make_source
-from mimjax.data.decoding import decode
+from mimjax.data.decoding import Decoding, decode
 from mimjax.data.preparation import output_names, prepare, shrink
 from mimjax.task import ConfigError
 
@@ -81,7 +81,7 @@ def test_large_jpegs_are_decoded_smaller_and_look_the_same(tree):
     assert small.size == (134, 100)
     assert np.abs(np.asarray(small).astype(float) - np.asarray(expected)).mean() < 3
     with pytest.raises(ConfigError, match=r"1603x1200 pixels; data.max_pixels is 1000"):
-        shrink(buffer.getvalue(), "a.jpg", 100, 95, max_pixels=1000)
+        shrink(buffer.getvalue(), "a.jpg", 100, 95, Decoding(max_pixels=1000))
 
 
 def stripes(side):
