@@ -71,7 +71,8 @@ class CLIPAttention(nn.Module):
     @nn.compact
     def __call__(self, x):
         qkv = nn.Dense(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x)
-        out = attend_by_heads(*jnp.split(qkv, 3, axis=-1), self.heads)
+        q, k, v = jnp.split(qkv, 3, axis=-1)
+        out = attend_by_heads(q, k, v, self.heads)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="proj")(out)
 
 
