@@ -97,11 +97,11 @@ def sine_cosine(key: str, net) -> None:
         )
 
 
-def encoder(key: str, vit) -> None:
-    """Check that the sizes of an encoder fit: image and patch, width and heads, block indices.
+def patches(key: str, vit) -> None:
+    """Check that the side of a patch divides both sides of the images.
 
     Raises:
-      ConfigError: two of them do not.
+      ConfigError: it does not.
     """
     for name, side in zip(("height", "width"), vit.image_size, strict=True):
         if side % vit.patch:
@@ -109,6 +109,15 @@ def encoder(key: str, vit) -> None:
                 f"{key}.image_size: {name} {side} is not divisible by {key}.patch {vit.patch}; "
                 f"allowed: multiples of {vit.patch}"
             )
+
+
+def encoder(key: str, vit) -> None:
+    """Check that the sizes of an encoder fit: image and patch, width and heads, block indices.
+
+    Raises:
+      ConfigError: two of them do not.
+    """
+    patches(key, vit)
     sine_cosine(key, vit)
     if not vit.fuse_layers:
         raise ConfigError(f"{key}.fuse_layers: empty; allowed: one block or more, (-1,) = the last")

@@ -25,24 +25,33 @@ class Features(NamedTuple):
       tokens: [b p+n d] after the final norm: p prefix tokens (CLS), then n patches.
       blocks: the output of each block before the final norm, [b p+n d] each.
       prefix: number of prefix tokens; 1 = CLS, 0 = none.
+      classes: how many of them, the first ones, are class tokens; the others are registers. With
+        fewer prefix tokens than that, all are.
     """
 
     tokens: jax.Array
     blocks: tuple[jax.Array, ...]
     prefix: int
+    classes: int = 1
+
+    @property
+    def num_classes(self) -> int:
+        """Number of class tokens."""
+        return min(self.prefix, self.classes)
 
     def read(self, pool: str = "mean", layer: int | None = None) -> jax.Array:
         """Return the features of one layer, as probes, pictures and exports read them.
 
         Args:
-          pool: "cls" or "mean" of the patches ([b d]), or "all" tokens ([b p+n d]).
+          pool: "cls" (the mean of several class tokens) or "mean" of the patches ([b d]), or "all"
+            tokens ([b p+n d]).
           layer: block index (negative counts from the end); None = after the final norm.
         """
         x = self.tokens if layer is None else self.blocks[layer]
         if pool == "cls":
-            if not self.prefix:
+            if not self.num_classes:
                 raise ValueError("pool=cls: this encoder has no CLS token; allowed: mean, all")
-            return x[:, 0]
+            return x[:, 0] if self.num_classes == 1 else x[:, : self.num_classes].mean(1)
         return {"mean": x[:, self.prefix :].mean(1), "all": x}[pool]
 
 

@@ -52,9 +52,14 @@ def attend(q, k, v, bias=None):
     return rearrange(_attend(q, k, v, bias), "b h n d -> b n h d")
 
 
-def attend_by_heads(q, k, v, heads: int, bias=None):
-    """Return `attend` of queries, keys and values [b n h*d], with the heads side by side again."""
+def attend_by_heads(q, k, v, heads: int, bias=None, turn=None):
+    """Return `attend` of queries, keys and values [b n h*d], with the heads side by side again.
+
+    `turn` is a function of queries and of keys [b n h d], by which positions turn them.
+    """
     q, k, v = (rearrange(t, "b n (h d) -> b n h d", h=heads) for t in (q, k, v))
+    if turn is not None:
+        q, k = turn(q), turn(k)
     return rearrange(attend(q, k, v, bias), "b n h d -> b n (h d)")
 
 
@@ -171,13 +176,14 @@ class Attention(nn.Module):
     depth: int = 0
 
     @nn.compact
-    def __call__(self, x, context=None, rel_bias=None):
+    def __call__(self, x, context=None, rel_bias=None, turn=None):
         """Return [b t d] in `dtype`.
 
         Args:
           x: tokens that make the queries, [b t d].
           context: tokens that make keys and values, [b k d]; None = `x`.
           rel_bias: bias of the logits, see `attend`.
+          turn: see `attend_by_heads`.
         """
         width = x.shape[-1]
         inner = self.heads * (width // self.heads)
@@ -191,7 +197,7 @@ class Attention(nn.Module):
             k, v = jnp.split(layer(2 * inner, "kv", init=init())(context), 2, axis=-1)
         if self.bias == "qv":
             q, v = with_bias(self, q, "q_bias"), with_bias(self, v, "v_bias")
-        out = attend_by_heads(q, k, v, self.heads, rel_bias)
+        out = attend_by_heads(q, k, v, self.heads, rel_bias, turn)
         return dense(width, "proj", self.dtype, init=init(depth=self.depth))(out)
 
 
