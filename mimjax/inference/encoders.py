@@ -22,13 +22,14 @@ from mimjax.models.clip import CLIPVision
 from mimjax.models.conv_vit import ConvViT
 from mimjax.models.heads import Classifier
 from mimjax.models.layers import LayerNorm
+from mimjax.models.published_vit import PublishedViT
 from mimjax.models.vit import ViT
 from mimjax.rules import paths
 from mimjax.schema import Config
 from mimjax.storage import config_version
 from mimjax.targets.clip import CLIP_MEAN, CLIP_STD
 from mimjax.task import Encoder, Features, Pretraining, View
-from mimjax.torch_io.read import detect, load, sizes
+from mimjax.torch_io.read import detect, load, sizes, vision
 
 PyTree = Any
 CONV, STEM = "encoder/patch_embed4/kernel", "encoder/patch_embed1/proj/kernel"
@@ -49,7 +50,7 @@ def encode_images(
 
 def candidates(features: Features) -> dict[str, jax.Array]:
     """Return every (pool, layer) of `features`, float32 [b d], named like "cls of block_03"."""
-    pools = ("cls", "mean") if features.prefix else ("mean",)
+    pools = ("cls", "mean") if features.num_classes else ("mean",)
     layers = {f"block_{i:02d}": i for i in range(len(features.blocks))} | {"norm": None}
     return {
         f"{pool} of {name}": features.read(pool, layer).astype(jnp.float32)
@@ -96,6 +97,12 @@ class Network:
     normed: bool = True
     method: str | None = None
 
+    @property
+    def num_classes(self) -> int:
+        """Number of class tokens among those before the patches."""
+        module: Any = self.module
+        return getattr(module, "classes", module.num_prefix)
+
     def features(self, params: PyTree, images: jax.Array) -> Features:
         """Return features of uint8 images [b h w c]; CLIP's tokens are normed and projected."""
         statistics = self.mean, self.std
@@ -137,12 +144,14 @@ def read(
         )
     pooled = "classifier/params/norm/scale" in file
     norms = [f"{root}/{name}/scale" for name in ("norm", "norm_post")]
-    normed = any(k in file or k in file.state for k in norms)
+    alone = vision.root_of(file) == root
+    normed = alone or any(k in file or k in file.state for k in norms)
     if root == "clip":
         net = Network(module, mean, std, head, pooled, normed, "features")
     else:
         net = Network(module.clone(channels=channels), mean, std, head, pooled, normed)
-    params = {"encoder": trunk(file, net, root)}
+    tree = vision.params(file, root, net.module) if alone else trunk(file, net, root)
+    params = {"encoder": tree}
     if shapes:
         like = _nested({k: jnp.zeros(s) for k, s in shapes.items()})
         params |= load.from_torch(file.state, like, file.layout, file.where)
@@ -152,7 +161,9 @@ def read(
     unread = file.unread({f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys())
     with_head = " and its head" if head else ""
     lines = [f"from {file.where} (layout {file.layout!r}): the encoder{with_head}"]
-    if root != "clip":
+    if alone:
+        lines += vision.notes(file, root, net.module)
+    elif root != "clip":
         lines += sizes.resizing(file, module.grid, module.num_prefix, root)
     if unread:
         lines.append(f"{len(unread)} keys not read: {load.listed(unread)}")
@@ -199,7 +210,7 @@ def channels_of(file: sizes.FileTensors, root: str, patch: int) -> int:
 
 def root_of(file: sizes.FileTensors) -> str:
     """Return the name, of ours, under which the file has its network."""
-    for root in ("encoder", "clip", "dino"):
+    for root in ("encoder", "clip", "dino", "vision"):
         if file.has(root):
             return root
     raise ConfigError(
@@ -211,6 +222,10 @@ def root_of(file: sizes.FileTensors) -> str:
 def module_of(file: sizes.FileTensors, choice: published.Choice) -> Any:
     """Return the module with the file's sizes."""
     root, dtype = root_of(file), schema.compute_dtype("auto")
+    if vision.root_of(file) == root:
+        module = PublishedViT(**vision.settings(file, root, choice.image_size, choice.heads))
+        module.check(f"{file.where}: encoder")
+        return module.clone(dtype=dtype)
     if root == "clip":
         found = sizes.clip(file)
         # OpenAI's loader derives them so, and every published tower has them
@@ -223,7 +238,8 @@ def module_of(file: sizes.FileTensors, choice: published.Choice) -> Any:
 def head_of(file: sizes.FileTensors) -> tuple[Classifier | None, dict[str, tuple[int, ...]]]:
     """Return the classifier, and the shapes of all arrays that the file has under its name."""
     norm = {k: file.shape(k) for k in file.keys if k.startswith("classifier/params/norm")}
-    if CLASSIFIER not in file or any("attentive_blocks" in k for k in file.state):
+    unlike = vision.root_of(file) or any("attentive_blocks" in k for k in file.state)
+    if CLASSIFIER not in file or unlike:
         return None, norm  # an attentive probe's head reads what no network here makes
     classes, width = file.shape(CLASSIFIER)
     probe = "classifier/batch_stats/batch_norm/mean" in file

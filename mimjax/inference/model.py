@@ -99,10 +99,10 @@ class Model:
         Raises:
           ConfigError: the model cannot read it.
         """
-        depth, module = self._network.module.depth, self._network.module
+        depth = self._network.module.depth
         if pool not in POOLS:
             raise ConfigError(f"pool: {pool!r}; allowed: {', '.join(POOLS)}")
-        if pool == "cls" and not module.num_prefix:
+        if pool == "cls" and not self._network.num_classes:
             raise ConfigError("pool: 'cls', and this encoder has no CLS token; allowed: mean, all")
         if layer is not None and not -depth <= layer < depth:
             raise ConfigError(f"layer: {layer}; allowed: None, or {-depth} to {depth - 1}")

@@ -18,7 +18,7 @@ from mimjax.rules import paths
 from mimjax.schema import Config
 from mimjax.storage import settings
 from mimjax.task import Clock, Pretraining, initial, pretraining
-from mimjax.torch_io.read import detect, load
+from mimjax.torch_io.read import detect, load, vision
 from mimjax.torch_io.read import sizes as derive
 
 PyTree = Any
@@ -86,6 +86,8 @@ def open_file(path: str, layout: str, key: str) -> tuple[derive.FileTensors, loa
 
 def method_of(file: derive.FileTensors) -> str:
     """Return the path of the method that makes such files; "" = the file is an encoder alone."""
+    if vision.root_of(file):
+        return ""  # no method trains such an encoder
     classes = {
         "mimic_head": "mrmae:MRMAE",
         "pixel_decoder": "bootmae:BootMAE",
@@ -95,6 +97,9 @@ def method_of(file: derive.FileTensors) -> str:
         "head/linear": "beit:BEiT",
     }
     method = next((name for root, name in classes.items() if file.has(root)), "")
+    codes = file.shape("head/linear/kernel") if method == "beit:BEiT" else (0, 1)
+    if codes[0] == codes[1] and not file.about:
+        return ""  # data2vec's head: no tokenizer has as many codes as a token has numbers
     if (
         method == "cae:CAE"
         and "head/norm/scale" in file

@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterable
 
 from mimjax.errors import ConfigError
-from mimjax.torch_io.tables import imports, libraries, methods, teachers
+from mimjax.torch_io.tables import imports, libraries, methods, teachers, vision
 from mimjax.torch_io.tables.layouts import LAYOUTS, Row
 
 __all__ = ["LAYOUTS", "OWN", "TABLES", "Row", "detect", "rows_for"]
 
 OWN = "mimjax"  # layout of mimjax's own .safetensors files, whose keys are our parameter paths
-TABLES = imports.with_heads(methods.TABLES | libraries.TABLES | teachers.TABLES | {OWN: ([], {})})
+TABLES = imports.with_heads(
+    methods.TABLES | libraries.TABLES | teachers.TABLES | vision.TABLES | {OWN: ([], {})}
+)
 # Layouts with the same keys: the second one is chosen if its network is requested and the network
 # of the first is not.
 TWINS = {"mae": "dino"}
@@ -50,6 +52,15 @@ def roots_of(layout: str) -> set[str]:
     return {row.ours.split("/")[0] for name in layouts for row in TABLES[name][0]}
 
 
+def find(keys: Iterable[str]) -> str | None:
+    """Return the layout of a checkpoint file; None = it is unknown."""
+    keys = set(keys)
+    if any(k.startswith("encoder/") for k in keys):
+        return OWN
+    rooms = (vision, teachers, libraries, methods)
+    return next((layout for room in rooms if (layout := room.detect(keys))), None)
+
+
 def detect(keys: Iterable[str], where: str = "", roots: Iterable[str] = ()) -> str:
     """Return the layout of a checkpoint file.
 
@@ -62,9 +73,7 @@ def detect(keys: Iterable[str], where: str = "", roots: Iterable[str] = ()) -> s
       ConfigError: the keys fit no known layout.
     """
     keys, roots = set(keys), set(roots)
-    if any(k.startswith("encoder/") for k in keys):
-        return OWN
-    if layout := teachers.detect(keys) or libraries.detect(keys) or methods.detect(keys):
+    if layout := find(keys):
         twin = TWINS.get(layout)
         if twin and roots & roots_of(twin) and not roots & roots_of(layout):
             return twin

@@ -18,6 +18,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mimjax.errors import ConfigError
+from mimjax.torch_io.read import detect
+from mimjax.torch_io.tables import variants
 from mimjax.torch_io.tables.imports import official_names, own_names
 from mimjax.torch_io.tables.teachers import backbone
 
@@ -25,14 +27,15 @@ State = dict[str, np.ndarray]
 SUFFIXES = (
     ".safetensors",
     ".pth",
+    ".pth.tar",
     ".pt",
     ".bin",
     ".ckpt",
     ".pkl",
 )  # .pkl files are refused with a reason
 # keys under which a .pth file has its weights, and their moving average
-WRAPPERS = ("model", "module", "state_dict", "teacher", "student")
-AVERAGES = ("model_ema", "state_dict_ema")
+WRAPPERS = ("model", "module", "state_dict", "teacher", "student", "encoder")
+AVERAGES = ("model_ema", "state_dict_ema", "target_encoder")
 # allowed growth when unpacked: a factor, plus bytes; files of torch.save are not compressed
 GROWTH, SMALL = 4, 1 << 20
 BROKEN = "it is truncated, corrupted or no checkpoint; copy or download it again"
@@ -89,15 +92,28 @@ def read(path: str) -> File:
         raise ConfigError(f"{path}: no such file")
     if path.endswith(".safetensors"):
         state, about = _safetensors(path)
-        state = backbone(state)
-        return File(own_names(state) if about else official_names(state), None, about)
+        return File(_named(state, about, path), None, about)
     whole = _torch_load(path)
     state = next((whole[w] for w in WRAPPERS if isinstance(whole.get(w), dict)), whole)
     average = next((whole[w] for w in AVERAGES if isinstance(whole.get(w), dict)), None)
     about = _about(whole.get("mimjax"))
-    official = own_names if about else official_names
-    named = lambda tensors: official(backbone(_arrays(tensors, path)))
+    named = lambda tensors: _named(_arrays(tensors, path), about, path)
     return File(named(state), named(average) if average else None, about)
+
+
+def _named(state: State, about: dict[str, str], path: str) -> State:
+    """Return a state dict under the names of the tables.
+
+    Raises:
+      ConfigError: it holds several encoders.
+    """
+    state = backbone(state)
+    if about:
+        return own_names(state)
+    state = variants.transformers_names(state)
+    known = lambda keys: detect.find(keys) is not None
+    state = variants.stripped(state, known, path)
+    return official_names(variants.dino_names(state))
 
 
 def _about(metadata: Any) -> dict[str, str]:

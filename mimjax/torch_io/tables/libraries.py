@@ -158,6 +158,8 @@ TABLES: dict[str, Table] = {
     "beit_transformers": (hf_beit("beit.", "layernorm"), {}),  # BeitForMaskedImageModeling
     "beit_transformers_bare": (hf_beit("", "layernorm"), {}),
     "beit_transformers_pooled": (hf_beit("", "pooler.layernorm"), {}),
+    # a model that would pool and has no pooler, as data2vec's encoders are published
+    "beit_transformers_normless": (without(hf_beit("", "layernorm"), "encoder/norm"), {}),
     "mmpretrain": (MM_VIT, {}),
     "mmpretrain_pooled": (pooled(MM_VIT, "backbone.ln1", "backbone.ln2"), {}),
     "mmpretrain_beit": (MM_BEIT, {}),
@@ -184,6 +186,8 @@ def detect(keys: set[str]) -> str | None:
     if "beit.embeddings.cls_token" in keys:
         return "beit_transformers"
     if "embeddings.cls_token" in keys and "encoder.layer.0.lambda_1" in keys:
-        pools = "pooler.layernorm.weight" in keys
-        return "beit_transformers_pooled" if pools else "beit_transformers_bare"
+        if "pooler.layernorm.weight" in keys:
+            return "beit_transformers_pooled"
+        normed = "layernorm.weight" in keys
+        return "beit_transformers_bare" if normed else "beit_transformers_normless"
     return None

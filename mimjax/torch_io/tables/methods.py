@@ -198,15 +198,17 @@ def detect(keys: set[str]) -> str | None:
         return "cae_older"
     if "patch_embed4.weight" in keys and "blocks3.0.attn.qkv.weight" in keys:
         return "mcmae"
-    if "encoder.blocks.0.attn.q_bias" in keys:
+    relative = any(k.endswith("relative_position_bias_table") for k in keys)
+    # SimMIM's encoder has the same prefix; its decoder is one convolution
+    if "encoder.blocks.0.attn.q_bias" in keys and not relative and "decoder.0.weight" not in keys:
         return "cae"
     if "blocks.0.attn.q_bias" in keys:
         # only BEiT has layer scales, relative positions, or a linear layer as its head
-        relative = any(k.endswith("relative_position_bias_table") for k in keys)
         if relative or keys & {"lm_head.weight", "blocks.0.gamma_1"}:
             return "beit"
         if keys & {"pos_embed", "mask_token_1"}:
             return "bootmae"
-    if "blocks.0.attn.qkv.bias" in keys and "cls_token" in keys:
+    # I-JEPA's encoder has no class token
+    if "blocks.0.attn.qkv.bias" in keys and keys & {"cls_token", "pos_embed"}:
         return "mae"
     return None

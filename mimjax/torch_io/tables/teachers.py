@@ -277,9 +277,11 @@ def detect_dino(keys: set[str]) -> str | None:
     Files with DINO's names are detected as "mae", see `detect.TWINS`.
     """
     first = "encoder.layer.0"
-    # BEiT has no biases of k, and the norms in DINO v2's blocks have other names
+    # BEiT has no biases of k, and the norms in DINO v2's blocks have other names; I-JEPA's encoder
+    # has no class token
     marks = {f"{first}.attention.attention.key.bias", f"{first}.layernorm_before.weight"}
-    return "vit_transformers" if marks | {"embeddings.cls_token"} <= keys else None
+    marks.add("embeddings.patch_embeddings.projection.weight")
+    return "vit_transformers" if marks <= keys else None
 
 
 def backbone(state: dict[str, T]) -> dict[str, T]:
