@@ -172,6 +172,20 @@ FAULTS = [
         "beit_mask14_75",
     ),
     Fault(
+        "the first of several class tokens stands for all",
+        "mimjax/networks.py",
+        "x[:, : self.num_classes].mean(1)",
+        "x[:, 0]",
+        "pixio.encoder",
+    ),
+    Fault(
+        "positions of class tokens left out",
+        f"{S}/published_vit.py",
+        "before = [t + pos[:, : self.classes] for t in before]",
+        "before = [t for t in before]",
+        "pixio.encoder",
+    ),
+    Fault(
         "relative positions grow too far",
         "mimjax/torch_io/read/positions.py",
         ".sum() > target - 1:",

@@ -16,6 +16,7 @@ from mimjax import patches
 from mimjax.masking.views import Complementary
 from mimjax.models.attention import relative_index
 from mimjax.models.conv_vit import CBlock
+from mimjax.models.published_vit import PublishedViT
 from mimjax.models.vit import ViT, sincos_table
 from mimjax.task import Clock
 from mimjax.torch_io.read import load
@@ -318,6 +319,25 @@ def caev2_paper(seed=10):
     return {"config": c}, given, wanted | {"out/latent_visible_with_cls": (B, 9, 8)} | grads(state)
 
 
+# ------------------------------------------------------------------ Pixio
+def pixio_encoder(seed=23):
+    c = {"img": 12, "patch": 4, "dim": 8, "depth": 2, "heads": 2, "n_cls": 2}
+    c |= {"sizes": {"native": [12, 12], "large": [16, 8]}}
+    module = PublishedViT(8, 2, 2, 4, 32, image_size=(12, 12), classes=2)
+    like = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 12, 12, 3), np.float32))
+    state = load.to_torch(weights({"encoder": like["params"]}, seed), "mae")
+    given, wanted = named("sd", state), {}
+    for tag, (h, w) in c["sizes"].items():
+        n = h // 4 * (w // 4)
+        given[f"in/images_{tag}"] = draw(seed, B, 3, h, w)
+        tokens = {"cls_tokens": (B, 2, 8), "patch_tokens": (B, n, 8)}
+        blocks = {f"block{i}/{k}_norm": v for i in range(2) for k, v in tokens.items()}
+        blocks |= {f"block1/{k}": v for k, v in tokens.items()}
+        blocks |= {"pos_embed": (1, 2 + n, 8), "knn": (B, 8), "dense": (B, n, 16)}
+        wanted |= {f"out/{tag}/{k}": v for k, v in blocks.items()}
+    return {"config": c}, given, wanted
+
+
 # ------------------------------------------------------------------ SimMIM
 def simmim_state(c, seed):
     """Parameters under the official names, and the file's table of relative positions."""
@@ -447,6 +467,7 @@ CASES = {
     "mrmae.pretrain": mrmae_pretrain,
     "mrmae.pretrain_clip": mrmae_pretrain_clip,
     "mrmae.steps": mrmae_steps,
+    "pixio.encoder": pixio_encoder,
     "simmim.pretrain": simmim_pretrain,
     "simmim.steps": simmim_steps,
     "clip.hf": clip_hf,

@@ -21,6 +21,6 @@ PENDING = {
     *(f"ijepa.{k}" for k in ("masking", "pretrain", "steps")),
     *(f"maskfeat.{k}" for k in ("hog", "masking", "pretrain")),
     "milan.pretrain",
-    *(f"pixio.{k}" for k in ("encoder", "init", "masking", "pretrain", "steps")),
+    *(f"pixio.{k}" for k in ("init", "masking", "pretrain", "steps")),
     "vqkd.train",
 }

@@ -25,6 +25,7 @@ READ = {
     "cae.linear_probe": "out/logits_eval_after",
     "mcmae.finetune": "out/logits",
     **dict.fromkeys(("cae.attentive_probe", "cae.fpn"), "encoder"),
+    "pixio.encoder": "encoder",
     **dict.fromkeys(("teacher.dino", "teacher.dino_interp", "teacher.clip_hf"), "encoder"),
     **dict.fromkeys(("teacher.clip_openai", "clip.hf", "clip.openai"), "encoder"),
     **dict.fromkeys(("mcmae.det_backbone", "mcmae.seg_backbone"), "refused"),
