@@ -186,6 +186,13 @@ FAULTS = [
         "pixio.encoder",
     ),
     Fault(
+        "registers in the middle of the image",
+        f"{S}/published_vit.py",
+        "before = np.concatenate([np.stack(side, axis=1) for side in sides])",
+        "before = np.full((prefix, 2), 0.5)",
+        "capi_encoder",
+    ),
+    Fault(
         "relative positions grow too far",
         "mimjax/torch_io/read/positions.py",
         ".sum() > target - 1:",
