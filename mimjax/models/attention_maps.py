@@ -5,7 +5,8 @@ float32, from the output of each block's first norm. `with_cls_attention` gives 
 of the last block beside the features, for teachers that choose patches: it computes that one row
 from the qkv layer's output, so the pass costs no more than without it. Both fit any network whose
 blocks are named block_XX and hold `norm1` and `attn/qkv` (`ViT`, `ConvViT`, `CLIPVision`); relative
-position biases are added where the network has them.
+position biases are added where the network has them. In `attention_maps` positions may turn queries
+and keys too (`PublishedViT`).
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ def attention_maps(
             name = f"block_{i:02d}"
             bias = seen.get("rel_pos", seen.get(f"rel_pos_{i:02d}"))
             q, k, _ = projections(params[name]["attn"], output(seen[name]["norm1"]), encoder.heads)
+            turning: Any = getattr(encoder, "turning", None)  # of encoders whose positions turn
+            if turning and (turn := turning(params, name, images)):
+                q, k = (turn(t.swapaxes(1, 2)).swapaxes(1, 2) for t in (q, k))
             maps.append(probabilities(q, k, None if bias is None else output(bias)))
         return jnp.stack(maps)
 

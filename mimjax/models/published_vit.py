@@ -196,7 +196,13 @@ class PublishedViT(Network):
     dtype: Dtype = jnp.float32
     channels: int = 3
 
-    positions: ClassVar[str] = ""  # no table that a formula gives
+    # what other encoders may have, see `Encoder`
+    positions: ClassVar[str] = ""
+    pos_grid: ClassVar[None] = None
+    behind: ClassVar[tuple[str, ...]] = ()
+    notes: ClassVar[tuple[str, ...]] = ()
+    use_mask_token: ClassVar[bool] = False
+    fuses: ClassVar[bool] = False
 
     @property
     def num_prefix(self) -> int:
@@ -214,6 +220,10 @@ class PublishedViT(Network):
     def num_patches(self) -> int:
         return math.prod(self.grid)
 
+    def plain(self) -> PublishedViT:
+        """Return the encoder in float32."""
+        return self.clone(dtype=jnp.float32)
+
     def check(self, key: str) -> None:
         """Raise a ConfigError for sizes that do not go together."""
         errors.patches(key, self)
@@ -228,6 +238,24 @@ class PublishedViT(Network):
                 f"{key}.registers: {self.registers}; allowed: multiples of 4 (a quarter of them on "
                 "each side of the image)"
             )
+
+    def turning(self, params: Any, block: str, images: Any) -> Any:
+        """Return the function by which positions turn a block's queries and keys [b t h d].
+
+        Args:
+          params: the encoder's parameters.
+          block: name of the block, "block_00".
+          images: [b h w c], whose size decides the coordinates.
+
+        Returns:
+          None where positions turn nothing.
+        """
+        if self.rope == "none":
+            return None
+        grid = grid_of((images.shape[1], images.shape[2]), self.patch)
+        place = jnp.asarray(coordinates(self.rope, grid, self.num_prefix))
+        by = angles(place, params[block]["turns"] if self.own_turns else params["turns"])
+        return lambda t: turned(t, by)
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Features:

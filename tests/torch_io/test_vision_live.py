@@ -6,6 +6,7 @@ besides are compared by their tensors.
 
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import stubs
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import mimjax
 from mimjax.errors import ConfigError
+from mimjax.models.attention_maps import attention_maps
 from mimjax.models.vit import sincos_table
 from mimjax.patches import IMAGENET_MEAN, IMAGENET_STD
 from mimjax.torch_io.read import load
@@ -122,6 +124,16 @@ def test_names_in_memory(name, file_of, tmp_path):
     theirs, path = file_of(name)
     torch.save(theirs.state_dict(), tmp_path / "memory.pth")
     same(load.read_file(str(tmp_path / "memory.pth")), load.read_file(str(path)))
+
+
+def test_attention_of_positions_that_turn(file_of):
+    theirs, path = file_of("DINOv3ViT")
+    theirs.set_attn_implementation("eager")
+    model = mimjax.load(path, heads=HEADS, image_size=OTHER)
+    images = jnp.asarray(pixels().numpy().transpose(0, 2, 3, 1))
+    found = attention_maps(model.module, model.params["encoder"], images, [0])[0]
+    near("DINOv3ViT, attention", found, theirs(pixels(), output_attentions=True).attentions[0])
+    theirs.set_attn_implementation("sdpa")
 
 
 def same(ours, theirs):
