@@ -157,7 +157,7 @@ def program(name, *words, parse_only=False):
     return names
 
 
-def answer(name, *words):
+def answer(name, *words, check=False):
     """A program in this process and in the repository, as `run` answers: code, stdout, stderr."""
     module, out, err, code = module_of(name), io.StringIO(), io.StringIO(), 0
     with (
@@ -172,6 +172,8 @@ def answer(name, *words):
                 cli.guard(lambda: cli.start(module, rest))
         except SystemExit as end:
             code = end.code
+    if check:
+        assert code == 0, out.getvalue() + err.getvalue()
     return subprocess.CompletedProcess([name, *words], code, out.getvalue(), err.getvalue())
 
 

@@ -57,7 +57,7 @@ def test_overrides_are_read_back():
 
 
 def test_as_a_program(folder):
-    out = helpers.run("stats", f"--images={folder}", "--channels=2", check=False)
+    out = helpers.answer("stats", f"--images={folder}", "--channels=2")
     assert out.returncode == 0, out.stderr
     assert out.stdout.startswith("10 of 11 training images, 2 channels")
     assert "1 files cannot be read" in out.stdout
@@ -65,6 +65,6 @@ def test_as_a_program(folder):
 
 
 def test_one_of_two_inputs():
-    out = helpers.run("stats", check=False)
+    out = helpers.answer("stats")
     assert out.returncode == 2
     assert out.stderr.startswith("error: --config, --images: both or none given")

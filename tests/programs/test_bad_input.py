@@ -58,7 +58,7 @@ def one_line(out, code=Exit.REFUSED):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    helpers.run("train", MAE, *SHORT, f"--workdir={workdir}")
+    helpers.answer("train", MAE, *SHORT, f"--workdir={workdir}", check=True)
     return workdir
 
 
@@ -188,14 +188,8 @@ def test_debug_shows_the_traceback(tmp_path):
 
 def test_other_changes_are_applied_and_shown(finished, places):
     """Last, after `places` has copied the run."""
-    out = helpers.run(
-        "train",
-        MAE,
-        *SHORT,
-        "--config.steps=4",
-        "--config.log_every=1",
-        f"--workdir={finished}",
-    )
+    changes = "--config.steps=4", "--config.log_every=1"
+    out = helpers.answer("train", MAE, *SHORT, *changes, f"--workdir={finished}", check=True)
     assert "changed since the last start: steps: 2 -> 4" in out.stdout
     assert "changed since the last start: log_every: 100 -> 1" in out.stdout
     assert "continued from step 2" in out.stdout
@@ -211,15 +205,9 @@ def test_other_changes_are_applied_and_shown(finished, places):
 def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     """A learning rate that overflows: the steps are named, no bad checkpoint is written."""
     args = [MAE, *SHORT, "--config.checkpoint_every=1", "--config.log_every=3"]
-    helpers.run("train", *args, f"--workdir={tmp_path}")
-    out = helpers.run(
-        "train",
-        *args,
-        "--config.steps=9",
-        "--config.optimizer.lr=1e38",
-        f"--workdir={tmp_path}",
-        check=False,
-    )
+    helpers.answer("train", *args, f"--workdir={tmp_path}", check=True)
+    changes = "--config.steps=9", "--config.optimizer.lr=1e38"
+    out = helpers.answer("train", *args, *changes, f"--workdir={tmp_path}")
     line = one_line(out, Exit.ERROR)
     assert "not finite in steps 3 to" in line
     last = (tmp_path / "train.log").read_text().splitlines()[-1]

@@ -55,7 +55,8 @@ def runs(tmp_path_factory):
     """Workdirs of two runs of two steps, by name."""
     made = {name: tmp_path_factory.mktemp(name) for name in RUNS}
     for name, workdir in made.items():
-        helpers.run("train", f"--config={RUNS[name]}", *SHORT, f"--workdir={workdir}")
+        words = f"--config={RUNS[name]}", *SHORT, f"--workdir={workdir}"
+        helpers.answer("train", *words, check=True)
     return made
 
 
@@ -82,7 +83,7 @@ def files(folder):
 
 def test_reconstruct_draws_the_runs_own_picture(runs):
     before = files(runs["mae"])
-    out = helpers.run("reconstruct", f"--model={runs['mae']}", "--count=3")
+    out = helpers.answer("reconstruct", f"--model={runs['mae']}", "--count=3", check=True)
     assert "error is mean squared" in out.stdout
     rows = [line.split() for line in out.stdout.splitlines() if line.startswith("  ")]
     assert [row[0] for row in rows] == ["digits"] * 3 + ["mean"]
@@ -434,7 +435,7 @@ def test_features_are_those_of_the_probes(runs, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     place, workdir = tmp_path / "features.parquet", runs["mae"]
     args = f"--model={workdir}", f"--output={place}", "--count=20", "--pool=mean,all"
-    helpers.run("features", *args)
+    helpers.answer("features", *args, check=True)
     run = trained.read_run(str(workdir))
     subset = Subset(run.bench(None).test, 20)
     bench = Bench(run.task, run.mesh, subset, subset, batch_size=20)

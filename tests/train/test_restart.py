@@ -94,6 +94,7 @@ def test_killed_in_mid_save(config, straight, tmp_path):
 
 def test_newest_checkpoint_corrupted(config, straight, tmp_path):
     """The last good one is used, and that is said; on eight devices, to 1e-5."""
+    assert jax.device_count() == 8
     workdir = tmp_path / "copy"
     shutil.copytree(straight, workdir)
     newest = workdir / "checkpoints" / str(TOTAL)
@@ -101,9 +102,8 @@ def test_newest_checkpoint_corrupted(config, straight, tmp_path):
     assert arrays
     for file in arrays:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    out = helpers.run(
-        "mimjax.main", *helpers.flags(config), f"--workdir={workdir}", devices=8
-    ).stdout
+    words = *helpers.flags(config), f"--workdir={workdir}"
+    out = helpers.answer("mimjax.main", *words, check=True).stdout
     assert f"checkpoint {TOTAL} cannot be read" in out
     assert "continued from step 20" in out
     ours, theirs = helpers.losses(workdir), helpers.losses(straight)
