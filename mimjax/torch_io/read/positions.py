@@ -13,7 +13,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from scipy.interpolate import RectBivariateSpline
 
 from mimjax.errors import ConfigError
 from mimjax.models.attention import table_rows
@@ -63,6 +62,9 @@ def resize_relative(table: np.ndarray, source: Grid, target: Grid) -> np.ndarray
     Raises:
       ConfigError: a side of the source has one patch and thus no distances.
     """
+    # imported here: a third of what every start imports, and few files have such tables
+    from scipy.interpolate import RectBivariateSpline
+
     assert len(table) == table_rows(source), (table.shape, source)
     if source == target:
         return np.array(table, np.float32)
