@@ -20,7 +20,7 @@ from mimjax.schema import build, find_class
 from mimjax.storage import config_version
 from mimjax.storage.files import Workdir
 from mimjax.task import Encoder, EncoderNetwork, Reader, Task
-from mimjax.torch_io.read import load
+from mimjax.torch_io.read import files
 
 Say = Callable[[str], None]
 # settings that change no output for full images in evaluation, or that shapes decide
@@ -54,7 +54,7 @@ def check(path: str, key: str, readers: Mapping[str, Reader], say: Say) -> None:
     Raises:
       ConfigError: they contradict each other; both are named.
     """
-    if path.endswith(load.SUFFIXES):
+    if files.is_weights(path):
         source, theirs = file_facts(path, readers)
     else:
         source, theirs = workdir_facts(path)
@@ -143,7 +143,8 @@ def workdir_facts(path: str) -> tuple[str, dict[str, dict[str, Any]]]:
 
 def file_facts(path: str, readers: Mapping[str, Reader]) -> tuple[str, dict[str, dict[str, Any]]]:
     """Return what a published file says of its encoder: in metadata, or in a config beside it."""
-    about = load.read(path).about if os.path.isfile(path) else {}
+    path = files.weights_file(path)
+    about = files.read(path).about if os.path.isfile(path) else {}
     if "heads" in about:
         numbers = lambda name: tuple(map(float, about[name].split(",")))
         statistics = {k: numbers(k) for k in ("mean", "std") if k in about}

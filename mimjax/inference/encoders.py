@@ -7,7 +7,6 @@ These networks encode and, with a head, classify; there is nothing to reconstruc
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 
 from mimjax import patches, schema, values
 from mimjax.errors import ConfigError
-from mimjax.inference import published
+from mimjax.inference import own_files, published
 from mimjax.models.clip import CLIPVision
 from mimjax.models.conv_vit import ConvViT
 from mimjax.models.heads import Classifier
@@ -26,7 +25,6 @@ from mimjax.models.published_vit import PublishedViT
 from mimjax.models.vit import ViT
 from mimjax.rules import paths
 from mimjax.schema import Config
-from mimjax.storage import config_version
 from mimjax.targets.clip import CLIP_MEAN, CLIP_STD
 from mimjax.task import Encoder, Features, Pretraining, View
 from mimjax.torch_io.read import detect, load, sizes, vision
@@ -128,8 +126,8 @@ def read(
     Raises:
       ConfigError: heads are not given and cannot be told, or tensors do not fit.
     """
-    if file.layout == detect.OWN:
-        root, module = "encoder", own_module(file)
+    if "encoder" in file.about:
+        root, module = "encoder", own_files.encoder_of(file)
     else:
         root, module = root_of(file), module_of(file, choice)
     head, shapes = head_of(file)
@@ -144,15 +142,19 @@ def read(
         )
     pooled = "classifier/params/norm/scale" in file
     norms = [f"{root}/{name}/scale" for name in ("norm", "norm_post")]
-    alone = vision.root_of(file) == root
-    normed = alone or any(k in file or k in file.state for k in norms)
+    alone = "encoder" not in file.about and vision.root_of(file) == root
+    after = file.about.get("pool") == "avg"  # a norm after pooling, without a classifier
+    normed = alone or (any(k in file or k in file.state for k in norms) and not after)
+    pooled = pooled or after
     if root == "clip":
         net = Network(module, mean, std, head, pooled, normed, "features")
     else:
         net = Network(module.clone(channels=channels), mean, std, head, pooled, normed)
     tree = vision.params(file, root, net.module) if alone else trunk(file, net, root)
     params = {"encoder": tree}
-    if shapes:
+    if after:
+        params["classifier"] = {"params": {"norm": params["encoder"]["norm"]}}
+    elif shapes:
         like = _nested({k: jnp.zeros(s) for k, s in shapes.items()})
         params |= load.from_torch(file.state, like, file.layout, file.where)
     settings: Config = ConfigDict({"task": "", "method": {"mean": mean, "std": std}})
@@ -178,24 +180,14 @@ def trunk(file: sizes.FileTensors, net: Network, root: str) -> PyTree:
     # a tower's positions keep the file's grid
     place = (None, "") if root == "clip" else load.place_of(module)
     read = load.from_torch(file.state, {root: like}, file.layout, file.where, *place)[root]
+    if "cls_token" in read and read["cls_token"] is None:
+        raise ConfigError(
+            f"{file.where}: no CLS token, which the encoder was trained with (ViTDet reads none); "
+            "allowed: another format, or --config.init_from"
+        )
     plain = lambda path, x: jnp.ones(x.shape) if path.endswith("scale") else jnp.zeros(x.shape)
     leaves = [plain(p, x) for p, x in zip(paths(like), jax.tree.leaves(like))]
     return published.complete(read, jax.tree.unflatten(jax.tree.structure(like), leaves))
-
-
-def own_module(file: sizes.FileTensors) -> Any:
-    """Return the encoder of a file in mimjax's own names, whose metadata hold its settings."""
-    settings = json.loads(file.about["encoder"])
-    settings = config_version.without_sentinels(settings, "method.encoder.")  # files say no version
-    cls = ConvViT if "strides" in settings else ViT
-    if wrong := settings.keys() - {f.name for f in dataclasses.fields(cls)}:
-        raise ConfigError(
-            f"{file.where}: its metadata names settings that {cls.__name__} does not have: "
-            f"{', '.join(sorted(wrong))}; it was made by another version"
-        )
-    settings["type"] = schema.class_path(cls)
-    module: Any = schema.build(cls, settings, f"{file.where}: encoder")
-    return module.clone(dtype=schema.compute_dtype("auto"))
 
 
 def channels_of(file: sizes.FileTensors, root: str, patch: int) -> int:

@@ -22,12 +22,12 @@ from mimjax.data.augment import Augment
 from mimjax.data.decoding import Decoding
 from mimjax.data.in_memory import Images, Reader
 from mimjax.errors import ConfigError
-from mimjax.inference import encoders, published, teachers, workdir
+from mimjax.inference import encoders, own_files, published, teachers, workdir
 from mimjax.inference.reconstruction import Painter, Sheet
 from mimjax.rng import example_seed, step_key
 from mimjax.schema import Config
 from mimjax.task import Pretraining, TrainState, View, initial
-from mimjax.torch_io.read import load as torch_load
+from mimjax.torch_io.read import files
 from mimjax.torch_io.read.sizes import FileTensors
 
 PyTree = Any
@@ -317,23 +317,36 @@ def load(
     """
     path = os.fspath(path)
     choice = published.Choice(heads, decoder_heads, image_size, published=True)
-    if not path.endswith(torch_load.SUFFIXES):
+    if not files.is_weights(path):
         return of_run(workdir.read_run(path, step), path, ema)
     file, average = published.open_file(path, layout, "path")
     if ema:
         if not average:
             raise ConfigError(f"ema: True, but {path} holds no moving average; allowed: False")
         file = type(file)(average, file.layout, file.where)
-    if not published.method_of(file):
+    c, why = None, f"{path} holds an encoder and no decoder"
+    try:
+        c = own_files.method_config(file)
+    except ConfigError as error:  # of a user's class, without which the encoder can be read
+        why = str(error)
+    if c is not None:
+        for name in ("heads", "decoder_heads", "image_size"):
+            if getattr(choice, name) is not None:
+                raise ConfigError(f"{name}: with {path}, which says it itself; allowed: without")
+        statistics = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
+        c.method.update(statistics)
+        teachers.name_paths(c, teacher)
+        return _of_method(path, own_files.read(c, file))
+    if file.about or not published.method_of(file):
         network, params, config, report = encoders.read(file, choice, mean, std)
-        why = f"{path} holds an encoder and no decoder"
-        return Model(config, network, params, report, reader_of(network), why)
+        return Model(config, network, params, report, reader_of(network, file), why)
     return _from_method(path, file, choice, mean, std, teacher)
 
 
-def reader_of(network: encoders.Network) -> Reader:
-    """Return the reader of images for a file, which says only how many channels they have."""
-    return Reader(Augment(), Decoding(channels=len(network.mean)))
+def reader_of(network: encoders.Network, file: FileTensors) -> Reader:
+    """Return the reader of images for a file; only one of ours says how the run crops them."""
+    crop = float(file.about.get("eval_crop", 1.0))
+    return Reader(Augment(eval_crop=crop), Decoding(channels=len(network.mean)))
 
 
 def of_run(run: workdir.SavedRun, path: str, ema: bool | None = None) -> Model:
@@ -367,17 +380,22 @@ def _from_method(
 ) -> Model:
     """Return the model of a method's file, with the method's published settings."""
     task_path = published.method_of(file)
-    if task_path.endswith("MRMAE"):
+    cls = schema.find_class(task_path, "task")
+    if getattr(schema.defaults(cls)["encoder"], "fuse_layers", (-1,)) != (-1,):
         raise ConfigError(
-            f"path: {path} is of MR-MAE, whose fused blocks no tensor shows; make a workdir of it: "
-            "mimjax convert --config=mrmae --model=..."
+            f"path: {path} is of {cls.__name__}, whose fused blocks no tensor shows; make a "
+            f"workdir: mimjax convert --config={cls.__module__.rpartition('.')[2]} --model=..."
         )
     statistics = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
     c = ConfigDict({"task": task_path, "dtype": "auto", "seed": 0})
-    c.method = schema.section(schema.find_class(task_path, "task"), **statistics)
+    c.method = schema.section(cls, **statistics)
     teachers.name_paths(c, teacher)
-    fitted = published.fit(teachers.fill(c), file, None, choice)
-    task = fitted.task
+    return _of_method(path, published.fit(teachers.fill(c), file, None, choice))
+
+
+def _of_method(path: str, fitted: published.Imported) -> Model:
+    """Return the model of a file as the weights of a task."""
+    task: Any = fitted.task
     init = initial(task)(step_key(0, "init", 0))[0]
     params = jax.tree.map(jnp.asarray, published.complete(fitted.params, init))
     network = encoders.Network(task.encoder, tuple(task.mean), tuple(task.std))
@@ -386,4 +404,5 @@ def _from_method(
     if not lacking:
         state = lambda: TrainState(jnp.zeros((), jnp.int32), params, {}, task.init_ema(params), ())
         reconstruct = Reconstructor(task, state, lambda: teachers.read_named(task))
-    return Model(fitted.config, network, params, fitted.report, reader_of(network), reconstruct)
+    reader = reader_of(network, fitted.file)
+    return Model(fitted.config, network, params, fitted.report, reader, reconstruct)

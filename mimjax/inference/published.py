@@ -7,6 +7,7 @@ show; the number of heads comes from the caller, or from a config of the same wi
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any, NamedTuple
 
 import jax
@@ -17,12 +18,12 @@ from mimjax.models.vit import SIZES
 from mimjax.rules import paths
 from mimjax.schema import Config
 from mimjax.storage import settings
-from mimjax.task import Clock, Pretraining, initial, pretraining
-from mimjax.torch_io.read import detect, load, vision
+from mimjax.task import Clock, Predictor, Pretraining, initial, pretraining
+from mimjax.torch_io.read import detect, files, load, vision
 from mimjax.torch_io.read import sizes as derive
+from mimjax.torch_io.tables import methods
 
 PyTree = Any
-SHARED = {"MAE", "MCMAE", "MRMAE"}  # whose encoders and decoders fit each other
 BASE = ("b", "l", "h")  # sizes with one number of heads in every method
 
 
@@ -71,8 +72,8 @@ def open_file(path: str, layout: str, key: str) -> tuple[derive.FileTensors, loa
     read = load.read(path)
     where = f"{key}: {path}"
     if layout == "auto":
-        layout = detect.detect(read.state, f"{where}: ", ["encoder"])
-    if layout == detect.OWN and "encoder" not in read.about:
+        layout = files.layout_of(read, f"{where}: ", ["encoder"])
+    if layout == detect.OWN and "method" not in read.about:
         raise ConfigError(
             f"{where} has mimjax's own names and no sizes; allowed: the workdir of its run, or "
             "--config.init_from with that run's config"
@@ -86,27 +87,33 @@ def open_file(path: str, layout: str, key: str) -> tuple[derive.FileTensors, loa
 
 def method_of(file: derive.FileTensors) -> str:
     """Return the path of the method that makes such files; "" = the file is an encoder alone."""
+    if "settings" in file.about:
+        return json.loads(file.about["settings"])["task"]
     if vision.root_of(file):
         return ""  # no method trains such an encoder
-    classes = {
-        "mimic_head": "mrmae:MRMAE",
-        "pixel_decoder": "bootmae:BootMAE",
-        "feature_decoder": "bootmae:BootMAE",
-        "regressor": "cae:CAE",
-        "decoder": "mcmae:MCMAE" if file.layout == "mcmae" else "mae:MAE",
-        "head/linear": "beit:BEiT",
-    }
-    method = next((name for root, name in classes.items() if file.has(root)), "")
-    codes = file.shape("head/linear/kernel") if method == "beit:BEiT" else (0, 1)
-    if codes[0] == codes[1] and not file.about:
-        return ""  # data2vec's head: no tokenizer has as many codes as a token has numbers
-    if (
-        method == "cae:CAE"
-        and "head/norm/scale" in file
-        and "decoder/block_00/norm1/scale" not in file
-    ):
-        method = "caev2:CAEv2"
-    return f"mimjax.methods.{method}" if method else ""
+    fits = lambda maker: maker.layout in ("", file.layout) and all(map(file.has, maker.networks))
+    maker = next((maker for maker in methods.MAKERS if fits(maker)), None)
+    if not maker:
+        return ""
+    codes = file.shape("head/linear/kernel") if maker.codes else (0, 1)
+    # data2vec's head: no tokenizer has as many codes as a token has numbers
+    return "" if codes[0] == codes[1] and not file.about else maker.method
+
+
+def shares(made: str, file: derive.FileTensors, c: Config) -> bool:
+    """Return whether a method's file has a network that the config's method has, too.
+
+    It has the same name and the same class: MAE's decoder in MCMAE and MR-MAE.
+    """
+    theirs, mine = (schema.defaults(schema.find_class(m, "task")) for m in (made, c.task))
+    kind = lambda name: c.method[name].get("type", schema.class_path(type(mine[name])))
+    return any(
+        isinstance(network, Predictor)
+        and file.has(name)
+        and schema.is_section(c.method.get(name))
+        and kind(name) == schema.class_path(type(network))
+        for name, network in theirs.items()
+    )
 
 
 def check_method(file: derive.FileTensors, c: Config) -> None:
@@ -123,8 +130,9 @@ def check_method(file: derive.FileTensors, c: Config) -> None:
         )
     if "heads" not in c.method.get("encoder", {}):
         raise ConfigError(f"--config: {c.task} has no transformer; allowed: pretraining methods")
-    method, wanted = method_of(file).rpartition(":")[2], c.task.rpartition(":")[2]
-    if method and method != wanted and not {method, wanted} <= SHARED:
+    made = method_of(file)
+    method, wanted = (name.rpartition(":")[2] for name in (made, c.task))
+    if method and method != wanted and not shares(made, file, c):
         raise ConfigError(
             f"{file.where} is a file of {method} (layout {file.layout!r}), --config is of "
             f"{wanted}; allowed: files of {wanted}, and encoders alone"

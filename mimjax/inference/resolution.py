@@ -9,6 +9,7 @@ for coordinates that the network has never seen. Learned positions are resized w
 from __future__ import annotations
 
 import copy
+import json
 
 from mimjax import schema
 from mimjax.errors import ConfigError
@@ -19,7 +20,7 @@ from mimjax.models.vit import table_grid
 from mimjax.schema import Config
 from mimjax.storage.files import Workdir
 from mimjax.task import Clock, Encoder
-from mimjax.torch_io.read import detect, load, sizes
+from mimjax.torch_io.read import detect, files, sizes
 
 
 def of_file(path: str) -> Grid | None:
@@ -28,11 +29,15 @@ def of_file(path: str) -> Grid | None:
     Whoever reads its weights says what is wrong with it.
     """
     try:
-        state = load.read_file(path)
-        layout = detect.detect(state)
+        read = files.read(path)
+        layout = files.layout_of(read)
     except ConfigError:
         return None
-    file = sizes.FileTensors(state, layout, path)
+    if layout == detect.OWN:  # it says what computes the positions, and has no table
+        encoder = json.loads(read.about.get("encoder", "{}"))
+        sides = [side // encoder["patch"] for side in encoder.get("image_size", ())]
+        return tuple(encoder.get("pos_grid") or sides) or None
+    file = sizes.FileTensors(read.state, layout, path)
     found = [sizes.fixed_grid(file, root) for root in sorted({k.split("/")[0] for k in file.keys})]
     found += [sizes.fixed_grid(file, root) for root in detect.TABLES[layout][1].values()]
     return next((grid for grid in found if grid), None)
@@ -51,7 +56,7 @@ def of_workdir(path: str) -> Grid | None:
 
 def of_weights(path: str) -> Grid | None:
     """Return rows and columns of the fixed positions in a file or a workdir; None = none."""
-    return of_file(path) if path.endswith(load.SUFFIXES) else of_workdir(path)
+    return of_file(path) if files.is_weights(path) else of_workdir(path)
 
 
 def fill(c: Config) -> Config:

@@ -23,7 +23,7 @@ from mimjax.inference import contradictions, resolution, weights
 from mimjax.schema import Config
 from mimjax.targets.base import Target
 from mimjax.task import Encoder, EncoderNetwork, Pretraining
-from mimjax.torch_io.read.files import SUFFIXES
+from mimjax.torch_io.read.files import is_weights
 
 OLD = "teacher"  # the section that named the path before targets had it
 
@@ -121,12 +121,12 @@ def fill(c: Config, read: bool = True) -> Config:
 
 def is_workdir(path: str | None) -> bool:
     """Return whether a path names a workdir: neither a file nor noise."""
-    return bool(path) and path != weights.RANDOM and not str(path).endswith(SUFFIXES)
+    return bool(path) and path != weights.RANDOM and not is_weights(str(path))
 
 
 def is_file(path: str | None) -> bool:
     """Return whether a path names a published file."""
-    return bool(path) and str(path).endswith(SUFFIXES)
+    return bool(path) and is_weights(str(path))
 
 
 def with_file_s_grid(encoder: Encoder, path: str) -> Any:

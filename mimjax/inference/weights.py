@@ -24,7 +24,7 @@ from mimjax.schema import Config
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import RUNS, Workdir, checked_path
 from mimjax.task import Encoder, EncoderNetwork, Frozen, Pretraining, Task
-from mimjax.torch_io.read import detect, load, positions, sizes
+from mimjax.torch_io.read import detect, files, load, positions, sizes
 from mimjax.torch_io.tables import methods
 
 PyTree = Any
@@ -69,7 +69,7 @@ def read_params(
       grid: rows and columns of the encoder's patches; learned positions are resized to them.
       order, made_for: of the encoder's fixed positions, see `load.from_torch`.
     """
-    if not path.endswith(load.SUFFIXES):
+    if not files.is_weights(path):
         try:
             params = run_params(existing(path, key), like, grid, say)
         except ConfigError as error:
@@ -77,15 +77,15 @@ def read_params(
             raise ConfigError(text if text.startswith(key) else f"{key}: {text}") from None
         say(f"weights: all of {', '.join(like)} from {path}")
         return params
-    state = load.read_file(path)
-    layout = detect.detect(state, f"{key}: {path}: ", like)
+    file = load.read(path)
     where = f"{key}: {path}"
-    out, absent = load.take(state, like, layout, where, grid, order, made_for)
+    layout = files.layout_of(file, f"{where}: ", like)
+    out, absent = load.take(file.state, like, layout, where, grid, order, made_for)
     fresh = f"; {', '.join(absent)} not in the file: random" if absent else ""
     say(f"weights: {', '.join(k for k in like if k not in absent)} from {path} ({layout}){fresh}")
     if grid and "encoder" in like and layout != detect.OWN:
-        file = sizes.FileTensors(state, layout, where)
-        for line in sizes.resizing(file, grid, 0 if layout in methods.NO_CLS else 1, "encoder"):
+        tensors = sizes.FileTensors(file.state, layout, where)
+        for line in sizes.resizing(tensors, grid, 0 if layout in methods.NO_CLS else 1, "encoder"):
             say(line)
     return out
 
@@ -272,8 +272,8 @@ def known_sources(content: Any, sources: Sources) -> Sources:
 
 def checksum(path: str, trees: PyTree) -> str:
     """Return the sha256 of a file, or of a checkpoint's arrays (names and float32 bytes)."""
-    if path.endswith(load.SUFFIXES):
-        with open(path, "rb") as file:
+    if files.is_weights(path):
+        with open(files.weights_file(path), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
     for name, x in zip(rules.paths(trees), jax.tree.leaves(trees), strict=True):

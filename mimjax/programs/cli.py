@@ -197,12 +197,12 @@ def check_paths() -> None:
       ConfigError: an address that cannot be used there, or a store that does not answer.
     """
     from mimjax.storage import files
-    from mimjax.torch_io.read.files import SUFFIXES
+    from mimjax.torch_io.read.files import is_weights
 
     values = FLAGS.flag_values_dict()
     for name, stores in files.FLAGS.items():
         if isinstance(path := values.get(name), str):
-            here = () if name == "model" and path.endswith(SUFFIXES) else stores
+            here = () if name == "model" and is_weights(path) else stores
             FLAGS[name].value = files.reachable_path(path, f"--{name}", here)
     config: Any = values.get("config")
     if not isinstance(config, ConfigDict):
@@ -216,7 +216,7 @@ def check_paths() -> None:
             node = node.get(name, {})
         if isinstance(path := node.get(last), str):
             # files of weights are read on this machine alone, runs on a store too
-            node[last] = files.reachable_path(path, key, () if path.endswith(SUFFIXES) else stores)
+            node[last] = files.reachable_path(path, key, () if is_weights(path) else stores)
 
 
 def guard(main: Callable[[], None]) -> None:

@@ -93,6 +93,7 @@ def make_export():
     import jax
     import numpy as np
 
+    from mimjax.inference import own_files
     from mimjax.task import Pretraining
     from mimjax.torch_io.write import export
 
@@ -105,6 +106,7 @@ def make_export():
     whole = f.decoder or not isinstance(run.task, Pretraining)
     params, weights = parameters(run, opening.asked_average(), whole)
     text = run.workdir.read_text("config.json")
+    described = {"settings": own_files.describe(run.config)} if whole else {}
     return export.Export(
         run.task,
         jax.tree.map(np.asarray, params),
@@ -113,7 +115,9 @@ def make_export():
             "step": str(run.step),
             "weights": weights,
             "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            **described,
         },
+        run.config.data.augment.eval_crop,
     )
 
 
@@ -176,6 +180,12 @@ def notes(job) -> list[str]:
     if job.format == "timm" and job.pool == "token":
         out.append(
             "with global_pool='avg' timm drops this file's norm; for mean pooling export --pool=avg"
+        )
+    height, width = job.written[0].image_size if job.is_encoder else (1, 1)
+    if job.format == "hf" and height != width:
+        out.append(
+            "transformers' processor squeezes images to a rectangle, where the run's evaluators "
+            "crop them"
         )
     if job.format in ("detectron2", "mmseg"):
         out.append("without the final norm, which a pyramid of features does not use")

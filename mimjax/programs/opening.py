@@ -116,10 +116,10 @@ class Opened(NamedTuple):
 
 
 def is_file(path: str) -> bool:
-    """Return whether --model is a published file and no workdir, by its suffix."""
-    from mimjax.torch_io.read.files import SUFFIXES
+    """Return whether --model is a published file, or a folder of one, and no workdir."""
+    from mimjax.torch_io.read.files import is_weights
 
-    return path.endswith(SUFFIXES)
+    return is_weights(path)
 
 
 def workdir_of(path: str) -> str | None:

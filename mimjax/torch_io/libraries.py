@@ -32,8 +32,6 @@ def read_back(export: Export, path: str) -> PyTree:
       ConfigError: a tensor differs from the exported one, is missing, or is not part of the export.
     """
     state, like = load.read_file(export.weights_file(path)), export.trees
-    if all(k.startswith("backbone.") for k in export.tensors):  # a wrapper to the importer
-        state = {f"backbone.{k}": v for k, v in state.items()}
     where = f"--format: {export.format}"
     if unlike := sorted(state.keys() ^ export.tensors.keys()):
         raise ConfigError(f"{where}: {len(unlike)} keys went astray: {', '.join(unlike[:20])}")

@@ -142,7 +142,7 @@ def reconstruct(task: MIM, params: Any, images: jax.Array, mask: jax.Array) -> O
     ((name, term),) = task.terms.items()
     networks = {k: getattr(task, k).clone(dtype=jnp.float32) for k in ("encoder", term.network)}
     masking = Random((task.num_masked - 0.5) / task.encoder.num_patches)  # as many, whatever kind
-    task = dataclasses.replace(task, masking=masking, **networks)
+    made: Any = dataclasses.replace(task, masking=masking, **networks)
     key = jax.random.key(0)  # read by nothing: no random numbers are drawn
 
     @jax.jit
@@ -150,8 +150,8 @@ def reconstruct(task: MIM, params: Any, images: jax.Array, mask: jax.Array) -> O
         state = TrainState(jnp.int32(0), params, {}, {}, ())
         with jax.default_matmul_precision("highest"):
             batch = {"image": images, "mask": mask}
-            prepared, _ = task.prepare(state, {}, batch, key, False)
-            predicted = task.loss(params, {}, prepared, key, 0, False).predictions[name]
+            prepared, _ = made.prepare(state, {}, batch, key, False)
+            predicted = made.loss(params, {}, prepared, key, 0, False).predictions[name]
         error, values = predicted.error["masked"], predicted.values["masked"]
         return {"loss": error.mean()[None], "prediction": values}
 

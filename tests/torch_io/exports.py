@@ -5,7 +5,10 @@ import functools
 import helpers
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from mimjax import plugs, schema
+from mimjax.inference import own_files
 from mimjax.rules import paths
 from mimjax.run.config_files import import_config
 from mimjax.torch_io.write import formats
@@ -52,7 +55,14 @@ def params(method):
 
 
 def export(method, name, pool="token", decoder=False, image_size=None):
-    return Export(task(method), params(method), name, pool, decoder, image_size, ABOUT)
+    made = task(method)
+    about = ABOUT | ({"settings": own_files.describe(described(made))} if decoder else {})
+    return Export(made, params(method), name, pool, decoder, image_size, about)
+
+
+def described(made):
+    """The settings of a task as those of a run."""
+    return ConfigDict({"task": plugs.class_path(type(made)), "method": schema.section(made)})
 
 
 def variants(name=None):

@@ -1,5 +1,7 @@
 """Files that mimjax wrote are read by `mimjax.load` alone: they say what no tensor shows."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -8,33 +10,118 @@ import exports  # isort: skip
 import mimjax
 from mimjax import patches
 from mimjax.errors import ConfigError
-from mimjax.torch_io.write import files
+from mimjax.inference import weights
+from mimjax.models.layers import LayerNorm
+from mimjax.rules import paths
+from mimjax.torch_io.write import files, formats, tensors
 
 
 def expected(job, images):
+    """Features [b d] of the run's own network."""
     encoder, params = job.plain
+    if job.decoder:
+        encoder, params = job.encoder, job.params["encoder"]
     x = patches.normalize(images, job.task.mean, job.task.std)
-    return jax.jit(lambda p, x: encoder.apply({"params": p}, x).read("mean"))(params, x)
+    return pooled(job, apply(encoder, params, x), {"classifier": {"params": params}})
 
 
-@pytest.mark.parametrize(
-    ("method", "name", "file"),
-    [
-        ("bootmae", "timm", "a.safetensors"),
-        ("cae", "timm", "a.pth"),
-        ("mcmae", "safetensors", "a.safetensors"),
-    ],
-)
-def test_heads_and_statistics_come_from_the_file(tmp_path, method, name, file):
-    job = exports.export(method, name)
-    path = str(tmp_path / file)
-    job.write(path)
-    h, w = job.task.encoder.image_size
-    images = np.random.default_rng(0).integers(0, 256, (2, h, w, 3), dtype=np.uint8)
-    model = mimjax.load(path)
-    assert model.config.method.encoder.heads == job.task.encoder.heads
-    assert tuple(model.config.method.mean) == pytest.approx(job.task.mean)
-    np.testing.assert_allclose(model.encode(images), expected(job, images), atol=2e-5)
+def pooled(job, features, params):
+    """Features [b d] as the file's library pools them."""
+    if job.pool == "avg":
+        norm = {"params": params["classifier"]["params"]["norm"]}
+        return LayerNorm().apply(norm, features.read("mean", -1))
+    return features.read("mean", layer_of(job))
+
+
+def layer_of(job):
+    """The layer to ask for: backbones of segmentation and detection have no final norm."""
+    return None if formats.FORMATS[job.format].final_norm else -1
+
+
+def suffixes(name):
+    """Each kind of path that a format is written to; "" = a folder."""
+    kind = formats.FORMATS[name]
+    return (*kind.suffixes[: 1 + (name == "timm")], *[""] * kind.folder)
+
+
+ABSENT = {  # parameters that a file of the encoder alone, or a backbone of detection, has not
+    "mmseg": {"encoder/norm"},
+    "detectron2": {"encoder/norm", "encoder/cls_token"},
+}
+PRETRAINING = {"encoder/mask_token", "encoder/projection", "encoder/stage1_fuse"}
+PRETRAINING |= {"encoder/stage2_fuse"}
+
+
+def fold(params):
+    """Parameters whose layer scales are multiplied into the weights before them."""
+    encoder = exports.task("cae").encoder.clone(use_mask_token=False)
+    folded = tensors.folded(encoder, params["encoder"])[1]
+    return params | {"encoder": folded}
+
+
+@pytest.mark.parametrize(("method", "name", "pool", "decoder"), list(exports.variants()))
+def test_the_path_alone_is_enough(tmp_path, method, name, pool, decoder):
+    """`load` gives the run's features and `init_from` its parameters, from a file or folder."""
+    job = exports.export(method, name, pool, decoder)
+    task, held = job.task, job.params
+    place = (task.encoder.grid, task.encoder.positions) if job.is_encoder else (None, "")
+    scales = "block_00" in held.get("encoder", {}) and "gamma_1" in held["encoder"]["block_00"]
+    for suffix in suffixes(name):
+        path = str(tmp_path / f"out{suffix}")
+        job.write(path)
+        said = []
+        read = weights.read_params(path, held, "init_from", said.append, *place)
+        want = fold(held) if name == "detectron2" and scales else held
+        blank = lambda x: x is None
+        absent = set()
+        for where, x in zip(paths(held), jax.tree.leaves(read, is_leaf=blank), strict=True):
+            root = "/".join(where.split("/")[: 1 + where.startswith("encoder/")])
+            if x is None:
+                absent.add(root)
+            elif name == "detectron2" and "/gamma_" in where:
+                assert (x == 1).all()
+            else:
+                np.testing.assert_array_equal(x, leaf(want, where), err_msg=where)
+        others = set() if decoder or not job.is_encoder else held.keys() - {"encoder"}
+        assert absent - PRETRAINING == others | ABSENT.get(name, set())
+        assert all(word in said[-1] for word in absent)
+        if not job.is_encoder:
+            continue
+        if name == "detectron2":  # a network without CLS would compute something else
+            with pytest.raises(ConfigError, match="no CLS token, which the encoder was trained with"):
+                mimjax.load(path)
+            continue
+        model = mimjax.load(path)
+        assert model.module.heads == task.encoder.heads
+        assert model.statistics == (pytest.approx(task.mean), pytest.approx(task.std))
+        assert bool(model.task) == decoder
+        images = image_of(job)
+        if (name, suffix, pool, decoder) not in ENCODED:
+            ENCODED.add((name, suffix, pool, decoder))
+            features = model.encode(images, layer=layer_of(job))
+        else:  # as by `encode`, with one program for all files of such an encoder
+            x = patches.normalize(images, *model.statistics)
+            features = pooled(job, apply(model.module, model.params["encoder"], x), model.params)
+        np.testing.assert_allclose(features, expected(job, images), atol=2e-5)
+
+
+ENCODED = set()  # kinds of files of which one was encoded by `encode` itself
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(module, params, x):
+    return module.apply({"params": params}, x)
+
+
+def leaf(tree, path):
+    for name in path.split("/"):
+        tree = tree[name]
+    return tree
+
+
+def image_of(job):
+    shape = (2, *job.encoder.image_size, job.channels)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def test_another_versions_file_is_refused_in_one_line(tmp_path):

@@ -84,8 +84,6 @@ def test_round_trip(tmp_path, method, name, pool, decoder):
     path = tmp_path / f"out{(*formats.FORMATS[name].suffixes, '')[0]}"
     job.write(str(path))
     state = load.read_file(job.weights_file(str(path)))
-    if name in ("mmpretrain", "detectron2"):  # prefixes that the reader takes for a wrapper
-        state = {f"backbone.{k}": v for k, v in state.items()}
     want = meant(method, name, decoder)
     read = load.from_torch(state, unflat(want), job.layout)
     for where, x in flat(read).items():

@@ -33,6 +33,8 @@ SUFFIXES = (
     ".ckpt",
     ".pkl",
 )  # .pkl files are refused with a reason
+# names of the file of weights in a folder that timm, transformers or `mimjax export` made
+IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
 # keys under which a .pth file has its weights, and their moving average
 WRAPPERS = ("model", "module", "state_dict", "teacher", "student", "encoder")
 AVERAGES = ("model_ema", "state_dict_ema", "target_encoder")
@@ -53,6 +55,17 @@ class File(NamedTuple):
     state: State
     average: State | None = None
     about: dict[str, str] = {}
+
+
+def is_weights(path: str) -> bool:
+    """Return whether a path names weights and no workdir: a file by its suffix, or a folder."""
+    return path.endswith(SUFFIXES) or weights_file(path) != path
+
+
+def weights_file(path: str) -> str:
+    """Return the file of weights in the folder of a model; any other path as it is."""
+    inside = (os.path.join(os.path.expanduser(path), name) for name in IN_FOLDER)
+    return next((file for file in inside if os.path.isfile(file)), path)
 
 
 def read_file(path: str) -> State:
@@ -77,6 +90,7 @@ def read(path: str) -> File:
     Raises:
       ConfigError: see `read_file`.
     """
+    path = weights_file(path)
     if path.endswith(".pkl"):
         raise ConfigError(
             f"{path}: a pickled module (as OpenAI's encoder.pkl of DALL-E), which mimjax never "
@@ -107,13 +121,26 @@ def _named(state: State, about: dict[str, str], path: str) -> State:
     Raises:
       ConfigError: it holds several encoders.
     """
-    state = backbone(state)
     if about:
         return own_names(state)
+    state = backbone(state)
     state = variants.transformers_names(state)
     known = lambda keys: detect.find(keys) is not None
     state = variants.stripped(state, known, path)
     return official_names(variants.dino_names(state))
+
+
+def layout_of(file: File, where: str = "", roots: Iterable[str] = ()) -> str:
+    """Return the layout of a file: what a file that mimjax exported says, or what its keys show.
+
+    Args:
+      where, roots: see `detect.detect`.
+
+    Raises:
+      ConfigError: it is unknown.
+    """
+    said = file.about.get("layout", "")
+    return said if said in detect.TABLES else detect.detect(file.state, where, roots)
 
 
 def _about(metadata: Any) -> dict[str, str]:

@@ -7,7 +7,9 @@ position tables are checked, so that no file is taken for another kind of networ
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,15 +21,17 @@ from mimjax.rules import paths
 from mimjax.task import Encoder
 from mimjax.torch_io.read import detect, positions
 from mimjax.torch_io.read.files import SUFFIXES, State, read, read_file
-from mimjax.torch_io.tables import imports, methods, teachers
+from mimjax.torch_io.tables import imports, libraries, methods, teachers
 
 __all__ = ["SUFFIXES", "from_torch", "place_of", "read", "read_file", "take", "to_torch"]
 
 PyTree = Any
 LISTED = 20  # largest number of keys that an error names
-# Parameters that a file may lack: fine-tuned models have a norm after pooling instead, and files of
-# the encoder alone have no mask token and no projection.
-OPTIONAL = re.compile(r"encoder/(norm/(scale|bias)|mask_token|projection/.+)")
+# Parameters that a file may lack: fine-tuned models have a norm after pooling instead, files of the
+# encoder alone no mask token, projection and sum of stages, feature pyramids no CLS token.
+OPTIONAL = re.compile(
+    r"encoder/(norm/(scale|bias)|mask_token|cls_token|projection/.+|stage\d_fuse/.+)"
+)
 # keys of files that may lack the final norm: norms after pooling, feature pyramids
 NORMLESS = r"(beit\.)?(fc_norm|pooler\.layernorm)\.|fpn\d?\."
 
@@ -57,16 +61,23 @@ def from_torch(
       made_for: (height, width) that the model's fixed positions are made for; None = any.
 
     Returns:
-      A tree like `like`; None for a final norm or mask token that the file rightly lacks.
+      A tree like `like`; None for a parameter that the file rightly lacks (OPTIONAL).
 
     Raises:
       ConfigError: keys are missing, shapes differ, or a position table is not the fixed sine-cosine
         table of this model.
     """
     layout = detect.detect(state, roots=like) if layout == "auto" else layout
-    rows = [row_in_file(layout, path, state) for path in paths(like)]
+    state, folded = with_shared_table(state, like, layout, where), {}
+    if layout in libraries.FOLDED:
+        scale = re.compile(r"encoder/block_\d+/gamma_[12]")
+        folded = {p: i for i, p in enumerate(paths(like)) if scale.fullmatch(p)}
+    rows = [None if path in folded else row_in_file(layout, path, state) for path in paths(like)]
     leaves, wrong = [], []
-    check_keys(state, [k for r in rows if r for k in r.keys], layout, where)
+    needed = [k for r in rows if r for k in r.keys]
+    tables = detect.TABLES.get(layout, ([], {}))[1].items() if order else ()
+    needed += [k for k, network in tables if network in like and k in state]  # compared below
+    check_keys(state, needed, layout, where)
     for row, leaf in zip(rows, jax.tree.leaves(like), strict=True):
         try:
             parts = [state[k] for k in row.keys] if row else []
@@ -77,6 +88,8 @@ def from_torch(
         count = f"{len(wrong)} tensors of layout {layout!r} do not fit: " if len(wrong) > 1 else ""
         raise ConfigError(f"{where}: {count}{listed(wrong, '; ')}")
     check_positions(state, like, layout, where, order, made_for)
+    for i in folded.values():  # the weights before them have these factors already
+        leaves[i] = np.ones(jax.tree.leaves(like)[i].shape, np.float32)
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -99,11 +112,45 @@ def row_in_file(layout: str, path: str, state: State) -> detect.Row | None:
     except ConfigError:
         return None
     lacks = not any(k in state for k in row.keys)
-    if path.endswith("mask_token"):
+    if path.endswith("cls_token"):
+        lacks = False
+    elif "_fuse/" in path:
+        lacks = lacks and "decoder_embed.weight" not in state
+    elif path.endswith("mask_token"):
         lacks = lacks and not any(k.startswith("lm_head") for k in state)
     elif path.startswith("encoder/norm/"):
         lacks = lacks and any(re.match(NORMLESS, k) for k in state)
     return None if lacks else row
+
+
+def with_shared_table(state: State, like: PyTree, layout: str, where: str) -> State:
+    """Return the tensors with one relative table where each block of the file has the same one.
+
+    Args:
+      state, like, layout, where: see `from_torch`; nothing is done if `like` has no such table.
+
+    Raises:
+      ConfigError: the blocks have different tables.
+    """
+    ours = "encoder/rel_pos/table"
+    if ours not in paths(like):
+        return state
+    try:
+        (shared,), (block,) = (
+            detect.rows_for(layout, [p]) for p in (ours, "encoder/rel_pos_00/table")
+        )
+    except ConfigError:
+        return state
+    pattern = re.escape(block.keys[0]).replace("\\.0\\.", "\\.\\d+\\.")
+    each = [x for k, x in state.items() if re.fullmatch(pattern, k)]
+    if shared.keys[0] in state or not each:
+        return state
+    if any(not np.array_equal(each[0], x) for x in each):
+        raise ConfigError(
+            f"{where}: its blocks have different relative positions, and the encoder shares one "
+            "table; allowed: method.encoder.rel_pos='per_block'"
+        )
+    return state | {shared.keys[0]: each[0]}
 
 
 def take(
@@ -190,7 +237,14 @@ def has_any(state: State, like: PyTree, layout: str) -> bool:
     wanted = [p for p in paths(like) if not OPTIONAL.fullmatch(p)]
     if layout in detect.TABLES and not set(like) & detect.roots_of(layout):
         return False
-    return any(k in state for row in detect.rows_for(layout, wanted) for k in row.keys)
+    return any(k in state for row in known_rows(layout, wanted) for k in row.keys)
+
+
+def known_rows(layout: str, wanted: list[str]) -> Iterator[detect.Row]:
+    """Yield the rows of those parameters that the layout has; a network may share a name alone."""
+    for path in wanted:
+        with contextlib.suppress(ConfigError):
+            yield from detect.rows_for(layout, [path])
 
 
 def convert(

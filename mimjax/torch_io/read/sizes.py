@@ -42,6 +42,8 @@ class FileTensors:
     ):
         self.state, self.layout, self.where, self.about = state, layout, where, about or {}
         self.keys: dict[str, tuple[str, ...]] = {}
+        if layout == detect.OWN:  # our own names and shapes
+            self.keys = {path: (path,) for path in state}
         for row in detect.TABLES[layout][0]:
             # {i} and {j} stand for the numbers of blocks
             pattern = re.compile(re.sub(r"\\{[ij]\\}", r"(\\d+)", re.escape(row.keys[0])))

@@ -176,6 +176,8 @@ TABLES: dict[str, Table] = {
         {},
     ),
 }
+# layouts without layer scales, whose files have them multiplied into other weights
+FOLDED = {"detectron2"}
 
 
 def detect(keys: set[str]) -> str | None:

@@ -6,6 +6,8 @@ are in `teachers.py`, layouts of libraries in `libraries.py`.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from mimjax.torch_io.tables.layouts import Row, Table, block, conv, linear, norm, without
 
 
@@ -179,6 +181,35 @@ TABLES: dict[str, Table] = {
         {"encoder.pos_embed": "encoder"},
     ),
 }
+
+
+class Maker(NamedTuple):
+    """What the networks of a file say of the method that made it.
+
+    Attributes:
+      networks: beginnings of our paths that the file has.
+      method: the method's class.
+      layout: of the file; "" = any.
+      codes: whether its head, "head/linear", scores the codes of a tokenizer.
+    """
+
+    networks: tuple[str, ...]
+    method: str
+    layout: str = ""
+    codes: bool = False
+
+
+MAKERS = (  # the first that fits
+    Maker(("mimic_head",), "mimjax.methods.mrmae:MRMAE"),
+    Maker(("pixel_decoder",), "mimjax.methods.bootmae:BootMAE"),
+    Maker(("feature_decoder",), "mimjax.methods.bootmae:BootMAE"),
+    Maker(("regressor", "decoder/block_00"), "mimjax.methods.cae:CAE"),
+    Maker(("regressor", "head/norm"), "mimjax.methods.caev2:CAEv2"),
+    Maker(("regressor",), "mimjax.methods.cae:CAE"),
+    Maker(("decoder",), "mimjax.methods.mcmae:MCMAE", "mcmae"),
+    Maker(("decoder",), "mimjax.methods.mae:MAE"),
+    Maker(("head/linear",), "mimjax.methods.beit:BEiT", codes=True),
+)
 # which coordinate comes first in the fixed tables; see `models.vit.sincos_table`
 POSITIONS = {"mae": "xy", "mcmae": "xy", "bootmae": "yx", "cae": "yx", "cae_older": "yx"}
 NO_CLS = {"mcmae"}  # layouts whose position tables have no row for CLS

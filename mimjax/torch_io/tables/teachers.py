@@ -260,7 +260,10 @@ def dino() -> list[Row]:
 DINO_TABLES: dict[str, Table] = {
     "dino": (dino(), {}),
     # files of ViTModel: a teacher (facebook/dino-vitb16), or an encoder
-    "vit_transformers": ([*hf_vit("dino"), *hf_vit("encoder")], {}),
+    "vit_transformers": (
+        [*hf_vit("dino"), *hf_vit("encoder")],
+        {"embeddings.position_embeddings": "encoder"},
+    ),
 }
 
 # {layout: (pattern of the network's keys, pattern of those that need not be read)}. The `head` of

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mimjax import plugs
 from mimjax.errors import ConfigError
 from mimjax.losses import LN_EPS
 from mimjax.rules import paths
@@ -41,7 +42,9 @@ class Export:
       params: as trained, {"encoder": ..., ...}, float32 numpy; what is not asked for may be absent.
       format, pool, decoder, image_size: the flags; pool is "token" or "avg", image_size None = the
         run's own.
-      about: metadata of the run: step, weights, config hash.
+      about: metadata of the run: step, weights, config hash, and with a decoder the settings of
+        its method.
+      eval_crop: side of the center crop relative to the resized image, in evaluation.
     """
 
     task: Task
@@ -51,6 +54,7 @@ class Export:
     decoder: bool = False
     image_size: tuple[int, int] | None = None
     about: dict[str, str] = dataclasses.field(default_factory=dict)
+    eval_crop: float = 1.0
 
     def __post_init__(self):
         if self.image_size and (self.decoder or not self.is_encoder):
@@ -152,11 +156,21 @@ class Export:
                 "image_size": text(encoder.image_size),
                 "mean": text(task.mean),
                 "std": text(task.std),
+                "resample": self.images.resample,
+                "eval_crop": str(self.eval_crop),
                 "pool": self.pool,
                 "layer_norm_eps": str(LN_EPS),
                 "encoder": json.dumps(tensors.settings(encoder)),
+                "encoder_class": plugs.class_path(type(encoder)).rpartition("/")[2],
             }
         return out
+
+    @property
+    def images(self) -> json_settings.Images:
+        """How the run brings images to its encoder."""
+        task = pretraining(self.task)
+        resample = task.views["image"].resample
+        return json_settings.Images(tuple(task.mean), tuple(task.std), resample, self.eval_crop)
 
     @property
     def timm(self) -> tuple[str, json_settings.Settings]:
@@ -168,14 +182,14 @@ class Export:
         """Return the JSON files of a folder, {file name: settings}."""
         encoder, task = self.written[0], pretraining(self.task)
         if self.format == "timm":
-            return {"config.json": json_settings.timm_config(*self.timm, task.mean, task.std)}
+            return {"config.json": json_settings.timm_config(*self.timm, self.images)}
         config = json_settings.hf_config(encoder, self.layout, self.channels)
         if self.layout == "vitmae_transformers":
             method: Any = task
             config |= json_settings.hf_mae(method)
         elif self.layout == "beit_transformers":
             config |= json_settings.hf_pretraining_beit(self.network("head").out)
-        processor = json_settings.hf_processor(encoder, self.layout, task.mean, task.std)
+        processor = json_settings.hf_processor(encoder, self.images)
         return {"config.json": config, "preprocessor_config.json": processor}
 
     def check(self) -> None:

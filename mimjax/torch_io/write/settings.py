@@ -7,7 +7,7 @@ would be wrong. The weights are written by `export.py`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from mimjax.errors import ConfigError
 from mimjax.losses import LN_EPS, MSE
@@ -32,6 +32,7 @@ TIMM_BEIT = {
 PRESET: Settings = {"img_size": [224, 224], "in_chans": 3, "mlp_ratio": 4.0}
 VIT_PRESET = PRESET | {"init_values": None, "pos_embed": "learn", "global_pool": "token"}
 BEIT_PRESET = PRESET | {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "global_pool": "avg"}
+RESAMPLE = {"lanczos": 1, "bilinear": 2, "bicubic": 3}  # Pillow's numbers
 SIZES = ("embed_dim", "depth", "num_heads", "patch_size")
 
 
@@ -74,12 +75,27 @@ def unlike_preset(name: str, args: Settings) -> Settings:
     return {k: v for k, v in args.items() if preset[k] != v}
 
 
-def timm_config(name: str, args: Settings, mean: Any, std: Any) -> Settings:
+class Images(NamedTuple):
+    """How a run brings images to its encoder outside of training.
+
+    Attributes:
+      mean, std: statistics, one number per channel.
+      resample: name of the filter, a key of RESAMPLE.
+      crop: side of the center crop relative to the resized image (`data.augment.eval_crop`).
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: str = "bicubic"
+    crop: float = 1.0
+
+
+def timm_config(name: str, args: Settings, images: Images) -> Settings:
     """Return config.json of a folder that `timm.create_model("local-dir:...")` reads.
 
     Args:
       name, args: see `timm_model`.
-      mean, std: statistics of the images, one number per channel.
+      images: the run's.
     """
     return {
         "architecture": name,
@@ -91,11 +107,12 @@ def timm_config(name: str, args: Settings, mean: Any, std: Any) -> Settings:
             "num_classes": 0,
             "input_size": [args["in_chans"], *args["img_size"]],
             "pool_size": None,
-            "crop_pct": 0.875,
-            "interpolation": "bicubic",
+            "crop_pct": images.crop,
+            "crop_mode": "center",
+            "interpolation": images.resample,
             "fixed_input_size": True,
-            "mean": list(mean),
-            "std": list(std),
+            "mean": list(images.mean),
+            "std": list(images.std),
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
@@ -200,18 +217,26 @@ def hf_pretraining_beit(vocabulary: int) -> Settings:
     }
 
 
-def hf_processor(encoder: ViT, layout: str, mean: Any, std: Any) -> Settings:
-    """Return preprocessor_config.json: size, mean and std of the images."""
+def hf_processor(encoder: ViT, images: Images) -> Settings:
+    """Return preprocessor_config.json: the run's center crop, in the class that can describe it.
+
+    The short side is resized and the middle is cropped (transformers rounds its place down, so that
+    it may be one pixel off). No class covers a rectangle: images are then squeezed into it.
+    """
     height, width = encoder.image_size
+    size: Settings = {"height": height, "width": width}
+    square = height == width
     return {
-        "image_processor_type": f"{'Beit' if layout.startswith('beit') else 'ViT'}ImageProcessor",
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": len(images.mean) == 3,
         "do_resize": True,
-        "size": {"height": height, "width": width},
-        "resample": 3,  # bicubic
-        "do_center_crop": False,
+        "size": {"shortest_edge": int(height / images.crop)} if square else size,
+        "resample": RESAMPLE[images.resample],
+        "do_center_crop": square,
+        "crop_size": size,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
+        "image_mean": list(images.mean),
+        "image_std": list(images.std),
     }
