@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 from mimjax import schema
 from mimjax.errors import ConfigError
@@ -35,7 +36,8 @@ def of_file(path: str) -> Grid | None:
         return None
     if layout == detect.OWN:  # it says what computes the positions, and has no table
         encoder = json.loads(read.about.get("encoder", "{}"))
-        sides = [side // encoder["patch"] for side in encoder.get("image_size", ())]
+        patch = encoder.get("patch") or math.prod(encoder.get("strides", ()))
+        sides = [side // patch for side in encoder.get("image_size", ())]
         return tuple(encoder.get("pos_grid") or sides) or None
     file = sizes.FileTensors(read.state, layout, path)
     found = [sizes.fixed_grid(file, root) for root in sorted({k.split("/")[0] for k in file.keys})]

@@ -88,7 +88,9 @@ def test_the_path_alone_is_enough(tmp_path, method, name, pool, decoder):
         if not job.is_encoder:
             continue
         if name == "detectron2":  # a network without CLS would compute something else
-            with pytest.raises(ConfigError, match="no CLS token, which the encoder was trained with"):
+            with pytest.raises(
+                ConfigError, match="no CLS token, which the encoder was trained with"
+            ):
                 mimjax.load(path)
             continue
         model = mimjax.load(path)
