@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 import stubs
+from PIL import Image
 
+import mimjax
 from mimjax.errors import ConfigError
 from mimjax.models.positions import resize_absolute
 from mimjax.programs import export as program
@@ -72,6 +74,32 @@ def test_features_are_the_runs(tmp_path, method, name, pool, decoder, suffix, si
     if decoder and name == "hf" and method == "mae":  # under the same noise
         assert found.outputs == ("prediction", "loss")
     ROWS.append((method, name, variant, found.reader, found.difference))
+
+
+@pytest.mark.parametrize(("method", "crop"), [("mae", 1.0), ("bootmae", 0.875)])
+def test_a_photo_is_prepared_as_by_the_run(tmp_path, method, crop):
+    """Its features are those of `encode`, which crops as the evaluators do."""
+    import torch
+    import transformers
+    from timm.data import resolve_data_config
+
+    job = dataclasses.replace(exports.export(method, "hf"), eval_crop=crop)
+    photo, path = str(tmp_path / "photo.png"), str(tmp_path / "hf")
+    x, y = np.mgrid[:75, :114]
+    Image.fromarray((127 + 120 * np.sin([x / 9, y / 5, x * y / 99])).T.astype(np.uint8)).save(photo)
+    job.write(path)
+    processor = transformers.AutoImageProcessor.from_pretrained(path, backend="pil")
+    reader = transformers.AutoModel.from_pretrained(path, add_pooling_layer=False).eval()
+    with torch.no_grad():
+        theirs = reader(**processor(Image.open(photo), return_tensors="pt")).last_hidden_state
+    ours = mimjax.load(path).encode([photo], pool="all")
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    # timm's transform needs torchvision, with which it gives the same numbers
+    job = dataclasses.replace(job, format="timm")
+    found = resolve_data_config(job.settings()["config.json"]["pretrained_cfg"])
+    want = crop, "center", "bicubic", (3, *job.encoder.image_size), tuple(job.task.mean)
+    keys = ("crop_pct", "crop_mode", "interpolation", "input_size", "mean")
+    assert tuple(found[key] for key in keys) == want
 
 
 def wrong_heads(self):

@@ -184,11 +184,11 @@ class Export:
         if self.format == "timm":
             return {"config.json": json_settings.timm_config(*self.timm, self.images)}
         config = json_settings.hf_config(encoder, self.layout, self.channels)
+        method: Any = task
         if self.layout == "vitmae_transformers":
-            method: Any = task
             config |= json_settings.hf_mae(method)
         elif self.layout == "beit_transformers":
-            config |= json_settings.hf_pretraining_beit(self.network("head").out)
+            config |= json_settings.hf_pretraining_beit(method)
         processor = json_settings.hf_processor(encoder, self.images)
         return {"config.json": config, "preprocessor_config.json": processor}
 

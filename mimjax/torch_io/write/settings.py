@@ -203,12 +203,22 @@ def hf_mae(task: MIM) -> Settings:
     }
 
 
-def hf_pretraining_beit(vocabulary: int) -> Settings:
+def hf_pretraining_beit(task: MIM) -> Settings:
     """Return the settings of BeitForMaskedImageModeling that are added to the encoder's.
 
     Args:
-      vocabulary: number of tokens.
+      task: the run's, whose one network behind the encoder is a linear head.
+
+    Raises:
+      ConfigError: the head predicts something else than scores of codes.
     """
+    (term,) = task.terms.values()
+    if term.loss.kind == "vectors":
+        raise ConfigError(
+            "--decoder: transformers' BEiT predicts codes of a tokenizer; the run has "
+            f"{brief(task.targets[term.target])}, {brief(term)}; allowed: without --decoder"
+        )
+    vocabulary = task.network(term.network).out
     return {
         "architectures": ["BeitForMaskedImageModeling"],
         "vocab_size": vocabulary,
