@@ -324,19 +324,11 @@ def load(
         if not average:
             raise ConfigError(f"ema: True, but {path} holds no moving average; allowed: False")
         file = type(file)(average, file.layout, file.where)
-    c, why = None, f"{path} holds an encoder and no decoder"
-    try:
-        c = own_files.method_config(file)
-    except ConfigError as error:  # of a user's class, without which the encoder can be read
-        why = str(error)
+    c, why = own_files.method_config(file)
     if c is not None:
-        for name in ("heads", "decoder_heads", "image_size"):
-            if getattr(choice, name) is not None:
-                raise ConfigError(f"{name}: with {path}, which says it itself; allowed: without")
-        statistics = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
-        c.method.update(statistics)
+        c.method.update({k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v})
         teachers.name_paths(c, teacher)
-        return _of_method(path, own_files.read(c, file))
+        return _of_method(path, own_files.read(c, file, choice))
     if file.about or not published.method_of(file):
         network, params, config, report = encoders.read(file, choice, mean, std)
         return Model(config, network, params, report, reader_of(network, file), why)

@@ -78,27 +78,36 @@ def class_name(name: str, where: str) -> str:
     )
 
 
-def method_config(file: FileTensors) -> Config | None:
-    """Return task and method of a file with all networks; None = it says none.
+def method_config(file: FileTensors) -> tuple[Config | None, str]:
+    """Return task and method of a file with all networks, or None and why there are none.
+
+    Without a user's class that is not imported the encoder can still be read.
 
     Raises:
-      ConfigError: it names a user's class that is not imported, or another version made it.
+      ConfigError: another version made the file.
     """
     if "settings" not in file.about:
-        return None
+        return None, f"{file.where} holds an encoder and no decoder"
     where = f"{file.where}: its metadata"
     settings = config_version.upgrade(json.loads(file.about["settings"]), where)
-    for node, key in named_classes(settings):
-        node[key] = class_name(node[key], file.where)
-    return ConfigDict({"dtype": "auto", "seed": 0, **settings})
+    try:
+        for node, key in named_classes(settings):
+            node[key] = class_name(node[key], file.where)
+    except ConfigError as error:
+        return None, str(error)
+    return ConfigDict({"dtype": "auto", "seed": 0, **settings}), ""
 
 
-def read(c: Config, file: FileTensors) -> published.Imported:
+def read(c: Config, file: FileTensors, choice: published.Choice) -> published.Imported:
     """Return a file with all networks as the weights of its method, see `method_config`.
 
     Raises:
-      ConfigError: the class is no method of ours, or tensors do not fit.
+      ConfigError: the class is no method of ours, tensors do not fit, or `choice` says what the
+        file says.
     """
+    for name in ("heads", "decoder_heads", "image_size"):
+        if getattr(choice, name) is not None:
+            raise ConfigError(f"{name}: the file says it itself ({file.where}); allowed: without")
     cls = plugs.find_class(c.task, f"{file.where}: task")
     if not (isinstance(cls, type) and issubclass(cls, Pretraining)):
         raise ConfigError(

@@ -276,7 +276,8 @@ def size_heads(
     """
     section, (width, before), inner = method[name], widths, derive.inner_width(file, name)
     follows = section.heads is None  # BootMAE's: the encoder's
-    heads = choice.decoder_heads or (method.encoder.heads if follows else 0)
+    said = json.loads(file.about.get("settings", "{}")).get("method", {}).get(name, {})
+    heads = choice.decoder_heads or said.get("heads") or (method.encoder.heads if follows else 0)
     if not heads and width != before:
         raise derive.ask(file, "decoder_heads", f"the heads of {name}", "--decoder_heads=16")
     heads = heads or section.heads

@@ -6,8 +6,10 @@ import shlex
 
 import helpers
 import pytest
+from torch_io import exports
 
 from mimjax.errors import ConfigError
+from mimjax.inference import published
 from mimjax.losses import L1
 from mimjax.programs import convert
 from mimjax.run import changes
@@ -40,6 +42,17 @@ def test_no_warm_up_is_too_long_for_data_that_are_not_known(steps, schedule):
     c = helpers.small("mae", **{"optimizer.schedule": MAECosine(**schedule)})
     c.steps, c.epochs = steps, 20.0
     assert convert.first_program(c).task.clock.total_steps >= 40
+
+
+def test_a_file_of_ours_says_the_heads_of_its_decoder(tmp_path):
+    """They are 2, as no published network of this width has."""
+    path, where = str(tmp_path / "out.pth"), str(tmp_path / "run")
+    exports.export("mae", "mae", decoder=True).write(path)
+    c = helpers.config_of("--config=configs/mae.py:demo")
+    convert.convert(path, c, where, "auto", published.Choice())
+    method = json.loads((tmp_path / "run/config.json").read_text())["method"]
+    decoder = exports.task("mae").decoder
+    assert (method["encoder"]["heads"], method["decoder"]["heads"]) == (2, decoder.heads)
 
 
 def test_all_that_differs_is_named_as_overrides(tmp_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401  # numpy learns bfloat16 and float8 from it
