@@ -85,6 +85,7 @@ class Network:
         what the head of a fine-tuned model reads.
       normed: whether tokens have a norm; fine-tuned models and backbones have none.
       method: of the module, that returns `Features`; None = its call.
+      resample: filter with which images are brought to its size, see `task.View`.
     """
 
     module: Encoder | CLIPVision
@@ -94,6 +95,13 @@ class Network:
     pooled: bool = False
     normed: bool = True
     method: str | None = None
+    resample: str = "bicubic"
+
+    @classmethod
+    def of(cls, task: Pretraining) -> Network:
+        """Return the encoder of a task, without parameters."""
+        resample = task.views["image"].resample
+        return cls(task.encoder, tuple(task.mean), tuple(task.std), resample=resample)
 
     @property
     def num_classes(self) -> int:
@@ -150,6 +158,7 @@ def read(
         net = Network(module, mean, std, head, pooled, normed, "features")
     else:
         net = Network(module.clone(channels=channels), mean, std, head, pooled, normed)
+    net = dataclasses.replace(net, resample=file.about.get("resample", net.resample))
     tree = vision.params(file, root, net.module) if alone else trunk(file, net, root)
     params = {"encoder": tree}
     if after:

@@ -213,7 +213,7 @@ class Model:
 
     def _batched(self, fn: Callable[..., Any], images: Images, size: int) -> np.ndarray:
         """Return `fn` of all images, by batches of one shape; the last image fills the last one."""
-        view = View(self.image_size)
+        view = View(self.image_size, self._network.resample)
         arrays = self._reader(images, {"image": view})
         x, out = arrays["image"], []
         size = min(max(size, 1), len(x))
@@ -354,7 +354,7 @@ def of_run(run: workdir.SavedRun, path: str, ema: bool | None = None) -> Model:
     if not isinstance(task, Pretraining):
         raise ConfigError(f"path: {path} is a run of {c.task}, which has no encoder of images")
     params = run.encoder(ema)
-    network = encoders.Network(task.encoder, tuple(task.mean), tuple(task.std))
+    network = encoders.Network.of(task)
     augment = schema.build(Augment, c.data.augment, "data.augment")
     reader = Reader(augment, configured.decoding(c))
     reconstruct = Reconstructor(task, run.state, run.frozen, c.seed)
@@ -390,7 +390,7 @@ def _of_method(path: str, fitted: published.Imported) -> Model:
     task: Any = fitted.task
     init = initial(task)(step_key(0, "init", 0))[0]
     params = jax.tree.map(jnp.asarray, published.complete(fitted.params, init))
-    network = encoders.Network(task.encoder, tuple(task.mean), tuple(task.std))
+    network = encoders.Network.of(task)
     lacking = [k for k in fitted.absent if "/" not in k]
     reconstruct: Any = f"{path} holds no {', '.join(lacking)}"
     if not lacking:

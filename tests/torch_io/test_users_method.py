@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 import stubs
+import transformers
+from PIL import Image
 from torch_io import exports
 
 import mimjax
@@ -49,6 +51,12 @@ def test_libraries_compute_its_features(made, tmp_path, name):
         :, 1:
     ].mean(1)
     np.testing.assert_allclose(model.encode(IMAGES), want, atol=2e-5)
+    if name == "hf":  # torchvision's default filter, which the official transform leaves
+        photo = np.random.default_rng(1).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+        processor = transformers.AutoImageProcessor.from_pretrained(path, backend="pil")
+        pixels = np.array(processor(Image.fromarray(photo)).pixel_values).transpose(0, 2, 3, 1)
+        want = verify.features(*job.plain, pixels)["tokens"][:, 1:].mean(1)
+        np.testing.assert_allclose(model.encode([photo]), want, atol=2e-5)
 
 
 def test_it_is_drawn_where_its_file_was_imported(made, tmp_path, monkeypatch):
