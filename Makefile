@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 COMMA := ,
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-all lint types golden pin clean
+.PHONY: demo test test-gate test-all lint types golden pin clean
 
 $(VENV)/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -54,7 +54,10 @@ endif
 	  --workdir=$(WORKDIR) --config.seed=$(SEED) $(ARGS)
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gate"
+
+test-gate: $(VENV)/dev
+	$(BIN)/python -m pytest -n 2 -m gate
 
 test-all: $(VENV)/dev $(VENV)/mm
 	$(BIN)/python -m pytest -n 2

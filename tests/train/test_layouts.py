@@ -155,6 +155,7 @@ def test_two_processes_equal_one(tmp_path):
     assert_close(a, b)
 
 
+@pytest.mark.gate
 def test_one_of_two_processes_that_fails_ends_the_run(tmp_path):
     """In seconds, with its line: the other waits for it in a collective, for minutes if it may."""
     (tmp_path / "images").mkdir()
@@ -186,6 +187,7 @@ def second_of(process):
     return next(int(pid) for pid in children.split() if named(pid))
 
 
+@pytest.mark.gate
 def test_sigterm_to_one_of_two_processes_stops_both_with_a_checkpoint(tmp_path):
     c = helpers.small("mae", steps=1_000_000, log_every=10)
     log = tmp_path / "run" / "metrics.jsonl"

@@ -72,6 +72,7 @@ def every_process_compiles(monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 
+@pytest.mark.gate
 @pytest.mark.usefixtures("every_process_compiles")
 def test_killed_in_mid_epoch(config, straight, tmp_path):
     kill_when(config, tmp_path, lambda: logged(tmp_path, 7))
@@ -115,6 +116,7 @@ def test_newest_checkpoint_corrupted(config, straight, tmp_path):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
+@pytest.mark.gate
 def test_sigterm_saves_and_continues(config, straight, tmp_path):
     process = helpers.start("mimjax.main", *helpers.flags(config), f"--workdir={tmp_path}")
     deadline = time.time() + 240
