@@ -7,7 +7,6 @@ network read with others loads without an error and computes something else.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -19,8 +18,8 @@ from mimjax.models.vit import table_grid
 from mimjax.schema import build, find_class
 from mimjax.storage import config_version
 from mimjax.storage.files import Workdir
-from mimjax.task import Encoder, EncoderNetwork, Reader, Task
-from mimjax.torch_io.read import files
+from mimjax.task import EncoderNetwork, Reader, Task
+from mimjax.torch_io.read import beside, files
 
 Say = Callable[[str], None]
 # settings that change no output for full images in evaluation, or that shapes decide
@@ -101,8 +100,7 @@ def facts_of(network: nn.Module) -> dict[str, Any]:
     """
     facts = settings_of(network)
     if isinstance(network, EncoderNetwork):
-        encoder: Encoder = network
-        facts["pos_grid"] = table_grid(encoder)
+        facts["pos_grid"] = table_grid(network)
     return facts
 
 
@@ -150,25 +148,9 @@ def file_facts(path: str, readers: Mapping[str, Reader]) -> tuple[str, dict[str,
         statistics = {k: numbers(k) for k in ("mean", "std") if k in about}
         facts = {"heads": int(about["heads"])} | statistics
         return f"{path} (its metadata)", {"encoder": facts}
-    beside = os.path.join(os.path.dirname(path), "config.json")
-    heads = _heads_beside(beside)
+    told = beside.read(files.weights_file(path))
     first = next(iter(readers), "encoder")
     name = "encoder" if "encoder" in readers else first
-    return beside, {name: {"heads": heads}} if heads else {}
-
-
-def _heads_beside(path: str) -> int | None:
-    """Return the heads in transformers' or timm's `config.json`; None = it says none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            settings = json.load(file)
-    except (OSError, ValueError):
-        return None
-    if not isinstance(settings, dict):
-        return None
-    inner = settings.get("vision_config", settings)
-    for section in (inner, settings.get("model_args", {})):
-        for name in ("num_attention_heads", "num_heads"):
-            if isinstance(section, dict) and isinstance(section.get(name), int):
-                return section[name]
-    return None
+    told.check(quick=name == "clip")
+    facts = {k: v for k in ("heads", "mean", "std") if (v := getattr(told, k)) is not None}
+    return told.source or path, {name: facts} if facts else {}

@@ -28,6 +28,7 @@ from mimjax.schema import Config
 from mimjax.targets.clip import CLIP_MEAN, CLIP_STD
 from mimjax.task import Encoder, Features, Pretraining, View
 from mimjax.torch_io.read import detect, load, sizes, vision
+from mimjax.torch_io.tables import teachers
 
 PyTree = Any
 CONV, STEM = "encoder/patch_embed4/kernel", "encoder/patch_embed1/proj/kernel"
@@ -84,6 +85,7 @@ class Network:
       pooled: whether features are a norm of the mean of the last block's patch tokens, which is
         what the head of a fine-tuned model reads.
       normed: whether tokens have a norm; fine-tuned models and backbones have none.
+      no_head: why the file's classifier cannot be computed; "" = it can, or there is none.
       method: of the module, that returns `Features`; None = its call.
       resample: filter with which images are brought to its size, see `task.View`.
     """
@@ -95,6 +97,7 @@ class Network:
     pooled: bool = False
     normed: bool = True
     method: str | None = None
+    no_head: str = ""
     resample: str = "bicubic"
 
     @classmethod
@@ -134,12 +137,13 @@ def read(
     Raises:
       ConfigError: heads are not given and cannot be told, or tensors do not fit.
     """
+    choice = choice._replace(heads=choice.heads or file.beside.heads)
     if "encoder" in file.about:
         root, module = "encoder", own_files.encoder_of(file)
     else:
         root, module = root_of(file), module_of(file, choice)
-    head, shapes = head_of(file)
-    default = (CLIP_MEAN, CLIP_STD) if root == "clip" else _statistics(file)
+    head, shapes, why = head_of(file)
+    default, mean_given = _statistics(file, root), mean is not None
     mean = values.fit(values.Mean, tuple(mean or default[0]), "mean")
     std = values.fit(values.Std, tuple(std or default[1]), "std")
     channels = channels_of(file, root, module.patch)
@@ -151,14 +155,18 @@ def read(
     pooled = "classifier/params/norm/scale" in file
     norms = [f"{root}/{name}/scale" for name in ("norm", "norm_post")]
     alone = "encoder" not in file.about and vision.root_of(file) == root
+    # a norm behind the pooling is none of tokens
+    behind = file.keys.get("classifier/params/norm/scale")
     after = file.about.get("pool") == "avg"  # a norm after pooling, without a classifier
-    normed = alone or (any(k in file or k in file.state for k in norms) and not after)
+    normed = any(k in file.state or (k in file and file.keys[k] != behind) for k in norms)
+    normed = alone or (normed and not after)
     pooled = pooled or after
     if root == "clip":
         net = Network(module, mean, std, head, pooled, normed, "features")
     else:
         net = Network(module.clone(channels=channels), mean, std, head, pooled, normed)
-    net = dataclasses.replace(net, resample=file.about.get("resample", net.resample))
+    read_with = file.about.get("resample", net.resample)
+    net = dataclasses.replace(net, no_head=why, resample=read_with)
     tree = vision.params(file, root, net.module) if alone else trunk(file, net, root)
     params = {"encoder": tree}
     if after:
@@ -169,25 +177,56 @@ def read(
     settings: Config = ConfigDict({"task": "", "method": {"mean": mean, "std": std}})
     settings.method.encoder = schema.section(module)
     settings.method.encoder.update(schema.naming(type(module)))
-    unread = file.unread({f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys())
-    with_head = " and its head" if head else ""
+    used = {f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys()
+    lines = report(file, root, net, used, mean_given)
+    return net, jax.tree.map(jnp.asarray, params), settings.lock(), lines
+
+
+def report(
+    file: sizes.FileTensors, root: str, net: Network, used: set[str], given: bool
+) -> list[str]:
+    """Return lines that say what was read, what was taken for granted, and what was not read.
+
+    Args:
+      root: first part of our paths of the encoder.
+      used: our paths of all parameters that were read.
+      given: whether the caller says mean and std.
+
+    Raises:
+      ConfigError: a tensor that was not read is the encoder's.
+    """
+    unread, alone = file.unread(used), vision.root_of(file) == root
+    # those are checked already
+    if not alone and file.layout not in teachers.OWN and file.layout != detect.OWN:
+        file.check_unread(unread)
+    head = net.head
+    module: Any = net.module
+    with_head = f" and its head, which reads {head.words}" if head else ""
     lines = [f"from {file.where} (layout {file.layout!r}): the encoder{with_head}"]
     if alone:
-        lines += vision.notes(file, root, net.module)
+        lines += vision.notes(file, root, module)
     elif root != "clip":
         lines += sizes.resizing(file, module.grid, module.num_prefix, root)
+    lines += file.beside.lines
+    if not (given or "mean" in file.about or file.beside.mean):
+        lines.append(
+            f"mean {net.mean} and std {net.std}: those of the layout's code, nothing in the file "
+            "or beside it says them"
+        )
+    if net.no_head:
+        lines.append(f"its head is not read: {net.no_head}")
     if unread:
         lines.append(f"{len(unread)} keys not read: {load.listed(unread)}")
-    return net, jax.tree.map(jnp.asarray, params), settings.lock(), lines
+    return lines
 
 
 def trunk(file: sizes.FileTensors, net: Network, root: str) -> PyTree:
     """Return the encoder's parameters; a norm that the file lacks does nothing."""
-    module = net.module
+    module: Any = net.module
     images = jnp.zeros((1, *module.image_size, len(net.mean)))
     like = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
     # a tower's positions keep the file's grid
-    place = (None, "") if root == "clip" else load.place_of(module)
+    place: Any = (None, "") if root == "clip" else load.place_of(module)
     read = load.from_torch(file.state, {root: like}, file.layout, file.where, *place)[root]
     if "cls_token" in read and read["cls_token"] is None:
         raise ConfigError(
@@ -236,17 +275,42 @@ def module_of(file: sizes.FileTensors, choice: published.Choice) -> Any:
     return schema.build(cls, section, file.where).clone(dtype=dtype)
 
 
-def head_of(file: sizes.FileTensors) -> tuple[Classifier | None, dict[str, tuple[int, ...]]]:
-    """Return the classifier, and the shapes of all arrays that the file has under its name."""
+def head_of(
+    file: sizes.FileTensors,
+) -> tuple[Classifier | None, dict[str, tuple[int, ...]], str]:
+    """Return the classifier, the shapes of its arrays in the file, and why it cannot be computed.
+
+    How a head pools is no tensor's: a norm of its own stands behind the mean, and a head without
+    one reads the first token, unless the file's config.json says otherwise.
+    """
     norm = {k: file.shape(k) for k in file.keys if k.startswith("classifier/params/norm")}
     unlike = vision.root_of(file) or any("attentive_blocks" in k for k in file.state)
     if CLASSIFIER not in file or unlike:
-        return None, norm  # an attentive probe's head reads what no network here makes
+        return None, norm, ""  # an attentive probe's head reads what no network here makes
+    if why := unread_pool(file, bool(norm)):
+        return None, norm, why
     classes, width = file.shape(CLASSIFIER)
     probe = "classifier/batch_stats/batch_norm/mean" in file
     shapes = {k: file.shape(k) for k in file.keys if k.startswith("classifier/")}
-    head = Classifier(classes, pooled=bool(norm), probe=probe)
-    return head, shapes | {CLASSIFIER: (width, classes)}
+    mean = not norm and file.beside.pool == "avg"
+    head = Classifier(classes, pooled=bool(norm), probe=probe, mean=mean)
+    return head, shapes | {CLASSIFIER: (width, classes)}, ""
+
+
+def unread_pool(file: sizes.FileTensors, norm: bool) -> str:
+    """Return why no classifier here pools as the file's head does; "" = one does.
+
+    Args:
+      norm: whether the head has a norm of its own.
+    """
+    pool, after = file.beside.pool, file.keys.get("classifier/params/norm/scale")
+    if keys := [k for k in file.state if k.startswith("attn_pool.")]:
+        return f"{keys[0]}: it pools by attention"
+    if norm and file.keys.get("encoder/norm/scale", after) != after:
+        return f"{after[0] if after else ''}: a norm of its own behind the final norm"
+    if pool not in (None, "avg", *(() if norm else ("token",))):
+        return f"{file.beside.source}: it pools by {pool!r}"
+    return ""
 
 
 def _nested(flat: dict[str, Any]) -> PyTree:
@@ -260,11 +324,15 @@ def _nested(flat: dict[str, Any]) -> PyTree:
     return out
 
 
-def _statistics(file: sizes.FileTensors) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(file: sizes.FileTensors, root: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std of the images: the file's, or else those of its layout's code."""
     if "mean" in file.about:
         numbers = lambda name: tuple(map(float, file.about[name].split(",")))
         return numbers("mean"), numbers("std")
+    if file.beside.mean and file.beside.std:
+        return file.beside.mean, file.beside.std
+    if root == "clip":
+        return CLIP_MEAN, CLIP_STD
     if file.layout == "bootmae":
         return patches.HALF, patches.HALF
     return patches.IMAGENET_MEAN, patches.IMAGENET_STD

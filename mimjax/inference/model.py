@@ -14,15 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from mimjax import schema
+from mimjax import patches, schema
 from mimjax.data import configured
 from mimjax.data.augment import Augment
 from mimjax.data.decoding import Decoding
 from mimjax.data.in_memory import Images, Reader
 from mimjax.errors import ConfigError
-from mimjax.inference import encoders, own_files, published, teachers, workdir
+from mimjax.inference import encoders, own_files, pixels, published, teachers, workdir
 from mimjax.inference.reconstruction import Painter, Sheet
 from mimjax.rng import example_seed, step_key
 from mimjax.schema import Config
@@ -169,10 +168,9 @@ class Model:
           ConfigError: the model has no head.
         """
         if not self.num_classes:
-            raise ConfigError(
-                "classify: this model has no classifier; allowed: files of fine-tuned or linearly "
-                "probed models"
-            )
+            why = self._network.no_head or "this model has no classifier"
+            allowed = "files of fine-tuned or linearly probed models"
+            raise ConfigError(f"classify: {why}; allowed: {allowed}")
         return self._batched(self._logits, images, batch_size)
 
     def reconstruct(
@@ -295,6 +293,7 @@ def load(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     teacher: str | Mapping[str, str] = "",
+    pixel_norm: patches.PatchNorm | None = None,
 ) -> Model:
     """Return a model from a workdir of this project or from a published checkpoint file.
 
@@ -309,6 +308,8 @@ def load(
       image_size: (height, width), where a file's patches fill no square or its learned positions
         are to be resized.
       mean, std: statistics of a file's images, where they are not its method's.
+      pixel_norm: normalization of the pixels that a file's decoder predicts, where only its
+        training knows it (mae_visualize files: "none"; the official pretraining command: "patch").
       teacher: file or workdir of the tokenizer or teacher that a file's method reconstructs with;
         for several of them one by the target's field, {"mimic_target.first": FILE, ...}.
 
@@ -318,21 +319,24 @@ def load(
     path = os.fspath(path)
     choice = published.Choice(heads, decoder_heads, image_size, published=True)
     if not files.is_weights(path):
+        pixels.refuse(pixel_norm, f"{path} is a run, which knows it")
         return of_run(workdir.read_run(path, step), path, ema)
     file, average = published.open_file(path, layout, "path")
     if ema:
         if not average:
             raise ConfigError(f"ema: True, but {path} holds no moving average; allowed: False")
-        file = type(file)(average, file.layout, file.where)
+        file = type(file)(average, file.layout, file.where, beside=file.beside)
     c, why = own_files.method_config(file)
     if c is not None:
+        pixels.refuse(pixel_norm, f"{path} says it itself")
         c.method.update({k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v})
         teachers.name_paths(c, teacher)
         return _of_method(path, own_files.read(c, file, choice))
     if file.about or not published.method_of(file):
+        pixels.refuse(pixel_norm, f"{path} holds no decoder")
         network, params, config, report = encoders.read(file, choice, mean, std)
         return Model(config, network, params, report, reader_of(network, file), why)
-    return _from_method(path, file, choice, mean, std, teacher)
+    return _from_method(path, file, choice, mean, std, teacher, pixel_norm)
 
 
 def reader_of(network: encoders.Network, file: FileTensors) -> Reader:
@@ -369,31 +373,26 @@ def _from_method(
     mean: Any,
     std: Any,
     teacher: str | Mapping[str, str],
+    pixel_norm: patches.PatchNorm | None,
 ) -> Model:
     """Return the model of a method's file, with the method's published settings."""
-    task_path = published.method_of(file)
-    cls = schema.find_class(task_path, "task")
-    if getattr(schema.defaults(cls)["encoder"], "fuse_layers", (-1,)) != (-1,):
-        raise ConfigError(
-            f"path: {path} is of {cls.__name__}, whose fused blocks no tensor shows; make a "
-            f"workdir: mimjax convert --config={cls.__module__.rpartition('.')[2]} --model=..."
-        )
-    statistics = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
-    c = ConfigDict({"task": task_path, "dtype": "auto", "seed": 0})
-    c.method = schema.section(cls, **statistics)
+    c = published.method_config(file, path, mean, std)
+    known = pixels.say(c, file, pixel_norm)
     teachers.name_paths(c, teacher)
-    return _of_method(path, published.fit(teachers.fill(c), file, None, choice))
+    return _of_method(path, published.fit(teachers.fill(c), file, None, choice), known)
 
 
-def _of_method(path: str, fitted: published.Imported) -> Model:
-    """Return the model of a file as the weights of a task."""
+def _of_method(path: str, fitted: published.Imported, known: bool = True) -> Model:
+    """Return the model of a file as the weights of a task; `known`: see `pixels.say`."""
     task: Any = fitted.task
     init = initial(task)(step_key(0, "init", 0))[0]
     params = jax.tree.map(jnp.asarray, published.complete(fitted.params, init))
     network = encoders.Network.of(task)
     lacking = [k for k in fitted.absent if "/" not in k]
     reconstruct: Any = f"{path} holds no {', '.join(lacking)}"
-    if not lacking:
+    if not lacking and not known:
+        reconstruct = pixels.question(path)
+    elif not lacking:
         state = lambda: TrainState(jnp.zeros((), jnp.int32), params, {}, task.init_ema(params), ())
         reconstruct = Reconstructor(task, state, lambda: teachers.read_named(task))
     reader = reader_of(network, fitted.file)

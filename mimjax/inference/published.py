@@ -11,6 +11,7 @@ import json
 from typing import Any, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from mimjax import schema, values
 from mimjax.errors import ConfigError
@@ -19,8 +20,9 @@ from mimjax.rules import paths
 from mimjax.schema import Config
 from mimjax.storage import settings
 from mimjax.task import Clock, Predictor, Pretraining, initial, pretraining
-from mimjax.torch_io.read import detect, files, load, vision
+from mimjax.torch_io.read import beside, detect, files, load, vision
 from mimjax.torch_io.read import sizes as derive
+from mimjax.torch_io.read.beside import Beside
 from mimjax.torch_io.tables import methods
 
 PyTree = Any
@@ -80,7 +82,11 @@ def open_file(path: str, layout: str, key: str) -> tuple[derive.FileTensors, loa
         )
     if layout not in detect.TABLES:
         raise ConfigError(f"--layout: {layout!r}; allowed: auto, {', '.join(detect.TABLES)}")
-    file = derive.FileTensors(read.state, layout, where, read.about)
+    # the metadata of our own files say all that stands beside others
+    facts = Beside() if read.about else beside.read(files.weights_file(path))
+    file = derive.FileTensors(read.state, layout, where, read.about, facts)
+    if not vision.root_of(file):
+        facts.check(quick=layout.startswith("clip"))
     file.check_blocks()
     return file, read.average
 
@@ -146,6 +152,29 @@ def check_method(file: derive.FileTensors, c: Config) -> None:
         )
 
 
+def method_config(file: derive.FileTensors, path: str, mean: Any, std: Any) -> Config:
+    """Return task and published settings of the method that makes such files.
+
+    Args:
+      path: the file, for errors.
+      mean, std: of its images; None = those beside the file, or else the method's.
+
+    Raises:
+      ConfigError: the method's encoder has settings that no tensor shows.
+    """
+    task_path = method_of(file)
+    cls = schema.find_class(task_path, "task")
+    if getattr(schema.defaults(cls)["encoder"], "fuse_layers", (-1,)) != (-1,):
+        raise ConfigError(
+            f"path: {path} is of {cls.__name__}, whose fused blocks no tensor shows; make a "
+            f"workdir: mimjax convert --config={cls.__module__.rpartition('.')[2]} --model=..."
+        )
+    given = ("mean", mean or file.beside.mean), ("std", std or file.beside.std)
+    c = ConfigDict({"task": task_path, "dtype": "auto", "seed": 0})
+    c.method = schema.section(cls, **{k: tuple(v) for k, v in given if v is not None})
+    return c
+
+
 def fit(
     c: Config,
     file: derive.FileTensors,
@@ -199,7 +228,11 @@ def size_encoder(
     shown = derive.conv_vit(file, size) if conv else derive.vit(file, root, size)
     if choice.image_size:
         shown["image_size"] = tuple(choice.image_size)
-    heads = shown.pop("heads", None) or choice.heads or int(file.about.get("heads", 0)) or None
+    facts = file.beside
+    if choice.heads and facts.heads and choice.heads != facts.heads:
+        raise ConfigError(f"heads: {choice.heads}; allowed: {facts.heads}, as {facts.source} has")
+    heads = shown.pop("heads", None) or choice.heads or int(file.about.get("heads", 0))
+    heads = heads or facts.heads
     if heads is None:
         heads = section.heads if section.width == shown["width"] else None
     if heads is None and choice.published:
@@ -277,7 +310,8 @@ def size_heads(
     section, (width, before), inner = method[name], widths, derive.inner_width(file, name)
     follows = section.heads is None  # BootMAE's: the encoder's
     said = json.loads(file.about.get("settings", "{}")).get("method", {}).get(name, {})
-    heads = choice.decoder_heads or said.get("heads") or (method.encoder.heads if follows else 0)
+    heads = choice.decoder_heads or said.get("heads") or file.beside.decoder_heads
+    heads = heads or (method.encoder.heads if follows else 0)
     if not heads and width != before:
         raise derive.ask(file, "decoder_heads", f"the heads of {name}", "--decoder_heads=16")
     heads = heads or section.heads
@@ -337,7 +371,9 @@ def report(
     lines.append(f"derived from its tensors: {', '.join(derived) or 'the sizes of the config'}")
     if absent:
         lines.append(f"not in the file, as initialized: {', '.join(absent)}")
+    lines += file.beside.lines
     if unread := file.unread(set(paths(params))):
+        file.check_unread(unread)
         lines.append(f"{len(unread)} keys not read: {load.listed(unread)}")
     return lines
 

@@ -18,9 +18,10 @@ from mimjax.inference import contradictions
 from mimjax.methods.mim import MIM
 from mimjax.models.positions import Grid
 from mimjax.models.vit import table_grid
+from mimjax.networks import Student
 from mimjax.schema import Config
 from mimjax.storage.files import Workdir
-from mimjax.task import Clock, Encoder
+from mimjax.task import Clock
 from mimjax.torch_io.read import detect, files, sizes
 
 
@@ -82,7 +83,7 @@ def has_fixed(task: MIM) -> bool:
     return bool(task.encoder.positions) or any("pos_grid" in n.DERIVED for n in networks)
 
 
-def differs(encoder: Encoder, made_for: Grid | None) -> bool:
+def differs(encoder: Student, made_for: Grid | None) -> bool:
     """Return whether a table's grid is another one than that of the encoder's images."""
     return made_for is not None and made_for != (table_grid(encoder) or tuple(encoder.grid))
 

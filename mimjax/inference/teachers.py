@@ -20,9 +20,10 @@ import jax
 from mimjax import plugs, schema, values
 from mimjax.errors import ConfigError
 from mimjax.inference import contradictions, resolution, weights
+from mimjax.networks import Student
 from mimjax.schema import Config
 from mimjax.targets.base import Target
-from mimjax.task import Encoder, EncoderNetwork, Pretraining
+from mimjax.task import EncoderNetwork, Pretraining
 from mimjax.torch_io.read.files import is_weights
 
 OLD = "teacher"  # the section that named the path before targets had it
@@ -129,7 +130,7 @@ def is_file(path: str | None) -> bool:
     return bool(path) and is_weights(str(path))
 
 
-def with_file_s_grid(encoder: Encoder, path: str) -> Any:
+def with_file_s_grid(encoder: Student, path: str) -> Any:
     """Return an encoder whose fixed positions are made for the grid of a file's."""
     made_for = resolution.of_file(path) if encoder.positions else None
     network: Any = encoder

@@ -19,6 +19,7 @@ from mimjax.errors import ConfigError
 from mimjax.inference import contradictions
 from mimjax.models.positions import resize_absolute
 from mimjax.models.vit import table_grid
+from mimjax.networks import Student
 from mimjax.rng import step_key
 from mimjax.schema import Config
 from mimjax.storage.checkpoints import Checkpoints
@@ -94,7 +95,7 @@ def run_params(workdir: Workdir, like: PyTree, grid: tuple[int, int] | None, say
     """Read parameters from a run's newest checkpoint; learned positions are resized to `grid`."""
     reader = Checkpoints(workdir, read_only=True)
     run = contradictions.task_of(workdir)[1] if grid and "encoder" in like else None
-    if not isinstance(run, Pretraining) or run.encoder.grid == grid:
+    if grid is None or not isinstance(run, Pretraining) or run.encoder.grid == grid:
         return reader.params(like)
     encoder: Encoder = run.encoder
     shapes = {}  # of the run's position tables
@@ -201,8 +202,8 @@ def read_network(
     network = owner.readers["encoder"].network if "encoder" in owner.readers else None
     place: tuple[Any, ...] = ("", None)
     if isinstance(network, EncoderNetwork):  # it reads views of the student's grid
-        encoder: Encoder = network
-        place = encoder.positions, table_grid(encoder)
+        student: Student = network
+        place = student.positions, table_grid(student)
     tree = read_params(path, like, owner.key, say, grid, *place)
     count = lambda tree: len(jax.tree.leaves(tree))
     if absent := [name for name in like if count(tree[name]) < count(like[name])]:

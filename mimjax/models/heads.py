@@ -47,11 +47,14 @@ class Classifier(nn.Module):
       classes: number of classes, c.
       pooled: True reads the mean of the patch tokens, False the first token.
       probe: whether there is a BatchNorm; it uses its running statistics.
+      mean: without `pooled`, whether the mean of the normed patch tokens is read (timm's
+        global_pool="avg" with fc_norm=False).
     """
 
     classes: int
     pooled: bool = True
     probe: bool = False
+    mean: bool = False
     dtype: Dtype = jnp.float32
 
     def setup(self):
@@ -66,8 +69,15 @@ class Classifier(nn.Module):
         x = self.read(features).astype(jnp.float32)
         return self.linear(self.batch_norm(x) if self.probe else x)
 
+    @property
+    def words(self) -> str:
+        """What it reads, in words."""
+        if self.pooled:
+            return "a norm of the patches' mean"
+        return "the mean of the normed patches" if self.mean else "the first token after the norm"
+
     def read(self, features: Features) -> Float[Array, "b d"]:
         """Return the vector of each image that the linear layer classifies, before a BatchNorm."""
         if not self.pooled:
-            return features.tokens[:, 0]
+            return features.read("mean") if self.mean else features.tokens[:, 0]
         return self.norm(features.read("mean", layer=-1))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mimjax.inference.workdir import SavedRun
     from mimjax.storage.files import Workdir
 
-OF_FILE = ("heads", "decoder_heads", "image_size", "mean", "std", "layout")
+OF_FILE = ("heads", "decoder_heads", "image_size", "mean", "std", "layout", "pixel_norm")
 
 
 def define_model_flags() -> None:
@@ -26,6 +26,12 @@ def define_model_flags() -> None:
     define_weights_flag()
     flags.DEFINE_integer("step", None, "Which checkpoint of a run; without it the newest.")
     define_file_flags()
+    flags.DEFINE_enum(
+        "pixel_norm",
+        None,
+        ["none", "patch", "channel"],
+        "Of the pixels that a file's decoder predicts, where only its training knows it.",
+    )
     flags.DEFINE_list("mean", None, "Of a file's images, per channel, if not its method's.")
     flags.DEFINE_list("std", None, "Likewise.")
 
@@ -215,6 +221,7 @@ def _of_file(f: Any, teacher: str) -> Opened:
         mean=statistics("mean"),
         std=statistics("std"),
         teacher=teacher,
+        pixel_norm=f.pixel_norm,
     )
     method = model.config.task.rpartition(":")[2] or "an encoder"
     title = f"{method} of {os.path.basename(f.model)}"

@@ -156,9 +156,9 @@ def test_published_files_are_drawn_like_runs(images, tmp_path, capsys):
     params = jax.device_get(jax.jit(task.init)(jax.random.key(0))[0])
     file, place = str(tmp_path / "mae.safetensors"), tmp_path / "picture.png"
     save_file(load.to_torch(params, "mae"), file)
-    sizes = "--heads=4", "--decoder_heads=4", "--image_size=8,8"
+    sizes = "--heads=4", "--decoder_heads=4", "--image_size=8,8", "--pixel_norm=patch"
     common = f"--model={file}", *sizes, f"--images={images}", f"--output={place}"
-    model = mimjax.load(file, 4, 4, image_size=(8, 8))
+    model = mimjax.load(file, 4, 4, image_size=(8, 8), pixel_norm="patch")
     error = model.reconstruct([images / "b.png", images / "below/a.jpg"], seed=3).error
     mean, std = (",".join(map(str, x)) for x in model.statistics)
 

@@ -73,6 +73,9 @@ def test_vit(tmp_path, near):
     out = theirs(pixels(), output_hidden_states=True)
     near(model.encode(IMAGES, pool="all"), out.last_hidden_state)
     near(model.encode(IMAGES, pool="all", layer=0), out.hidden_states[1])
+    assert "num_attention_heads" in (tmp_path / "config.json").read_text()  # which says the heads
+    near(mimjax.load(path).encode(IMAGES, pool="all"), out.last_hidden_state)
+    (tmp_path / "config.json").unlink()
     with pytest.raises(ConfigError, match="--heads=12"):
         mimjax.load(path)
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import save_file
 
 from mimjax.errors import ConfigError
-from mimjax.torch_io.read import load
+from mimjax.torch_io.read import detect, load
 
 X = np.linspace(-3, 3, 4096, dtype=np.float32).reshape(64, 64)
 
@@ -105,3 +105,37 @@ def test_half_precision_becomes_float32(tmp_path):
         out = load.read_file(str(tmp_path / "f.pth"))["a"]
         assert out.dtype == np.float32
         np.testing.assert_array_equal(out, torch.tensor(X).to(dtype).float().numpy())
+
+
+@pytest.mark.parametrize(
+    ("key", "dtype", "match"),
+    [
+        ("base_model.model.encoder.query.lora_A.weight", np.float32, "lora_A.weight is of an adap"),
+        ("blocks.0.attn.qkv.weight", np.int8, "attn.qkv.weight is quantized"),
+        ("encoder.layer.0.output.dense.qweight", np.int32, "dense.qweight is quantized"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_adapters_and_quantized_weights(key, dtype, match, kind, tmp_path):
+    path = tmp_path / f"model.{kind}"
+    tensors = {"norm.weight": np.ones(4, np.float32), key: np.ones((4, 4), dtype)}
+    if kind == "pth":
+        torch.save({"model": {k: torch.tensor(x) for k, x in tensors.items()}}, path)
+    else:
+        save_file(tensors, path)
+    with pytest.raises(ConfigError, match=match) as error:
+        load.read_file(str(path))
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_shards_and_two_layouts(tmp_path):
+    with pytest.raises(
+        ConfigError, match="a list of shards, which are not read; allowed: one file"
+    ):
+        load.read_file(str(tmp_path / "model.safetensors.index.json"))
+    mae = {"cls_token", "blocks.0.attn.qkv.bias", "vit.embeddings.cls_token"}
+    with pytest.raises(
+        ConfigError, match="f: keys of two layouts, 'vitmae_transformers' and 'mae'"
+    ):
+        detect.detect(mae, "f: ")

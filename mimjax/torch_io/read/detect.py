@@ -22,6 +22,7 @@ TABLES = imports.with_heads(
 # Layouts with the same keys: the second one is chosen if its network is requested and the network
 # of the first is not.
 TWINS = {"mae": "dino"}
+ROOMS = (teachers, libraries, methods)
 
 
 def rows_for(layout: str, paths: Iterable[str]) -> list[Row]:
@@ -57,8 +58,7 @@ def find(keys: Iterable[str]) -> str | None:
     keys = set(keys)
     if any(k.startswith("encoder/") for k in keys):
         return OWN
-    rooms = (vision, teachers, libraries, methods)
-    return next((layout for room in rooms if (layout := room.detect(keys))), None)
+    return next((layout for room in (vision, *ROOMS) if (layout := room.detect(keys))), None)
 
 
 def detect(keys: Iterable[str], where: str = "", roots: Iterable[str] = ()) -> str:
@@ -73,6 +73,14 @@ def detect(keys: Iterable[str], where: str = "", roots: Iterable[str] = ()) -> s
       ConfigError: the keys fit no known layout.
     """
     keys, roots = set(keys), set(roots)
+    several = [layout for room in ROOMS if (layout := room.detect(keys))]
+    # the names in a tokenizer's encoder, and in those of `vision`, are the methods' as well
+    known = find(keys) == OWN or vision.detect(keys) or teachers.detect_tokenizer(keys)
+    if len(several) > 1 and not known:
+        raise ConfigError(
+            f"{where}keys of two layouts, {' and '.join(map(repr, several))}; allowed: a file of "
+            "one network, or its layout said"
+        )
     if layout := find(keys):
         twin = TWINS.get(layout)
         if twin and roots & roots_of(twin) and not roots & roots_of(layout):

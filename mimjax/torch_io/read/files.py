@@ -33,7 +33,8 @@ SUFFIXES = (
     ".bin",
     ".ckpt",
     ".pkl",
-)  # .pkl files are refused with a reason
+    ".index.json",
+)  # the last two kinds are refused with a reason
 # names of the file of weights in a folder that timm, transformers or `mimjax export` made
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
 # keys under which a .pth file has its weights, and their moving average
@@ -41,6 +42,8 @@ WRAPPERS = ("model", "module", "state_dict", "teacher", "student", "encoder")
 AVERAGES = ("model_ema", "state_dict_ema", "target_encoder")
 # allowed growth when unpacked: a factor, plus bytes; files of torch.save are not compressed
 GROWTH, SMALL = 4, 1 << 20
+ADAPTER = re.compile(r"(^|[._])(lora_(A|B|down|up)|lora_embedding_(A|B)|hada_w\d|ia3_l)([._]|$)")
+QUANTIZED = re.compile(r"\.(qweight|qzeros|SCB|weight_scale(_inv)?|absmax|quant_map|g_idx)$")
 BROKEN = "it is truncated, corrupted or no checkpoint; copy or download it again"
 
 
@@ -98,8 +101,13 @@ def read(path: str) -> File:
             "loads; take facebook/flava-image-codebook (the same network, as tensors), or load it "
             "where you trust it and save its state dict as .safetensors"
         )
+    if path.endswith(".index.json"):
+        raise ConfigError(
+            f"{path}: a list of shards, which are not read; allowed: one file, as transformers' "
+            "save_pretrained(..., max_shard_size='100GB') or safetensors' save_file writes it"
+        )
     if not path.endswith(SUFFIXES):
-        raise ConfigError(f"{path}: not a checkpoint file; allowed: {', '.join(SUFFIXES[:-1])}")
+        raise ConfigError(f"{path}: not a checkpoint file; allowed: {', '.join(SUFFIXES[:-2])}")
     path = os.path.expanduser(path)
     if "://" in path:
         raise ConfigError(f"{path}: files of weights are read here alone; allowed: a local copy")
@@ -144,6 +152,26 @@ def layout_of(file: File, where: str = "", roots: Iterable[str] = ()) -> str:
     return said if said in detect.TABLES else detect.detect(file.state, where, roots)
 
 
+def check_plain(path: str, integer: dict[str, bool]) -> None:
+    """Check that tensors are weights as they are multiplied with.
+
+    Args:
+      path: the file, for errors.
+      integer: whether its numbers are integers, by key.
+
+    Raises:
+      ConfigError: there are weights of adapters, or quantized ones; the line names a key.
+    """
+    if key := next((k for k in integer if ADAPTER.search(k)), None):
+        raise ConfigError(
+            f"{path}: {key} is of an adapter (LoRA), without the weights that it changes; allowed: "
+            "a file of the merged weights (peft: merge_and_unload())"
+        )
+    quantized = lambda k: QUANTIZED.search(k) or (integer[k] and re.search(r"weight$", k))
+    if key := next((k for k in integer if quantized(k)), None):
+        raise ConfigError(f"{path}: {key} is quantized; allowed: weights in floating point")
+
+
 def _about(metadata: Any) -> dict[str, str]:
     """Return the metadata of a file that mimjax exported, {} for other files."""
     ours = isinstance(metadata, dict) and {"method", "layout", "weights"} <= metadata.keys()
@@ -155,12 +183,14 @@ def _safetensors(path: str) -> tuple[State, dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:
             # the library has already compared sizes and offsets of the header with the file
-            state = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}  # noqa: SIM118
-            return state, _about(file.metadata())
+            stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            about = _about(file.metadata())
     except (SafetensorError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({_reason(error)}); {BROKEN}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from None
+    check_plain(path, {key: x.dtype.kind in "iu" for key, x in stored.items()})
+    return {key: x.astype(np.float32) for key, x in stored.items()}, about
 
 
 def _torch_load(path: str) -> dict[str, Any]:
@@ -231,6 +261,7 @@ def _arrays(tensors: dict[str, Any], path: str) -> State:
     tensors = {str(k): x for k, x in tensors.items() if hasattr(x, "untyped_storage")}
     if bad := [k for k, x in tensors.items() if x.is_sparse or x.is_quantized]:
         raise ConfigError(f"{path}: {bad[0]} is sparse or quantized; allowed: dense tensors")
+    check_plain(path, {k: not x.is_floating_point() for k, x in tensors.items()})
     sizes = {k: x.numel() * x.element_size() for k, x in tensors.items()}
     size = os.path.getsize(path)
     # a tensor with strides of 0 can have any shape with a single stored number

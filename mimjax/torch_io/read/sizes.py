@@ -9,13 +9,16 @@ shows it; the caller must know it. Values of weights are read in `load.py`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from mimjax.errors import ConfigError
 from mimjax.torch_io.read import detect, positions
+from mimjax.torch_io.read.beside import Beside
 from mimjax.torch_io.read.files import State
+from mimjax.torch_io.tables import imports
 
 Settings = dict[str, Any]
 BUFFERS = ("relative_position_index", "position_ids", "num_batches_tracked")  # no parameters
@@ -29,7 +32,7 @@ class FileTensors:
       state: {key of the file: array}.
       layout: name of the file's layout, a key of `detect.TABLES`.
       where: name of the file, for errors.
-      about: metadata of the file, see `files.File`.
+      about, beside: metadata of the file, see `files.File`, and what stands beside it.
       keys: {our path: keys of the file}; several keys are stacked along their first axis.
     """
 
@@ -39,8 +42,10 @@ class FileTensors:
         layout: str,
         where: str = "checkpoint",
         about: dict[str, str] | None = None,
+        beside: Beside | None = None,
     ):
         self.state, self.layout, self.where, self.about = state, layout, where, about or {}
+        self.beside = beside or Beside()
         self.keys: dict[str, tuple[str, ...]] = {}
         if layout == detect.OWN:  # our own names and shapes
             self.keys = {path: (path,) for path in state}
@@ -93,6 +98,20 @@ class FileTensors:
         fixed_tables = detect.TABLES[self.layout][1].keys()
         known = {k for p in read for k in self.keys.get(p, ())} | fixed_tables
         return sorted(self.state.keys() - known)
+
+    def check_unread(self, unread: Iterable[str]) -> None:
+        """Check that what nothing uses is no part of the encoder (a norm before its blocks).
+
+        Raises:
+          ConfigError: there is one; the line names it.
+        """
+        rest = [k for k in unread if not k.endswith(BUFFERS)]
+        if foreign := [k for k in rest if not imports.BEHIND.fullmatch(k)]:
+            raise ConfigError(
+                f"{self.where}: {len(foreign)} keys that layout {self.layout!r} has no place for: "
+                f"{', '.join(foreign[:20])}; allowed: a file without them, where they are none of "
+                "its encoder's"
+            )
 
     def check_blocks(self) -> None:
         """Check that each tensor in the blocks of the networks has a parameter here.
@@ -181,7 +200,6 @@ def resizing(file: FileTensors, grid: tuple[int, int], prefix: int, root: str) -
     """Return the line that says which positions are resized; [] = none are.
 
     Args:
-      file: the file's tensors.
       grid: (height, width) of the model in patches.
       prefix: number of the encoder's tokens before the patches.
       root: first part of the network's paths.
@@ -195,9 +213,7 @@ def resizing(file: FileTensors, grid: tuple[int, int], prefix: int, root: str) -
             positions.square(file.shape(relative[0])[0], absolute=False),
             "spline over distances",
         )
-    if source is None or source == tuple(grid):
-        return []
-    return [positions.moved(source, grid, how)]
+    return [positions.moved(source, grid, how)] if source not in (None, tuple(grid)) else []
 
 
 def position_table(file: FileTensors, root: str) -> str | None:

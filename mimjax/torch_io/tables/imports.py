@@ -19,12 +19,24 @@ HEADS = {
     "mae": ("fc_norm", "head"),
     "bootmae": ("fc_norm", "head"),
     "beit": ("fc_norm", "head"),
+    "mae_pooled": ("fc_norm", "head"),
+    "beit_pooled": ("fc_norm", "head"),
+    "mmpretrain_pooled": ("backbone.ln2", "head.layers.head"),
+    "mmpretrain_beit_pooled": ("backbone.ln2", "head.layers.head"),
     "mcmae": ("fc_norm", "head"),
     "vit_transformers": ("", "classifier"),
     "vitmae_transformers": ("", "classifier"),
     "beit_transformers": ("beit.pooler.layernorm", "classifier"),
     "beit_transformers_pooled": ("pooler.layernorm", "classifier"),
 }
+# keys of what stands behind an encoder or beside it, which its features do not need
+BEHIND = re.compile(
+    r"(.*\.)?(head\w*|\w+_heads?|classifier|fc|fpn\d?|neck|rpn|simfp_\d|decode\w*|pretext_neck|dec|"
+    r"lm_head\w*|mask_token\w*|de_pos_embed|rd_pos_embed|down\w*|regress\w*|encoder_to_\w+|"
+    r"stage\d_output_decode|pooler\.dense|attn_pool|attentive\w*|query_token\w*|pre_logits|"
+    r"proj\w*|predict\w*|logit_\w+|text\w*|queue\w*|loss\w*|criterion|\w*teacher\w*|mimic_head)"
+    r"([._].*)?"
+)
 # order of the coordinates in fixed position tables, see `methods.POSITIONS`
 POSITIONS = methods.POSITIONS | {"vitmae_transformers": "xy", "vitmae_transformers_5": "xy"}
 

@@ -212,6 +212,8 @@ MAKERS = (  # the first that fits
 )
 # which coordinate comes first in the fixed tables; see `models.vit.sincos_table`
 POSITIONS = {"mae": "xy", "mcmae": "xy", "bootmae": "yx", "cae": "yx", "cae_older": "yx"}
+# layouts of codes whose flag norm_pix_loss decides what a decoder predicts
+NORM_PIX_BY_FLAG = {"mae", "mcmae", "vitmae_transformers", "vitmae_transformers_5"}
 NO_CLS = {"mcmae"}  # layouts whose position tables have no row for CLS
 # {layout: (pattern of keys that some published files lack, advice for the error)}
 ADVICE = {

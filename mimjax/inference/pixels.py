@@ -1,0 +1,62 @@
+"""Whether a published decoder predicts pixels as they are or normalized in each patch.
+
+No tensor shows it. Drawn as if they were normalized, plain predictions would get the true mean and
+deviation of every hidden patch, and the picture would look right whatever the decoder says.
+"""
+
+from __future__ import annotations
+
+from mimjax import patches, schema, values
+from mimjax.errors import ConfigError
+from mimjax.schema import Config
+from mimjax.torch_io.read.sizes import FileTensors
+from mimjax.torch_io.tables import methods
+
+PIXELS = "mimjax.targets.pixels:Pixels"
+
+
+def say(c: Config, file: FileTensors, norm: str | None) -> bool:
+    """Write how a file's decoder normalizes the pixels that it predicts into a method's section.
+
+    Args:
+      c: a config with the settings that the method publishes.
+      norm: what the caller says; None = what stands beside the file.
+
+    Returns:
+      Whether anybody says it. The official MAE and ConvMAE codes have a flag for it, whose two
+      values give files that no tensor tells apart; others' codes fix it.
+
+    Raises:
+      ConfigError: the caller contradicts what stands beside the file, or nothing here predicts
+        pixels.
+    """
+    names = [k for k, v in c.method.items() if schema.is_section(v) and v.get("type") == PIXELS]
+    if norm is not None and not names:
+        raise ConfigError(f"pixel_norm: {norm!r}; allowed: for files of decoders of pixels alone")
+    told = {True: "patch", False: "none"}.get(file.beside.norm_pix)  # type: ignore[arg-type]
+    if norm and told and norm != told:
+        raise ConfigError(f"pixel_norm: {norm!r}; allowed: {told!r}, as {file.beside.source} has")
+    for name in names:
+        if norm or told:
+            c.method[name].norm = values.fit(patches.PatchNorm, norm or told, "pixel_norm")
+    flag = file.layout in methods.NORM_PIX_BY_FLAG and "settings" not in file.about
+    return not names or not flag or bool(norm or told)
+
+
+def refuse(norm: str | None, why: str) -> None:
+    """Refuse a normalization where nobody asks for it.
+
+    Raises:
+      ConfigError: one is given.
+    """
+    if norm is not None:
+        raise ConfigError(f"pixel_norm: {norm!r}, but {why}; allowed: without")
+
+
+def question(path: str) -> str:
+    """Return why a file's decoder is not drawn."""
+    return (
+        f"{path}: its decoder predicts pixels as they are or normalized in each patch, which no "
+        "tensor shows; allowed: pixel_norm='none' (mae_visualize files) or 'patch' (the official "
+        "pretraining command), or transformers' config.json beside it"
+    )

@@ -1,0 +1,168 @@
+"""What no tensor shows is read beside the file or asked for; what cannot be read is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+import mimjax
+from mimjax.errors import ConfigError
+from mimjax.models.decoders import MAEDecoder
+from mimjax.models.vit import ViT, sincos_table
+from mimjax.patches import IMAGENET_MEAN, IMAGENET_STD, normalize
+from mimjax.torch_io.read import beside, load
+
+SIZE = 8
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3)).astype(np.uint8)
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"intermediate_size": 48, "image_size": SIZE, "patch_size": 2}
+
+
+def draw(tree):
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: (0.1 * rng.normal(size=x.shape)).astype(np.float32), tree)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """MAE files, of the encoder and with a decoder that always answers gray, in empty folders."""
+    encoder = ViT(width=32, depth=1, heads=4, patch=2, image_size=(SIZE, SIZE))
+    decoder = MAEDecoder(width=16, depth=1, heads=4, out=12, grid=(4, 4))
+    like = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, SIZE, SIZE, 3)))["params"]
+    ids = np.arange(16)[None]
+    shapes = jax.eval_shape(
+        decoder.init, jax.random.key(0), np.zeros((1, 5, 32)), ids[:, :4], ids[:, 4:]
+    )["params"]
+    params = draw({"encoder": like, "decoder": shapes})
+    params["decoder"]["head"] = jax.tree.map(np.zeros_like, params["decoder"]["head"])
+    state = load.to_torch(params, "mae")
+    table = lambda width: np.pad(sincos_table((4, 4), width, "xy"), ((1, 0), (0, 0)))[None]
+    folder = tmp_path_factory.mktemp("mae")
+    state |= {"pos_embed": table(32), "decoder_pos_embed": table(16)}
+    save_file(state, folder / "full.safetensors")
+    alone = load.to_torch({"encoder": params["encoder"]}, "mae") | {"pos_embed": table(32)}
+    save_file(alone, folder / "encoder.safetensors")
+    return folder
+
+
+def copy(files, name, folder, **settings):
+    """A file with a `config.json` beside it."""
+    state = load_file(files / name)
+    save_file(state | settings.pop("more", {}), folder / name)
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder / name
+
+
+def test_pictures_of_a_decoder_need_to_know_its_pixels(files, tmp_path):
+    """A gray answer is shown as gray, not as the true mean of each hidden patch."""
+    full, given = files / "full.safetensors", {"heads": 4, "decoder_heads": 4}
+    model = mimjax.load(full, **given)
+    assert np.isfinite(model.encode(IMAGES)).all()
+    with pytest.raises(ConfigError, match=r"pixels as they are or normalized .* pixel_norm='none'"):
+        model.reconstruct(IMAGES)
+    mask = np.ones((2, 16), bool)
+    mask[:, :4] = False
+    gray = 255 * np.array(IMAGENET_MEAN)
+
+    def hidden(model):
+        shown = model.reconstruct(IMAGES, mask=mask).columns["reconstruction"]
+        factor = shown.shape[1] // SIZE
+        return shown[:, ::factor, ::factor][:, 2:]
+
+    assert np.abs(hidden(mimjax.load(full, **given, pixel_norm="none")) - gray).max() <= 1
+    assert np.abs(hidden(mimjax.load(full, **given, pixel_norm="patch")) - gray).max() > 20
+    told = copy(files, "full.safetensors", tmp_path, norm_pix_loss=False, num_attention_heads=4)
+    assert np.abs(hidden(mimjax.load(told, decoder_heads=4)) - gray).max() <= 1
+    assert any("config.json: heads=4, norm_pix=False" in s for s in mimjax.load(told, 4, 4).report)
+    with pytest.raises(
+        ConfigError, match=r"pixel_norm: 'patch'; allowed: 'none', as .*config.json"
+    ):
+        mimjax.load(told, 4, 4, pixel_norm="patch")
+    with pytest.raises(ConfigError, match=r"pixel_norm: 'none', but .* holds no decoder"):
+        mimjax.load(files / "encoder.safetensors", 4, pixel_norm="none")
+    with pytest.raises(ConfigError, match=r"heads: 8; allowed: 4, as .*config.json has"):
+        mimjax.load(told, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"hidden_act": "relu"}, "activation 'relu'; allowed: gelu"),
+        ({"model_args": {"act_layer": "gelu_tanh"}}, "activation 'gelu_tanh'"),
+        ({"layer_norm_eps": 1e-3}, "epsilon of norms 0.001; allowed: at most 1e-05"),
+        ({"more": {"norm_pre.weight": np.ones(32, np.float32)}}, "no place for: norm_pre.weight"),
+        ({"more": {"reg_token": np.ones((1, 4, 32), np.float32)}}, "no place for: reg_token"),
+    ],
+)
+def test_another_function_is_refused(settings, match, files, tmp_path):
+    path = copy(files, "encoder.safetensors", tmp_path, **settings)
+    with pytest.raises(ConfigError, match=match) as error:
+        mimjax.load(path, heads=4)
+    assert "\n" not in str(error.value)
+
+
+def test_statistics_are_those_beside_the_file(files, tmp_path):
+    path = copy(files, "encoder.safetensors", tmp_path, num_heads=4)
+    facts = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(facts))
+    assert mimjax.load(path).statistics == ((0.5,) * 3, (0.25,) * 3)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(facts | {"do_normalize": False}))
+    assert mimjax.load(path).statistics == ((0.0,) * 3, (1.0,) * 3)
+    (tmp_path / "preprocessor_config.json").unlink()
+    pretrained = {"pretrained_cfg": {"mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}}
+    (tmp_path / "config.json").write_text(json.dumps(pretrained))
+    assert mimjax.load(path, heads=4).statistics == ((0.4,) * 3, (0.2,) * 3)
+    (tmp_path / "config.json").write_text("{")
+    assert beside.read(str(path)) == beside.Beside()
+
+
+def test_heads_pool_as_their_file_says(files, tmp_path):
+    """timm's: the class token, the mean of normed patches, a norm behind the mean; or refused."""
+    rng = np.random.default_rng(2)
+    head = {"head.weight": rng.normal(size=(5, 32)).astype(np.float32)}
+    head["head.bias"] = rng.normal(size=5).astype(np.float32)
+    linear = lambda x: x @ head["head.weight"].T + head["head.bias"]
+    path = copy(files, "encoder.safetensors", tmp_path, num_heads=4, more=head)
+    model = mimjax.load(path)
+    tokens = model.encode(IMAGES, pool="all")
+    near = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4)
+    near(model.classify(IMAGES), linear(tokens[:, 0]))
+    assert "its head, which reads the first token after the norm" in model.report[0]
+    say = lambda **x: (tmp_path / "config.json").write_text(json.dumps({"num_heads": 4} | x))
+    say(global_pool="avg", model_args={"fc_norm": False})
+    near(mimjax.load(path).classify(IMAGES), linear(tokens[:, 1:].mean(1)))
+    for pool in ("map", "avgmax"):
+        say(global_pool=pool)
+        refused = mimjax.load(path)
+        near(refused.encode(IMAGES, pool="all"), tokens)
+        with pytest.raises(ConfigError, match=f"classify: .*config.json: it pools by '{pool}'"):
+            refused.classify(IMAGES)
+    norm = {f"fc_norm.{k}": np.ones(32, np.float32) for k in ("weight", "bias")}
+    path = copy(files, "encoder.safetensors", tmp_path, num_heads=4, more=head | norm)
+    with pytest.raises(ConfigError, match=r"classify: fc_norm\.weight: a norm of its own behind"):
+        mimjax.load(path).classify(IMAGES)
+
+
+def test_the_norm_of_beit_s_pooler_is_none_of_tokens(tmp_path):
+    """Transformers' BeitModel: features are its pooler's, tokens after a norm there are none."""
+    torch.manual_seed(0)
+    config = transformers.BeitConfig(
+        **SIZES, layer_norm_eps=1e-6, use_mean_pooling=True, use_relative_position_bias=True
+    )
+    net = transformers.BeitModel(config).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+        x = np.asarray(normalize(IMAGES, IMAGENET_MEAN, IMAGENET_STD)).transpose(0, 3, 1, 2)
+        out = net(torch.tensor(x))
+    net.save_pretrained(tmp_path)
+    model = mimjax.load(tmp_path / "model.safetensors")
+    np.testing.assert_allclose(model.encode(IMAGES), out.pooler_output.numpy(), atol=1e-4)
+    last = model.encode(IMAGES, pool="all", layer=-1)
+    np.testing.assert_allclose(last, out.last_hidden_state.numpy(), atol=1e-4)
+    with pytest.raises(ConfigError, match="has no norm for tokens"):
+        model.encode(IMAGES, pool="all")
