@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mimjax import stopping
 
 if TYPE_CHECKING:
-    from mimjax.inference.model import Model
+    from mimjax.inference.loading import load
 
+__all__ = ["load"]
 __version__ = "0.1.0"
 
 # module that was a program once -> program of today, where the names differ
@@ -32,8 +33,16 @@ if stopping.program_of_mimjax(sys.orig_argv):
     stopping.install()
 
 
-def load(path: Any, *args: Any, **options: Any) -> Model:
-    """A model from a workdir or a published checkpoint file; see `mimjax.inference.model.load`."""
-    from mimjax.inference import model  # jax and all models: not needed to import the package
+if not TYPE_CHECKING:  # what is below would tell a checker that any name exists
 
-    return model.load(path, *args, **options)
+    def __getattr__(name):
+        """Import `load` when it is first asked for: jax and all models take seconds."""
+        if name != "load":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from mimjax.inference.loading import load
+
+        globals()["load"] = load  # the function itself, with its signature and its help
+        return load
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

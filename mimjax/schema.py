@@ -275,16 +275,20 @@ def make_task(c: Config, clock: Clock) -> Task:
     return dataclasses.replace(with_dtype(task, compute_dtype(c.dtype)), clock=clock)
 
 
-def with_dtype(thing: Any, dtype: Any) -> Any:
-    """Return a dataclass with `dtype` set in every network in it, nested dataclasses included.
+def with_dtype(thing: Any, dtype: Any, stream: Any = None) -> Any:
+    """Return a network, or a dataclass with all networks in it, that computes in `dtype`.
 
     A user's network without such a field decides by itself.
+
+    Args:
+      stream: the type of the tokens that an encoder's blocks add to; None = `dtype`.
     """
+    if isinstance(thing, nn.Module):
+        found = {"dtype": dtype, "stream": stream}
+        return thing.clone(**{name: x for name, x in found.items() if hasattr(thing, name)})
     new = {}
     for field in dataclasses.fields(thing):
         value = getattr(thing, field.name)
-        if isinstance(value, nn.Module):
-            new[field.name] = value.clone(dtype=dtype) if hasattr(value, "dtype") else value
-        elif dataclasses.is_dataclass(value):
-            new[field.name] = with_dtype(value, dtype)
+        if dataclasses.is_dataclass(value):  # linen modules are, too
+            new[field.name] = with_dtype(value, dtype, stream)
     return dataclasses.replace(thing, **new)

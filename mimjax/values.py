@@ -24,7 +24,7 @@ from mimjax.errors import ConfigError
 from mimjax.plugs import pluggable
 
 CLOCK = {"clock"}  # of a task; the run sets it
-FLAX = {"parent", "name", "dtype"}  # of a module; flax sets the first two, the run the third
+FLAX = {"parent", "name", "dtype", "stream"}  # of a module; set by flax, and by who computes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,9 +18,8 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import jax
 import numpy as np
 from absl import flags
@@ -29,6 +28,9 @@ from mimjax import stopping
 from mimjax.data.bad_files import Checker
 from mimjax.errors import RunError
 from mimjax.plugs import import_files, user_files
+
+if TYPE_CHECKING:
+    import grain
 
 NumpyBatch = dict[str, np.ndarray]
 SHM, SHM_MIN_FREE = "/dev/shm", 1 << 20  # bytes
@@ -204,6 +206,8 @@ def prefetched(
     Raises:
       RunError: worker processes cannot pass batches, see `check_shm`.
     """
+    import grain  # it takes a second, and not all that reads images makes batches
+
     threads = threads or min(16, os.cpu_count() or 1)
     prefetch = max(1, prefetch)
     pieces = max(1, -(-(rows.stop - rows.start) // PIECE_ROWS))

@@ -12,8 +12,8 @@ every section of `config.eval` that is not None. A user's own evaluator may stan
     import jax.numpy as jnp
     import numpy as np
 
-    from mimjax import patches
     from mimjax.evaluators.base import Bench, Evaluator
+    from mimjax.inference.encoders import encode_images
 
     @dataclasses.dataclass(frozen=True)
     class FeatureNorm(Evaluator):
@@ -26,8 +26,7 @@ every section of `config.eval` that is not None. A user's own evaluator may stan
 
             @bench.jit
             def lengths(encoder, images, weight):
-                images = patches.normalize(images, task.mean, task.std)
-                features = task.encoder.apply({"params": encoder}, images)
+                features = encode_images(task.encoder, encoder, images, task.mean, task.std)
                 norms = jnp.linalg.norm(features.read(self.pool), axis=-1)
                 return jnp.stack([(norms * weight).sum(), weight.sum()])
 
@@ -50,15 +49,16 @@ may name one class. A config file writes the same as
 `make` is called once, after every other setting was checked and before the run writes anything. It
 raises `ConfigError` where its settings do not suit the task or the data. Its argument is a `Bench`
 (`mimjax/inference/samples.py`), which offers:
-  - `task`, `mesh`, `seed`: those of the run; `task.encoder`, `task.mean`, `task.std` and
-    `task.evaluated(state)`, the encoder's parameters that are measured (a moving average where the
-    method says so), exist in every pretraining task.
+  - `task`, `mesh`, `seed`: those of the run, but the task's networks compute in float32;
+    `task.encoder`, `task.mean`, `task.std` and `task.evaluated(state)`, the encoder's parameters
+    that are measured (a moving average where the method says so), exist in every pretraining task.
   - `train`, `test`: at most `eval.max_images` images of each split, the same at every step and
     restart, with `labels()` where the source has labels.
   - `batches(split, views, sample)`: global batches on the mesh. Each view, as a rule those of
     `task.views`, is an entry of uint8 images [b h w c]; `sample=task.sample` adds the masks of
     methods that make them on the host; `weight` [b] is 0 for rows that must not count.
-  - `jit(fn)`: compiles a function whose outputs every process can read.
+  - `jit(fn)`: compiles a function, with full products of float32 and outputs that every process
+    can read.
   - `write(name, png)`: writes a picture into the workdir's pictures/.
   - `warn(step, text)`: tells the reader of the curves and of the report what they must know.
 

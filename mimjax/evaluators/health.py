@@ -11,6 +11,7 @@ a target's mean square that depends on the image, for targets that read the run'
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -19,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimjax import patches
 from mimjax.evaluators.base import Evaluator
+from mimjax.inference.encoders import encode_images
 from mimjax.inference.samples import Bench
 from mimjax.methods.mim import MIM
 from mimjax.rng import named, step_key
@@ -68,6 +69,8 @@ class HealthMeasure:
             parts = [jax.device_get(encode(b)) for b in self.bench.batches(self.bench.test, view)]
             # Rows of weight 0 fill up a batch or replace images that cannot be read.
             features = np.concatenate([x[w > 0] for x, w in parts]).astype(np.float64)
+            if not np.isfinite(features).all():
+                self.bench.warn(int(state.step), "features are not finite: health is NaN")
             yield "feature_std", float(features.std(0).mean())
             yield "rankme", rankme(features)
         if self.own:
@@ -82,8 +85,7 @@ class HealthMeasure:
     def _features(self, encoder, images, weight):
         """Return the mean patch tokens, float32 [b d], and the rows' weights [b]."""
         task = pretraining(self.bench.task)
-        images = patches.normalize(images, task.mean, task.std)
-        features = task.encoder.apply({"params": encoder}, images)
+        features = encode_images(task.encoder, encoder, images, task.mean, task.std)
         return features.read("mean").astype(jnp.float32), weight
 
     def _variances(self, state, frozen, batch):
@@ -98,7 +100,12 @@ class HealthMeasure:
 
 
 def rankme(features: np.ndarray) -> float:
-    """Return exp of the entropy of the normalized singular values of features [n d]."""
+    """Return exp of the entropy of the normalized singular values of features [n d].
+
+    It is NaN where the features are not finite.
+    """
+    if not np.isfinite(features).all():
+        return math.nan
     values = np.linalg.svd(features, compute_uv=False)
     share = values / max(values.sum(), 1e-300) + 1e-7
     return float(np.exp(-(share * np.log(share)).sum()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -111,6 +112,8 @@ class Score(NamedTuple):
       validation: accuracy on the validation images, percent.
       features: the chosen candidate, such as "mean of block_03".
       setting: standardization and strength, such as "standardized, k=5".
+
+    Both accuracies are NaN where a candidate holds values that are not finite; it is the one named.
     """
 
     accuracy: float
@@ -135,7 +138,10 @@ class Probe:
         for row in ROWS:
             if row == "pretrained" or row not in self.scores:
                 features = self.bank.read(row, state)
-                self.scores[row] = search(features, self.bank.labels, self.classify)
+                self.scores[row] = score = search(features, self.bank.labels, self.classify)
+                if np.isnan(score.accuracy):
+                    text = f"eval/{self.kind}/{row} is NaN: {score.features} is not finite"
+                    self.bank.bench.warn(int(state.step), text)
             yield row, self.scores[row].accuracy
 
 
@@ -146,7 +152,14 @@ def search(features: dict[str, Splits], labels: Splits, classify: Classify) -> S
       features: candidates by name, float32 [n d] of both splits.
       labels: int [n] of both splits.
       classify: fits on some rows and predicts others, for every setting of its own.
+
+    Returns:
+      NaN where a candidate is not finite: an encoder that breaks in one place has no accuracy, and
+      the candidates left would hide it.
     """
+    for name, x in features.items():
+        if not all(np.isfinite(part).all() for part in x):
+            return Score(math.nan, math.nan, name, "not finite")
     classes, y = np.unique(labels.train, return_inverse=True)
     fit, validation = split_rows(y)
     best = (-1.0, "", False, "")

@@ -81,7 +81,9 @@ def verdict(probe: Probe, test: int) -> str:
         chance = 200 * math.sqrt(sum(p * (1 - p) for p in (ours / 100, other / 100)) / test)
         gain = ours - other
         points = f"{gain:+.2f} points"
-        if not gain > 0:  # also where the gain is NaN
+        if math.isnan(gain):
+            parts.append(f"not comparable with {name} (features that are not finite)")
+        elif not gain > 0:
             parts.append(f"no better than {name} ({points})")
         elif gain < chance:
             parts.append(

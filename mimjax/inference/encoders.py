@@ -261,18 +261,18 @@ def root_of(file: sizes.FileTensors) -> str:
 
 def module_of(file: sizes.FileTensors, choice: published.Choice) -> Any:
     """Return the module with the file's sizes."""
-    root, dtype = root_of(file), schema.compute_dtype("auto")
+    root = root_of(file)
     if vision.root_of(file) == root:
         module = PublishedViT(**vision.settings(file, root, choice.image_size, choice.heads))
         module.check(f"{file.where}: encoder")
-        return module.clone(dtype=dtype)
+        return module
     if root == "clip":
         found = sizes.clip(file)
         # OpenAI's loader derives them so, and every published tower has them
-        return CLIPVision(**found, heads=choice.heads or found["width"] // 64 or 1, dtype=dtype)
+        return CLIPVision(**found, heads=choice.heads or found["width"] // 64 or 1)
     section = schema.section(cls := ConvViT if CONV in file else ViT)
     published.size_encoder(file, section, choice, root)
-    return schema.build(cls, section, file.where).clone(dtype=dtype)
+    return schema.build(cls, section, file.where)
 
 
 def head_of(

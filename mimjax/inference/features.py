@@ -29,7 +29,7 @@ from mimjax.inference.model import Model, Reading
 from mimjax.inference.samples import Bench, Subset
 from mimjax.inference.workdir import notes_of
 from mimjax.rng import step_key
-from mimjax.task import Student, TrainState, View, pretraining
+from mimjax.task import Student, TrainState, pretraining
 
 ROWS = ("raw_pixels", "untrained", "pretrained")
 
@@ -132,9 +132,8 @@ def encode(
     if batch_size < 1:
         raise ConfigError(f"--batch_size: {batch_size}; allowed: 1 or more")
     size = min(batch_size, len(source))
-    view = View(model.image_size, channels=source.channels)
     batches = eval_batches(
-        source, {"image": view}, size, None, 0, augment=model.reader.augment, threads=threads
+        source, {"image": model.view}, size, None, 0, augment=model.reader.augment, threads=threads
     )
     with batches:
         for batch in progress.track(batches, "features", -(-len(source) // size), "batch"):

@@ -148,5 +148,4 @@ def encoder_of(file: FileTensors) -> Any:
             f"{', '.join(sorted(wrong))}; it was made by another version"
         )
     settings["type"] = plugs.class_path(cls)
-    module: Any = schema.build(cls, settings, f"{file.where}: encoder")
-    return module.clone(dtype=schema.compute_dtype("auto"))
+    return schema.build(cls, settings, f"{file.where}: encoder")

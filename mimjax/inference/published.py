@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -228,6 +229,13 @@ def size_encoder(
     shown = derive.conv_vit(file, size) if conv else derive.vit(file, root, size)
     if choice.image_size:
         shown["image_size"] = tuple(choice.image_size)
+        patch = math.prod(shown["strides"]) if conv else shown["patch"]
+        for name, side in zip(("height", "width"), choice.image_size, strict=True):
+            if side < patch or side % patch:
+                raise ConfigError(
+                    f"{file.where}: image_size: {name} {side} is not divisible by patch {patch}; "
+                    f"allowed: multiples of {patch}"
+                )
     facts = file.beside
     if choice.heads and facts.heads and choice.heads != facts.heads:
         raise ConfigError(f"heads: {choice.heads}; allowed: {facts.heads}, as {facts.source} has")

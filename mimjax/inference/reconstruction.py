@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from mimjax.inference import presentation
+from mimjax.data.in_memory import Images, Reader
+from mimjax.errors import ConfigError
+from mimjax.inference import precision, presentation
 from mimjax.plots import reconstructions
-from mimjax.rng import named, step_key
-from mimjax.task import Batch, LossOutput, Task, TrainState
+from mimjax.rng import example_seed, named, step_key
+from mimjax.task import Batch, LossOutput, Pretraining, PyTree, Task, TrainState
 
 
 def eval_step(
@@ -59,7 +62,7 @@ class Painter:
 
     def __init__(self, task: Task, seed: int = 0, jit: Callable[..., Any] = jax.jit):
         self.task, self.seed = task, seed
-        self.predict = jit(self._predictions)
+        self.predict = jit(precision.precise(self._predictions))
         self.possible: bool | None = None
         self.order: list[str] = []
 
@@ -91,6 +94,65 @@ class Painter:
         arrays = {"columns": made, "masked": presentation.masked_share(prepared, rows)}
         error = presentation.image_error(prepared, out.predictions)
         return arrays if error is None else arrays | {"error": error}
+
+
+class Reconstructor:
+    """Draws pictures of a task; frozen networks are read when the first one is asked for."""
+
+    def __init__(
+        self,
+        task: Pretraining,
+        state: Callable[[], TrainState],
+        frozen: Callable[[], PyTree],
+        seed: int = 0,
+    ):
+        self.task, self._load, self._seed = task, (state, frozen), seed
+        self._ready: tuple[TrainState, PyTree] | None = None
+        self._painters: dict[int, Painter] = {}  # a seed is part of what is compiled
+
+    def __call__(
+        self, images: Images, mask: np.ndarray | None, seed: int | None, reader: Reader
+    ) -> Sheet:
+        task, seed = self.task, self._seed if seed is None else seed
+        batch: dict[str, Any] = reader(images, task.views)
+        count = len(batch["image"])
+        batch |= self._sampled(mask, count, seed)
+        if self._ready is None:
+            self._ready = self._load[0](), self._load[1]()
+        painter = self._painters.setdefault(seed, Painter(task, seed))
+        sheet = painter.sheet(*self._ready, batch, count)
+        if sheet is None:
+            raise ConfigError(
+                f"reconstruct: {type(task).__name__} with this target predicts no pixels; allowed: "
+                "models that do"
+            )
+        return sheet
+
+    def _sampled(self, mask: np.ndarray | None, count: int, seed: int) -> dict[str, np.ndarray]:
+        """Return the masks or ids of `count` images that the task makes on the host.
+
+        Args:
+          mask: takes the place of those that the task makes, if it fits; None = it does not.
+        """
+        task = self.task
+        seeds = [example_seed(seed, 0, i, "eval_mask") for i in range(count)]
+        made = [task.sample(random.Random(s), 0) for s in seeds]
+        out = {name: np.stack([np.asarray(x[name]) for x in made]) for name in made[0]}
+        if mask is None:
+            return out
+        if "mask" not in out:
+            raise ConfigError("mask: the method chooses the patches itself; allowed: None")
+        mask = np.asarray(mask)
+        shape = (count, task.encoder.num_patches)
+        if mask.dtype != bool or mask.shape != shape or (mask.sum(1) != task.num_masked).any():
+            raise ConfigError(
+                f"mask: {mask.dtype} {list(mask.shape)}; allowed: bool {list(shape)} with "
+                f"{task.num_masked} masked patches in each image"
+            )
+        # a masking may have several masks of an image, [b s n], of which evaluation reads the first
+        own = out["mask"]
+        mask = mask.reshape(count, *(1,) * (own.ndim - 2), shape[1])
+        return out | {"mask": np.broadcast_to(mask, own.shape)}
 
 
 def as_bytes(images: np.ndarray) -> np.ndarray:

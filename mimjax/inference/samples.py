@@ -21,6 +21,7 @@ from mimjax.data.decoding import BadImage
 from mimjax.data.images import fingerprint
 from mimjax.data.pipeline import eval_batches
 from mimjax.data.sources import Source
+from mimjax.inference import precision
 from mimjax.task import Sampler, Task, View
 
 
@@ -96,6 +97,7 @@ class Bench:
     """The images of a run's evaluators, the way to the devices, and where results are written.
 
     Attributes:
+      task: the run's task, all of whose networks compute in `dtype`, whatever the run trains in.
       train, test: at most max_images of each split.
       seed: the seed of the run; it fixes the masks and the untrained weights.
       batch_size: rows of a global batch; rounded up to a multiple of the devices, and no larger
@@ -103,6 +105,7 @@ class Bench:
       augment: how images are cropped; only its `eval_crop` is read.
       threads: the number of threads that make batches.
       bad_files: lists files that cannot be read and puts other images, of weight 0, in their place.
+      dtype: "float32", or "bfloat16" for speed.
       write: (file name, PNG bytes) -> None, writes into the workdir's pictures/; a name ends with
         "_" and the step, "what_0001000.png". To be called in process 0 only.
       warn: (step, text) -> None, says what a reader of the curves must know.
@@ -117,10 +120,12 @@ class Bench:
     augment: Augment = Augment()
     threads: int = 8
     bad_files: BadFiles = dataclasses.field(default_factory=BadFiles)
+    dtype: str = "float32"
     write: Callable[[str, bytes], None] = discard
     warn: Callable[[int, str], None] = discard
 
     def __post_init__(self):
+        self.task = precision.computing(self.task, self.dtype)
         devices, needed = self.mesh.size, max(len(self.train), len(self.test))
         self.batch_size = -(-min(self.batch_size, needed) // devices) * devices
 
@@ -164,5 +169,5 @@ class Bench:
                 yield sharding.to_global(self.mesh, batch)
 
     def jit(self, fn: Any):
-        """Return `fn` compiled with outputs that every process can read."""
-        return jax.jit(fn, out_shardings=sharding.replicated(self.mesh))
+        """Return `fn` compiled, with full products and outputs that every process can read."""
+        return jax.jit(precision.precise(fn), out_shardings=sharding.replicated(self.mesh))

@@ -22,7 +22,6 @@ from mimjax.models.vit import table_grid
 from mimjax.networks import Student
 from mimjax.rng import step_key
 from mimjax.schema import Config
-from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import RUNS, Workdir, checked_path
 from mimjax.task import Encoder, EncoderNetwork, Frozen, Pretraining, Task
 from mimjax.torch_io.read import detect, files, load, positions, sizes
@@ -93,6 +92,8 @@ def read_params(
 
 def run_params(workdir: Workdir, like: PyTree, grid: tuple[int, int] | None, say: Say) -> PyTree:
     """Read parameters from a run's newest checkpoint; learned positions are resized to `grid`."""
+    from mimjax.storage.checkpoints import Checkpoints  # orbax, which no file needs
+
     reader = Checkpoints(workdir, read_only=True)
     run = contradictions.task_of(workdir)[1] if grid and "encoder" in like else None
     if grid is None or not isinstance(run, Pretraining) or run.encoder.grid == grid:

@@ -20,10 +20,11 @@ from mimjax import schema
 from mimjax.data import configured, value_range
 from mimjax.data.augment import Augment
 from mimjax.data.bad_files import BadFiles, named
+from mimjax.data.decoding import Decoding
 from mimjax.data.files import Files
 from mimjax.data.sources import Source
 from mimjax.errors import ConfigError
-from mimjax.inference import weights
+from mimjax.inference import precision, weights
 from mimjax.inference.samples import Bench, Subset, readable_part
 from mimjax.rng import step_key
 from mimjax.schema import Config
@@ -42,7 +43,8 @@ class SavedRun:
 
     Attributes:
       config: the settings as resolved when the run was started last.
-      task: the run's task.
+      task: the run's task, all of whose networks compute in `dtype`.
+      dtype: "float32" or "bfloat16", whatever the run was trained in.
     """
 
     config: Config
@@ -50,6 +52,7 @@ class SavedRun:
     checkpoints: Checkpoints
     task: Task
     step: int
+    dtype: str = "float32"
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -74,6 +77,11 @@ class SavedRun:
         here = replicated(self.mesh)
         place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
         return jax.tree.map(place, shapes)
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the run decodes images."""
+        return configured.decoding(self.config)
 
     @property
     def title(self) -> str:
@@ -133,7 +141,7 @@ class SavedRun:
         """
         c = self.config
         source: Source = (
-            Files(path, how=configured.decoding(c)) if path else configured.make_split(c, "test")
+            Files(path, how=self.decoding) if path else configured.make_split(c, "test")
         )
         limited = Subset(source, c.eval.max_images)
         return Bench(
@@ -146,6 +154,7 @@ class SavedRun:
             threads=c.data.threads,
             # images that somebody names are all shown or refused; the run's own as by the run
             bad_files=BadFiles() if path else configured.make_bad_files(c),
+            dtype=self.dtype,
         )
 
     def look(
@@ -163,8 +172,11 @@ class SavedRun:
         return dataclasses.replace(bench, train=part, test=part), lines
 
 
-def read_run(path: str, step: int | None = None) -> SavedRun:
+def read_run(path: str, step: int | None = None, dtype: str = "float32") -> SavedRun:
     """Open the run of a workdir at its newest checkpoint or at that of `step`.
+
+    Args:
+      dtype: in which its networks compute; see `precision`.
 
     Raises:
       ConfigError: no workdir, no config, no such checkpoint.
@@ -181,8 +193,8 @@ def read_run(path: str, step: int | None = None) -> SavedRun:
     c: Config = ConfigDict(own)
     # The length of an epoch is known to the training data alone. It decides weights of losses
     # and decays of averages, and no prediction.
-    task = schema.make_task(c, Clock(1, c.steps or 1))
-    return SavedRun(c, workdir, checkpoints, task, steps[-1] if step is None else step)
+    task = precision.computing(schema.make_task(c, Clock(1, c.steps or 1)), dtype)
+    return SavedRun(c, workdir, checkpoints, task, steps[-1] if step is None else step, dtype)
 
 
 def notes_of(source: Any) -> list[str]:

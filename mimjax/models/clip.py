@@ -118,6 +118,7 @@ class CLIPVision(Network):
         the table is resized to theirs.
       proj_dim: width of the joint space of images and texts; None = no projection.
       mlp_ratio: hidden width of the MLPs / width; 4 in OpenAI's models, not in all later ones.
+      stream: type of the tokens that blocks add to; None = `dtype`.
     """
 
     width: Count = 768
@@ -128,6 +129,7 @@ class CLIPVision(Network):
     proj_dim: Count | None = 512
     mlp_ratio: Positive = 4.0
     dtype: Dtype = jnp.float32
+    stream: Dtype | None = None
 
     num_prefix: ClassVar[int] = 1
     positions: ClassVar[str] = ""  # they are learned
@@ -190,7 +192,7 @@ class CLIPVision(Network):
         cls = jnp.broadcast_to(self.cls_token.astype(x.dtype), (len(x), 1, self.width))
         positions = resize_positions(jnp.asarray(self.pos_embed), self.pos_grid, grid)
         x = jnp.concatenate([cls, x], axis=1) + positions.astype(x.dtype)
-        x, outputs = self.norm_pre(x), []
+        x, outputs = self.norm_pre(x).astype(self.stream or self.dtype), []
         for i in range(self.depth):
             x = getattr(self, f"block_{i:02d}")(x)
             outputs.append(x)

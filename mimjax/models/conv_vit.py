@@ -167,6 +167,7 @@ class ConvViT(Positioned, EncoderNetwork):
         as the official code does; the result is the same function.
       drop_path: the last block's rate; it rises linearly from 0 over stages and transformer.
       remat: recompute each block in the backward pass instead of storing its inner activations.
+      stream: type of the positions that blocks add to; None = `dtype`.
       channels: of the images; derived by the method from the length of its mean.
     """
 
@@ -187,6 +188,7 @@ class ConvViT(Positioned, EncoderNetwork):
     drop_path: Rate = 0.0
     remat: bool = False
     dtype: Dtype = jnp.float32
+    stream: Dtype | None = None
     channels: int = 3
 
     DERIVED = ("channels",)
@@ -252,7 +254,7 @@ class ConvViT(Positioned, EncoderNetwork):
         check_channels(images.shape[-1], self.channels)
         grid = grid_of((images.shape[1], images.shape[2]), self.patch)
         x, fused = self.stages(images, grid, ids, train)
-        x = dense(self.width, "patch_embed4", self.dtype)(x)
+        x = dense(self.width, "patch_embed4", self.dtype)(x).astype(self.stream or self.dtype)
         pos = self.position_rows(grid)
         x = x + (pos if ids is None else pos[ids]).astype(x.dtype)
         blocks = []
@@ -283,7 +285,7 @@ class ConvViT(Positioned, EncoderNetwork):
         for k, width in enumerate(self.stage_widths):
             name, stride = f"stage{k + 1}", self.strides[k]
             embed = PatchEmbed(width, stride, side, dtype=self.dtype, name=f"patch_embed{k + 1}")
-            x, side = embed(x), side // stride
+            x, side = embed(x).astype(self.stream or self.dtype), side // stride
             place = (*grid, side)
             near = None if at is None else neighbors(place, at)
             visible = None

@@ -174,6 +174,7 @@ class PublishedViT(Network):
       gated: whether the MLPs are SwiGLU.
       bias, layer_scale: see `ViT`.
       norm, eps: kind of all norms, and what is added to their variance.
+      stream: type of the tokens that blocks add to; None = `dtype`.
       channels: of the images.
     """
 
@@ -194,6 +195,7 @@ class PublishedViT(Network):
     norm: Norm = "layer"
     eps: Positive = 1e-6
     dtype: Dtype = jnp.float32
+    stream: Dtype | None = None
     channels: int = 3
 
     # what other encoders may have, see `Encoder`
@@ -264,7 +266,7 @@ class PublishedViT(Network):
         grid = grid_of((images.shape[1], images.shape[2]), self.patch)
         x = dense(self.width, "patch_embed", self.dtype)(
             patchify(images, self.patch).astype(self.dtype)
-        )
+        ).astype(self.stream or self.dtype)
         init = nn.initializers.normal(0.02)
         token = lambda name, count: jnp.broadcast_to(
             self.param(name, init, (1, count, self.width), jnp.float32).astype(x.dtype),

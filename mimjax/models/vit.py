@@ -163,6 +163,7 @@ class ViT(Positioned, EncoderNetwork):
       project: width of a linear layer and a norm behind the final norm; None = there is none. With
         CAE-Large they narrow the tokens that other networks read; exports and evaluators drop them.
       remat: recompute each block in the backward pass instead of storing its inner activations.
+      stream: type of the tokens that blocks add to; None = `dtype`.
       channels: of the images; derived by the method from the length of its mean.
     """
 
@@ -184,6 +185,7 @@ class ViT(Positioned, EncoderNetwork):
     project: Count | None = None
     remat: bool = False
     dtype: Dtype = jnp.float32
+    stream: Dtype | None = None
     channels: int = 3
 
     DERIVED = ("channels",)
@@ -231,7 +233,7 @@ class ViT(Positioned, EncoderNetwork):
         """
         x = self.embed(images, ids, mask)
         cls = self.param("cls_token", self.token_init(), (1, 1, self.width), jnp.float32)
-        cls = jnp.broadcast_to(cls.astype(self.dtype), (x.shape[0], 1, self.width))
+        cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, self.width))
         x = jnp.concatenate([cls, x], axis=1)
         if self.pos_embed == "learned":
             shape = (1, 1 + self.num_patches, self.width)
@@ -287,7 +289,7 @@ class ViT(Positioned, EncoderNetwork):
             kernel_init=clipped_normal(0.02) if normal else xavier_uniform(),
             bias_init=torch_uniform(patches.shape[-1]) if mae else nn.initializers.zeros,
             name="patch_embed",
-        )(patches)
+        )(patches).astype(self.stream or self.dtype)
         if self.use_mask_token:
             token = self.param("mask_token", self.token_init(), (1, 1, self.width), jnp.float32)
             if mask is not None:

@@ -56,6 +56,12 @@ def define_file_flags() -> None:
     flags.DEFINE_string("layout", "auto", "Of a file; auto, or see torch_io/read/detect.py.")
 
 
+def define_dtype_flag() -> None:
+    """Define --dtype."""
+    text = "In which networks compute: bfloat16 is faster and about 1 % off."
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], text)
+
+
 def define_look_flags() -> None:
     """Define the flags of programs that draw a trained model's images, in one process."""
     define_model_flags()
@@ -68,6 +74,7 @@ def define_look_flags() -> None:
 def define_encode_flags() -> None:
     """Define the flags of programs that encode images, in one process."""
     define_model_flags()
+    define_dtype_flag()
     cli.define_base_flags()
     flags.DEFINE_string("images", None, "Folder or file; without it the run's own images.")
     flags.DEFINE_enum("split", None, ["train", "test"], "Of the run's own images; default: test.")
@@ -154,7 +161,7 @@ def open_model(teacher: str = "") -> Opened:
             text = text.replace("ema: True", "ema", 1).replace("allowed: False", "allowed: online")
             raise ConfigError(f"--weights: {text}") from None
         known = {"path": "model", "--workdir": "model"}
-        known |= {name: name for name in ("mean", "std", "teacher")}
+        known |= {name: name for name in (*OF_FILE, "teacher")}
         if name not in known:
             raise
         raise ConfigError(f"--{known[name]}{colon}{rest}") from None
@@ -176,9 +183,14 @@ def read_run() -> SavedRun:
     if "layout" in f:  # the program reads files, too
         refuse_file_flags()
     try:
-        return workdir.read_run(f.model, f.step)
+        return workdir.read_run(f.model, f.step, dtype_of(f))
     except ConfigError as error:
         raise ConfigError(str(error).replace("--workdir: ", "--model: ", 1)) from None
+
+
+def dtype_of(f: Any) -> str:
+    """Return --dtype; float32 where a program has no such flag."""
+    return f.dtype if "dtype" in f else "float32"
 
 
 def refuse_file_flags() -> None:
@@ -195,7 +207,7 @@ def refuse_file_flags() -> None:
 
 
 def _of_workdir(f: Any) -> Opened:
-    from mimjax.inference import model as api
+    from mimjax.inference import loading as api
 
     run = read_run()
     model = api.of_run(run, f.model, asked_average())
@@ -206,7 +218,7 @@ def _of_workdir(f: Any) -> Opened:
 
 
 def _of_file(f: Any, teacher: str) -> Opened:
-    from mimjax.inference import model as api
+    from mimjax.inference import loading as api
 
     if f.step is not None:
         raise ConfigError("--step: with a file, which has one; allowed: with a workdir")
@@ -222,6 +234,7 @@ def _of_file(f: Any, teacher: str) -> Opened:
         std=statistics("std"),
         teacher=teacher,
         pixel_norm=f.pixel_norm,
+        dtype=dtype_of(f),
     )
     method = model.config.task.rpartition(":")[2] or "an encoder"
     title = f"{method} of {os.path.basename(f.model)}"

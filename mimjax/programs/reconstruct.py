@@ -27,6 +27,7 @@ NAME = "reconstruct.png"
 def define_flags() -> None:
     """Define all flags of the program."""
     opening.define_look_flags()
+    opening.define_dtype_flag()
     flags.DEFINE_integer("seed", None, "Fixes the masks; without it the run's own seed.")
     flags.DEFINE_string("teacher", None, "Of a file that reconstructs with one: its own file.")
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mimjax.errors import ConfigError
 from mimjax.schema import Config
 from mimjax.storage import config_version
-from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
 from mimjax.storage.verdicts import Damaged
+
+if TYPE_CHECKING:
+    from mimjax.storage.checkpoints import Checkpoints
 
 Say = Callable[[str], None]
 

@@ -2,10 +2,12 @@
 
 import ast
 import io
+import itertools
 import os
 import pathlib
 import struct
 import subprocess
+import threading
 import zlib
 
 import helpers
@@ -21,7 +23,6 @@ from mimjax.data.folder import read_bytes, read_image
 from mimjax.data.in_memory import Reader
 from mimjax.data.preparation import prepare
 from mimjax.data.statistics import statistics
-from mimjax.errors import ConfigError
 from mimjax.task import View
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(256, size=(20, 30, 3), dtype=np.uint8))
@@ -81,14 +82,34 @@ def test_no_program_opens_what_training_would_not(tmp_path, no_programs):
         Files(str(folder / "a.jpg"), key="images").image(0)
     with pytest.raises(BadImage, match=r"^images: .*a.jpg: .*unknown format"):
         Reader()([folder / "b.png", folder / "a.jpg"], {"image": View((8, 8))})
-    with pytest.raises(ConfigError, match=r"^images: number 0, .*, is a folder; allowed: files"):
-        Reader()([folder], {"image": View((8, 8))})
+    with pytest.raises(BadImage, match=r"^images: .*a.jpg: .*unknown format"):
+        Reader()(folder, {"image": View((8, 8))})
     source, bad = make_source("folder", "train", path=str(folder), test_fraction=0), BadFiles(0.5)
     assert statistics(source, 9, bad)[2] == 1
     assert bad.paths == {str(folder / "a.jpg")}
     counts, errors = prepare(str(folder), str(tmp_path / "out"), short_side=8)
     assert (counts["written"], counts["failed"]) == (1, 1)
     assert "a.jpg: not a readable image (unknown format)" in errors[0]
+
+
+def test_images_are_read_two_batches_ahead_of_who_takes_them():
+    """So that a long list needs no more memory than a short one, and in their order."""
+    taken = []
+
+    def endless():
+        for n in itertools.count():
+            taken.append(n)
+            yield np.full((9, 9, 3), n % 251, np.uint8)
+
+    batches = Reader(threads=3).batches(endless(), {"image": View((4, 4))}, 20)
+    for number, batch in enumerate(itertools.islice(batches, 6)):
+        x = batch["image"]
+        assert x.shape == (20, 4, 4, 3)
+        np.testing.assert_array_equal(x[:, 0, 0, 0], np.arange(20 * number, 20 * number + 20) % 251)
+        assert len(taken) <= 20 * (number + 2)
+    threads = threading.active_count()
+    batches.close()
+    assert threading.active_count() < threads
 
 
 def test_one_function_opens_all_images():

@@ -196,6 +196,38 @@ def test_untrained_row_does_not_depend_on_where_the_run_starts():
     assert np.abs(trained - at_start["mean of block_00"].test).max() > 1e-3
 
 
+@pytest.mark.parametrize("classify", [vote, ridge])
+@pytest.mark.parametrize("fold", FOLDS)
+def test_features_that_are_not_finite_have_no_accuracy(classify, fold):
+    x, y = blobs()
+    broken = Splits(x.train.copy(), x.test.copy())
+    getattr(broken, fold)[3, 5] = np.inf
+    score = search({"mean of block_00": x, "mean of norm": broken}, y, classify)
+    assert np.isnan([score.accuracy, score.validation]).all()
+    assert score.features == "mean of norm"
+
+
+def test_a_broken_encoder_is_said_and_the_others_are_scored():
+    task, mesh, state = started()
+    said = []
+    warn = lambda step, text: said.append((step, text))
+    ready = measures(task, mesh, probes=True, health=True, error=False, pictures=0, warn=warn)
+    params = state.params | {
+        "encoder": jax.tree.map(lambda x: x * jnp.nan, state.params["encoder"])
+    }
+    broken = state.replace(params=params)
+    for kind in ("knn", "linear"):
+        values = dict(ready[kind](broken, {}))
+        assert np.isnan(values["pretrained"])
+        assert values["raw_pixels"] > 20
+        text = f"eval/{kind}/pretrained is NaN: cls of block_00 is not finite"
+        assert said.pop() == (int(state.step), text)
+    assert np.isnan([x for _, x in ready["health"](broken, {})]).all()
+    assert said == [(int(state.step), "features are not finite: health is NaN")]
+    table = render([Evaluation("knn", ready["knn"]), Evaluation("linear", ready["linear"])])
+    assert "not comparable with raw pixels (features that are not finite)" in table
+
+
 def test_images_that_cannot_be_read_have_no_features_and_no_labels(tmp_path):
     for n in range(30):
         (tmp_path / "abc"[n % 3]).mkdir(exist_ok=True)

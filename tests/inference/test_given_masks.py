@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mimjax.errors import ConfigError
-from mimjax.inference.model import Reconstructor
+from mimjax.inference.reconstruction import Reconstructor
 from mimjax.masking.base import Random
 from mimjax.masking.block import Block, BlockRandom
 from mimjax.masking.views import Complementary

@@ -1,5 +1,6 @@
 """`mimjax convert` and `mimjax.load`: published files as workdirs and as objects in Python."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -17,7 +18,7 @@ from safetensors.numpy import save_file
 import mimjax
 from mimjax.errors import ConfigError
 from mimjax.evaluators.pictures import Pictures
-from mimjax.inference import published
+from mimjax.inference import loading, published
 from mimjax.inference import workdir as trained
 from mimjax.inference.attention import Attention
 from mimjax.inference.features import FeatureBank
@@ -27,6 +28,18 @@ from mimjax.programs import convert
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.task import Pretraining
 from mimjax.torch_io.read import load
+
+
+@pytest.fixture(scope="module")
+def encoder_alone(file, tmp_path_factory):
+    """The encoder of the file with learned positions, as a file of its own."""
+    state = load.read_file(str(file[0]))
+    names = ("blocks.", "norm.", "patch_embed.", "cls_token")
+    alone = {k: v for k, v in state.items() if k.startswith(names)}
+    alone["pos_embed"] = np.random.default_rng(0).normal(size=(1, 17, 32)).astype(np.float32)
+    path = tmp_path_factory.mktemp("alone") / "encoder.safetensors"
+    save_file({k: np.asarray(v) for k, v in alone.items()}, path)
+    return path
 
 
 def random_like(tree, seed):
@@ -188,7 +201,7 @@ def test_features_are_the_evaluators(file, model, workdir):
     theirs = FeatureBank(bench).read("pretrained", run.state())
     images = [subset.image(i) for i in range(20)]
     for pool, layer, name in (("mean", None, "mean of norm"), ("cls", -1, "cls of block_01")):
-        ours = model.encode(images, pool=pool, layer=layer)
+        ours = model.encode(images, pool=pool, layer=layer, batch_size=20)
         assert ours.dtype == np.float32
         np.testing.assert_array_equal(ours, theirs[name].test)
     # the file itself, in parts, as arrays of the right size
@@ -213,17 +226,138 @@ def test_the_features_program_reads_files(file, photos, tmp_path):
     ours = mimjax.load(file[0], heads=4, ema=True)
     theirs = ours.encode([photos / p for p in found["path"]], pool="cls", layer=0)
     np.testing.assert_allclose(found["cls_block_00"], theirs, atol=1e-5)
+    half = "--dtype=bfloat16", "--overwrite"
+    helpers.program("features", *args, "--weights=ema", "--pool=cls", "--layers=0", *half)
+    off = np.abs(np.load(place)["cls_block_00"] - theirs).max() / np.abs(theirs).max()
+    assert 1e-4 < off < 0.02
     with pytest.raises(ConfigError, match=r"--model: .*the number of heads cannot be told"):
         helpers.program("features", *args[:1], *args[2:], "--overwrite")
     assert not isinstance(helpers.make(helpers.small("dvae"))[0], Pretraining)
 
 
-def test_compiled_once_for_each_shape(model):
-    before = model._candidates._cache_size()
-    for count in (3, 3, 5):
-        model.encode(np.zeros((count, 8, 8, 3), np.uint8))
-        model.encode(np.zeros((count, 8, 8, 3), np.uint8), pool="cls", layer=0)
-    assert model._candidates._cache_size() == before + 2
+def test_compiled_for_two_sizes_whatever_the_number_of_images(file):
+    model = mimjax.load(file[0], heads=4)
+    images = np.random.default_rng(0).integers(0, 256, (21, 8, 8, 3), dtype=np.uint8)
+    whole = model.encode(images, batch_size=9)
+    for count in (1, 3, 8, 9, 10, 20):
+        part = model.encode(images[:count], batch_size=9)
+        np.testing.assert_allclose(part, whole[:count], atol=1e-5)
+        model.encode(images[:count], pool="cls", layer=0, batch_size=9)
+    assert model._candidates._cache_size() == 2
+
+
+def test_every_form_of_images(model, photos, tmp_path):
+    """One of them, or any iterable of all kinds; a folder stands for all its files."""
+    paths = sorted(photos.glob("*.jpg"))
+    (photos / "note.txt").write_text("no image")
+    rows = model.encode(paths)
+    assert rows.shape == (3, 32)
+    arrays = [np.asarray(Image.open(p)) for p in paths]
+    forms = {
+        "path": (str(paths[1]), rows[1:2]),
+        "pathlib": (paths[1], rows[1:2]),
+        "folder": (photos, rows),
+        "Pillow": (Image.open(paths[2]), rows[2:]),
+        "array": (arrays[0], rows[:1]),
+        "arrays": (np.stack([arrays[1]] * 2), rows[[1, 1]]),
+        "array of paths": (np.asarray(list(map(str, paths))), rows),
+        "generator": ((p for p in paths), rows),
+        "of all kinds": (
+            [paths[2], photos, arrays[0], np.stack([arrays[1]] * 2), Image.open(paths[0])],
+            rows[[2, 0, 1, 2, 0, 1, 1, 0]],
+        ),
+    }
+    for name, (images, expected) in forms.items():
+        np.testing.assert_allclose(model.encode(images), expected, atol=1e-5, err_msg=name)
+    assert len(model.reconstruct(str(paths[0])).error) == 1
+    assert len(model.reconstruct(photos).error) == 3
+
+
+def test_layer_norm_has_its_name(model, photos):
+    named, alone = (model.encode(photos, layer=layer) for layer in ("norm", None))
+    np.testing.assert_array_equal(named, alone)
+    np.testing.assert_array_equal(
+        model.encode(photos, layer=np.int64(1)), model.encode(photos, layer=-1)
+    )
+
+
+def test_it_says_what_it_is(file, model):
+    text = repr(mimjax.load(file[0], heads=4, dtype=jnp.bfloat16))
+    count = sum(x.size for x in jax.tree.leaves(model.params["encoder"]))
+    assert "ViT: width 32, depth 2, heads 4, patch 2; " in text
+    assert "parameters, computes in bfloat16; images 8x8x3, mean (0.5, 0.5, 0.5), std (0." in text
+    assert "bootmae.pth (layout 'bootmae'): " in text
+    assert f"heads 4, patch 2; {count:,} parameters, computes in float32" in repr(model)
+    assert "\n" not in text
+
+
+def test_what_cannot_be_taken_is_refused(file, workdir, encoder_alone):
+    """Of a workdir what its run knows, of a file what it says itself or has not."""
+    with_run = {
+        "image_size": (16, 16),
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "heads": 4,
+        "decoder_heads": 4,
+        "layout": "bootmae",
+        "teacher": "a.pth",
+    }
+    cases = [
+        (workdir[0], {k: v}, f"{k}: .*, a workdir whose run knows") for k, v in with_run.items()
+    ]
+    for path in (file[0], encoder_alone):
+        cases += [
+            (path, {"heads": 4, "step": 5}, "step: 5 with .*, a file of one; allowed: with a work"),
+            (path, {"heads": 4, "image_size": (9, 8)}, "image_size: height 9 is not divisible by"),
+            (path, {"heads": 4, "image_size": (8, 1)}, "image_size: width 1 is not divisible by"),
+            (path, {"heads": 4, "image_size": (0, 8)}, r"image_size: 0 in \(0, 8\); allowed: 1 or"),
+            (path, {"heads": 4, "image_size": (8, 8, 8)}, "image_size: .*; allowed: 2 values"),
+            (path, {"heads": 4, "image_size": 8.5}, "image_size: 8.5; allowed: 2 values"),
+            (path, {"heads": 0}, "heads: 0; allowed: 1 or more"),
+            (path, {"heads": 4, "std": (0, 0, 0)}, "std: 0 in .*; allowed: above 0"),
+            (path, {"heads": 4, "mean": (123.7, 116, 104)}, "mean: 123.7 in .*divide by 255"),
+            (path, {"heads": 4, "mean": (np.nan,) * 3}, "mean: nan in .*; allowed: 0 to 1"),
+            (path, {"heads": 4, "dtype": "float16"}, "dtype: 'float16'; allowed: float32, bfloat1"),
+            (path, {"heads": 4, "dtype": None}, "dtype: None; allowed: float32, bfloat16"),
+        ]
+    cases += [
+        (
+            encoder_alone,
+            {"heads": 4, "decoder_heads": 4},
+            "decoder_heads: 4, but .*no network",
+        ),
+        (encoder_alone, {"heads": 4, "teacher": "a.pth"}, "teacher: 'a.pth', but .*no decoder"),
+        (file[0], {"heads": 4, "teacher": "a.pth"}, "teacher: "),
+    ]
+    for path, given, match in cases:
+        with pytest.raises(ConfigError, match=match) as e:
+            mimjax.load(path, **given)
+        assert "\n" not in str(e.value)
+    square = mimjax.load(encoder_alone, heads=4, image_size=12)
+    assert square.image_size == (12, 12)
+    same_size = mimjax.load(encoder_alone, heads=4, image_size=np.asarray([12, 12]))
+    assert same_size.image_size == (12, 12)
+
+
+def test_features_that_are_not_finite_are_said(encoder_alone):
+    model = mimjax.load(encoder_alone, heads=4)
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    model.params["encoder"]["norm"]["bias"] *= np.nan
+    with pytest.warns(UserWarning, match="outputs of 2 of 2 images are not finite"):
+        model.encode(images)
+
+
+def test_half_precision_is_asked_for(encoder_alone):
+    """The tokens that blocks add to stay float32, and so do parameters and what is returned."""
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    full = mimjax.load(encoder_alone, heads=4)
+    half = mimjax.load(encoder_alone, heads=4, dtype="bfloat16")
+    assert (full.dtype, half.dtype) == ("float32", "bfloat16")
+    a, b = (m.encode(images, pool="all") for m in (full, half))
+    assert b.dtype == np.float32
+    off = np.sqrt(np.square(a - b).mean() / np.square(a).mean())
+    assert 1e-4 < off < 0.02
+    assert {x.dtype for x in jax.tree.leaves(half.params)} == {np.dtype(np.float32)}
 
 
 def test_reconstruction_is_the_programs(file, model, workdir, photos):
@@ -247,14 +381,24 @@ def test_reconstruction_is_the_programs(file, model, workdir, photos):
 
 
 def test_wrong_input_is_named(file, model, tmp_path):
-    good = np.zeros((2, 8, 8, 3), np.uint8)
+    good, empty = np.zeros((2, 8, 8, 3), np.uint8), tmp_path / "empty"
+    empty.mkdir()
     for match, call in {
         r"images: float32 \[2, 8, 8, 3\]; allowed: uint8": lambda: model.encode(good.astype("f4")),
         r"images: none": lambda: model.encode([]),
         r"number 1 is uint8 \[8, 8\]": lambda: model.encode([good[0], good[0, ..., 0]]),
+        r"images: uint8 \[0, 8, 3\]": lambda: model.encode(good[0, :0]),
+        r"images: set; allowed: ": lambda: model.encode({"a.jpg"}),
+        r"images: int; allowed: ": lambda: model.encode(3),
+        r"images: number 0 is list; allowed: ": lambda: model.encode([[1, 2]]),
+        r"no image below": lambda: model.encode([empty, good]),
+        r"batch_size: 0; allowed: 1 or more": lambda: model.encode(good, batch_size=0),
+        r"layer: 'last'; allowed: 'norm'": lambda: model.encode(good, layer="last"),
+        r"layer: 1.5; allowed": lambda: model.encode(good, layer=1.5),
+        r"layer: True; allowed": lambda: model.encode(good, layer=True),
         r"images: '.*none.jpg' is no folder": lambda: model.encode([tmp_path / "none.jpg"]),
         r"pool: 'max'; allowed: cls, mean, all": lambda: model.encode(good, pool="max"),
-        r"layer: 2; allowed: None, or -2 to 1": lambda: model.encode(good, layer=2),
+        r"layer: 2; allowed: 'norm', -2 to 1": lambda: model.encode(good, layer=2),
         r"no classifier; allowed: files of fine-tuned": lambda: model.classify(good),
         r"the number of heads cannot be told": lambda: mimjax.load(file[0]),
         r"none is no folder": lambda: mimjax.load(tmp_path / "none"),
@@ -264,9 +408,35 @@ def test_wrong_input_is_named(file, model, tmp_path):
         assert "\n" not in str(e.value)
 
 
-def test_importing_the_package_is_light():
-    code = "import mimjax, sys; assert mimjax.load and 'jax' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=helpers.ROOT)
+ENCODE = """
+import sys
+import mimjax
+assert "load" in dir(mimjax) and "jax" not in sys.modules
+import numpy as np
+assert mimjax.load(sys.argv[1], heads=4).encode(np.zeros((1, 8, 8, 3), np.uint8)).any()
+print(*sys.modules)
+"""
+
+
+def test_what_a_process_that_encodes_imports(encoder_alone):
+    """A light package, and for a file no trainer, lock, boards or report, nor their libraries."""
+    command = [sys.executable, "-c", ENCODE, str(encoder_alone)]
+    out = subprocess.run(command, check=True, cwd=helpers.ROOT, capture_output=True, text=True)
+    names = set(out.stdout.split())
+    ours = {name for name in names if name.startswith("mimjax.")}
+    rooms = {name.split(".")[1] for name in ours}
+    assert {"inference", "torch_io"} <= rooms
+    assert not rooms & {"train", "evaluators", "run", "programs", "transfer"}
+    assert not ours & {f"mimjax.storage.{name}" for name in ("lock", "checkpoints", "outputs")}
+    assert not names & {"orbax", "grain", "torch", "matplotlib", "tensorboardX"}
+
+
+def test_load_is_the_function_itself():
+    """Its signature and help are real, for editors too: they read the import for type checkers."""
+    assert mimjax.load is loading.load
+    assert "\n    from mimjax.inference.loading import load\n" in inspect.getsource(mimjax)
+    with pytest.raises(AttributeError, match="'mimjax' has no attribute 'laod'"):
+        mimjax.laod  # noqa: B018
 
 
 def test_the_script_of_the_readme(workdir, photos, tmp_path, monkeypatch, capsys):
@@ -282,3 +452,27 @@ def test_the_script_of_the_readme(workdir, photos, tmp_path, monkeypatch, capsys
     assert capsys.readouterr().out.startswith("(3, 32) (3, 17, 32) ")
     assert Image.open("reconstruction.png").size[0] > 100
     assert jnp.zeros(1).dtype == np.float32  # nothing global was changed
+
+
+def test_fine_tuning_as_documented(workdir, tmp_path, monkeypatch):
+    """Executed as it stands: the loss of a few images falls, and the encoder learns, too."""
+    text = (helpers.ROOT / "docs/python.md").read_text()
+    script = re.findall(r"```python\n(.*?)```", text, re.S)[-1]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mine").symlink_to(workdir[0])
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(script, "python.md", "exec"), names)
+    images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    start = params = names["params"]
+    state, losses = names["optimizer"].init(params), []
+    for _ in range(200):
+        params, state, value = names["step"](params, state, images, np.arange(10))
+        losses.append(float(value))
+    assert losses[-1] < losses[0] / 2
+    kernel = lambda tree: tree["encoder"]["block_00"]["attn"]["qkv"]["kernel"]
+    assert np.abs(kernel(params) - kernel(start)).max() > 1e-3
+    shown = names["model"].encode(images, pool="all")[:, 1:].mean(1)
+    x = names["patches"].normalize(images, *names["model"].statistics)
+    ours = names["model"].module.apply({"params": start["encoder"]}, x).read("mean")
+    np.testing.assert_allclose(ours, shown, atol=1e-5)

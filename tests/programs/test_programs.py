@@ -527,7 +527,11 @@ def test_places_keep_clusters_apart(method):
 @pytest.mark.parametrize(
     ("program", "args", "text"),
     [
-        ("features", ["--model=W", "--layers=2"], "--layers: 2; allowed: None, or -2 to 1"),
+        (
+            "features",
+            ["--model=W", "--layers=2"],
+            "--layers: 2; allowed: 'norm', -2 to 1",
+        ),
         ("features", ["--model=W", "--layers=last"], "--layers: 'last'; allowed: norm, or"),
         ("features", ["--model=W", "--pool=max"], "--pool: 'max'; allowed: cls, mean, all"),
         ("features", ["--model=W", "--pool="], "--pool: empty"),
