@@ -555,7 +555,7 @@ def test_places_keep_clusters_apart(method):
         ("features", ["--model=W", "--images=B"], "--images: none of 1 files can be read"),
         ("map", ["--model=W", "--images=I"], "--images: 2 images; allowed: 4 or more"),
         ("map", ["--model=W", "--count=3"], "--count: 3; allowed: 4 or more"),
-        ("map", ["--model=W", "--layer=9"], "--layer: 9; allowed: None, or -2 to 1"),
+        ("map", ["--model=W", "--layer=9"], "--layer: 9; allowed: 'norm', -2 to 1"),
         ("map", ["--model=W", "--output=a.npz"], "--output: 'a.npz'; allowed: a file"),
         ("map", ["--model=W", "--of=patches", "--pool=cls"], "--pool: with --of=pat"),
     ],
