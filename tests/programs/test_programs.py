@@ -321,7 +321,7 @@ class NoPrefix(nn.Module):
     dtype: Any = jnp.float32
     image_size, patch, grid, num_patches, num_prefix = (8, 16), 4, (2, 4), 8, 0
     width, out_width, depth, channels, positions, notes = 8, 8, 1, 3, "", ()
-    behind, use_mask_token, fuses = (), False, False
+    behind, use_mask_token, fuses, pos_grid = (), False, False, None
 
     def check(self, key):
         pass
