@@ -139,8 +139,9 @@ def check_taken(path: str, said: Mapping[str, Any], model: Model) -> None:
     heads = getattr(model.module, "num_heads", model.module.heads)
     found = {"heads": heads, "image_size": model.image_size, "mean": mean, "std": std}
     if "decoder_heads" in said:
-        rest = [x for name, x in model.config.method.items() if name != "encoder"]
-        others = {x.heads or heads for x in rest if schema.is_section(x) and x.get("depth")}
+        rest: list[Any] = [x for name, x in model.config.method.items() if name != "encoder"]
+        behind = [x for x in rest if schema.is_section(x) and x.get("depth")]
+        others = {int(x.heads or heads) for x in behind}
         if said["decoder_heads"] not in others:
             raise ConfigError(
                 f"decoder_heads: {said['decoder_heads']}, but {path} has "

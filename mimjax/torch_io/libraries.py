@@ -166,7 +166,8 @@ def read_mmseg(export: Export, path: str, images: np.ndarray, noise: np.ndarray)
     encoder = export.written[0]
     sizes = mm_arch(encoder)
     beit = export.layout == "mmseg_beit"
-    model = (BEiT if beit else MAE)(
+    make: Any = BEiT if beit else MAE  # the types that mmseg annotates are too narrow
+    model = make(
         img_size=tuple(encoder.image_size),
         patch_size=encoder.patch,
         in_channels=export.channels,
