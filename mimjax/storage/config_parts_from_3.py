@@ -55,9 +55,12 @@ def shared(old: Settings, encoder_type: str = VIT) -> Settings:
 
 
 def encoder(old: Settings, default: str = VIT) -> Settings:
-    """Return the section of an encoder, which names its class; `project` was no setting."""
+    """Return the section of an encoder, which names its class, with settings that came later."""
     new = {"type": default} | old
-    return {"project": None} | new if new["type"] == VIT else new
+    came = {"project": None} if new["type"] == VIT else {}
+    if new["type"].startswith("mimjax."):
+        came["pos_grid"] = None
+    return came | new
 
 
 def network(old: Settings, place: str, **others: Any) -> Settings:

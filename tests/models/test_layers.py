@@ -15,17 +15,18 @@ from mimjax.patches import patchify, unpatchify
 
 
 def both(ours, theirs, *args):
-    """Values and gradients of a random projection of two functions."""
-    shape = jax.eval_shape(theirs, *args).shape
-    weight = random(9, *shape)
-    f, g = (compiled(f, len(args))(weight, *args) for f in (ours, theirs))
+    """Values and gradients of a random projection of two functions, the second in float64."""
+    args = random(9, *jax.eval_shape(theirs, *args).shape), *args
+    f = compiled(ours, len(args) - 1)(*args)
+    with jax.enable_x64(True):
+        g = compiled(theirs, len(args) - 1)(*(np.asarray(x, np.float64) for x in args))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), f, g)
 
 
 @functools.cache
 def compiled(f, count):
     """Value of a function and gradients of its projection."""
-    total = lambda weight, *a: (f(*a).astype(jnp.float32) * weight).sum()
+    total = lambda weight, *a: (f(*a).astype(weight.dtype) * weight).sum()
     grads = jax.grad(total, tuple(range(1, count + 1)))
     return jax.jit(lambda weight, *a: (f(*a), grads(weight, *a)))
 
