@@ -157,10 +157,17 @@ def program(name, *words, parse_only=False):
     return names
 
 
-def answer(name, *words, check=False):
-    """A program in this process and in the repository, as `run` answers: code, stdout, stderr."""
+def answer(name, *words, check=False, devices=None):
+    """A program in this process and in the repository, as `run` answers: code, stdout, stderr.
+
+    Args:
+      devices: how many a run trains on; None = all.
+    """
     module, out, err, code = module_of(name), io.StringIO(), io.StringIO(), 0
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    few = mock.patch.object(sharding, "make_mesh", return_value=mesh)
     with (
+        few if devices else contextlib.nullcontext(),
         contextlib.chdir(ROOT),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

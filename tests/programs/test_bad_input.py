@@ -58,7 +58,7 @@ def one_line(out, code=Exit.REFUSED):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    helpers.answer("train", MAE, *SHORT, f"--workdir={workdir}", check=True)
+    helpers.answer("train", MAE, *SHORT, f"--workdir={workdir}", check=True, devices=1)
     return workdir
 
 
@@ -189,7 +189,9 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_other_changes_are_applied_and_shown(finished, places):
     """Last, after `places` has copied the run."""
     changes = "--config.steps=4", "--config.log_every=1"
-    out = helpers.answer("train", MAE, *SHORT, *changes, f"--workdir={finished}", check=True)
+    out = helpers.answer(
+        "train", MAE, *SHORT, *changes, f"--workdir={finished}", check=True, devices=1
+    )
     assert "changed since the last start: steps: 2 -> 4" in out.stdout
     assert "changed since the last start: log_every: 100 -> 1" in out.stdout
     assert "continued from step 2" in out.stdout
@@ -205,9 +207,9 @@ def test_other_changes_are_applied_and_shown(finished, places):
 def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     """A learning rate that overflows: the steps are named, no bad checkpoint is written."""
     args = [MAE, *SHORT, "--config.checkpoint_every=1", "--config.log_every=3"]
-    helpers.answer("train", *args, f"--workdir={tmp_path}", check=True)
+    helpers.answer("train", *args, f"--workdir={tmp_path}", check=True, devices=1)
     changes = "--config.steps=9", "--config.optimizer.lr=1e38"
-    out = helpers.answer("train", *args, *changes, f"--workdir={tmp_path}")
+    out = helpers.answer("train", *args, *changes, f"--workdir={tmp_path}", devices=1)
     line = one_line(out, Exit.ERROR)
     assert "not finite in steps 3 to" in line
     last = (tmp_path / "train.log").read_text().splitlines()[-1]

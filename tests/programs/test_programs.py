@@ -56,7 +56,7 @@ def runs(tmp_path_factory):
     made = {name: tmp_path_factory.mktemp(name) for name in RUNS}
     for name, workdir in made.items():
         words = f"--config={RUNS[name]}", *SHORT, f"--workdir={workdir}"
-        helpers.answer("train", *words, check=True)
+        helpers.answer("train", *words, check=True, devices=1)
     return made
 
 
