@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import os
 import re
 import sys
@@ -48,6 +49,7 @@ def run(program: Program, words: Sequence[str]) -> None:
       words: the command line after the program's name.
     """
     stopping.install()
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells where it keeps its fonts
     with defined(program) as names:
         if {"--help", "-help", "-h", "--helpshort"} & set(words):
             print(usage.text(program, names, FLAGS))
