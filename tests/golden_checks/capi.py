@@ -1,4 +1,4 @@
-"""CAPI's encoder, read from a file of the released form, against the official code's numbers."""
+"""CAPI's encoder, read from a file of the released form, against a transcription of its code."""
 
 import jax
 import jax.numpy as jnp
