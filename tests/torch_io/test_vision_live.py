@@ -198,6 +198,8 @@ DINOV3 |= {"use_abs_pos_emb": False, "use_rot_pos_emb": True, "num_reg_tokens": 
 DINOV3 |= {"init_values": 1e-5, "use_fc_norm": False, "dynamic_img_size": True}
 DINOV3 |= {"norm_layer": functools.partial(torch.nn.LayerNorm, eps=1e-5)}
 TIMM = {
+    "DINOv2": (V.VisionTransformer, PLAIN | {"init_values": 1e-5}),
+    "DeiT III": (V.VisionTransformer, PLAIN | {"init_values": 1e-5, "no_embed_class": True}),
     "DINOv2 with registers": (V.VisionTransformer, DINOV2),
     "DINOv2 with registers, SwiGLU": (V.VisionTransformer, DINOV2 | GATED),
     "DINOv2, SwiGLU": (
@@ -233,6 +235,8 @@ def test_timm(name, tmp_path):
     ours = mimjax.load(path, heads=HEADS, image_size=OTHER)
     theirs = resized(cls, args, model).forward_features(pixels())
     near(f"timm {name}", ours.encode(IMAGES, pool="all"), theirs)
+    resizes = "pos_embed" in state
+    assert any("antialiased bicubic" in line for line in ours.report) == resizes
     if fixed:  # SigLIP's names are the same
         save_file(state | {"pos_embed": state["pos_embed"] + 0.1}, path)
         with pytest.raises(ConfigError, match="no class token and learned positions"):

@@ -69,6 +69,7 @@ def from_torch(
     """
     layout = detect.detect(state, roots=like) if layout == "auto" else layout
     state, folded = with_shared_table(state, like, layout, where), {}
+    antialias = libraries.antialiased(layout, state)
     if layout in libraries.FOLDED:
         scale = re.compile(r"encoder/block_\d+/gamma_[12]")
         folded = {p: i for i, p in enumerate(paths(like)) if scale.fullmatch(p)}
@@ -81,7 +82,7 @@ def from_torch(
     for row, leaf in zip(rows, jax.tree.leaves(like), strict=True):
         try:
             parts = [state[k] for k in row.keys] if row else []
-            leaves.append(convert(parts, leaf.shape, row, grid) if row else None)
+            leaves.append(convert(parts, leaf.shape, row, grid, antialias) if row else None)
         except ValueError as error:
             wrong.append(str(error))
     if wrong:
@@ -252,6 +253,7 @@ def convert(
     shape: tuple[int, ...],
     row: detect.Row,
     grid: Grid | None = None,
+    antialias: bool = False,
 ) -> np.ndarray:
     """Return one parameter, float32 of the given shape.
 
@@ -260,6 +262,7 @@ def convert(
       shape: shape of our parameter.
       row: row of the layout's table.
       grid: see `from_torch`.
+      antialias: whether learned positions are resized with antialiasing.
 
     Raises:
       ValueError: the shapes do not fit, or the file has values for which there is no parameter.
@@ -270,7 +273,7 @@ def convert(
         x = parts[0]  # the parts have different shapes; the error below names the first one's
     key, layout = "+".join(row.keys), detect.LAYOUTS[row.layout]
     sizes = f"{key} has shape {list(x.shape)}, {row.ours} needs {list(shape)}"
-    x = positions.resized(x, tuple(shape), row.ours, grid)
+    x = positions.resized(x, tuple(shape), row.ours, grid, antialias)
     if x.size != layout.times * np.prod(shape, dtype=int):
         raise ValueError(sizes)
     if layout.rest is not None and layout.rest(x).any():

@@ -2,7 +2,8 @@
 
 Learned positions are resized to the model's grid as in BEiT's fine-tuning code: relative tables by
 a cubic spline over coordinates that grow geometrically with the distance, absolute positions by
-PyTorch's bicubic interpolation (`models.positions`). torch is not needed.
+PyTorch's bicubic interpolation (`models.positions`), antialiased where timm's code does so. torch
+is not needed.
 """
 
 from __future__ import annotations
@@ -80,7 +81,13 @@ def resize_relative(table: np.ndarray, source: Grid, target: Grid) -> np.ndarray
     return np.concatenate([np.stack(rows, axis=1), table[-CLS_ROWS:]]).astype(np.float32)
 
 
-def resized(x: np.ndarray, shape: tuple[int, ...], ours: str, grid: Grid | None) -> np.ndarray:
+def resized(
+    x: np.ndarray,
+    shape: tuple[int, ...],
+    ours: str,
+    grid: Grid | None,
+    antialias: bool = False,
+) -> np.ndarray:
     """Return the encoder's learned positions for the model's grid; other tensors unchanged.
 
     Args:
@@ -89,6 +96,7 @@ def resized(x: np.ndarray, shape: tuple[int, ...], ours: str, grid: Grid | None)
       ours: path of our parameter.
       grid: (height, width) of the model in patches; None = square. The file's grid is taken to be
         square.
+      antialias: of absolute positions, see `resize_absolute`.
 
     Returns:
       `x` itself if nothing is to be resized or no grid fits; the caller then checks its shape.
@@ -104,13 +112,20 @@ def resized(x: np.ndarray, shape: tuple[int, ...], ours: str, grid: Grid | None)
     target = grid or square(shape[axis], absolute)
     if not source or not target or positions_in(target, absolute) != shape[axis]:
         return x
-    return (resize_absolute if absolute else resize_relative)(x, source, target)
+    if absolute:
+        return resize_absolute(x, source, target, antialias=antialias)
+    return resize_relative(x, source, target)
 
 
-def moved(source: Grid, target: Grid, how: str = "bicubic interpolation") -> str:
-    """Return the line that says which positions are resized, and how."""
+def moved(
+    source: Grid,
+    target: Grid,
+    how: str = "bicubic interpolation",
+    code: str = "the official fine-tuning code",
+) -> str:
+    """Return the line that says which positions are resized, how, and whose code does so."""
     sides = " to ".join(f"{g[0]}x{g[1]}" for g in (source, target))
-    return f"positions resized from {sides} patches ({how}, as in the official fine-tuning code)"
+    return f"positions resized from {sides} patches ({how}, as in {code})"
 
 
 def in_tree(params: Any, of_leaf: Callable[[str, Any], Any]) -> Any:

@@ -18,7 +18,7 @@ from mimjax.errors import ConfigError
 from mimjax.torch_io.read import detect, positions
 from mimjax.torch_io.read.beside import Beside
 from mimjax.torch_io.read.files import State
-from mimjax.torch_io.tables import imports
+from mimjax.torch_io.tables import imports, libraries
 
 Settings = dict[str, Any]
 BUFFERS = ("relative_position_index", "position_ids", "num_batches_tracked")  # no parameters
@@ -205,15 +205,15 @@ def resizing(file: FileTensors, grid: tuple[int, int], prefix: int, root: str) -
       root: first part of the network's paths.
     """
     relative = [p for p in file.keys if p.startswith(f"{root}/rel_pos")]
-    source, how = None, "bicubic interpolation"
+    source, how = None, ["bicubic interpolation"]
     if table := position_table(file, root):
-        source = table_kind(file, file.state[table][0], prefix, grid)[1]
+        kind, source = table_kind(file, file.state[table][0], prefix, grid)
+        if kind == "learned" and libraries.antialiased(file.layout, file.state):
+            how = ["antialiased bicubic interpolation", "timm's code"]
     elif relative:
-        source, how = (
-            positions.square(file.shape(relative[0])[0], absolute=False),
-            "spline over distances",
-        )
-    return [positions.moved(source, grid, how)] if source not in (None, tuple(grid)) else []
+        source = positions.square(file.shape(relative[0])[0], absolute=False)
+        how = ["spline over distances"]
+    return [positions.moved(source, grid, *how)] if source not in (None, tuple(grid)) else []
 
 
 def position_table(file: FileTensors, root: str) -> str | None:

@@ -8,6 +8,8 @@ files), mmpretrain 1.2.0, mmsegmentation 1.2.2, detectron2 02b5c4e.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from mimjax.torch_io.tables import methods
 from mimjax.torch_io.tables.layouts import Row, Table, linear, norm, renamed, without
 
@@ -178,6 +180,14 @@ TABLES: dict[str, Table] = {
 }
 # layouts without layer scales, whose files have them multiplied into other weights
 FOLDED = {"detectron2"}
+# {layout: a key by which its file is timm's alone}: a plain DINOv2 or a DeiT III, whose layer
+# scales no official code names so. timm resizes learned positions with antialiasing.
+ANTIALIASED = {"mae": "blocks.0.ls1.gamma", "mae_pooled": "blocks.0.ls1.gamma"}
+
+
+def antialiased(layout: str, keys: Collection[str]) -> bool:
+    """Return whether the code that a file's names belong to resizes positions antialiased."""
+    return ANTIALIASED.get(layout) in keys
 
 
 def detect(keys: set[str]) -> str | None:
