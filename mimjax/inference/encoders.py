@@ -207,7 +207,7 @@ def report(
         lines += vision.notes(file, root, module)
     elif root != "clip":
         lines += sizes.resizing(file, module.grid, module.num_prefix, root)
-    lines += file.beside.lines
+    lines += file.beside.lines(module.eps) if alone else file.beside.lines()
     if not (given or "mean" in file.about or file.beside.mean):
         lines.append(
             f"mean {net.mean} and std {net.std}: those of the layout's code, nothing in the file "

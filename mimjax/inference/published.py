@@ -379,7 +379,7 @@ def report(
     lines.append(f"derived from its tensors: {', '.join(derived) or 'the sizes of the config'}")
     if absent:
         lines.append(f"not in the file, as initialized: {', '.join(absent)}")
-    lines += file.beside.lines
+    lines += file.beside.lines()
     if unread := file.unread(set(paths(params))):
         file.check_unread(unread)
         lines.append(f"{len(unread)} keys not read: {load.listed(unread)}")

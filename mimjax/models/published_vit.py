@@ -58,15 +58,16 @@ def coordinates(rope: str, grid: tuple[int, int], prefix: int) -> np.ndarray:
     return np.concatenate([before, patches]).astype(np.float32)
 
 
-def frequencies(head: int, periods: Any = None) -> np.ndarray:
+def frequencies(head: int, periods: Any = None, base: float = 100.0) -> np.ndarray:
     """Return DINOv3's frequencies, float32 [2, head]: rows in the first quarter, then columns.
 
     Args:
       head: channels of a head.
-      periods: [head / 4] in units of the coordinates; None = 100 ** (0, 4 / head, 8 / head, ...).
+      periods: [head / 4] in units of the coordinates; None = base ** (0, 4 / head, 8 / head, ...).
+      base: of these periods.
     """
     if periods is None:
-        periods = 100.0 ** (np.arange(head // 4) / (head // 4))
+        periods = base ** (np.arange(head // 4) / (head // 4))
     turns = 2 * np.pi / np.asarray(periods, np.float64)
     zero = np.zeros_like(turns)
     rows, columns = (turns, zero), (zero, turns)

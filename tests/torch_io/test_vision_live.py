@@ -5,6 +5,8 @@ besides are compared by their tensors.
 """
 
 import functools
+import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +72,7 @@ def near(name, ours, theirs):
 # ------------------------------------------------------------------ transformers
 T = transformers
 REGISTERS = {"num_register_tokens": 4}
+FAR = {"layer_norm_eps": 0.05}  # from what any code has
 MODELS = {
     "Dinov2": lambda: T.Dinov2Model(T.Dinov2Config(**SIZES)),
     "Dinov2, SwiGLU": lambda: T.Dinov2Model(T.Dinov2Config(**SIZES, use_swiglu_ffn=True)),
@@ -78,15 +81,22 @@ MODELS = {
     "DINOv3ViT, SwiGLU": lambda: T.DINOv3ViTModel(
         T.DINOv3ViTConfig(**SIZES, **HIDDEN, **REGISTERS, use_gated_mlp=True, hidden_act="silu")
     ),
-    "IJepa": lambda: T.IJepaModel(T.IJepaConfig(**ViT)),
-    "Pixio": lambda: T.PixioModel(T.PixioConfig(**SIZES, n_cls_tokens=3)),
+    "IJepa": lambda: T.IJepaModel(T.IJepaConfig(**ViT | FAR)),
+    "Pixio": lambda: T.PixioModel(T.PixioConfig(**SIZES | FAR, n_cls_tokens=3)),
+}
+# settings that the files say beside them alone
+SAID = {
+    "Dinov2, said": lambda: T.Dinov2Model(T.Dinov2Config(**SIZES | FAR)),
+    "DINOv3ViT, said": lambda: T.DINOv3ViTModel(
+        T.DINOv3ViTConfig(**SIZES | HIDDEN | REGISTERS | FAR, rope_theta=30.0)
+    ),
 }
 
 
 @functools.cache
 def written(name, folder):
     """The model, and the path of its file."""
-    model = drawn(MODELS[name]())
+    model = drawn((MODELS | SAID)[name]())
     model.save_pretrained(folder)
     return model, folder / "model.safetensors"
 
@@ -104,10 +114,17 @@ def hidden(model):
     return out.last_hidden_state, out.hidden_states[1], out.pooler_output
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MODELS | SAID)
 def test_transformers(name, file_of):
+    """Heads, epsilon of norms and rope_theta are those of the config.json beside the file."""
     theirs, path = file_of(name)
-    model = mimjax.load(path, heads=HEADS, image_size=OTHER)
+    model = mimjax.load(path, image_size=OTHER)
+    eps, report = theirs.config.layer_norm_eps, "; ".join(model.report)
+    assert model.module.eps == eps
+    assert f"config.json: heads={HEADS}, activation=" in report
+    assert f"epsilon of norms {eps:g}" in report
+    assert "computed with" not in report
+    assert ("rope_theta 30" in report) == (name == "DINOv3ViT, said")
     tokens, block, pooled = hidden(theirs)
     near(f"transformers {name}", model.encode(IMAGES, pool="all"), tokens)
     near(f"transformers {name}, block", model.encode(IMAGES, pool="all", layer=0), block)
@@ -116,6 +133,33 @@ def test_transformers(name, file_of):
             model.encode(IMAGES, pool="cls")
     else:  # Pixio's is the mean of its class tokens
         near(f"transformers {name}, cls", model.encode(IMAGES, pool="cls"), pooled)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "match"),
+    [
+        ("Dinov2", {"hidden_act": "relu"}, "activation 'relu'; allowed: gelu"),
+        ("IJepa", {"hidden_act": "gelu_new"}, "activation 'gelu_new'; allowed: gelu"),
+        ("Pixio", {"model_args": {"act_layer": "gelu_tanh"}}, "activation 'gelu_tanh'"),
+        ("DINOv3ViT, SwiGLU", {"hidden_act": "gelu"}, "activation 'gelu'; allowed: silu"),
+        ("DINOv3ViT", {"layer_norm_eps": 0.0}, "eps: 0.0; allowed: numbers above 0"),
+        ("DINOv3ViT", {"rope_theta": -1.0}, "rope_theta: -1.0; allowed: numbers above 0"),
+        ("Dinov2", {"num_attention_heads": 8}, "heads: 4; allowed: 8, as .*config.json has"),
+    ],
+)
+def test_what_stands_beside_is_computed_or_refused(name, settings, match, file_of, tmp_path):
+    path = tmp_path / "model.safetensors"
+    shutil.copy(file_of(name)[1], path)
+    images = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
+    if name == "Dinov2":  # timm's config, and transformers' images
+        (tmp_path / "config.json").write_text(json.dumps({"model_args": {"num_heads": HEADS}}))
+        model = mimjax.load(path)
+        assert (model.module.heads, model.statistics) == (HEADS, ((0.5,) * 3, (0.25,) * 3))
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=match) as error:
+        mimjax.load(path, heads=HEADS)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -295,6 +339,10 @@ def test_official_names(name, file_of, tmp_path):
         model = mimjax.load(path, image_size=NATIVE)
         assert model.module.heads == HEADS
         near(f"official {name}", model.encode(SQUARE, "all"), theirs(pixels(SQUARE))[0])
+        (tmp_path / "config.json").write_text('{"rope_theta": 30.0}')
+        with pytest.raises(ConfigError, match=r"rope_theta 30, but .* holds other frequencies"):
+            mimjax.load(path)
+        (tmp_path / "config.json").unlink()
     else:
         model = mimjax.load(path, heads=HEADS)
         near(f"official {name}", model.encode(SQUARE, "all"), theirs(pixels(SQUARE))[0])

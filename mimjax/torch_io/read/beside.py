@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from typing import Any
 
@@ -18,6 +19,7 @@ from mimjax.losses import LN_EPS
 # spellings of the one activation that the encoders here have
 GELU = ("gelu", "gelu_python", "GELU", "nn.GELU")
 QUICK = ("quick_gelu", "quickgelu")  # CLIP's
+SILU = ("silu", "swish", "SiLU", "nn.SiLU")  # of gates
 EPS = 1e-5  # below it, another epsilon moves features by less than about 1e-4
 
 
@@ -31,6 +33,7 @@ class Beside:
       mean, std: statistics of the images.
       norm_pix: whether a decoder predicts pixels that are normalized in each patch.
       activation, eps: of the blocks' MLPs, and of the norms.
+      rope_theta: base of the periods by which positions turn queries and keys.
       pool: what a head reads, timm's words: "token", "avg", "map", ...
       head_norm: whether the final norm stands after pooling.
     """
@@ -43,6 +46,7 @@ class Beside:
     norm_pix: bool | None = None
     activation: str | None = None
     eps: float | None = None
+    rope_theta: float | None = None
     pool: str | None = None
     head_norm: bool | None = None
 
@@ -55,26 +59,49 @@ class Beside:
         Raises:
           ConfigError: another activation or epsilon.
         """
-        allowed = QUICK if quick else GELU
-        if self.activation is not None and self.activation not in allowed:
-            raise ConfigError(
-                f"{self.source}: activation {self.activation!r}; allowed: {allowed[0]}, which is "
-                "the one that this network computes"
-            )
+        self.check_activation(QUICK if quick else GELU)
         if self.eps is not None and self.eps > EPS:
             raise ConfigError(
                 f"{self.source}: epsilon of norms {self.eps:g}; allowed: at most {EPS:g} (norms "
                 f"are computed with {LN_EPS:g})"
             )
 
-    @property
-    def lines(self) -> list[str]:
-        """What was taken, in words; [] = nothing."""
+    def check_activation(self, allowed: tuple[str, ...]) -> None:
+        """Check that the activation has one of these names, all of one function.
+
+        Raises:
+          ConfigError: it is another one.
+        """
+        if self.activation is not None and self.activation not in allowed:
+            raise ConfigError(
+                f"{self.source}: activation {self.activation!r}; allowed: {allowed[0]}, which is "
+                "the one that this network computes"
+            )
+
+    def check_positive(self) -> None:
+        """Check that numbers of the norms and positions can be computed with.
+
+        Raises:
+          ConfigError: one is not above 0, or not finite.
+        """
+        for name in ("eps", "rope_theta"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{self.source}: {name}: {value}; allowed: numbers above 0")
+
+    def lines(self, eps: float = LN_EPS) -> list[str]:
+        """Return what was taken, in words; [] = nothing.
+
+        Args:
+          eps: with which the network computes its norms.
+        """
         names = ("heads", "decoder_heads", "mean", "std", "norm_pix", "activation", "pool")
         told = {k: getattr(self, k) for k in names}
         taken = [f"{k}={v}" for k, v in told.items() if v is not None]
-        if self.eps is not None and abs(self.eps - LN_EPS) > 1e-9:
-            taken.append(f"epsilon of norms {self.eps:g} (computed with {LN_EPS:g})")
+        if self.eps is not None and abs(self.eps - eps) > 1e-9:
+            taken.append(f"epsilon of norms {self.eps:g} (computed with {eps:g})")
+        elif self.eps is not None:
+            taken.append(f"epsilon of norms {self.eps:g}")
         return [f"from {self.source}: {', '.join(taken)}"] if taken else []
 
 
@@ -96,7 +123,9 @@ def read(path: str) -> Beside:
     images = settings(os.path.join(folder, "preprocessor_config.json"))
     part = lambda name: x if isinstance(x := whole.get(name), dict) else {}
     args = part("model_args")
-    sections = (part("vision_config") or whole, args, part("pretrained_cfg"))
+    outer = part("vision_config") or whole
+    turns = outer.get("rope_parameters")  # transformers 5's models of other kinds
+    sections = (outer, args, part("pretrained_cfg"), turns if isinstance(turns, dict) else {})
 
     def first(kind: type | tuple[type, ...], *names: str) -> Any:
         found = (s[n] for s in sections for n in names if n in s)
@@ -119,6 +148,7 @@ def read(path: str) -> Beside:
         norm_pix=flag("norm_pix_loss"),
         activation=first(str, "hidden_act", "act_layer"),
         eps=first((int, float), "layer_norm_eps"),
+        rope_theta=first((int, float), "rope_theta", "rope_temperature"),
         pool=pool if isinstance(pool, str) else None,
         head_norm=flag("fc_norm"),
     )

@@ -14,9 +14,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mimjax.errors import ConfigError
+from mimjax.losses import LN_EPS
 from mimjax.models.positions import Grid, resize_absolute
 from mimjax.models.published_vit import frequencies
-from mimjax.torch_io.read import load, positions, sizes
+from mimjax.torch_io.read import beside, load, positions, sizes
 from mimjax.torch_io.tables import vision
 
 DEFAULT_SIZE = (224, 224)  # of encoders without learned positions, in the code of all of them
@@ -80,6 +81,8 @@ def settings(
         "layer_scale": sizes.SCALED if f"{first}/gamma_1" in file else None,
         **vision.SETTINGS.get(file.layout, {}),
     }
+    check_beside(file, root, gated, out)
+    out["eps"] = file.beside.eps or out.get("eps", LN_EPS)
     return out | {"heads": heads_of(file, root, heads, width, depth)}
 
 
@@ -89,6 +92,9 @@ def heads_of(file: sizes.FileTensors, root: str, heads: int | None, width: int, 
     Raises:
       ConfigError: it cannot be told, or is not that of the file.
     """
+    told = file.beside
+    if heads and told.heads and heads != told.heads:
+        raise ConfigError(f"heads: {heads}; allowed: {told.heads}, as {told.source} has")
     paths = (f"{root}/turns", f"{root}/block_00/turns")
     shown = next((width // file.shape(p)[1] for p in paths if p in file), None)
     if heads and shown and heads != shown:
@@ -102,6 +108,35 @@ def heads_of(file: sizes.FileTensors, root: str, heads: int | None, width: int, 
             f"of {width}"
         )
     return heads
+
+
+def check_beside(file: sizes.FileTensors, root: str, gated: bool, out: sizes.Settings) -> None:
+    """Check that `PublishedViT` computes what stands beside the file.
+
+    Args:
+      root: first part of our paths of the encoder.
+      gated: whether its MLPs are.
+      out: its other settings.
+
+    Raises:
+      ConfigError: another activation, numbers that mean nothing, or other frequencies than the
+        file's own.
+    """
+    told = file.beside
+    told.check_positive()
+    if not gated:
+        told.check_activation(beside.GELU)
+    elif file.layout not in vision.FIXED_GATES:
+        told.check_activation(beside.SILU)
+    path = f"{root}/turns"
+    if told.rope_theta and path in file and out.get("rope") == "centers":
+        (key,) = file.keys[path]
+        turns = file.state[key]
+        if not np.allclose(turns, frequencies(turns.shape[1], base=told.rope_theta), rtol=0.02):
+            raise ConfigError(
+                f"{told.source}: rope_theta {told.rope_theta:g}, but {file.where} holds other "
+                "frequencies of its positions; allowed: the same in both"
+            )
 
 
 def check_fixed(file: sizes.FileTensors) -> None:
@@ -181,7 +216,9 @@ def notes(file: sizes.FileTensors, root: str, module: Any) -> list[str]:
     if not module.learned:
         height, width = module.image_size
         taken += f", images of {height}x{width} (its positions fit any size)"
-    lines = [f"taken as given or as in its code: {taken}"]
+    if module.rope != "none" and f"{root}/turns" not in file and not module.own_turns:
+        taken += f", positions that turn with rope_theta {base_of(file):g}"
+    lines = [f"taken as given, as beside the file or as in its code: {taken}"]
     if not module.learned:
         return lines
     source = grid_of(file, root, module.grid)
@@ -205,7 +242,7 @@ def params(file: sizes.FileTensors, root: str, module: Any) -> Any:
     held = unflatten_dict({p: x for p, x in given.items() if p not in absent}, sep="/")
     state = tensors(file, root, module)
     read = load.from_torch(state, {root: held}, file.layout, file.where)[root]
-    rest = {p: neutral(p, x.shape) for p, x in absent.items()}
+    rest = {p: neutral(p, x.shape, base_of(file)) for p, x in absent.items()}
     return unflatten_dict(flatten_dict(read, sep="/") | rest, sep="/")
 
 
@@ -217,8 +254,17 @@ def lacks(file: sizes.FileTensors, path: str) -> bool:
     return bool(may) and plain(path) not in {plain(p) for p in file.keys}
 
 
-def neutral(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a parameter that a file lacks, with which the layer does what it does without."""
+def base_of(file: sizes.FileTensors) -> float:
+    """Return the base of the periods of positions that turn, where the file does not hold these."""
+    return file.beside.rope_theta or vision.ROPE_BASE
+
+
+def neutral(path: str, shape: tuple[int, ...], base: float) -> np.ndarray:
+    """Return a parameter that a file lacks, with which the layer does what it does without.
+
+    Args:
+      base: see `base_of`.
+    """
     if path.endswith("turns"):
-        return frequencies(shape[1])
+        return frequencies(shape[1], base=base)
     return np.ones(shape, np.float32) if path.endswith("scale") else np.zeros(shape, np.float32)

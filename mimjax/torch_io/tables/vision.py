@@ -159,6 +159,9 @@ SETTINGS: dict[str, dict[str, object]] = {
     "dinov3_transformers_gated": DINOV3,
     "capi": {"rope": "corners", "own_turns": True, "norm": "rms", "eps": 1e-5},
 }
+ROPE_BASE = 100.0  # DINOv3's rope_theta
+# layouts whose code has SiLU as the gate of SwiGLU, whatever a config says of the activation
+FIXED_GATES = {"dinov2_transformers", "dinov3"}
 # {layout: pattern of our parameters that its files may lack}. They do nothing then: biases are 0,
 # scales 1, and the frequencies are those of the code.
 ABSENT = {
