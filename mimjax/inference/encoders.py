@@ -7,6 +7,7 @@ These networks encode and, with a head, classify; there is nothing to reconstruc
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,8 +139,11 @@ def read(
       ConfigError: heads are not given and cannot be told, or tensors do not fit.
     """
     choice = choice._replace(heads=choice.heads or file.beside.heads)
+    module: Any
     if "encoder" in file.about:
         root, module = "encoder", own_files.encoder_of(file)
+        if module.num_prefix and own_files.lacks_class_token(file):
+            file, module = own_files.without_class_token(file, module)
     else:
         root, module = root_of(file), module_of(file, choice)
     head, shapes, why = head_of(file)
@@ -207,6 +211,11 @@ def report(
         lines += vision.notes(file, root, module)
     elif root != "clip":
         lines += sizes.resizing(file, module.grid, module.num_prefix, root)
+    if "encoder" in file.about and not getattr(module, "classes", 1):
+        lines.append(
+            "without the class token that the encoder was trained with: patch tokens attend to "
+            f"patch tokens alone, as in the library of the layout {file.layout!r}"
+        )
     lines += file.beside.lines(module.eps) if alone else file.beside.lines()
     if not (given or "mean" in file.about or file.beside.mean):
         lines.append(
@@ -220,18 +229,25 @@ def report(
     return lines
 
 
+@functools.lru_cache(maxsize=16)
+def shapes_of(module: Any, channels: int) -> PyTree:
+    """Return the shapes of an encoder's parameters; equal encoders are traced once."""
+    images = jax.ShapeDtypeStruct((1, *module.image_size, channels), jnp.float32)
+    return jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+
+
 def trunk(file: sizes.FileTensors, net: Network, root: str) -> PyTree:
     """Return the encoder's parameters; a norm that the file lacks does nothing."""
     module: Any = net.module
-    images = jnp.zeros((1, *module.image_size, len(net.mean)))
-    like = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+    like = shapes_of(module, len(net.mean))
     # a tower's positions keep the file's grid
     place: Any = (None, "") if root == "clip" else load.place_of(module)
     read = load.from_torch(file.state, {root: like}, file.layout, file.where, *place)[root]
     if "cls_token" in read and read["cls_token"] is None:
         raise ConfigError(
-            f"{file.where}: no CLS token, which the encoder was trained with (ViTDet reads none); "
-            "allowed: another format, or --config.init_from"
+            f"{file.where}: layout {file.layout!r} has no class token, and no tensor shows in "
+            "which windows its blocks attend; allowed: files whose metadata say their encoder "
+            "(mimjax export), or --config.init_from"
         )
     plain = lambda path, x: jnp.ones(x.shape) if path.endswith("scale") else jnp.zeros(x.shape)
     leaves = [plain(p, x) for p, x in zip(paths(like), jax.tree.leaves(like))]

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from mimjax import plugs, schema
 from mimjax.errors import ConfigError
 from mimjax.inference import published, teachers
+from mimjax.models.published_vit import PublishedViT
 from mimjax.schema import Config
 from mimjax.storage import config_version
 from mimjax.task import Clock, EncoderNetwork, Pretraining, initial, pretraining
@@ -149,3 +150,42 @@ def encoder_of(file: FileTensors) -> Any:
         )
     settings["type"] = plugs.class_path(cls)
     return schema.build(cls, settings, f"{file.where}: encoder")
+
+
+def without_class_token(file: FileTensors, encoder: Any) -> tuple[FileTensors, PublishedViT]:
+    """Return file and encoder without the class token, for which the file's layout has no place.
+
+    The patch tokens then attend to patch tokens alone, which is what the library of such a layout
+    computes (detectron2's ViT, which cuts the class token's row off the positions, too).
+
+    Args:
+      file: a file for which `lacks_class_token` holds.
+      encoder: that of its metadata, a `models.vit.ViT` as it is in the file.
+    """
+    state = file.state
+    for key in file.keys.get("encoder/pos_embed", ()):
+        state = state | {key: state[key][:, encoder.num_prefix :]}
+    network = PublishedViT(
+        width=encoder.width,
+        depth=encoder.depth,
+        heads=encoder.heads,
+        patch=encoder.patch,
+        hidden=int(encoder.width * encoder.mlp_ratio),
+        image_size=tuple(encoder.image_size),
+        classes=0,
+        learned=encoder.pos_embed == "learned",
+        bias=encoder.bias,
+        layer_scale=encoder.layer_scale,
+        stream=encoder.stream,
+    )
+    return FileTensors(state, file.layout, file.where, file.about, file.beside), network
+
+
+def lacks_class_token(file: FileTensors) -> bool:
+    """Return whether the layout of a file has no place for an encoder's class token."""
+    rows = detect.TABLES[file.layout][0]
+    return (
+        file.has("encoder")
+        and file.layout != detect.OWN
+        and not any(row.ours == "encoder/cls_token" for row in rows)
+    )

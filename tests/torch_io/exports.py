@@ -8,9 +8,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mimjax import plugs, schema
-from mimjax.inference import own_files
+from mimjax.inference import own_files, teachers
 from mimjax.rules import paths
 from mimjax.run.config_files import import_config
+from mimjax.task import Clock
 from mimjax.torch_io.write import formats
 from mimjax.torch_io.write.export import Export, kind_of
 
@@ -34,10 +35,11 @@ def task(method):
         c = mrmae.get_config("demo,backbone=vit").unlock()
         c.method.mimic_target.path = "random"
         c.method.encoder.update({"width": 32, "depth": 2, "heads": 2, "fuse_layers": (0, 1)})
-        return helpers.make(c)[0]
-    if method == "discretevae":
-        return helpers.make(helpers.small("dvae"))[0]
-    return helpers.make(helpers.small(method, **HEADS, **PUBLISHED.get(method, {})))[0]
+    elif method == "discretevae":
+        c = helpers.small("dvae")
+    else:
+        c = helpers.small(method, **HEADS, **PUBLISHED.get(method, {}))
+    return schema.make_task(teachers.fill(c), Clock(4, 8))
 
 
 @functools.cache

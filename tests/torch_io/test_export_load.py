@@ -2,7 +2,9 @@
 
 import functools
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ import mimjax
 from mimjax import patches
 from mimjax.errors import ConfigError
 from mimjax.inference import weights
+from mimjax.models.attention import Block
 from mimjax.models.layers import LayerNorm
 from mimjax.rules import paths
 from mimjax.torch_io.write import files, formats, tensors
@@ -22,7 +25,25 @@ def expected(job, images):
     if job.decoder:
         encoder, params = job.encoder, job.params["encoder"]
     x = patches.normalize(images, job.task.mean, job.task.std)
+    if job.format == "detectron2":
+        return alone(encoder, params, x).read("mean", -1)
     return pooled(job, apply(encoder, params, x), {"classifier": {"params": params}})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def alone(encoder, params, x):
+    """Features of the run's network whose patch tokens attend to patch tokens alone."""
+
+    def masked(call, args, kwargs, place):
+        if not isinstance(place.module, Block) or place.method_name != "__call__":
+            return call(*args, **kwargs)
+        *args, bias = args
+        assert bias is None
+        count = args[0].shape[1]
+        return call(*args, jnp.zeros((1, encoder.heads, count, count)).at[..., 0].set(-jnp.inf))
+
+    with nn.intercept_methods(masked):
+        return encoder.apply({"params": params}, x)
 
 
 def pooled(job, features, params):
@@ -87,12 +108,6 @@ def test_the_path_alone_is_enough(tmp_path, method, name, pool, decoder):
         assert all(word in said[-1] for word in absent)
         if not job.is_encoder:
             continue
-        if name == "detectron2":  # a network without CLS would compute something else
-            with pytest.raises(
-                ConfigError, match="no CLS token, which the encoder was trained with"
-            ):
-                mimjax.load(path)
-            continue
         model = mimjax.load(path)
         assert model.module.heads == task.encoder.heads
         assert model.statistics == (pytest.approx(task.mean), pytest.approx(task.std))
@@ -134,3 +149,20 @@ def test_another_versions_file_is_refused_in_one_line(tmp_path):
     files.write_tensors(path, job.tensors, "", metadata)
     with pytest.raises(ConfigError, match="breadth; it was made by another version"):
         mimjax.load(path)
+
+
+def test_a_backbone_of_detection_has_no_class_token(tmp_path):
+    """The report says so; a file that says nothing of its encoder is refused."""
+    job = exports.export("mae", "detectron2")
+    path, foreign = str(tmp_path / "a.pth"), str(tmp_path / "b.pth")
+    job.write(path)
+    model = mimjax.load(path)
+    assert model.num_prefix == 0
+    assert "patch tokens attend to patch tokens alone" in model.report[1]
+    with pytest.raises(ConfigError, match="pool: 'cls', and this encoder has no CLS token"):
+        model.encode(image_of(job), pool="cls", layer=-1)
+    with pytest.raises(ConfigError, match="the file has no norm for tokens"):
+        model.encode(image_of(job))
+    files.write_tensors(foreign, job.tensors, "model", {})
+    with pytest.raises(ConfigError, match=r"no class token.*; allowed: "):
+        mimjax.load(foreign)

@@ -6,6 +6,7 @@ converted in `load.py`. torch is not needed.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 
@@ -25,6 +26,14 @@ TWINS = {"mae": "dino"}
 ROOMS = (teachers, libraries, methods)
 
 
+@functools.cache
+def patterns(layout: str) -> list[tuple[re.Pattern[str], Row]]:
+    """Return the rows of a layout's table, each with the pattern of our paths that it is for."""
+    # {i} and {j} of a row stand for the numbers of blocks
+    path = lambda row: re.sub(r"\\{[ij]\\}", r"(\\d+)", re.escape(row.ours))
+    return [(re.compile(path(row)), row) for row in TABLES[layout][0]]
+
+
 def rows_for(layout: str, paths: Iterable[str]) -> list[Row]:
     """Return the row of a layout's table for each of our parameter paths, in their order.
 
@@ -33,12 +42,9 @@ def rows_for(layout: str, paths: Iterable[str]) -> list[Row]:
     """
     if layout == OWN:
         return [Row(path, path, "same") for path in paths]
-    rows, _ = TABLES[layout]
-    # {i} and {j} of a row stand for the numbers of blocks
-    patterns = [(re.compile(re.sub(r"\\{[ij]\\}", r"(\\d+)", re.escape(r.ours))), r) for r in rows]
     matches = []
     for path in paths:
-        for pattern, row in patterns:
+        for pattern, row in patterns(layout):
             if m := pattern.fullmatch(path):
                 matches.append(row.numbered(path, [str(int(g)) for g in m.groups()]))
                 break
