@@ -59,6 +59,7 @@ def real_torchvision():
     return any(importlib.metadata.packages_distributions().get("torchvision", []))
 
 
+@pytest.mark.gate
 def test_as_a_real_process(run):
     """Verified in transformers; without timm (there is no torchvision) it says so, and how to."""
     workdir = f"--model={run / 'runs/bootmae_digits_0'}"

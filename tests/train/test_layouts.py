@@ -137,6 +137,7 @@ def launch_two(c, workdir):
     return process.returncode, out, err
 
 
+@pytest.mark.gate
 def test_two_processes_equal_one(tmp_path):
     """launch/local.sh: two real processes, each with half of every batch, write the run of one."""
     c = helpers.small("bootmae", log_every=1, steps=6, checkpoint_every=3)

@@ -13,6 +13,7 @@ import pytest
 from mimjax.data.sources import Synthetic
 from mimjax.errors import Exit
 
+pytestmark = pytest.mark.gate
 TOTAL = 22  # two epochs of 11 steps
 
 
@@ -72,7 +73,6 @@ def every_process_compiles(monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 
-@pytest.mark.gate
 @pytest.mark.usefixtures("every_process_compiles")
 def test_killed_in_mid_epoch(config, straight, tmp_path):
     kill_when(config, tmp_path, lambda: logged(tmp_path, 7))
@@ -116,7 +116,6 @@ def test_newest_checkpoint_corrupted(config, straight, tmp_path):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
 
 
-@pytest.mark.gate
 def test_sigterm_saves_and_continues(config, straight, tmp_path):
     process = helpers.start("mimjax.main", *helpers.flags(config), f"--workdir={tmp_path}")
     deadline = time.time() + 240
