@@ -115,10 +115,10 @@ def near(here: Any, there: Any) -> bool:
 
 
 def task_of(workdir: Workdir) -> tuple[str, Task | None]:
-    """Return the name of a workdir's `config.json` and its task; None where there is no file."""
+    """Return the name of a workdir's `config.json` and its task; None where no run wrote one."""
     file = str(workdir.file("config.json"))
     settings = workdir.read_json("config.json")
-    if not settings:
+    if "task" not in settings:  # missing, or another library's
         return file, None
     settings = config_version.upgrade(settings, file)
     cls = find_class(settings["task"], f"{file}: task")

@@ -86,7 +86,7 @@ def load(
         from mimjax.inference import workdir  # orbax and grain, which no file needs
 
         refuse(path, said | {"layout": layout, "teacher": teacher, "pixel_norm": pixel_norm})
-        return of_run(workdir.read_run(path, step, dtype), path, ema)
+        return of_run(workdir.read_run(path, step, dtype, "path"), path, ema)
     if step is not None:
         raise ConfigError(f"step: {step} with {path}, a file of one; allowed: with a workdir")
     file, average = published.open_file(path, layout, "path")

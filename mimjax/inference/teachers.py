@@ -19,7 +19,7 @@ import jax
 
 from mimjax import plugs, schema, values
 from mimjax.errors import ConfigError
-from mimjax.inference import contradictions, resolution, weights
+from mimjax.inference import contradictions, places, resolution, weights
 from mimjax.networks import Student
 from mimjax.schema import Config
 from mimjax.targets.base import Target
@@ -141,10 +141,13 @@ def brought(owner: Owner) -> dict[str, Any]:
     """Return the networks and statistics of the run in the workdir that an owner names.
 
     Raises:
-      ConfigError: there is no such folder.
+      ConfigError: there is no such folder, or nothing of a run in it.
     """
-    workdir = weights.existing(str(owner.path), f"{owner.key}.path")
+    path, key = str(owner.path), f"{owner.key}.path"
+    workdir = places.existing(path, key)
     run: Any = contradictions.task_of(workdir)[1]
+    if run is None:  # a checkpoint without settings is read all the same
+        places.check_source(path, key)
     return {f.name: getattr(run, f.name) for f in dataclasses.fields(run)} if run else {}
 
 

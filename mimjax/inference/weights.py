@@ -16,13 +16,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mimjax import rules
 from mimjax.errors import ConfigError
-from mimjax.inference import contradictions
+from mimjax.inference import contradictions, places
 from mimjax.models.positions import resize_absolute
 from mimjax.models.vit import table_grid
 from mimjax.networks import Student
 from mimjax.rng import step_key
 from mimjax.schema import Config
-from mimjax.storage.files import RUNS, Workdir, checked_path
+from mimjax.storage.files import Workdir
 from mimjax.task import Encoder, EncoderNetwork, Frozen, Pretraining, Task
 from mimjax.torch_io.read import detect, files, load, positions, sizes
 from mimjax.torch_io.tables import methods
@@ -44,14 +44,6 @@ def place_of(task: Task) -> tuple[Any, ...]:
     return load.place_of(task.encoder) if isinstance(task, Pretraining) else ()
 
 
-def existing(path: str, key: str) -> Workdir:
-    """Return the workdir at `path`, which must exist; `key` is the setting that names it."""
-    workdir = Workdir(checked_path(path, key, RUNS), writer=False)
-    if not workdir.path.is_dir():
-        raise ConfigError(f"{key}: {path} is no folder; allowed: a workdir of an earlier run")
-    return workdir
-
-
 def read_params(
     path: str,
     like: PyTree,
@@ -70,8 +62,9 @@ def read_params(
       order, made_for: of the encoder's fixed positions, see `load.from_torch`.
     """
     if not files.is_weights(path):
+        places.check_source(path, key)
         try:
-            params = run_params(existing(path, key), like, grid, say)
+            params = run_params(places.existing(path, key), like, grid, say)
         except ConfigError as error:
             text = str(error)
             raise ConfigError(text if text.startswith(key) else f"{key}: {text}") from None
@@ -199,6 +192,7 @@ def read_network(
     Raises:
       ConfigError: settings contradict each other, or the path does not hold the networks.
     """
+    places.check_source(path, owner.key)
     contradictions.check(path, owner.key, owner.readers, say)
     network = owner.readers["encoder"].network if "encoder" in owner.readers else None
     place: tuple[Any, ...] = ("", None)

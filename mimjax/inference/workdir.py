@@ -24,12 +24,12 @@ from mimjax.data.decoding import Decoding
 from mimjax.data.files import Files
 from mimjax.data.sources import Source
 from mimjax.errors import ConfigError
-from mimjax.inference import precision, weights
+from mimjax.inference import places, precision, weights
 from mimjax.inference.samples import Bench, Subset, readable_part
 from mimjax.rng import step_key
 from mimjax.schema import Config
 from mimjax.sharding import make_mesh, replicated
-from mimjax.storage import files, outputs, settings
+from mimjax.storage import outputs, settings
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
 from mimjax.task import Clock, Pretraining, Task, TrainState, init_state
@@ -172,21 +172,23 @@ class SavedRun:
         return dataclasses.replace(bench, train=part, test=part), lines
 
 
-def read_run(path: str, step: int | None = None, dtype: str = "float32") -> SavedRun:
+def read_run(
+    path: str, step: int | None = None, dtype: str = "float32", key: str = "--workdir"
+) -> SavedRun:
     """Open the run of a workdir at its newest checkpoint or at that of `step`.
 
     Args:
       dtype: in which its networks compute; see `precision`.
+      key: flag or argument that names the path, for errors.
 
     Raises:
       ConfigError: no workdir, no config, no such checkpoint.
     """
-    workdir = weights.existing(files.checked_path(path, "--workdir", files.RUNS), "--workdir")
+    workdir = places.existing(path, key)
     checkpoints = Checkpoints(workdir, read_only=True)
     steps = sorted(checkpoints.steps())
     if not steps:
-        lacks = "checkpoint" if workdir.file("config.json").exists() else "config.json"
-        raise ConfigError(f"--workdir: no {lacks} in {path}; allowed: the workdir of a run")
+        raise places.nothing_in(workdir, path, key)
     own = settings.own_settings(workdir, checkpoints, functools.partial(print, flush=True))
     if step is not None and step not in steps:
         raise ConfigError(f"--step: {step}; allowed: {', '.join(map(str, steps))}")

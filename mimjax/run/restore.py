@@ -17,7 +17,8 @@ import jax
 
 from mimjax.errors import ConfigError
 from mimjax.inference import contradictions
-from mimjax.inference.weights import existing, place_of, read_params
+from mimjax.inference.places import check_source, existing
+from mimjax.inference.weights import place_of, read_params
 from mimjax.run.changes import check_workdir
 from mimjax.schema import Config, build
 from mimjax.storage.checkpoints import Checkpoints, Restored
@@ -222,6 +223,7 @@ def continued(restored: Restored, where: str, fingerprint: str, say: Say) -> Beg
 def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> TrainState:
     """Return the state at step 0 with the weights that `init_from` names."""
     like, task = program.abstract_state.params, program.task
+    check_source(c.init_from, "init_from")
     contradictions.check(c.init_from, "init_from", contradictions.own_readers(task, like), say)
     params = read_params(c.init_from, like, "init_from", say, *place_of(task))
     params = jax.tree.map(

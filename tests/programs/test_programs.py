@@ -249,12 +249,14 @@ def test_mistake_on_the_command_line(runs, program, args, text):
 def test_workdirs_that_hold_no_run(runs, tmp_path):
     with pytest.raises(ConfigError, match=r"--workdir: .* is no folder"):
         trained.read_run(str(tmp_path / "no"))
-    with pytest.raises(ConfigError, match=r"--workdir: no config\.json in"):
+    with pytest.raises(ConfigError, match=r"--workdir: .* is empty; allowed: the workdir of a run"):
         trained.read_run(str(tmp_path))
     shutil.copy(runs["mae"] / "config.json", tmp_path)
-    with pytest.raises(ConfigError, match="--workdir: no checkpoint in"):
+    with pytest.raises(ConfigError, match=r"holds config.json, no checkpoints: the run saved"):
         trained.read_run(str(tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    out = helpers.answer("features", f"--model={tmp_path}", "--output=x.npz", "--images=x")
+    assert f"error: --model: {tmp_path} holds config.json, no checkpoints" in out.stderr
 
 
 def test_broken_checkpoints_and_wrong_files(runs, tmp_path):
