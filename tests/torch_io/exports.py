@@ -56,8 +56,8 @@ def params(method):
     return jax.tree_util.tree_map_with_path(draw, like)
 
 
-def export(method, name, pool="token", decoder=False, image_size=None):
-    made = task(method)
+def export(method, name, pool="token", decoder=False, image_size=None, made=None):
+    made = made or task(method)
     about = ABOUT | ({"settings": own_files.describe(described(made))} if decoder else {})
     return Export(made, params(method), name, pool, decoder, image_size, about)
 

@@ -1,5 +1,6 @@
 """Files that mimjax wrote are read by `mimjax.load` alone: they say what no tensor shows."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from mimjax.inference import weights
 from mimjax.models.attention import Block
 from mimjax.models.layers import LayerNorm
 from mimjax.rules import paths
+from mimjax.torch_io.read import load
 from mimjax.torch_io.write import files, formats, tensors
 
 
@@ -166,3 +168,26 @@ def test_a_backbone_of_detection_has_no_class_token(tmp_path):
     files.write_tensors(foreign, job.tensors, "model", {})
     with pytest.raises(ConfigError, match=r"no class token.*; allowed: "):
         mimjax.load(foreign)
+
+
+@pytest.mark.parametrize("method", ["mae", "cae", "mcmae"])
+def test_a_run_at_another_resolution_than_its_positions(tmp_path, method):
+    """Its fixed positions, interpolated, are in the file of each format; `init_from` knows them."""
+    made = exports.task(method)
+    made = dataclasses.replace(made, encoder=made.encoder.clone(pos_grid=(2, 2)))
+    own = exports.export(method, "safetensors", made=made)
+    for name, pool, decoder in [v[1:] for v in exports.variants() if v[0] == method]:
+        job = exports.export(method, name, pool, decoder, made=made)
+        path = str(tmp_path / f"{name}_{pool}_{decoder}{suffixes(name)[-1]}")
+        job.write(path)
+        model = mimjax.load(path)
+        if method == "mae":  # one program of each encoder
+            x = patches.normalize(image_of(job), *model.statistics)
+            found = pooled(job, apply(model.module, model.params["encoder"], x), model.params)
+            np.testing.assert_allclose(found, expected(job, image_of(job)), atol=2e-5)
+        place = load.place_of(made.encoder)
+        weights.read_params(path, own.params, "init_from", lambda line: None, *place)
+        if decoder and name != "safetensors":
+            with pytest.raises(ConfigError, match="is not the fixed sine-cosine table"):
+                place = load.place_of(exports.task(method).encoder)
+                weights.read_params(path, own.params, "init_from", lambda line: None, *place)

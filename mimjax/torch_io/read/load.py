@@ -88,7 +88,7 @@ def from_torch(
     if wrong:
         count = f"{len(wrong)} tensors of layout {layout!r} do not fit: " if len(wrong) > 1 else ""
         raise ConfigError(f"{where}: {count}{listed(wrong, '; ')}")
-    check_positions(state, like, layout, where, order, made_for)
+    check_positions(state, like, layout, where, order, made_for, grid)
     for i in folded.values():  # the weights before them have these factors already
         leaves[i] = np.ones(jax.tree.leaves(like)[i].shape, np.float32)
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -297,14 +297,18 @@ def check_positions(
     where: str,
     order: str = "",
     made_for: Grid | None = None,
+    grid: Grid | None = None,
 ) -> None:
     """Check that fixed position tables in the file are those that this model computes.
 
     MAE's table is BootMAE's transposed, so a file of one would load as the other without an error
     and give wrong features.
 
+    A file may also have the table as the model computes it, interpolated from `made_for` to `grid`
+    (our exports of a run that continues one of another resolution).
+
     Args:
-      state, like, layout, where, order, made_for: see `from_torch`.
+      state, like, layout, where, order, made_for, grid: see `from_torch`.
 
     Raises:
       ConfigError: a table has other values.
@@ -314,6 +318,8 @@ def check_positions(
         if not expected or key not in state or network not in like or "pos_embed" in like[network]:
             continue  # the file or the model has no fixed table
         table = state[key][0, 0 if layout in methods.NO_CLS else 1 :]  # the first row is CLS's
+        if grid and made_for and positions.interpolated(table, expected, made_for, grid):
+            continue
         kind, source = positions.fixed(table) or ("learned", None)
         if kind != f"sincos_{expected}":
             raise ConfigError(

@@ -18,7 +18,7 @@ import numpy as np
 from mimjax.errors import ConfigError
 from mimjax.models.attention import table_rows
 from mimjax.models.positions import Grid, resize_absolute
-from mimjax.models.vit import sincos_table
+from mimjax.models.vit import fixed_positions, sincos_table
 
 CLS_ROWS = 3  # the last rows of a relative table: CLS to patch, patch to CLS, CLS to itself
 
@@ -184,3 +184,16 @@ def fixed(table: np.ndarray, grid: Grid | None = None) -> tuple[str, Grid] | Non
             if np.abs(table - sincos_table(shape, width, order)).max() < tolerance(table):
                 return f"sincos_{order}", shape
     return None
+
+
+def interpolated(table: np.ndarray, order: str, source: Grid, target: Grid) -> bool:
+    """Return whether positions [n d] are a fixed table, interpolated from one grid to another.
+
+    Args:
+      order: "xy" or "yx", see `models.vit.sincos_table`.
+      source, target: (height, width) in patches.
+    """
+    if len(table) != target[0] * target[1] or table.shape[1] % 4:
+        return False
+    made = fixed_positions(target, table.shape[1], order, source)
+    return bool(np.abs(table - made).max() < tolerance(table))
