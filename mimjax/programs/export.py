@@ -184,8 +184,9 @@ def notes(job) -> list[str]:
     height, width = job.written[0].image_size if job.is_encoder else (1, 1)
     if job.format == "hf" and height != width:
         out.append(
-            "transformers' processor squeezes images to a rectangle, where the run's evaluators "
-            "crop them"
+            f"transformers' processor squeezes images to {height}x{width}, where the run's "
+            "evaluators crop them: crop images to that shape before it, or export at a square "
+            "--image_size; mimjax.load crops as the run does"
         )
     if job.format in ("detectron2", "mmseg"):
         out.append("without the final norm, which a pyramid of features does not use")

@@ -12,10 +12,13 @@ import pytest
 import exports  # isort: skip
 import mimjax
 from mimjax import patches
+from mimjax.data.augment import Augment
+from mimjax.data.in_memory import Reader
 from mimjax.errors import ConfigError
 from mimjax.inference import weights
 from mimjax.models.attention import Block
 from mimjax.models.layers import LayerNorm
+from mimjax.programs import export as program
 from mimjax.rules import paths
 from mimjax.torch_io.read import load
 from mimjax.torch_io.write import files, formats, tensors
@@ -188,6 +191,21 @@ def test_a_run_at_another_resolution_than_its_positions(tmp_path, method):
         place = load.place_of(made.encoder)
         weights.read_params(path, own.params, "init_from", lambda line: None, *place)
         if decoder and name != "safetensors":
+            place = load.place_of(exports.task(method).encoder)
             with pytest.raises(ConfigError, match="is not the fixed sine-cosine table"):
-                place = load.place_of(exports.task(method).encoder)
                 weights.read_params(path, own.params, "init_from", lambda line: None, *place)
+
+
+def test_a_rectangle_is_cropped_from_photos(tmp_path):
+    """As in the run, although transformers' processor of the folder squeezes, which is said."""
+    job = dataclasses.replace(exports.export("mae", "hf", image_size=(12, 8)), eval_crop=0.8)
+    (note,) = [line for line in program.notes(job) if "squeezes images to 12x8" in line]
+    assert "crop images to that shape before it, or export at a square --image_size" in note
+    path = str(tmp_path / "hf")
+    job.write(path)
+    photo = np.random.default_rng(1).integers(0, 256, (40, 64, 3), dtype=np.uint8)
+    view = job.task.views["image"]._replace(size=(12, 8))
+    images = Reader(Augment(eval_crop=0.8))([photo], {"image": view})["image"]
+    np.testing.assert_allclose(mimjax.load(path).encode(photo), expected(job, images), atol=2e-5)
+    whole = Reader(Augment(eval_crop=1.0))([photo], {"image": view})["image"]
+    assert np.abs(expected(job, images) - expected(job, whole)).max() > 1e-2
