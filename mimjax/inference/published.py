@@ -129,6 +129,7 @@ def check_method(file: derive.FileTensors, c: Config) -> None:
     Raises:
       ConfigError: it is of another method, or its encoder is of the other kind.
     """
+    vision.refuse(file)
     detect.check_roots(file.layout, ["encoder"], file.where)
     if file.layout == detect.OWN:
         raise ConfigError(

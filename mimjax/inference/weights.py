@@ -24,7 +24,7 @@ from mimjax.rng import step_key
 from mimjax.schema import Config
 from mimjax.storage.files import Workdir
 from mimjax.task import Encoder, EncoderNetwork, Frozen, Pretraining, Task
-from mimjax.torch_io.read import detect, files, load, positions, sizes
+from mimjax.torch_io.read import detect, files, load, positions, sizes, vision
 from mimjax.torch_io.tables import methods
 
 PyTree = Any
@@ -73,11 +73,13 @@ def read_params(
     file = load.read(path)
     where = f"{key}: {path}"
     layout = files.layout_of(file, f"{where}: ", like)
+    tensors = sizes.FileTensors(file.state, layout, where)
+    if "encoder" in like and layout != detect.OWN:
+        vision.refuse(tensors)
     out, absent = load.take(file.state, like, layout, where, grid, order, made_for)
     fresh = f"; {', '.join(absent)} not in the file: random" if absent else ""
     say(f"weights: {', '.join(k for k in like if k not in absent)} from {path} ({layout}){fresh}")
     if grid and "encoder" in like and layout != detect.OWN:
-        tensors = sizes.FileTensors(file.state, layout, where)
         for line in sizes.resizing(tensors, grid, 0 if layout in methods.NO_CLS else 1, "encoder"):
             say(line)
     return out

@@ -8,6 +8,7 @@ import functools
 import json
 import shutil
 
+import helpers
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 import mimjax
 from mimjax.errors import ConfigError
+from mimjax.inference import published, weights
 from mimjax.models.attention_maps import attention_maps
 from mimjax.models.vit import sincos_table
 from mimjax.patches import IMAGENET_MEAN, IMAGENET_STD
@@ -369,3 +371,47 @@ def test_official_dinov2_moves_the_points_of_its_positions(file_of, tmp_path):
     wanted = torch.cat([pos[:, :1], table], dim=1).numpy()
     found = module.params["encoder"]["pos_embed"]
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+
+
+# ------------------------------------------------------------------ no encoders of methods
+CAPI = ["registers", *[f"encoder.blocks.0.residual1.fn.{x}_proj.weight" for x in "qkv"]]
+OTHERS = {  # the layout and what its encoder has, by the file
+    "Dinov2": ("dinov2_transformers", "layers and tokens of its own"),
+    "Dinov2WithRegisters": ("dinov2_transformers", "layers and tokens of its own"),
+    "DINOv3ViT": ("dinov3_transformers", "layers and tokens of its own"),
+    "DINOv3ViT, SwiGLU": ("dinov3_transformers_gated", "layers and tokens of its own"),
+    "IJepa": ("vit_transformers", "no class token"),
+    "Pixio": ("vit_transformers", "3 class tokens"),
+    "capi": ("capi", "layers and tokens of its own"),
+    "I-JEPA": ("mae", "no class token"),
+    "CLIP": ("clip_hf_bare", "clip"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_convert_and_init_from_name_file_and_layout(name, file_of, tmp_path):
+    layout, what = OTHERS[name]
+    path = tmp_path / "model.safetensors"
+    if name in MODELS:
+        path = file_of(name)[1]
+    elif name == "capi":
+        save_file({k: np.zeros((4, 4), np.float32) for k in CAPI}, path)
+    elif name == "I-JEPA":
+        state = V.VisionTransformer(img_size=NATIVE, **IJEPA).state_dict()
+        save_file({k: v.numpy() for k, v in state.items()}, path)
+    else:
+        config = T.CLIPVisionConfig(**SIZES, **HIDDEN, hidden_act="quick_gelu")
+        T.CLIPVisionModel(config).save_pretrained(tmp_path)
+    like = {"encoder": {"cls_token": np.zeros((1, 1, WIDTH))}}
+    c = helpers.small("mae")
+    for key, call in {
+        "init_from": lambda: weights.read_params(str(path), like, "init_from", print),
+        "--model": lambda: published.fit(c, published.open_file(str(path), "auto", "--model")[0]),
+    }.items():
+        with pytest.raises(ConfigError) as error:
+            call()
+        text = str(error.value)
+        assert text.startswith(f"{key}: {path} ")
+        assert f"layout '{layout}'" in text
+        assert what in text
+        assert "\n" not in text

@@ -31,6 +31,25 @@ def root_of(file: sizes.FileTensors) -> str | None:
     return "encoder" if plain and classes(file, "encoder") != 1 else None
 
 
+def refuse(file: sizes.FileTensors) -> None:
+    """Refuse a file for a method, none of which trains such an encoder.
+
+    Raises:
+      ConfigError: its encoder is one of these; the line names file and layout.
+    """
+    root = root_of(file)
+    if root is None:
+        return
+    what = {0: "no class token"}.get(count := classes(file, root), f"{count} class tokens")
+    if root == vision.ROOT:
+        what = "layers and tokens of its own"
+    raise ConfigError(
+        f"{file.where} (layout {file.layout!r}) holds an encoder with {what}, which no method here "
+        "trains; allowed: files of ViT and ConvViT encoders (mimjax.load and mimjax features read "
+        "this one)"
+    )
+
+
 def classes(file: sizes.FileTensors, root: str) -> int:
     """Return the number of class tokens."""
     path = f"{root}/cls_token"
