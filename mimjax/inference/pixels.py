@@ -13,6 +13,11 @@ from mimjax.torch_io.read.sizes import FileTensors
 from mimjax.torch_io.tables import methods
 
 PIXELS = "mimjax.targets.pixels:Pixels"
+WORDS = {
+    "none": "plain pixels",
+    "patch": "pixels normalized per patch",
+    "channel": "pixels normalized per patch and channel",
+}
 
 
 def say(c: Config, file: FileTensors, norm: str | None) -> bool:
@@ -30,7 +35,7 @@ def say(c: Config, file: FileTensors, norm: str | None) -> bool:
       ConfigError: the caller contradicts what stands beside the file, or nothing here predicts
         pixels.
     """
-    names = [k for k, v in c.method.items() if schema.is_section(v) and v.get("type") == PIXELS]
+    names = targets(c)
     if norm is not None and not names:
         raise ConfigError(f"pixel_norm: {norm!r}; allowed: for files of decoders of pixels alone")
     told = {True: "patch", False: "none"}.get(file.beside.norm_pix)  # type: ignore[arg-type]
@@ -41,6 +46,34 @@ def say(c: Config, file: FileTensors, norm: str | None) -> bool:
             c.method[name].norm = values.fit(patches.PatchNorm, norm or told, "pixel_norm")
     flag = file.layout in methods.NORM_PIX_BY_FLAG and "settings" not in file.about
     return not names or not flag or bool(norm or told)
+
+
+def targets(c: Config) -> list[str]:
+    """Return the names of a method's targets that are pixels."""
+    return [k for k, v in c.method.items() if schema.is_section(v) and v.get("type") == PIXELS]
+
+
+def kept(c: Config, file: FileTensors) -> list[str]:
+    """Return lines that say how pixels stay normalized for a decoder that a config gets of a file.
+
+    Args:
+      c: the config, whose targets keep their settings.
+      file: with what stands beside it.
+    """
+    if "settings" in file.about or not file.has("decoder"):
+        return []
+    told, lines = file.beside.norm_pix, []
+    for name in targets(c):
+        norm = c.method[name].norm
+        says = f"{WORDS[norm]} as the config says (method.{name}.norm={norm!r})"
+        if told is None and file.layout in methods.NORM_PIX_BY_FLAG:
+            lines.append(f"{says}; the file does not tell")
+        elif told is not None and told != (norm != "none"):
+            lines.append(
+                f"WARNING: {says}, but {file.beside.source} has norm_pix_loss={told}: its decoder "
+                "predicts the others"
+            )
+    return lines
 
 
 def refuse(norm: str | None, why: str) -> None:

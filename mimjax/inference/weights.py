@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mimjax import rules
 from mimjax.errors import ConfigError
-from mimjax.inference import contradictions, places
+from mimjax.inference import contradictions, pixels, places
 from mimjax.models.positions import resize_absolute
 from mimjax.models.vit import table_grid
 from mimjax.networks import Student
@@ -24,7 +24,7 @@ from mimjax.rng import step_key
 from mimjax.schema import Config
 from mimjax.storage.files import Workdir
 from mimjax.task import Encoder, EncoderNetwork, Frozen, Pretraining, Task
-from mimjax.torch_io.read import detect, files, load, positions, sizes, vision
+from mimjax.torch_io.read import beside, detect, files, load, positions, sizes, vision
 from mimjax.torch_io.tables import methods
 
 PyTree = Any
@@ -52,6 +52,7 @@ def read_params(
     grid: tuple[int, int] | None = None,
     order: str = "",
     made_for: tuple[int, int] | None = None,
+    c: Config | None = None,
 ) -> PyTree:
     """Read parameters from a workdir or a published file; None for subtrees that it lacks.
 
@@ -60,6 +61,7 @@ def read_params(
       key: the config key, for errors.
       grid: rows and columns of the encoder's patches; learned positions are resized to them.
       order, made_for: of the encoder's fixed positions, see `load.from_torch`.
+      c: the config whose run begins with these weights; None = they are a frozen network's.
     """
     if not files.is_weights(path):
         places.check_source(path, key)
@@ -73,7 +75,8 @@ def read_params(
     file = load.read(path)
     where = f"{key}: {path}"
     layout = files.layout_of(file, f"{where}: ", like)
-    tensors = sizes.FileTensors(file.state, layout, where)
+    facts = beside.Beside() if file.about else beside.read(files.weights_file(path))
+    tensors = sizes.FileTensors(file.state, layout, where, file.about, facts)
     if "encoder" in like and layout != detect.OWN:
         vision.refuse(tensors)
     out, absent = load.take(file.state, like, layout, where, grid, order, made_for)
@@ -81,6 +84,9 @@ def read_params(
     say(f"weights: {', '.join(k for k in like if k not in absent)} from {path} ({layout}){fresh}")
     if grid and "encoder" in like and layout != detect.OWN:
         for line in sizes.resizing(tensors, grid, 0 if layout in methods.NO_CLS else 1, "encoder"):
+            say(line)
+    if c is not None and "decoder" in like and "decoder" not in absent:
+        for line in pixels.kept(c, tensors):
             say(line)
     return out
 

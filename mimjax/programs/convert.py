@@ -51,7 +51,7 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
         is written then.
     """
     from mimjax.errors import ConfigError
-    from mimjax.inference import published, teachers, weights
+    from mimjax.inference import pixels, published, teachers, weights
     from mimjax.storage import outputs, settings
     from mimjax.storage.checkpoints import Checkpoints, versions
     from mimjax.storage.files import Workdir
@@ -76,7 +76,8 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
         finally:
             checkpoints.close()  # waits for threads that write
         workdir.write_text("config.json", text)  # last: it makes a run
-    return imported.report
+    decodes = "decoder" in imported.params and "decoder" not in imported.absent
+    return imported.report + (pixels.kept(imported.config, tensors) if decodes else [])
 
 
 def make_state(imported: Any) -> Any:

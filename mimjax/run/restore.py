@@ -225,7 +225,7 @@ def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> Tr
     like, task = program.abstract_state.params, program.task
     check_source(c.init_from, "init_from")
     contradictions.check(c.init_from, "init_from", contradictions.own_readers(task, like), say)
-    params = read_params(c.init_from, like, "init_from", say, *place_of(task))
+    params = read_params(c.init_from, like, "init_from", say, *place_of(task), c=c)
     params = jax.tree.map(
         lambda new, old: old if new is None else jax.device_put(new, old.sharding),
         params,

@@ -1,7 +1,9 @@
 """What no tensor shows is read beside the file or asked for; what cannot be read is refused."""
 
 import json
+import re
 
+import helpers
 import jax
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 import mimjax
 from mimjax.errors import ConfigError
+from mimjax.inference import published, weights
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT, sincos_table
 from mimjax.patches import IMAGENET_MEAN, IMAGENET_STD, normalize
+from mimjax.programs import convert
 from mimjax.torch_io.read import beside, load
 
 SIZE = 8
@@ -86,6 +90,38 @@ def test_pictures_of_a_decoder_need_to_know_its_pixels(files, tmp_path):
         mimjax.load(files / "encoder.safetensors", 4, pixel_norm="none")
     with pytest.raises(ConfigError, match=r"heads: 8; allowed: 4, as .*config.json has"):
         mimjax.load(told, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (None, "pixels normalized per patch as the config says .*; the file does not tell"),
+        (True, ""),
+        (False, "WARNING: pixels normalized per patch as .* norm_pix_loss=False: its decoder"),
+    ],
+)
+def test_the_config_s_pixels_are_said_where_a_decoder_is_taken_over(told, words, files, tmp_path):
+    """By convert, and by a run that begins with the file; not for an encoder alone."""
+    full, facts = "full.safetensors", {"num_attention_heads": 4}
+    path = str(
+        copy(files, full, tmp_path, **facts | ({} if told is None else {"norm_pix_loss": told}))
+    )
+    c = helpers.config_of("--config=configs/mae.py:demo")
+    c.unlock().method.encoder.update({"depth": 1, "heads": 4})
+    c.method.pixel_target.norm = "patch"
+    choice = published.Choice(heads=4, decoder_heads=4)
+    said = {"convert": convert.convert(path, c, str(tmp_path / "run"), "auto", choice)}
+    imported = published.fit(c, published.open_file(path, "auto", "--model")[0], None, choice)
+    like = jax.eval_shape(imported.task.init, jax.random.key(0))[0]
+    said["init_from"] = []
+    weights.read_params(path, like, "init_from", said["init_from"].append, c=imported.config)
+    for lines in said.values():
+        found = [line for line in lines if "as the config says (method.pixel_target.norm=" in line]
+        assert len(found) == bool(words), lines
+        assert not words or re.match(words, found[0])
+    alone = str(files / "encoder.safetensors")
+    lines = convert.convert(alone, c, str(tmp_path / "alone"), "auto", choice)
+    assert not any("pixels" in line for line in lines)
 
 
 @pytest.mark.parametrize(
