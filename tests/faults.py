@@ -309,8 +309,8 @@ FAULTS = [
     Fault(
         "no norm before CLIP's blocks",
         f"{S}/clip.py",
-        "x, outputs = self.norm_pre(x), []",
-        "x, outputs = x + 0 * self.norm_pre(x), []",
+        "x, outputs = self.norm_pre(x).astype(self.stream or self.dtype), []",
+        "x, outputs = (x + 0 * self.norm_pre(x)).astype(self.stream or self.dtype), []",
         "teacher.clip_hf",
     ),
     Fault(

@@ -215,7 +215,7 @@ def _of_file(
 
 def _of_method(path: str, made: published.Imported, dtype: str, known: bool = True) -> Model:
     """Return the model of a file as the weights of a task; `known`: see `pixels.say`."""
-    task: Any = precision.computing(made.task, dtype)
+    task = precision.computing(made.task, dtype)
     params = made.params
     if made.absent:  # else no random weights are made, which takes seconds for a large network
         params = published.complete(params, initial(task)(step_key(0, "init", 0))[0])

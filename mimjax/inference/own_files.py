@@ -20,6 +20,7 @@ from mimjax import plugs, schema
 from mimjax.errors import ConfigError
 from mimjax.inference import published, teachers
 from mimjax.models.published_vit import PublishedViT
+from mimjax.models.vit import ViT
 from mimjax.schema import Config
 from mimjax.storage import config_version
 from mimjax.task import Clock, EncoderNetwork, Pretraining, initial, pretraining
@@ -152,7 +153,7 @@ def encoder_of(file: FileTensors) -> Any:
     return schema.build(cls, settings, f"{file.where}: encoder")
 
 
-def without_class_token(file: FileTensors, encoder: Any) -> tuple[FileTensors, PublishedViT]:
+def without_class_token(file: FileTensors, encoder: ViT) -> tuple[FileTensors, PublishedViT]:
     """Return file and encoder without the class token, for which the file's layout has no place.
 
     The patch tokens then attend to patch tokens alone, which is what the library of such a layout
@@ -171,7 +172,7 @@ def without_class_token(file: FileTensors, encoder: Any) -> tuple[FileTensors, P
         heads=encoder.heads,
         patch=encoder.patch,
         hidden=int(encoder.width * encoder.mlp_ratio),
-        image_size=tuple(encoder.image_size),
+        image_size=encoder.image_size,
         classes=0,
         learned=encoder.pos_embed == "learned",
         bias=encoder.bias,

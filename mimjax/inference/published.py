@@ -166,7 +166,7 @@ def method_config(file: derive.FileTensors, path: str, mean: Any, std: Any) -> C
     """
     task_path = method_of(file)
     cls = schema.find_class(task_path, "task")
-    if getattr(schema.defaults(cls)["encoder"], "fuse_layers", (-1,)) != (-1,):
+    if schema.defaults(cls)["encoder"].fuse_layers != (-1,):
         raise ConfigError(
             f"path: {path} is of {cls.__name__}, whose fused blocks no tensor shows; make a "
             f"workdir: mimjax convert --config={cls.__module__.rpartition('.')[2]} --model=..."

@@ -79,6 +79,8 @@ def read_params(
     tensors = sizes.FileTensors(file.state, layout, where, file.about, facts)
     if "encoder" in like and layout != detect.OWN:
         vision.refuse(tensors)
+    if not file.about:  # what mimjax exported says what it lacks
+        load.check_fused(file.state, like, layout, where)
     out, absent = load.take(file.state, like, layout, where, grid, order, made_for)
     fresh = f"; {', '.join(absent)} not in the file: random" if absent else ""
     say(f"weights: {', '.join(k for k in like if k not in absent)} from {path} ({layout}){fresh}")

@@ -233,9 +233,20 @@ def check_keys(state: State, needed: list[str], layout: str, where: str) -> None
             )
 
 
+def check_fused(state: State, like: PyTree, layout: str, where: str) -> None:
+    """Check that a published file has what fuses the stages of `like`, if anything does.
+
+    Raises:
+      ConfigError: it lacks that; the line says which setting leaves the fusion out.
+    """
+    fused = [p for p in paths(like) if "_fuse/" in p]
+    keys = [k for row in known_rows(layout, fused) for k in row.keys]
+    check_keys(state, keys, layout, where)
+
+
 def has_any(state: State, like: PyTree, layout: str) -> bool:
     """Return whether the file has any parameter of `like`, OPTIONAL ones aside."""
-    wanted = [p for p in paths(like) if not OPTIONAL.fullmatch(p)]
+    wanted = [p for p in paths(like) if p.endswith("cls_token") or not OPTIONAL.fullmatch(p)]
     if layout in detect.TABLES and not set(like) & detect.roots_of(layout):
         return False
     return any(k in state for row in known_rows(layout, wanted) for k in row.keys)

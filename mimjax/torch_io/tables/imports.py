@@ -34,7 +34,7 @@ BEHIND = re.compile(
     r"(.*\.)?(head\w*|\w+_heads?|classifier|fc|fpn\d?|neck|rpn|simfp_\d|decode\w*|pretext_neck|dec|"
     r"lm_head\w*|mask_token\w*|de_pos_embed|rd_pos_embed|down\w*|regress\w*|encoder_to_\w+|"
     r"stage\d_output_decode|pooler\.dense|attn_pool|attentive\w*|query_token\w*|pre_logits|"
-    r"proj\w*|predict\w*|logit_\w+|text\w*|queue\w*|loss\w*|criterion|\w*teacher\w*|mimic_head)"
+    r"proj\w*|predict\w*|alignment_encoder|logit_\w+|text\w*|queue\w*|loss\w*|criterion|\w*teacher\w*|mimic_head)"
     r"([._].*)?"
 )
 # order of the coordinates in fixed position tables, see `methods.POSITIONS`
