@@ -44,8 +44,8 @@ class FileTensors:
         about: dict[str, str] | None = None,
         beside: Beside | None = None,
     ):
-        self.state, self.layout, self.where, self.about = state, layout, where, about or {}
-        self.beside = beside or Beside()
+        self.state, self.layout, self.where = state, layout, where
+        self.about, self.beside = about or {}, beside or Beside()
         self.keys: dict[str, tuple[str, ...]] = {}
         if layout == detect.OWN:  # our own names and shapes
             self.keys = {path: (path,) for path in state}
@@ -95,8 +95,9 @@ class FileTensors:
         Args:
           read: our paths of the parameters that were read; fixed position tables are used too.
         """
-        fixed_tables = detect.TABLES[self.layout][1].keys()
-        known = {k for p in read for k in self.keys.get(p, ())} | fixed_tables
+        known = {k for p in read for k in self.keys.get(p, ())} | {*detect.TABLES[self.layout][1]}
+        tables = [p for p in self.keys if p.endswith("/pos_embed")]
+        known |= {self.keys[p][0] for p in tables if fixed_grid(self, p.split("/")[0])}
         return sorted(self.state.keys() - known)
 
     def check_unread(self, unread: Iterable[str]) -> None:
@@ -364,7 +365,6 @@ def sized(file: FileTensors, root: str, projection: str) -> Settings:
     """Return width and depth of the decoder `root`.
 
     Args:
-      file: the file's tensors.
       root: name of the decoder.
       projection: path of the linear layer before it, whose outputs have its width.
     """
