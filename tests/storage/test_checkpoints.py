@@ -17,6 +17,7 @@ from mimjax.schema import section
 from mimjax.storage import digests
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
+from mimjax.task import initial
 
 # a name of every kind of file that a restore reads, and what is done to it
 FILES = ("data/metadata", "meta/metadata", "params/_METADATA", "rest/_METADATA")
@@ -147,7 +148,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_failed_restore_never_starts_anew(copy, case, monkeypatch):
+def test_a_failed_restore_never_starts_anew(copy, case, monkeypatch, request):
     """An error that names the cause; no file is changed, moved or made."""
     error, words = REFUSED[case]
     if case == "all damaged":
@@ -161,7 +162,7 @@ def test_a_failed_restore_never_starts_anew(copy, case, monkeypatch):
     elif case == "newer":
         reseal(copy / "checkpoints/3/meta/metadata", {"config": {"config_version": 99}})
     elif case == "structure":
-        add_a_parameter(monkeypatch)
+        add_a_parameter(monkeypatch, request)
     elif error is not None:
         monkeypatch.setattr("orbax.checkpoint.CheckpointManager.restore", raiser(error))
     if case == "log alone":
@@ -188,7 +189,7 @@ def reseal(file, change):
     file.write_text(json.dumps(meta | {"digests": known}))
 
 
-def add_a_parameter(monkeypatch):
+def add_a_parameter(monkeypatch, request):
     """As a later version of the code may do."""
     from mimjax.methods.mae import MAE
 
@@ -200,6 +201,8 @@ def add_a_parameter(monkeypatch):
 
     monkeypatch.setattr(MAE, "init", more)
     monkeypatch.setattr(inside, "PROGRAMS", {})
+    initial.cache_clear()
+    request.addfinalizer(initial.cache_clear)
 
 
 def test_a_new_start_is_asked_for_and_keeps_what_is_there(copy):

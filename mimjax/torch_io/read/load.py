@@ -240,8 +240,8 @@ def check_fused(state: State, like: PyTree, layout: str, where: str) -> None:
       ConfigError: it lacks that; the line says which setting leaves the fusion out.
     """
     fused = [p for p in paths(like) if "_fuse/" in p]
-    keys = [k for row in known_rows(layout, fused) for k in row.keys]
-    check_keys(state, keys, layout, where)
+    if keys := [k for row in known_rows(layout, fused) for k in row.keys]:
+        check_keys(state, keys, layout, where)
 
 
 def has_any(state: State, like: PyTree, layout: str) -> bool:
