@@ -141,7 +141,8 @@ def check_taken(path: str, said: Mapping[str, Any], model: Model) -> None:
     if "decoder_heads" in said:
         rest: list[Any] = [x for name, x in model.config.method.items() if name != "encoder"]
         behind = [x for x in rest if schema.is_section(x) and x.get("depth")]
-        others: set[Any] = {x.heads or heads for x in behind}
+        given: Any = [x.get("heads") for x in behind]  # None: as many as the encoder
+        others = {int(number or heads) for number in given}
         if said["decoder_heads"] not in others:
             raise ConfigError(
                 f"decoder_heads: {said['decoder_heads']}, but {path} has "
