@@ -85,6 +85,21 @@ def test_the_other_method_s_positions_are_refused():
                 load.from_torch(state, params, "mae")
 
 
+def test_a_place_for_learned_positions_may_hold_the_fixed_ones_alone():
+    """As fine-tuned files of CAE do; a table that was learned is another network's."""
+    _, params = random_params("cae")
+    encoder = {k: v for k, v in params["encoder"].items() if k not in ("mask_token", "projection")}
+    state = load.to_torch({"encoder": encoder}, "beit")
+    for rows, fits in ((sincos_table((4, 4), 32, "yx"), True), (np.ones((16, 32)), False)):
+        state["pos_embed"] = np.concatenate([np.zeros((1, 32)), rows])[None].astype(np.float32)
+        read = lambda: load.from_torch(state, {"encoder": encoder}, "beit", "f", (4, 4), "yx")
+        if fits:
+            read()
+        else:
+            with pytest.raises(ConfigError, match=r"pos_embed is not .* \(it is 'learned'\)"):
+                read()
+
+
 def test_files(tmp_path):
     """.pth with a wrapper, half precision, .safetensors; pickled objects are refused."""
     import torch

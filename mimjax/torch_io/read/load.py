@@ -324,7 +324,10 @@ def check_positions(
     Raises:
       ConfigError: a table has other values.
     """
-    for key, network in detect.TABLES.get(layout, ([], {}))[1].items():
+    rows, fixed = detect.TABLES.get(layout, ([], {}))
+    # a layout with a place for learned positions may hold fixed ones there
+    learned = {row.keys[0]: "encoder" for row in rows if row.ours == "encoder/pos_embed"}
+    for key, network in (learned | fixed).items():
         expected = (order if network == "encoder" else "") or imports.POSITIONS.get(layout)
         if not expected or key not in state or network not in like or "pos_embed" in like[network]:
             continue  # the file or the model has no fixed table
