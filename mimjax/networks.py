@@ -67,12 +67,16 @@ class Network(nn.Module):
         def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
 
-class EncoderNetwork(Network):
-    """Base class of the networks that may fill a method's field `encoder`; see `Encoder`."""
+class PatchEncoder(Network):
+    """What encoders of patches share, also those that no method trains; see `Encoder`."""
 
-    PLUGGABLE = True
-    HOME = ("mimjax.models.vit", "mimjax.models.conv_vit")
     pos_grid = None  # see `Encoder`
+
+    @property
+    def class_tokens(self) -> int:
+        """The number of class tokens; tokens before the patches may be others, too."""
+        me: Any = self
+        return me.num_prefix
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -94,6 +98,13 @@ class EncoderNetwork(Network):
     def behind(self) -> tuple[str, ...]:
         """Parameter subtrees behind the encoder, see `Encoder`."""
         return ()
+
+
+class EncoderNetwork(PatchEncoder):
+    """Base class of the networks that may fill a method's field `encoder`; see `Encoder`."""
+
+    PLUGGABLE = True
+    HOME = ("mimjax.models.vit", "mimjax.models.conv_vit")
 
 
 class Predictor(Network):
@@ -149,6 +160,7 @@ class Encoder(Protocol):
         the networks of pretraining read them, so exports and target averages are without them.
       grid, num_patches: rows and columns of patches, and their product.
       num_prefix: number of tokens before the patches; 1 = CLS, 0 = none.
+      class_tokens: how many of them, the first ones, are class tokens; others are registers.
       positions: the coordinate that comes first in the fixed sine-cosine table, "xy" (column first)
         or "yx"; "" = there is no such table.
       pos_grid: rows and columns that fixed tables, those of the networks behind it too, are made
@@ -194,6 +206,9 @@ class Encoder(Protocol):
 
     @property
     def num_prefix(self) -> int: ...
+
+    @property
+    def class_tokens(self) -> int: ...
 
     @property
     def positions(self) -> str: ...

@@ -29,6 +29,7 @@ from mimjax.networks import Encoder as Encoder
 from mimjax.networks import EncoderNetwork as EncoderNetwork
 from mimjax.networks import Features as Features
 from mimjax.networks import Network as Network
+from mimjax.networks import PatchEncoder as PatchEncoder
 from mimjax.networks import Predictor as Predictor
 from mimjax.networks import Student as Student
 from mimjax.networks import gather_rows as gather_rows

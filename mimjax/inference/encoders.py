@@ -107,12 +107,6 @@ class Network:
         resample = task.views["image"].resample
         return cls(task.encoder, tuple(task.mean), tuple(task.std), resample=resample)
 
-    @property
-    def num_classes(self) -> int:
-        """Number of class tokens among those before the patches."""
-        module: Any = self.module
-        return getattr(module, "classes", module.num_prefix)
-
     def features(self, params: PyTree, images: jax.Array) -> Features:
         """Return features of uint8 images [b h w c]; CLIP's tokens are normed and projected."""
         statistics = self.mean, self.std
@@ -140,9 +134,10 @@ def read(
     """
     choice = choice._replace(heads=choice.heads or file.beside.heads)
     module: Any
+    cut = False
     if "encoder" in file.about:
         root, module = "encoder", own_files.encoder_of(file)
-        if module.num_prefix and own_files.lacks_class_token(file):
+        if cut := module.class_tokens > 0 and own_files.lacks_class_token(file):
             file, module = own_files.without_class_token(file, module)
     else:
         root, module = root_of(file), module_of(file, choice)
@@ -178,12 +173,23 @@ def read(
     elif shapes:
         like = _nested({k: jnp.zeros(s) for k, s in shapes.items()})
         params |= load.from_torch(file.state, like, file.layout, file.where)
+    used = {f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys()
+    lines = report(file, root, net, used, mean_given)
+    if cut:
+        lines.insert(
+            1,
+            "without the class token that the encoder was trained with: patch tokens attend to "
+            f"patch tokens alone, as in the library of the layout {file.layout!r}",
+        )
+    return net, jax.tree.map(jnp.asarray, params), settings_of(net.mean, net.std, module), lines
+
+
+def settings_of(mean: tuple[float, ...], std: tuple[float, ...], module: Any) -> Config:
+    """Return the settings of an encoder and its images in the form of a run's, without a task."""
     settings: Config = ConfigDict({"task": "", "method": {"mean": mean, "std": std}})
     settings.method.encoder = schema.section(module)
     settings.method.encoder.update(schema.naming(type(module)))
-    used = {f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys()
-    lines = report(file, root, net, used, mean_given)
-    return net, jax.tree.map(jnp.asarray, params), settings.lock(), lines
+    return settings.lock()
 
 
 def report(
@@ -211,11 +217,6 @@ def report(
         lines += vision.notes(file, root, module)
     elif root != "clip":
         lines += sizes.resizing(file, module.grid, module.num_prefix, root)
-    if "encoder" in file.about and not getattr(module, "classes", 1):
-        lines.append(
-            "without the class token that the encoder was trained with: patch tokens attend to "
-            f"patch tokens alone, as in the library of the layout {file.layout!r}"
-        )
     lines += file.beside.lines(module.eps) if alone else file.beside.lines()
     if not (given or "mean" in file.about or file.beside.mean):
         lines.append(

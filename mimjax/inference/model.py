@@ -137,7 +137,7 @@ class Model:
         depth = self._network.module.depth
         if pool not in POOLS:
             raise ConfigError(f"pool: {pool!r}; allowed: {', '.join(POOLS)}")
-        if pool == "cls" and not self._network.num_classes:
+        if pool == "cls" and not self._network.module.class_tokens:
             raise ConfigError("pool: 'cls', and this encoder has no CLS token; allowed: mean, all")
         block, pooled = self._block(layer), self._network.pooled
         if block is None and not self._network.normed and not (pooled and pool == "mean"):

@@ -14,7 +14,7 @@ import math
 
 from mimjax import schema
 from mimjax.errors import ConfigError
-from mimjax.inference import contradictions
+from mimjax.inference import contradictions, places
 from mimjax.methods.mim import MIM
 from mimjax.models.positions import Grid
 from mimjax.models.vit import table_grid
@@ -105,8 +105,7 @@ def continued(c: Config, workdir: str) -> Config:
     place = Workdir(workdir, writer=False)
     if "pos_grid" not in c.get("method", {}).get("encoder", {}) or c.method.encoder.pos_grid:
         return c
-    checkpoints = place.file("checkpoints")
-    if not (checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir())):
+    if not places.has_checkpoints(place):
         return c
     try:
         before = place.read_json("config.json").get("method", {}).get("encoder", {})

@@ -132,6 +132,7 @@ class CLIPVision(Network):
     stream: Dtype | None = None
 
     num_prefix: ClassVar[int] = 1
+    class_tokens: ClassVar[int] = 1
     positions: ClassVar[str] = ""  # they are learned
 
     @property

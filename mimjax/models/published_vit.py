@@ -11,7 +11,6 @@ whether the blocks share the frequencies.
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -26,7 +25,7 @@ from mimjax.models.attention import Attention, Bias
 from mimjax.models.layers import Branch, Dtype, LayerNorm, dense, gelu, shard_batch
 from mimjax.models.vit import check_channels, grid_of
 from mimjax.patches import patchify
-from mimjax.task import Features, Network
+from mimjax.task import Features, PatchEncoder
 from mimjax.values import Count, Positive, Size, Whole
 
 Rope = Literal["none", "centers", "corners"]  # see `coordinates`
@@ -101,6 +100,9 @@ class RMSNorm(nn.Module):
         return (x * scale).astype(self.dtype)
 
 
+NORMS: dict[str, Any] = {"layer": LayerNorm, "rms": RMSNorm}
+
+
 class PublishedMlp(nn.Module):
     """The MLP of a block: linear, exact GELU, linear; or the gated form, SwiGLU.
 
@@ -145,8 +147,7 @@ class PublishedBlock(Branch):
           place: their coordinates [t 2]; None = positions turn nothing.
           turns: frequencies that all blocks share, [2 channels of a head].
         """
-        kind = LayerNorm if self.norm == "layer" else RMSNorm
-        layer_norm = lambda name: kind(self.dtype, self.eps, name=name)
+        layer_norm = lambda name: NORMS[self.norm](self.dtype, self.eps, name=name)
         if self.own_turns:
             shape = (2, x.shape[-1] // self.heads)
             turns = self.param("turns", nn.initializers.zeros, shape, jnp.float32)
@@ -160,7 +161,7 @@ class PublishedBlock(Branch):
         return x + self.residual(mlp(layer_norm("norm2")(x)), "gamma_2", False)
 
 
-class PublishedViT(Network):
+class PublishedViT(PatchEncoder):
     """Vision transformer of published encoders, for whole images.
 
     Attributes:
@@ -201,9 +202,6 @@ class PublishedViT(Network):
 
     # what other encoders may have, see `Encoder`
     positions: ClassVar[str] = ""
-    pos_grid: ClassVar[None] = None
-    behind: ClassVar[tuple[str, ...]] = ()
-    notes: ClassVar[tuple[str, ...]] = ()
     use_mask_token: ClassVar[bool] = False
     fuses: ClassVar[bool] = False
 
@@ -216,12 +214,8 @@ class PublishedViT(Network):
         return self.width
 
     @property
-    def grid(self) -> tuple[int, int]:
-        return grid_of(self.image_size, self.patch)
-
-    @property
-    def num_patches(self) -> int:
-        return math.prod(self.grid)
+    def class_tokens(self) -> int:
+        return self.classes
 
     def plain(self) -> PublishedViT:
         """Return the encoder in float32."""
@@ -242,6 +236,11 @@ class PublishedViT(Network):
                 "each side of the image)"
             )
 
+    def place(self, images: Any) -> Float[Array, "t 2"]:
+        """Return the `coordinates` of all tokens of images [b h w c]."""
+        grid = grid_of((images.shape[1], images.shape[2]), self.patch)
+        return jnp.asarray(coordinates(self.rope, grid, self.num_prefix))
+
     def turning(self, params: Any, block: str, images: Any) -> Any:
         """Return the function by which positions turn a block's queries and keys [b t h d].
 
@@ -255,16 +254,14 @@ class PublishedViT(Network):
         """
         if self.rope == "none":
             return None
-        grid = grid_of((images.shape[1], images.shape[2]), self.patch)
-        place = jnp.asarray(coordinates(self.rope, grid, self.num_prefix))
-        by = angles(place, params[block]["turns"] if self.own_turns else params["turns"])
+        turns = params[block]["turns"] if self.own_turns else params["turns"]
+        by = angles(self.place(images), turns)
         return lambda t: turned(t, by)
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Features:
         """Return `Features` of normalized images: class tokens, registers, patches."""
         check_channels(images.shape[-1], self.channels)
-        grid = grid_of((images.shape[1], images.shape[2]), self.patch)
         x = dense(self.width, "patch_embed", self.dtype)(
             patchify(images, self.patch).astype(self.dtype)
         ).astype(self.stream or self.dtype)
@@ -284,7 +281,7 @@ class PublishedViT(Network):
         x = jnp.concatenate([*before, x], axis=1)
         place, turns = None, None
         if self.rope != "none":
-            place = jnp.asarray(coordinates(self.rope, grid, self.num_prefix))
+            place = self.place(images)
             if not self.own_turns:
                 shape = (2, self.width // self.heads)
                 turns = self.param("turns", nn.initializers.zeros, shape, jnp.float32)
@@ -303,6 +300,5 @@ class PublishedViT(Network):
                 name=f"block_{i:02d}",
             )(x, place, turns)
             blocks.append(x)
-        kind = LayerNorm if self.norm == "layer" else RMSNorm
-        x = kind(self.dtype, self.eps, name="norm")(x)
+        x = NORMS[self.norm](self.dtype, self.eps, name="norm")(x)
         return Features(x, tuple(blocks), self.num_prefix, self.classes)

@@ -322,6 +322,7 @@ class NoPrefix(nn.Module):
     heads: int = 2
     dtype: Any = jnp.float32
     image_size, patch, grid, num_patches, num_prefix = (8, 16), 4, (2, 4), 8, 0
+    class_tokens = 0
     width, out_width, depth, channels, positions, notes = 8, 8, 1, 3, "", ()
     behind, use_mask_token, fuses, pos_grid = (), False, False, None
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
+from torch_io.live import show
 
 import mimjax
 from mimjax.errors import ConfigError
@@ -45,12 +46,9 @@ FOUND = {}  # test -> the largest difference
 
 @pytest.fixture(scope="module", autouse=True)
 def show_table(request):
-    """Per kind of file: the library, its version, the largest difference."""
+    """Per kind of file the largest difference."""
     yield
-    lines = ["", f"read by mimjax, written by transformers {transformers.__version__}"]
-    lines += [f"{name:40} {difference:.1e}" for name, difference in FOUND.items()]
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print("\n".join(lines))
+    show(request, f"read by mimjax, written by transformers {transformers.__version__}", FOUND)
 
 
 @pytest.fixture

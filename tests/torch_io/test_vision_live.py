@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from safetensors.numpy import load_file, save_file
+from torch_io.live import show
 
 import mimjax
 from mimjax.errors import ConfigError
@@ -43,11 +44,9 @@ FOUND = {}  # test -> the largest difference
 
 @pytest.fixture(scope="module", autouse=True)
 def show_table(request):
+    """Per kind of file the largest difference."""
     yield
-    lines = ["", f"timm {timm.__version__}, transformers {transformers.__version__}"]
-    lines += [f"{name:60} {difference:.1e}" for name, difference in FOUND.items()]
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print("\n".join(lines))
+    show(request, f"timm {timm.__version__}, transformers {transformers.__version__}", FOUND)
 
 
 def pixels(images=IMAGES):
