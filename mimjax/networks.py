@@ -43,8 +43,8 @@ class Features(NamedTuple):
         """Return the features of one layer, as probes, pictures and exports read them.
 
         Args:
-          pool: "cls" (the mean of several class tokens) or "mean" of the patches ([b d]), or "all"
-            tokens ([b p+n d]).
+          pool: "cls" (the mean of several class tokens), "mean" of the patches or the "first" token
+            ([b d]); "patches" ([b n d]) or "all" tokens ([b p+n d]).
           layer: block index (negative counts from the end); None = after the final norm.
         """
         x = self.tokens if layer is None else self.blocks[layer]
@@ -52,7 +52,9 @@ class Features(NamedTuple):
             if not self.num_classes:
                 raise ValueError("pool=cls: this encoder has no CLS token; allowed: mean, all")
             return x[:, 0] if self.num_classes == 1 else x[:, : self.num_classes].mean(1)
-        return {"mean": x[:, self.prefix :].mean(1), "all": x}[pool]
+        if pool == "first":
+            return x[:, 0]
+        return {"patches": x[:, self.prefix :], "mean": x[:, self.prefix :].mean(1), "all": x}[pool]
 
 
 class Network(nn.Module):

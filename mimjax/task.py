@@ -309,6 +309,21 @@ class Task:
         """Return the loss of a prepared (micro-)batch; this part is differentiated."""
         raise NotImplementedError(type(self).__name__)
 
+    def lr_scale(self, params: PyTree) -> PyTree | None:
+        """Return a factor of every parameter's learning rate, which joins those of the config.
+
+        Args:
+          params: the parameters or their shapes.
+
+        Returns:
+          Numbers in a tree like `params`; None = 1 everywhere.
+        """
+        return None
+
+    def decay_scale(self, params: PyTree) -> PyTree | None:
+        """Return a factor of every parameter's weight decay, as `lr_scale` does of its rate."""
+        return None
+
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences, printed at the start, about settings that no official source decides."""

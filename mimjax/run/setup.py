@@ -144,7 +144,8 @@ def make_tx(c: Config, task: Task, clock: Clock):
     params = jax.eval_shape(initial(task), jax.random.key(0))[0]
     cfg = build(optimizers.OptimizerConfig, c.optimizer, "optimizer")
     lr = optimizers.learning_rate(cfg, clock, c.batch_size)
-    return optimizers.make_optimizer(cfg, params, lr, optimizers.weight_decay(cfg, clock)), lr
+    decay = optimizers.weight_decay(cfg, clock)
+    return optimizers.make_optimizer(cfg, params, lr, decay, task), lr
 
 
 def make_evals(

@@ -16,7 +16,7 @@ import optax
 
 from mimjax import rules, values
 from mimjax.schedules import Cosine, MAECosine, Schedule
-from mimjax.task import Clock
+from mimjax.task import Clock, Task
 from mimjax.values import NonNegative, Positive, Rate
 
 PyTree = Any
@@ -164,15 +164,19 @@ def weight_decay(cfg: OptimizerConfig, clock: Clock) -> ByStep:
 
 
 def make_optimizer(
-    cfg: OptimizerConfig, params: PyTree, lr: ByStep, decay: ByStep
+    cfg: OptimizerConfig, params: PyTree, lr: ByStep, decay: ByStep, task: Task | None = None
 ) -> optax.GradientTransformation:
     """Chain clipping (over all parameters), the rule, decay, per-parameter scale and rate.
 
     Args:
       params: parameters or their shapes, for the rules.
+      task: its own factors of rate and decay join those of the rules; None = there are none.
     """
     factors = rules.match(cfg.decay, params, "optimizer.decay")
     scales = rules.match(cfg.lr_scale, params, "optimizer.lr_scale")
+    if task is not None:
+        factors = joined(factors, task.decay_scale(params))
+        scales = joined(scales, task.lr_scale(params))
     clip = optax.identity()
     if cfg.clip_norm is not None:
         clip = optax.clip_by_global_norm(cfg.clip_norm)
@@ -183,6 +187,11 @@ def make_optimizer(
         optax.stateless(lambda u, _: jax.tree.map(jnp.multiply, u, scales)),
         optax.scale_by_learning_rate(lr),
     )
+
+
+def joined(factors: PyTree, others: PyTree | None) -> PyTree:
+    """Return the products of two trees of numbers; None = the first as it is."""
+    return factors if others is None else jax.tree.map(lambda a, b: a * b, factors, others)
 
 
 def decay_weights(decay: ByStep, factors: PyTree) -> optax.GradientTransformation:
