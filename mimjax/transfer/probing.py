@@ -28,11 +28,18 @@ class Member(NamedTuple):
     Attributes:
       head: its network, sized.
       rate, decay: factors of the optimizer's learning rate and weight decay.
+      other: what it reads instead of what its network names, as raw pixels.
     """
 
     head: Head
     rate: float = 1.0
     decay: float = 1.0
+    other: Reading | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """What the head reads."""
+        return self.other or self.head.reading
 
 
 class Examples(NamedTuple):
@@ -75,12 +82,12 @@ class Heads(Task):
     @property
     def readings(self) -> tuple[Reading, ...]:
         """What the heads read, each once."""
-        return tuple(dict.fromkeys(m.head.reading for m in self.members.values()))
+        return tuple(dict.fromkeys(m.reading for m in self.members.values()))
 
     def init(self, key: Key) -> tuple[PyTree, PyTree]:
         params, stats = {}, {}
         for name, member in self.members.items():
-            x = jnp.zeros((2, *self.shapes[member.head.reading]))
+            x = jnp.zeros((2, *self.shapes[member.reading]))
             made: Any = member.head.init(named(key, "head"), x, True)  # all start alike
             params[name] = made["params"]
             if "stats" in made:
@@ -112,26 +119,23 @@ class Heads(Task):
         Heads of one form that read the same are computed side by side.
         """
         out, fresh = {}, {}
-        for names in self.groups().values():
-            head = self.members[names[0]].head
+        for (head, reading), names in self.groups().items():
             stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
             variables = {"params": stack([params[n] for n in names])}
             if names[0] in stats:
                 variables["stats"] = stack([stats[n] for n in names])
-            made, changed = jax.vmap(_applied(head, train), (0, None))(
-                variables, features[head.reading]
-            )
+            made, changed = jax.vmap(_applied(head, train), (0, None))(variables, features[reading])
             for i, name in enumerate(names):
                 out[name] = made[i]
                 if name in stats:
                     fresh[name] = jax.tree.map(lambda x, i=i: x[i], changed["stats"])
         return out, fresh
 
-    def groups(self) -> dict[Head, list[str]]:
-        """Return the names of the heads that are equal networks, by network."""
-        groups: dict[Head, list[str]] = {}
+    def groups(self) -> dict[tuple[Head, Reading], list[str]]:
+        """Return the names of the heads that are equal networks and read the same."""
+        groups: dict[tuple[Head, Reading], list[str]] = {}
         for name, member in self.members.items():
-            groups.setdefault(member.head, []).append(name)
+            groups.setdefault((member.head, member.reading), []).append(name)
         return groups
 
     def loss(self, params, model_state, prepared, key, step, train) -> LossOutput:
