@@ -73,6 +73,7 @@ class PhotosSplit(Lazy):
 
     name = "photos"
     num_classes = len(PICTURES)
+    class_names = tuple(Path(name).stem for name in PICTURES)
     label_name = "source picture"
 
     def __post_init__(self):

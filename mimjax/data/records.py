@@ -36,6 +36,7 @@ class RecordsSplit(Lazy):
     data_dir: str | None = None
     max_pixels: int = MAX_PIXELS
     num_classes: int = dataclasses.field(init=False, default=0)
+    class_names: tuple[str, ...] | None = dataclasses.field(init=False, default=None)
     fingerprint: str = dataclasses.field(init=False, default="")
     _tfds_split: str = dataclasses.field(init=False, default="")
     _length: int = dataclasses.field(init=False, default=0)
@@ -56,6 +57,8 @@ class RecordsSplit(Lazy):
         self._length = builder.info.splits[self._tfds_split].num_examples
         if "label" in features:
             self.num_classes = int(getattr(features["label"], "num_classes", 0) or 0)
+        names = getattr(features["label"], "names", None) if self.num_classes else None
+        self.class_names = tuple(map(str, names)) if names else None
         version = builder.info.full_name
         shards = builder.info.splits[self._tfds_split].shard_lengths
         self.fingerprint = fingerprint([self.name, version, self._tfds_split, self._length, shards])

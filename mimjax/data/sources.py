@@ -1,4 +1,4 @@
-"""Sources of images: their protocol, the classes that a config names, and two without files.
+"""Sources of images: their protocol, the classes that a config names, and one without files.
 
 `data.source` is a section of one of the `SourceConfig`s below, or of a user's own:
 
@@ -12,23 +12,24 @@
 What `open` returns has the members of `Source`. A source gives whole images (RGB, or `Bands` of
 another number of channels) and labels by index; it never crops, shuffles or batches. It is pickled
 for worker processes (`data.workers`), so that large arrays are better loaded when they are first
-read (`images.Lazy`). `folder` is read in `folder.py`, `photos` in `bundled.py`, `tfds` in
-`records.py`.
+read (`images.Lazy`). `folder` is read in `folder.py`, `digits` and `shifted_digits` in `digits.py`,
+`photos` in `bundled.py`, `tfds` in `records.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from typing import Annotated, Any, ClassVar, Protocol
+import re
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
 from mimjax import values
 from mimjax.data.bands import Bands
-from mimjax.data.bundled import PhotosSplit, package_file
+from mimjax.data.bundled import PhotosSplit
 from mimjax.data.decoding import Decoding
+from mimjax.data.digits import DigitsSplit, ShiftedDigitsSplit
 from mimjax.data.folder import FolderSplit
 from mimjax.data.images import Lazy, check_split, fingerprint
 from mimjax.data.index import Index
@@ -47,8 +48,9 @@ class Source(Protocol):
       label_name: what a label means: "digit", "class folder", "source picture".
       fingerprint: short hex that changes when the data change.
 
-    A source of files also has `file(index)`, the path, `how` it is decoded, and `notes`, which are
-    said at the start. `fingerprint` and `len` must be the same in every process.
+    A labeled source may have `class_names`, in the order of the labels (see `class_names`); one of
+    files has `file(index)`, the path, `how` it is decoded, and `notes`, which are said at the
+    start. `fingerprint` and `len` must be the same in every process.
     """
 
     name: str
@@ -149,6 +151,28 @@ class Digits(SourceConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class ShiftedDigits(SourceConfig):
+    """10,000 images of 24x24 pixels: scans of digits at random places, see `digits.py`.
+
+    Attributes:
+      part: which images are the test split: "a", or "b" for a final measurement, where choices were
+        made on "a". The training images are the same.
+    """
+
+    READS = ("channels",)
+
+    part: Literal["a", "b"] = "a"
+
+    def open(self, split: str, files: Files) -> ShiftedDigitsSplit:
+        if files.how.channels not in (1, 3):
+            raise ConfigError(
+                f"data.channels: {files.how.channels}, but source 'shifted_digits' is gray; "
+                "allowed: 1, or 3 (the same in red, green and blue)"
+            )
+        return ShiftedDigitsSplit(split, self.part, files.how.channels)
+
+
+@dataclasses.dataclass(frozen=True)
 class Photos(SourceConfig):
     """Crops of twelve photographs, see `bundled.py`.
 
@@ -210,8 +234,8 @@ def find_source(name: str) -> type[SourceConfig]:
 
 
 def short_name(config: SourceConfig) -> str:
-    """Return how messages name a source: "folder"."""
-    return type(config).__name__.lower()
+    """Return how messages name a source: "folder", "shifted_digits"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(config).__name__).lower()
 
 
 def open_source(config: SourceConfig, split: str, files: Files) -> Source:
@@ -235,11 +259,33 @@ def open_source(config: SourceConfig, split: str, files: Files) -> Source:
     return config.open(split, files)
 
 
+def class_names(source: Source) -> tuple[str, ...] | None:
+    """Return the names of a source's classes, the name of label i at place i.
+
+    Returns:
+      None for a source without labels, or a user's own that names none.
+
+    Raises:
+      ConfigError: it does not name each class once.
+    """
+    names = getattr(source, "class_names", None)
+    if not source.num_classes or names is None:
+        return None
+    names = tuple(map(str, names))
+    if len(set(names)) != len(names) or len(names) != source.num_classes:
+        raise ConfigError(
+            f"class_names of source {source.name!r}: {len(set(names))} different names for "
+            f"{source.num_classes} classes; allowed: one for each"
+        )
+    return names
+
+
 def make_source(name: str, split: str, *, index: Index | None = None, **options: Any) -> Source:
     """Return the images of a split of the source called `name`.
 
     Args:
-      name: "digits", "folder", "photos", "synthetic", "tfds", "module:Class" or "file.py:Class".
+      name: "digits", "shifted_digits", "folder", "photos", "synthetic", "tfds", "module:Class" or
+        "file.py:Class".
       split: "train" or "test".
       index: of the source's files, see `Files`.
       **options: settings of the source, and those of `data` that it reads.
@@ -262,53 +308,6 @@ def make_source(name: str, split: str, *, index: Index | None = None, **options:
 
 
 # ------------------------------------------------------------------ sources without files
-# what scikit-learn's load_digits reads: 64 values of 0 to 16, then the label
-DIGITS = "sklearn/datasets/data/digits.csv.gz"
-
-
-@dataclasses.dataclass
-class DigitsSplit(Lazy):
-    """scikit-learn's 1,797 handwritten 8x8 digits, gray replicated to RGB.
-
-    The split is 80 % / 20 % per digit by a fixed permutation, the same for every run seed.
-    """
-
-    split: str
-
-    name = "digits"
-    num_classes = 10
-    label_name = "digit"
-
-    @functools.cached_property
-    def _data(self) -> tuple[np.ndarray, np.ndarray]:
-        table = np.loadtxt(package_file(DIGITS, self.name), np.uint8, delimiter=",")
-        values, labels = table[:, :-1], table[:, -1]
-        rng = np.random.default_rng(0)
-        keep = []
-        for digit in range(10):
-            indices = rng.permutation(np.flatnonzero(labels == digit))
-            cut = round(0.8 * len(indices))
-            keep.append(indices[:cut] if self.split == "train" else indices[cut:])
-        indices = np.sort(np.concatenate(keep))
-        # 0..16 -> 0..255
-        images = np.rint(values[indices] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-        return images, labels[indices].astype(np.int32)
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        images, labels = self._data
-        return fingerprint([self.name, self.split, images.tobytes(), labels.tobytes()])
-
-    def __len__(self) -> int:
-        return len(self._data[1])
-
-    def image(self, index: int) -> Image.Image:
-        return Image.fromarray(self._data[0][index]).convert("RGB")
-
-    def label(self, index: int) -> int:
-        return int(self._data[1][index])
-
-
 @dataclasses.dataclass
 class SyntheticSplit(Lazy):
     """Smooth colored waves made from the index alone: for tests, benchmarks and dry runs.
@@ -329,6 +328,11 @@ class SyntheticSplit(Lazy):
 
     name = "synthetic"
     label_name = "wave"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The numbers of the classes as text."""
+        return tuple(map(str, range(self.num_classes)))
 
     @property
     def fingerprint(self) -> str:

@@ -23,6 +23,7 @@ from mimjax.data.bad_files import named
 from mimjax.data.bands import Bands
 from mimjax.data.decoding import BadImage
 from mimjax.data.pipeline import eval_batches
+from mimjax.data.sources import class_names
 from mimjax.errors import ConfigError
 from mimjax.inference.encoders import candidates, encode_images
 from mimjax.inference.model import Model, Reading
@@ -158,7 +159,8 @@ def say_bad(source: Readable) -> list[str]:
 
 def label_names(subset: Subset) -> list[str] | None:
     """Return the names of the labels; None = the source has numbers alone."""
-    return getattr(subset.source, "class_names", None) or None
+    names = class_names(subset.source)
+    return None if names is None else list(names)
 
 
 # ------------------------------------------------------------------ of a run, for probes

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import math
 import pickle
 from collections import Counter
 
@@ -11,12 +12,12 @@ from etils import epath
 from PIL import Image
 
 from mimjax import plugs
-from mimjax.data import SourceConfig, make_source
+from mimjax.data import SourceConfig, digits, make_source
 from mimjax.data.bundled import PICTURES, TRAIN_WIDTH
 from mimjax.data.decoding import decode
 from mimjax.data.folder import EXTENSIONS, hash_split
 from mimjax.data.index import _sorted, _stat_remote, _walk_remote, scan
-from mimjax.data.sources import find_source
+from mimjax.data.sources import class_names, find_source, short_name
 from mimjax.task import ConfigError
 
 
@@ -45,6 +46,8 @@ def arrays(source, indices=None):
 
 
 ALWAYS = [("digits", {}), ("photos", {}), ("synthetic", {"side": 16, "length": 50})]
+ALWAYS += [("shifted_digits", {"part": "b"})]
+SUMS = [12821, 18192, 15429]  # of the pixels of three images
 
 
 @pytest.mark.parametrize(("name", "options"), ALWAYS)
@@ -63,6 +66,7 @@ def test_protocol_determinism_and_pickle(name, options, split):
         assert image.mode == "RGB"
         np.testing.assert_array_equal(np.asarray(image), np.asarray(other.image(index)))
         assert 0 <= source.label(index) < source.num_classes
+    assert len(class_names(source)) == source.num_classes
 
 
 @pytest.mark.parametrize(("name", "options"), ALWAYS)
@@ -93,6 +97,64 @@ def test_digits_are_sklearns_split_per_class():
         share = counts / np.bincount(labels)
         np.testing.assert_allclose(share, 0.8 if source is train else 0.2, atol=0.01)
     assert len(seen) == 1797
+
+
+def test_shifted_digits_are_split_by_scan_and_rendered_when_read(monkeypatch):
+    renderings, render = [], digits.render
+    monkeypatch.setattr(digits, "render", lambda *args: renderings.append(1) or render(*args))
+    labels = digits.scans("a test")[1]
+    seen, marks = [], set()
+    for split, part, scans, times in (
+        ("train", "a", 1300, 6),
+        ("test", "a", 248, 4),
+        ("test", "b", 249, 4),
+    ):
+        source = make_source("shifted_digits", split, part=part, channels=1)
+        assert len(source) == scans * times
+        assert [source.label(i) for i in range(scans)] == labels[source._data[2]].tolist()
+        assert source.label(scans + 1) == source.label(1)
+        seen += source._data[2].tolist()
+        marks.add(source.fingerprint)
+    assert sorted(seen) == list(range(1797))
+    assert (len(marks), renderings) == (3, [])
+    gray, color = source.image(scans), make_source("shifted_digits", "test", part="b").image(scans)
+    assert (len(gray.bands), gray.size, color.mode) == (1, (24, 24), "RGB")
+    assert (np.asarray(gray) == np.asarray(color)).all()
+    assert not (np.asarray(gray) == np.asarray(source.image(0))).all()  # the same scan again
+    source.image(scans)
+    assert len(renderings) == 3
+    with pytest.raises(IndexError):
+        source.image(len(source))
+
+
+class Draws:
+    """A generator that draws the numbers that it was given."""
+
+    def __init__(self, *numbers):
+        self.numbers = list(numbers)
+
+    def uniform(self, low, high):
+        return self.numbers.pop(0)
+
+
+def test_shifted_digits_follow_their_recipe():
+    """Size, turn, stretch and shift in this order, and what a fixed seed gives."""
+    scan = digits.scans("a test")[0][5] / 16
+    made = lambda *draws: digits.render(scan, Draws(*draws)).astype(int)
+    plain = made(16.0, 0.0, 0.0, 0.0, 0.0)
+    means = plain[4:20, 4:20].reshape(8, 2, 8, 2).mean((1, 3)) / 255
+    assert np.abs(means - scan).mean() < 0.05  # 2x2 pixels for each of the scan
+    assert max(plain[:3].max(), plain[:, :3].max()) < 10  # the spline overshoots a little
+    np.testing.assert_array_equal(
+        made(16.0, 0.0, 0.0, 3.0, -2.0)[1:19, 6:22], plain[3:21, 3:19]
+    )  # right and up
+    np.testing.assert_array_equal(made(16.0, 90.0, 0.0, 0.0, 0.0), np.rot90(plain, -1))  # clockwise
+    wide = made(16.0, 0.0, math.log(1.5), 0.0, 0.0)
+    extent = lambda x: [np.ptp(np.flatnonzero(x.max(axis) > 99)) + 1 for axis in (0, 1)]
+    assert [a > b for a, b in zip(extent(wide), extent(plain))] == [True, False]
+    source = make_source("shifted_digits", "train", channels=1)
+    sums = [int(np.asarray(source.image(i)).sum(dtype=int)) for i in (0, 1300, 7799)]
+    np.testing.assert_allclose(sums, SUMS, atol=9)  # of one version of SciPy
 
 
 def test_photos_regions_of_train_and_test_are_disjoint():
@@ -311,7 +373,12 @@ def test_tfds_errors(tfds_dir):
 @pytest.mark.parametrize(
     ("name", "split", "options", "message"),
     [
-        ("imagnet", "train", {}, r"data.source: 'imagnet'; allowed: Folder, Digits, Photos"),
+        (
+            "imagnet",
+            "train",
+            {},
+            r"data.source: 'imagnet'; allowed: Folder, Digits, ShiftedDigits,",
+        ),
         ("digits", "val", {}, r"data.split: found 'val'; allowed: 'train', 'test'"),
         ("digits", "train", {"path": "x"}, r"data.path: 'x', but source 'digits' does"),
         (
@@ -323,6 +390,8 @@ def test_tfds_errors(tfds_dir):
         ("photos", "train", {"length": -1}, r"data.source.length: -1; allowed: "),
         ("synthetic", "train", {"length": 0}, r"data.source.length: 0; allowed: 1 or more"),
         ("synthetic", "train", {"side": 0}, r"data.source.side: 0"),
+        ("shifted_digits", "test", {"part": "c"}, r"data.source.part: 'c'; allowed: a, b$"),
+        ("shifted_digits", "test", {"channels": 4}, r"data.channels: 4, but source 'shifted_"),
         ("folder", "train", {}, r"data.path: missing; source 'folder' needs it"),
         ("folder", "train", {"path": "/no/such"}, r"data.path: '/no/such' is no folder"),
         ("folder", "train", {"path": "/", "test_fraction": 1.0}, r"data.source.test_fraction: 1.0"),
@@ -353,9 +422,10 @@ def test_settings_that_a_source_would_ignore_are_refused(setting, line):
 
 
 def test_every_source_is_found_by_its_short_name():
-    assert plugs.shipped(SourceConfig).keys() == {"Digits", "Folder", "Photos", "Synthetic", "Tfds"}
-    for name, cls in plugs.shipped(SourceConfig).items():
-        assert find_source(name.lower()) is cls
+    names = {"digits", "shifted_digits", "folder", "photos", "synthetic", "tfds"}
+    shipped = plugs.shipped(SourceConfig).values()
+    assert {short_name(cls()) for cls in shipped} == names
+    assert all(find_source(short_name(cls())) is cls for cls in shipped)
 
 
 def test_empty_folder(tmp_path):
