@@ -44,10 +44,13 @@ class Features(NamedTuple):
 
         Args:
           pool: "cls" (the mean of several class tokens), "mean" of the patches or the "first" token
-            ([b d]); "patches" ([b n d]) or "all" tokens ([b p+n d]).
+            ([b d]); "cls_mean", both side by side ([b 2d]); "patches" ([b n d]) or "all" tokens
+            ([b p+n d]).
           layer: block index (negative counts from the end); None = after the final norm.
         """
         x = self.tokens if layer is None else self.blocks[layer]
+        if pool == "cls_mean":
+            return jnp.concatenate([self.read("cls", layer), self.read("mean", layer)], axis=-1)
         if pool == "cls":
             if not self.num_classes:
                 raise ValueError("pool=cls: this encoder has no CLS token; allowed: mean, all")

@@ -241,6 +241,24 @@ class BEiTCosine(_Falling):
 
 
 @dataclasses.dataclass(frozen=True)
+class CAPICosine(_Falling):
+    """CAPI's table for probes: linspace(0, peak, w), then a cosine whose last entry is the minimum.
+
+    Both parts include both ends, so that the peak stands twice.
+
+    Attributes:
+      warmup_epochs, warmup_steps, min_lr: see `_Falling`.
+    """
+
+    def rate(self, step: Any, clock: Clock, peak: float) -> jax.Array:
+        warmup = int(self.warmup(clock))
+        rest = clock.total_steps - warmup - 1
+        left = clock.total_steps - 1 - step if rest else 1  # a table of one entry is the peak
+        falling = cosine(peak, self.min_lr, left, rest)
+        return jnp.where(step < warmup, peak * step / max(warmup - 1, 1), falling)
+
+
+@dataclasses.dataclass(frozen=True)
 class WSD(_Falling):
     """Warm-up, stable rate, decay (Hu et al. 2024, arXiv:2404.06395).
 

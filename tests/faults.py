@@ -14,6 +14,7 @@ class Fault(NamedTuple):
 
 
 M, T, S, D = "mimjax/methods", "mimjax/targets", "mimjax/models", "mimjax/train"
+P = "mimjax/transfer"
 K = "mimjax/masking"
 CONV = f"{S}/conv_vit.py"
 FAULTS = [
@@ -400,5 +401,77 @@ FAULTS = [
         " - jnp.square(codes).sum(-1)",
         "",
         "tokenizer.vqkd",
+    ),
+    # --- probes
+    Fault(
+        "biased running variance",
+        f"{P}/head.py",
+        "spread * len(x) / max(len(x) - 1, 1)",
+        "spread",
+        "mae.linear_probe",
+    ),
+    Fault("BatchNorm's eps 1e-3", f"{P}/head.py", "BN_EPS = 1e-6", "BN_EPS = 1e-3", "ep.head"),
+    Fault(
+        "statistics of the batch in evaluation",
+        f"{P}/head.py",
+        "if not (train or self.of_batch)",
+        "if not (True or self.of_batch)",
+        "cae.linear_probe",
+    ),
+    Fault(
+        "eps of the linear probe in the attentive one",
+        f"{P}/attentive_probe.py",
+        "CAE_BN_EPS = 1e-5",
+        "CAE_BN_EPS = 1e-3",
+        "cae.attentive_probe",
+    ),
+    Fault(
+        "values without a norm of their own",
+        f"{P}/attentive_probe.py",
+        'LayerNorm(name="norm_v")(x)',
+        'LayerNorm(name="norm_v")(x) * 0 + k',
+        "cae.attentive_probe",
+    ),
+    Fault(
+        "no step ahead",
+        f"{D}/optimizers.py",
+        "nesterov=self.nesterov",
+        "nesterov=False",
+        "cae.attentive_probe",
+    ),
+    Fault(
+        "queries of one head each",
+        f"{P}/attentive_probe.py",
+        "query * width**-0.5",
+        "query * (width // self.queries) ** -0.5",
+        "ep.head",
+    ),
+    Fault(
+        "biases scaled by LARS",
+        f"{D}/optimizers.py",
+        "lambda x: x.ndim > 1, tree)\n        return optax.chain(optax.masked(scaled",
+        "lambda x: x.ndim > 0, tree)\n        return optax.chain(optax.masked(scaled",
+        "ep.head",
+    ),
+    Fault(
+        "votes without weights",
+        f"{P}/neighbors.py",
+        ".astype(np.float64) / temperature)",
+        ".astype(np.float64) * 0)",
+        "ep_knn",
+    ),
+    Fault(
+        "the sum over heads",
+        f"{P}/probing.py",
+        "total /= len(losses)",
+        "total /= 1",
+        "capi.probe",
+    ),
+    Fault(
+        "a cosine that ends one step late",
+        "mimjax/schedules.py",
+        "left = clock.total_steps - 1 - step if rest else 1",
+        "left = clock.total_steps - step if rest else 1",
+        "capi.probe",
     ),
 ]

@@ -12,6 +12,7 @@ from mimjax.errors import ConfigError
 from mimjax.schedules import (
     WSD,
     BEiTCosine,
+    CAPICosine,
     Constant,
     Cosine,
     Linear,
@@ -35,7 +36,7 @@ def rates(schedule, peak=1.0, clock=CLOCK):
 
 def test_every_schedule_is_found_by_its_short_name():
     assert set(SHIPPED) == {
-        *("BEiTCosine", "Constant", "Cosine", "Linear", "MAECosine", "RSqrt", "WSD")
+        *("BEiTCosine", "CAPICosine", "Constant", "Cosine", "Linear", "MAECosine", "RSqrt", "WSD")
     }
     for name, short in (("WSD", "wsd"), ("MAECosine", "mae_cosine"), ("RSqrt", "rsqrt")):
         assert plugs.find_plug(Schedule, short, "optimizer.schedule") is SHIPPED[name]
@@ -92,6 +93,14 @@ def test_the_two_cosines_differ_by_the_end_of_the_warm_up():
     mae, beit = rates(MAECosine(2.0)), rates(BEiTCosine(2.0))
     assert (mae[19], beit[19]) == (pytest.approx(0.95), pytest.approx(1.0))
     np.testing.assert_array_equal(mae[20:], beit[20:])
+
+
+def test_capi_s_cosine_has_both_ends_in_both_parts():
+    found = rates(CAPICosine(2.0, min_lr=0.1))[:100]
+    whole = np.concatenate([np.linspace(0, 1, 20), (1 + np.cos(np.linspace(0, np.pi, 80))) / 2])
+    whole[20:] = 0.1 + 0.9 * whole[20:]
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    assert rates(CAPICosine(warmup_steps=99))[99] == 1.0  # a cosine of one entry is its first
 
 
 def test_constant_keeps_a_share_of_the_peak():

@@ -92,7 +92,10 @@ WRONG = {
         ("method.average=Average method.average.takes=next", "new, old"),
         ("method.average=Average method.average.decay.type=EMA", "Linear, Cosine, Constant, "),
         ("optimizer.rule.type=adam", "AdamW, Lion, LARS, SGD"),
-        ("optimizer.schedule.type=poly", "Linear, Cosine, Constant, MAECosine, BEiTCosine, WSD, "),
+        (
+            "optimizer.schedule.type=poly",
+            "Linear, Cosine, Constant, MAECosine, BEiTCosine, CAPICosine, ",
+        ),
         ("optimizer.rule.b1=2.0", "0 up to below 1"),
         ("optimizer.rule.b2=-0.1", "0 up to below 1"),
         ("optimizer.rule.eps=0.0", "above 0"),

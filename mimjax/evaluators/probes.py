@@ -11,24 +11,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
 from mimjax import stopping
-from mimjax.errors import ConfigError, RunError
+from mimjax.errors import ConfigError
 from mimjax.evaluators.base import Evaluator, Measure
 from mimjax.inference.features import ROWS, FeatureBank, Splits
 from mimjax.inference.samples import Bench
 from mimjax.task import TrainState
+from mimjax.transfer.neighbors import ALPHAS, KS, ridge, standardize, vote
 from mimjax.values import Count, Length, Positive
 
 VALIDATION = 0.2
-KS = (1, 3, 5, 10, 20)
-ALPHAS = tuple(10.0**e for e in range(-3, 5))
-CHUNK = 4096  # rows whose similarities are in memory at a time
-TINY = 1e-3  # float32 does not resolve shorter distances between unit vectors
 # (x [n d], y int [n] in 0..c-1, other x [m d]) -> for every setting its name and predictions [m]
 Classify = Callable[[np.ndarray, np.ndarray, np.ndarray], Iterator[tuple[str, np.ndarray]]]
 
@@ -199,92 +196,3 @@ def split_rows(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(place, kind="stable")
     cut = validation_rows(len(y))
     return np.sort(order[cut:]), np.sort(order[:cut])
-
-
-def standardize(
-    train: np.ndarray, other: np.ndarray, scaled: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scale both arrays to zero mean and unit variance by the statistics of `train`.
-
-    Args:
-      train, other: float32 [n d] and [m d].
-      scaled: False = both are returned as they are.
-    """
-    if not scaled:
-        return train, other
-    mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    # A pixel that never changes in training must not dominate a test image in which it does.
-    std = np.where(std > 1e-5 * max(std.max(), 1e-30), std, np.inf)
-    return ((train - mean) / std).astype(np.float32), ((other - mean) / std).astype(np.float32)
-
-
-# ------------------------------------------------------------------ k-NN
-def vote(
-    x: np.ndarray, y: np.ndarray, other: np.ndarray, ks: Sequence[int] = KS
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Predict the rows of `other` at every k, by votes weighted by 1 / distance; see `Classify`.
-
-    The result is that of scikit-learn's KNeighborsClassifier(weights="distance") on features of
-    unit length, but one search for neighbors serves every k.
-
-    Args:
-      ks: increasing; numbers above n are left out.
-    """
-    ks = [k for k in ks if k <= len(x)]
-    if not ks:
-        raise RunError(f"k-NN: no k of `ks` is at most {len(x)}, the readable training images")
-    similarity, ids = neighbors(unit(x), unit(other), ks[-1])
-    weight = 1 / np.maximum(np.sqrt(np.maximum(2 - 2 * similarity, 0)), TINY)
-    votes = np.zeros((len(other), y.max() + 1))
-    for j in range(ks[-1]):
-        votes[np.arange(len(other)), y[ids[:, j]]] += weight[:, j]
-        if j + 1 in ks:
-            yield f"k={j + 1}", votes.argmax(1)
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    """Return the rows [n d] at length 1."""
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-
-def neighbors(x: np.ndarray, other: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k most similar rows of `x` for each row of `other`, the most similar first.
-
-    Returns:
-      Similarities float32 [m k] and rows int [m k].
-    """
-    values, ids = [], []
-    for i in range(0, len(other), CHUNK):
-        similarity = other[i : i + CHUNK] @ x.T
-        near = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        near.sort(axis=1)  # Of equally similar rows the first one comes first.
-        nearest = np.take_along_axis(similarity, near, 1)
-        order = np.argsort(-nearest, axis=1, kind="stable")
-        ids.append(np.take_along_axis(near, order, 1))
-        values.append(np.take_along_axis(nearest, order, 1))
-    return np.concatenate(values), np.concatenate(ids)
-
-
-# ------------------------------------------------------------------ linear
-def ridge(
-    x: np.ndarray, y: np.ndarray, other: np.ndarray, alphas: Sequence[float] = ALPHAS
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Predict the rows of `other` at every alpha, by ridge regression on +-1 targets.
-
-    The result is that of scikit-learn's RidgeClassifier, in float64 and with an intercept, but one
-    eigendecomposition serves every alpha; with more features than rows the dual problem is solved.
-    It is a quick reading beside training, not the papers' linear probing. See `Classify`.
-    """
-    mean = x.mean(0, dtype=np.float64)
-    x, other = x - mean, other - mean
-    target = 2 * np.eye(y.max() + 1)[y] - 1
-    center = target.mean(0)
-    primal = x.shape[1] <= x.shape[0]
-    eigenvalues, vectors = np.linalg.eigh(x.T @ x if primal else x @ x.T)
-    eigenvalues = np.maximum(eigenvalues, 0)[:, None]
-    # scores = other (X'X + a)^-1 X'T, or other X' (XX' + a)^-1 T: diagonal in the eigenbasis
-    left = other @ vectors if primal else other @ (x.T @ vectors)
-    right = vectors.T @ (x.T @ (target - center) if primal else target - center)
-    for alpha in alphas:
-        scores = left @ (right / (eigenvalues + alpha)) + center
-        yield f"alpha={alpha:g}", scores.argmax(1)

@@ -78,20 +78,29 @@ class LARS(Rule):
     """Momentum of gradients that are as long as a share of their parameter (arXiv:1708.03888).
 
     Parameters of one dimension are not scaled. The defaults are those of the optimizer with which
-    MAE's code trains linear probes; there weight decay, which is 0, would enter the ratio.
+    MAE's code trains linear probes.
 
     Attributes:
       momentum: decay of the momentum.
       trust_coefficient: length of a scaled gradient over that of its parameter.
+      weight_decay: share of each scaled parameter that joins its gradient before the ratio, as in
+        the paper; `optimizer.weight_decay` acts after it.
     """
 
     momentum: Rate = 0.9
     trust_coefficient: Positive = 0.001
+    weight_decay: NonNegative = 0.0
 
     def transformation(self) -> optax.GradientTransformation:
         ratio = optax.scale_by_trust_ratio(trust_coefficient=self.trust_coefficient)
+
+        def update(updates, state, params=None):
+            updates = jax.tree.map(lambda u, p: u + self.weight_decay * p, updates, params)
+            return ratio.update(updates, state, params)
+
+        scaled = optax.GradientTransformation(ratio.init, update)
         matrices = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)
-        return optax.chain(optax.masked(ratio, matrices), optax.trace(decay=self.momentum))
+        return optax.chain(optax.masked(scaled, matrices), optax.trace(decay=self.momentum))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ POOLS = {
     "cls": "the class token",
     "first": "the first token, whichever it is",
     "mean": "the mean of the patch tokens",
+    "cls_mean": "the class token and the mean of the patch tokens, side by side",
     "patches": "the patch tokens",
     "all": "all tokens",
 }
@@ -32,7 +33,7 @@ class Reading(NamedTuple):
     """What a head reads of an encoder.
 
     Attributes:
-      pool: of `POOLS`; the first three are vectors [b d], the others tokens [b n d].
+      pool: of `POOLS`; the last two are tokens [b n d], the others vectors [b d].
       layer: block from 0, negative from the end; None = after the final norm.
     """
 
@@ -54,21 +55,23 @@ class BatchNorm(nn.Module):
     Attributes:
       eps: added to the variance.
       momentum: share of the batch in the new running statistics.
+      of_batch: whether the batch's own statistics normalize outside of training, too.
     """
 
     eps: float = BN_EPS
     momentum: float = BN_MOMENTUM
+    of_batch: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"], train: bool = False) -> Float[Array, "b d"]:
         """Return x normalized by the batch's statistics in training, else by the running ones."""
         mean = self.variable("stats", "mean", jnp.zeros, x.shape[-1:], jnp.float32)
         var = self.variable("stats", "var", jnp.ones, x.shape[-1:], jnp.float32)
-        if not train:
+        if not (train or self.of_batch):
             return (x - mean.value) / jnp.sqrt(var.value + self.eps)
         here = x.mean(0)
         spread = jnp.square(x - here).mean(0)
-        if not self.is_initializing():
+        if train and not self.is_initializing():
             unbiased = spread * len(x) / max(len(x) - 1, 1)
             mean.value += self.momentum * (here - mean.value)
             var.value += self.momentum * (unbiased - var.value)
@@ -100,6 +103,11 @@ class Head(Network):
         """Return the head for an encoder and a number of classes."""
         return self.clone(classes=classes)
 
+    def width(self, encoder: Student) -> int:
+        """Return the width of what the head reads."""
+        width = encoder.out_width if self.layer is None else encoder.width
+        return 2 * width if self.reading.pool == "cls_mean" else width
+
     def check(self, key: str, encoder: Student) -> None:
         """Check that the encoder gives what the head reads.
 
@@ -110,10 +118,10 @@ class Head(Network):
           ConfigError: it has no class token, or not so many blocks.
         """
         pool, layer = self.reading
-        if pool == "cls" and not encoder.class_tokens:
+        if pool in ("cls", "cls_mean") and not encoder.class_tokens:
             raise ConfigError(
-                f"{key}.pool: 'cls', and this encoder has no class token; allowed: mean, or first "
-                "(the token that the published code of MCMAE reads)"
+                f"{key}.pool: {pool!r}, and this encoder has no class token; allowed: mean, or "
+                "first (the token that the published code of MCMAE reads)"
             )
         if layer is not None and not -encoder.depth <= layer < encoder.depth:
             raise ConfigError(

@@ -21,15 +21,17 @@ class LinearProbe(Head):
     """[LayerNorm without parameters,] BatchNorm without parameters, linear layer.
 
     Attributes:
-      pool: which vector is read: "cls" (MAE, CAE), "mean" of the patch tokens (BootMAE), or
-        "first", the first token whichever it is (MCMAE's code reads the top left patch so).
+      pool: which vector is read: "cls" (MAE, CAE), "mean" of the patch tokens (BootMAE), "first",
+        the first token whichever it is (MCMAE's code reads the top left patch so), or "cls_mean",
+        both side by side (CAPI).
       layer_norm: whether the vector is normalized first. BootMAE's and MCMAE's `fc_norm` has no
         weights in a pretrained file and is not trained, so that it is a norm without parameters.
-      batch_norm: whether there is a BatchNorm.
-      init_std: of the layer's weights; its biases start at zero.
+      batch_norm: whether there is a BatchNorm (CAPI: False).
+      init_std: of the layer's weights; its biases start at zero (CAPI: 0.02). The codes truncate
+        at +-2, which no number reaches.
     """
 
-    pool: Literal["cls", "mean", "first"] = "cls"
+    pool: Literal["cls", "mean", "first", "cls_mean"] = "cls"
     layer_norm: bool = False
     batch_norm: bool = True
     init_std: Positive = 0.01  # `trunc_normal_(head.weight, std=0.01)` of main_linprobe.py (MAE)

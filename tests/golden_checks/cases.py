@@ -11,7 +11,19 @@ import math
 import jax
 import numpy as np
 
-from golden_checks import cae, clip, common, mcmae, mrmae, simmim, teachers, tokenizers, vqgan
+from golden_checks import (
+    cae,
+    clip,
+    common,
+    mae,
+    mcmae,
+    mrmae,
+    probes,
+    simmim,
+    teachers,
+    tokenizers,
+    vqgan,
+)
 from mimjax import patches
 from mimjax.masking.views import Complementary
 from mimjax.models.attention import relative_index
@@ -456,7 +468,125 @@ def vqkd(seed=20):
     return {"config": c}, given, wanted | {"out/token_ids": (B, 9)}
 
 
+# ------------------------------------------------------------------ probes
+def head_state(names, classes, width, seed):
+    """A linear layer under its official names, and an untouched BatchNorm's numbers."""
+    state = {
+        f"{names[0]}.weight": draw(seed, classes, width),
+        f"{names[0]}.bias": draw(seed, classes),
+    }
+    counted = {
+        "running_mean": np.zeros(width, np.float32),
+        "running_var": np.ones(width, np.float32),
+    }
+    return state | {f"{names[1]}.{k}": v for k, v in counted.items() if names[1]}
+
+
+def finals(state, counted=True):
+    """What is left of a head's state after the steps."""
+    return {f"final/{k}": v.shape for k, v in state.items() if counted or "running" not in k}
+
+
+def labels_of(seed, classes, *shape):
+    return np.random.RandomState(seed).randint(0, classes, shape).astype(np.int32)
+
+
+def mae_linear_probe(seed=21):
+    """The class token, whose probe the official file does not have; the encoder keeps its norm."""
+    c = {"img": 16, "patch": 8, "dim": 8, "depth": 1, "heads": 2, "num_classes": 3}
+    c |= {"global_pool": False, "lars": {"lr": 0.5, "momentum": 0.8, "trust_coefficient": 0.01}}
+    built = c | {"dec_dim": 8, "dec_depth": 1, "dec_heads": 1, "ratio": 0.5, "norm_pix": True}
+    shapes = {"encoder": common.shapes(mae.build(built, Clock(1, 1)))["encoder"]}
+    state = load.to_torch(weights(shapes, seed), "mae") | {"pos_embed": table(2, 8, "xy", True)}
+    head = head_state(("head", ""), 3, 8, seed)
+    steps, b = 3, 4
+    given = {
+        "in/images": draw(seed, steps, b, 3, 16, 16),
+        "in/labels": labels_of(seed, 3, steps, b),
+    }
+    wanted = {"loss/steps": (steps,), "out/logits": (steps, b, 3), "out/eval_logits_after": (b, 3)}
+    wanted |= finals(head_state(("head.1", "head.0"), 3, 8, seed))
+    return {"config": c}, given | named("sd", state | head), wanted
+
+
+def cae_probe(state, head, zero, seed):
+    """What both of CAE's probes share: an encoder, one batch, three steps."""
+    c = {"batch": 4, "depth": 1, "embed_dim": 8, "img_size": 16, "lr": 0.4, "mlp_ratio": 4.0}
+    c |= {"num_classes": 3, "num_heads": 2, "patch_size": 8}
+    encoder = cae.encoder(c | {"init_values": 0.1}, pos_embed="sincos_yx", init_scheme="cae")
+    like = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    trunk = load.to_torch(weights({"encoder": like["params"]}, seed), "cae")
+    trunk = {k.removeprefix("encoder."): v for k, v in trunk.items()}
+    trunk["pos_embed"] = table(2, 8, "yx", True)
+    given = {"in/images": draw(seed, 4, 3, 16, 16), "in/labels": labels_of(seed, 3, 4)}
+    given |= named("sd", trunk | state | head)
+    wanted = {"loss/steps": (3,), "out/logits_train_mode": (4, 3), "out/logits_eval_after": (4, 3)}
+    learned = {k: v for k, v in (state | head).items() if "running" not in k}
+    wanted |= grads({k: v for k, v in learned.items() if k not in zero}) | finals(state | head)
+    return {"config": c, "analytically_zero_grad": zero}, given, wanted
+
+
+def cae_linear_probe(seed=22):
+    meta, given, wanted = cae_probe({}, head_state(("head.1", "head.0"), 3, 8, seed), [], seed)
+    return meta, given, wanted | {"out/cls_feature": (4, 8)}
+
+
+def cae_attentive_probe(seed=23):
+    block = "attentive_blocks.0"
+    state = {"query_token": draw(seed, 1, 1, 8) / 4}
+    for i, name in enumerate(("norm_q", "norm_k", "norm_v")):
+        state[f"{block}.{name}.weight"] = draw(seed + i, 8) / 4 + 1
+        state[f"{block}.{name}.bias"] = draw(seed + i, 8) / 4
+    for i, name in enumerate(("q", "k", "v", "proj")):
+        state[f"{block}.cross_attn.{name}.weight"] = draw(seed + i, 8, 8) / 2
+    for name in ("q_bias", "v_bias", "proj.bias"):
+        state[f"{block}.cross_attn.{name}"] = draw(seed, 8) / 4
+    attention = f"{block}.cross_attn"
+    zero = [f"{block}.norm_k.bias", f"{block}.norm_v.bias"]
+    zero += [f"{attention}.v_bias", f"{attention}.proj.bias"]
+    return cae_probe(state, head_state(("head", "fc_norm"), 3, 8, seed), zero, seed)
+
+
+def ep_head(seed=24):
+    c = {"dim": 8, "queries": 2, "d_out": 2, "tokens": 5, "batch": 4, "classes": 3, "steps": 3}
+    c |= {"variant": "ep", "lr": 0.8, "warm": 1, "epochs": 3, "epoch": 1}
+    state = {"0.cls_token": draw(seed, 1, 2, 8), "0.v.weight": draw(seed, 4, 8)}
+    head = head_state(("2", "1"), 3, 4, seed)
+    given = {"in/tokens": draw(seed, 3, 4, 5, 8), "in/tokens_eval": draw(seed + 1, 4, 5, 8)}
+    given |= {"in/labels": labels_of(seed, 3, 3, 4)} | named("sd", state | head)
+    given["in/lr"] = np.asarray(probes.rates(c, 3))
+    wanted = {"out/attention": (4, 2, 5), "out/value": (4, 5, 4), "out/logits": (3, 4, 3)}
+    wanted |= {f"out/{k}": (4, 4) for k in ("pooled", "normalized")}
+    wanted |= {f"out/logits_{k}": (4, 3) for k in ("eval", "train", "eval_after")}
+    learned = {k: v for k, v in (state | head).items() if "running" not in k}
+    wanted |= {"loss/total": (), "loss/steps": (3,)} | grads(learned) | finals(state | head)
+    return {"config": c}, given, wanted
+
+
+def capi_probe(seed=25):
+    c = {"dim": 64, "grid": 2, "classes": 3, "batch": 4, "world": 8, "n_iters": 4, "warmup": 2}
+    c |= {"learning_rates": [0.05], "weight_decays": [0.05]}
+    c["representations"] = ["cls", "avg_patch", "patch"]
+    c["order"] = [[s, 0.05, 0.05] for s in ("cls", "avg_patch", "cls_avg_patch", "patch")]
+    widths = 64, 64, 128, 64
+    state = {f"{i}.linear.weight": draw(seed + i, 3, w) / 8 for i, w in enumerate(widths)}
+    state |= {f"{i}.linear.bias": draw(seed + i, 3) for i in range(4)}
+    state |= {"3.query_token": draw(seed, 64), "3.kv.bias": draw(seed, 128)}
+    state["3.kv.weight"] = draw(seed, 128, 64) / 8
+    given = {"in/cls": draw(seed, 4, 4, 64), "in/featmap": draw(seed, 4, 4, 2, 2, 64)}
+    given |= {"in/cls_eval": draw(seed + 1, 4, 64), "in/featmap_eval": draw(seed + 1, 4, 2, 2, 64)}
+    given |= {"in/labels": labels_of(seed, 3, 4, 4)} | named("sd", state)
+    wanted = {"out/schedule": (4,), "loss/each": (4,), "loss/total": (4,)}
+    wanted |= {f"out/logits_{k}": (4, 4, 3) for k in ("eval", "eval_after")}
+    return {"config": c}, given, wanted | grads(state) | finals(state)
+
+
 CASES = {
+    "mae.linear_probe": mae_linear_probe,
+    "cae.linear_probe": cae_linear_probe,
+    "cae.attentive_probe": cae_attentive_probe,
+    "ep.head": ep_head,
+    "capi.probe": capi_probe,
     "cae.steps": cae_steps,
     "caev2.pretrain_paper": caev2_paper,
     "mcmae.pretrain": mcmae_pretrain,
