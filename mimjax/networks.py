@@ -239,6 +239,36 @@ class Encoder(Protocol):
     def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
 
+# ------------------------------------------------------------------ frozen networks
+class Reader(NamedTuple):
+    """The settings with which the weights of another run or file are read.
+
+    Attributes:
+      network: the module, whose settings must be those that the weights were trained with.
+      mean, std: statistics of the images that it sees, per channel on the scale 0 to 1; None = the
+        network has none of its own.
+    """
+
+    network: Any = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+class Frozen(NamedTuple):
+    """The frozen networks of one part of a task, a target as a rule.
+
+    Attributes:
+      key: the setting that names their file or workdir, "method.code_target.path"; "" = they are
+        estimated from the data and come from no file.
+      path: its value; None = not set.
+      readers: by name, how each network that a workdir can hold is read.
+    """
+
+    key: str
+    path: str | None = None
+    readers: dict[str, Reader] = {}
+
+
 # ------------------------------------------------------------------ places
 class Encoded(NamedTuple):
     """What networks that predict may read.

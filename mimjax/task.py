@@ -28,9 +28,11 @@ from mimjax.networks import Encoded as Encoded
 from mimjax.networks import Encoder as Encoder
 from mimjax.networks import EncoderNetwork as EncoderNetwork
 from mimjax.networks import Features as Features
+from mimjax.networks import Frozen as Frozen
 from mimjax.networks import Network as Network
 from mimjax.networks import PatchEncoder as PatchEncoder
 from mimjax.networks import Predictor as Predictor
+from mimjax.networks import Reader as Reader
 from mimjax.networks import Student as Student
 from mimjax.networks import gather_rows as gather_rows
 from mimjax.networks import split_places as split_places
@@ -200,35 +202,6 @@ class LossOutput(NamedTuple):
     metrics: dict[str, jax.Array]
     model_state: PyTree = {}
     predictions: dict[str, Prediction] = {}
-
-
-class Reader(NamedTuple):
-    """The settings with which the weights of another run or file are read.
-
-    Attributes:
-      network: the module, whose settings must be those that the weights were trained with.
-      mean, std: statistics of the images that it sees, per channel on the scale 0 to 1; None = the
-        network has none of its own.
-    """
-
-    network: Any = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-
-
-class Frozen(NamedTuple):
-    """The frozen networks of one part of a task, a target as a rule.
-
-    Attributes:
-      key: the setting that names their file or workdir, "method.code_target.path"; "" = they are
-        estimated from the data and come from no file.
-      path: its value; None = not set.
-      readers: by name, how each network that a workdir can hold is read.
-    """
-
-    key: str
-    path: str | None = None
-    readers: dict[str, Reader] = {}
 
 
 @dataclasses.dataclass(frozen=True)

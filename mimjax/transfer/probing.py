@@ -46,12 +46,12 @@ class Examples(NamedTuple):
     """What the loss reads.
 
     Attributes:
-      features: by reading, float32 [b d] or [b n d].
+      features: by `feature_name`, float32 [b d] or [b n d].
       label: int32 [b], -1 = none.
       weight: float32 [b]; 0 = the row does not count.
     """
 
-    features: dict[Reading, jax.Array]
+    features: dict[str, jax.Array]
     label: jax.Array
     weight: jax.Array
 
@@ -100,9 +100,10 @@ class Heads(Task):
     def decay_scale(self, params: PyTree) -> PyTree:
         return {k: jax.tree.map(lambda _, k=k: self.members[k].decay, v) for k, v in params.items()}
 
-    def features(self, frozen: PyTree, batch: dict[str, Any]) -> dict[Reading, jax.Array]:
-        """Return the features of every reading, float32 [b ...]."""
-        return {r: batch[feature_name(r)].astype(jnp.float32) for r in self.readings}
+    def features(self, frozen: PyTree, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        """Return the features of every reading by `feature_name`, float32 [b ...]."""
+        names = [feature_name(r) for r in self.readings]
+        return {name: batch[name].astype(jnp.float32) for name in names}
 
     def prepare(self, state, frozen, batch, key, train, pieces=1):
         weight = batch["label"] >= 0
@@ -112,7 +113,7 @@ class Heads(Task):
         return Examples(features, batch["label"], weight.astype(jnp.float32)), {}
 
     def logits(
-        self, params: PyTree, stats: PyTree, features: dict[Reading, jax.Array], train: bool = False
+        self, params: PyTree, stats: PyTree, features: dict[str, jax.Array], train: bool = False
     ) -> tuple[dict[str, jax.Array], PyTree]:
         """Return the logits of every head, float32 [b c], and the new statistics.
 
@@ -124,7 +125,9 @@ class Heads(Task):
             variables = {"params": stack([params[n] for n in names])}
             if names[0] in stats:
                 variables["stats"] = stack([stats[n] for n in names])
-            made, changed = jax.vmap(_applied(head, train), (0, None))(variables, features[reading])
+            made, changed = jax.vmap(_applied(head, train), (0, None))(
+                variables, features[feature_name(reading)]
+            )
             for i, name in enumerate(names):
                 out[name] = made[i]
                 if name in stats:

@@ -150,7 +150,7 @@ class Probe:
     def logits(self, x, train, params=None, stats=None):
         args = self.params if params is None else params, self.stats if stats is None else stats
         out = jax.jit(self.task.logits, static_argnums=3)
-        return out(*args, {self.head.reading: jnp.asarray(x)}, train)[0]["head"]
+        return out(*args, {feature_name(self.head.reading): jnp.asarray(x)}, train)[0]["head"]
 
     def gradients(self, x, labels):
         batch, keys = self.batch(x, labels), {k for k in self.names if "running" not in k}
@@ -371,13 +371,8 @@ def capi(z, meta):
     members = capi_grid(c["order"], c["classes"])
     check_order(c)
     x = features_of(z["in/cls"], z["in/featmap"])
-    shapes = {r: a.shape[2:] for r, a in x.items()}
-    task = Heads(
-        clock,
-        members,
-        {m.head.reading: shapes[m.head.reading] for m in members.values()},
-        average=True,
-    )
+    shapes = {m.reading: x[feature_name(m.reading)].shape[2:] for m in members.values()}
+    task = Heads(clock, members, shapes, average=True)
     names, state = capi_names(task), common.arrays(z, "sd")
     params = {i: nested(names[i], state)[0] for i in members}
     schedule = CAPICosine(warmup_steps=c["warmup"])
@@ -389,7 +384,7 @@ def capi(z, meta):
     step = jax.jit(functools.partial(train_step, task=task, tx=tx))
     run = TrainState(jnp.int32(0), params, {}, {}, jax.jit(tx.init)(params))
     batches = [
-        {feature_name(r): a[i] for r, a in x.items()} | {"label": jnp.asarray(labels, jnp.int32)}
+        {name: a[i] for name, a in x.items()} | {"label": jnp.asarray(labels, jnp.int32)}
         for i, labels in enumerate(z["in/labels"])
     ]
     evaluated = features_of(z["in/cls_eval"], z["in/featmap_eval"])
@@ -429,4 +424,4 @@ def features_of(cls, maps):
     mean = patches.mean(-2)
     both = jnp.concatenate([cls, mean], axis=-1)
     found = {"cls": cls, "mean": mean, "cls_mean": both, "patches": patches}
-    return {Reading(pool): x for pool, x in found.items()}
+    return {feature_name(Reading(pool)): x for pool, x in found.items()}
