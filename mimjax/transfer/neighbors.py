@@ -190,7 +190,8 @@ def neighbors_on_device(
 @functools.partial(jax.jit, static_argnums=2)
 def _nearest(x: jax.Array, other: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     # `top_k` gives the first of equal numbers first
-    return tuple(jax.lax.top_k(jnp.matmul(other, x.T, precision="highest"), k))
+    values, ids = jax.lax.top_k(jnp.matmul(other, x.T, precision="highest"), k)
+    return values, ids
 
 
 # ------------------------------------------------------------------ linear
