@@ -171,6 +171,11 @@ class Model:
         return self._network.module
 
     @property
+    def network(self) -> encoders.Network:
+        """The encoder with the statistics of its images, and its head if there is one."""
+        return self._network
+
+    @property
     def params(self) -> PyTree:
         """Parameters by the name of the network: "encoder", and of some files "classifier"."""
         return self._params

@@ -43,6 +43,8 @@ class Reading(NamedTuple):
     @property
     def words(self) -> str:
         """The reading in words, "mean of block 11"."""
+        if self.pool not in POOLS:
+            return self.pool
         return f"{self.pool} of {'the norm' if self.layer is None else f'block {self.layer}'}"
 
 

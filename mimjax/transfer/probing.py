@@ -10,6 +10,7 @@ Heads of a grid differ in their learning rate, weight decay and, if asked for, i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -156,6 +157,24 @@ class Heads(Task):
         metrics = {f"loss/{k}": v for k, v in losses.items()}
         metrics |= {f"accuracy/{k}": v for k, v in right.items()}
         return LossOutput(total, metrics, model_state | stats)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding(Heads):
+    """Heads on features of images, which the frozen encoder computes in every step.
+
+    Attributes:
+      encode: (parameters of the encoder, uint8 images [b h w c], reading) -> features of a reading.
+    """
+
+    encode: Callable[[PyTree, jax.Array, Reading], jax.Array] = dataclasses.field(
+        default=lambda params, images, reading: images
+    )
+
+    __hash__ = object.__hash__
+
+    def features(self, frozen: PyTree, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        return {feature_name(r): self.encode(frozen, batch["image"], r) for r in self.readings}
 
 
 def _applied(head: Head, train: bool) -> Any:
