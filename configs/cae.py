@@ -4,8 +4,9 @@
   (DATA holds train/ and val/; DALLE: facebook/flava-image-codebook, .safetensors or .bin; see
   the README, "Weights of tokenizers and teachers")
   arguments: configs/cae.py:size=l  size=ti|s|b|l, res=224, epochs=800 (with the
-  scripts' warm-up for that length), drop_path=0.1 (of all networks), demo, data=digits|photos,
-  path=FILE or WORKDIR ('random' = noise), tokenizer=dalle|dvae|vqkd|vqgan|pixels|clip|...
+  scripts' warm-up for that length), drop_path=0.1 (of all networks), demo,
+  data=digits|shifted_digits|photos, path=FILE or WORKDIR ('random' = noise),
+  tokenizer=dalle|dvae|vqkd|vqgan|pixels|clip|...
 
 Hardware: not published; batches of 2048. Expected (published, not reproduced by this project):
 ViT-B 800 epochs 83.8 % fine-tuned, 68.6 % linear, 75.9 % attentive probe; 1600 epochs 83.9, 70.4,
@@ -21,7 +22,7 @@ from mimjax.masking.base import Random
 from mimjax.masking.block import Block
 from mimjax.methods.cae import CAE
 from mimjax.rules import VECTORS
-from mimjax.run.demos import small_run, small_target
+from mimjax.run.demos import DATA, small_run, small_target
 from mimjax.run.sections import arguments, base, beit_recipe, find_target, section
 
 SIZES = {  # width, depth, heads, patch; the small sizes keep 12 heads (code), DeiT's have fewer
@@ -51,7 +52,7 @@ def get_config(arg=None):
         epochs=800.0,
         drop_path=0.1,
         demo=False,
-        data=("digits", "photos"),
+        data=DATA,
         tokenizer="",
         path="",
     )

@@ -4,8 +4,8 @@
   (DATA holds train/ and val/; CLIP: openai/clip-vit-base-patch16 as .safetensors; see the
   README, "Weights of tokenizers and teachers")
   arguments: configs/caev2.py:size=l  size=ti|s|b|l, res=224, drop_path=0.1 (of all networks),
-  demo, data=digits|photos, tokenizer=clip|clip_l14|encoder, path=FILE or WORKDIR ('random' =
-  noise, for tests)
+  demo, data=digits|shifted_digits|photos, tokenizer=clip|clip_l14|encoder, path=FILE or
+  WORKDIR ('random' = noise, for tests)
 
 Hardware: not published; batches of 2048. Expected (published, not reproduced by this project)
 after 300 epochs: ViT-Ti 69.3 % linear, 77.8 % fine-tuned; S 77.5, 83.1; B 80.7, 85.5; L 84.4,
@@ -16,7 +16,7 @@ after 300 epochs: ViT-Ti 69.3 % linear, 77.8 % fine-tuned; S 77.5, 83.1; B 80.7,
 
 from mimjax.methods.caev2 import CAEv2
 from mimjax.rules import VECTORS
-from mimjax.run.demos import small_run, small_target
+from mimjax.run.demos import DATA, small_run, small_target
 from mimjax.run.sections import arguments, base, beit_recipe, find_target, section
 
 SIZES = {  # width, depth, heads, patch; the small sizes keep 12 heads (code), DeiT's have fewer
@@ -48,7 +48,7 @@ def get_config(arg=None):
         res=224,
         drop_path=float,
         demo=False,
-        data=("digits", "photos"),
+        data=DATA,
         tokenizer="",
         path="",
     )

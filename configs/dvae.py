@@ -2,7 +2,7 @@
 
   mimjax train --config=configs/dvae.py --workdir=DIR --config.data.path=IMAGENET
   (IMAGENET holds train/ and val/; a folder without them is split, 10 % held out)
-  arguments: configs/dvae.py:res=112, demo, data=digits|photos
+  arguments: configs/dvae.py:res=112, demo, data=digits|shifted_digits|photos
   then: the workdir as `path` of a target DVAE: configs/beit.py:tokenizer=dvae,path=DIR
 
 No published recipe: CAE's paper (appendix G.1) says only that a d-VAE was trained on ImageNet-1k.
@@ -13,14 +13,14 @@ with it the temperature's: 0.6 of the run, which are DALL-E's 150,000 updates on
 
 from mimjax.methods.dvae import DiscreteVAE
 from mimjax.rules import VECTORS
-from mimjax.run.demos import small_tokenizer
+from mimjax.run.demos import DATA, small_tokenizer
 from mimjax.run.sections import arguments, base, section
 
 DECAY = ((VECTORS, 0.0), (".*", 1.0))
 
 
 def get_config(arg=None):
-    a = arguments(arg, res=112, demo=False, data=("digits", "photos"))
+    a = arguments(arg, res=112, demo=False, data=DATA)
     c = base()
     c.task = "mimjax.methods.dvae:DiscreteVAE"
     c.method = m = section(DiscreteVAE)

@@ -2,7 +2,8 @@
 
   mimjax train --config=configs/mae.py --workdir=DIR --config.data.path=IMAGENET
   (IMAGENET holds train/ and val/; a folder without them is split, 10 % held out)
-  arguments: configs/mae.py:size=l  size=ti|s|b|l|h, res=224, demo, data=digits|photos
+  arguments: configs/mae.py:size=l  size=ti|s|b|l|h, res=224, demo,
+  data=digits|shifted_digits|photos
 
 Hardware: the authors used 64 V100 (about 42 h for ViT-L, 800 epochs); 58.5 GFLOP per image and
 step for B. Expected (published, not reproduced by this project) after 800 epochs: ViT-B fine-tuned
@@ -13,7 +14,7 @@ probes of 67.8 % and 76.0 % (README).
 
 from mimjax.methods.mae import MAE
 from mimjax.rules import VECTORS
-from mimjax.run.demos import small_run
+from mimjax.run.demos import DATA, small_run
 from mimjax.run.sections import arguments, base, section
 from mimjax.schedules import MAECosine
 
@@ -31,7 +32,7 @@ DECAY = (  # MAE's code decays cls_token and mask_token: only 1-D tensors and bi
 
 
 def get_config(arg=None):
-    a = arguments(arg, size=SIZES, default="b", res=224, demo=False, data=("digits", "photos"))
+    a = arguments(arg, size=SIZES, default="b", res=224, demo=False, data=DATA)
     c = base()
     c.task = "mimjax.methods.mae:MAE"
     c.method = m = section(MAE)
@@ -63,8 +64,8 @@ def get_config(arg=None):
 
 def demo(c, data):
     """Minutes on two CPU cores; no published number stands behind these settings."""
-    small_run(c, data)  # data set, sizes of the encoder, steps, evaluations
+    d = small_run(c, data)  # data set, sizes of the encoder, steps, evaluations
     m = c.method
     m.pixel_target.norm = "none"  # see `small_run`
-    m.decoder.width, m.decoder.depth, m.decoder.heads = 48 if data == "digits" else 96, 2, 4
+    m.decoder.width, m.decoder.depth, m.decoder.heads = d.decoder_width, 2, 4
     return c

@@ -3,7 +3,7 @@
   mimjax train --config=configs/mcmae.py --workdir=DIR --config.data.path=IMAGENET
   (IMAGENET holds train/ and val/; a folder without them is split, 10 % held out)
   arguments: configs/mcmae.py:size=l  size=s|b|l|h (others below), res=224, fast, demo,
-  data=digits|photos
+  data=digits|shifted_digits|photos
 
 Hardware: the authors used 24 GPUs; one iteration of their code took 0.55 s, of MAE's 0.41 s
 (ConvMAE issue 5). Expected (published, not reproduced by this project): the encoder that they call
@@ -27,7 +27,7 @@ from mimjax.masking.base import Random
 from mimjax.masking.views import Complementary
 from mimjax.methods.mcmae import MCMAE
 from mimjax.rules import VECTORS
-from mimjax.run.demos import CONV_VITS, small_run
+from mimjax.run.demos import CONV_VITS, DATA, small_run
 from mimjax.run.sections import arguments, base, section
 from mimjax.schedules import MAECosine
 
@@ -57,7 +57,7 @@ def get_config(arg=None):
         res=224,
         fast=False,
         demo=False,
-        data=("digits", "photos"),
+        data=DATA,
     )
     c = base()
     c.task = "mimjax.methods.mcmae:MCMAE"
@@ -93,8 +93,8 @@ def get_config(arg=None):
 
 def demo(c, data):
     """Minutes on two CPU cores; no published number stands behind these settings."""
-    small_run(c, data, CONV_VITS)  # data set, sizes of the encoder, steps, evaluations
+    d = small_run(c, data, CONV_VITS)  # data set, sizes of the encoder, steps, evaluations
     m = c.method
     m.pixel_target.norm = "none"  # see `small_run`
-    m.decoder.width, m.decoder.depth, m.decoder.heads = 48 if data == "digits" else 96, 2, 4
+    m.decoder.width, m.decoder.depth, m.decoder.heads = d.decoder_width, 2, 4
     return c

@@ -4,7 +4,8 @@
   (DATA holds train/ and val/; CLIP: openai/clip-vit-base-patch16 as .safetensors; see the
   README, "Weights of tokenizers and teachers")
   arguments: configs/mrmae.py:size=l  size=s|b|l|h, res=224, backbone=conv|vit, demo,
-  data=digits|photos, teacher=clip|dino|joint|encoder, path=FILE or WORKDIR ('random' = noise)
+  data=digits|shifted_digits|photos, teacher=clip|dino|joint|encoder, path=FILE or WORKDIR
+  ('random' = noise)
 
 Hardware: not published; batches of 1024. Expected (published, not reproduced by this project):
 MR-MAE-B, 400 epochs, fine-tuned 85.8 %; 200 epochs 85.5 % (the README of ConvMAE: 85.7). S, L and
@@ -20,7 +21,7 @@ from mimjax.methods.mrmae import MRMAE
 from mimjax.models.conv_vit import ConvViT
 from mimjax.models.vit import ViT
 from mimjax.rules import VECTORS
-from mimjax.run.demos import CONV_VITS, VITS, small_run, small_target
+from mimjax.run.demos import CONV_VITS, DATA, VITS, small_run, small_target
 from mimjax.run.sections import TARGETS, arguments, base, find_target, load, section
 from mimjax.schedules import MAECosine
 from mimjax.targets.clip import CLIP
@@ -51,7 +52,7 @@ def get_config(arg=None):
         res=224,
         backbone=("conv", "vit"),
         demo=False,
-        data=("digits", "photos"),
+        data=DATA,
         teacher=tuple(TEACHERS),
         path="",
     )
@@ -96,10 +97,10 @@ def get_config(arg=None):
 
 def demo(c, data, encoders):
     """Minutes on two CPU cores; the teacher is no CLIP, but an encoder of configs/mae.py:demo."""
-    small_run(c, data, encoders)  # data set, sizes of the encoder, steps, evaluations
+    d = small_run(c, data, encoders)  # data set, sizes of the encoder, steps, evaluations
     m = c.method
     m.encoder.fuse_layers = quarters(m.encoder.depth)
-    m.decoder.width, m.decoder.depth, m.decoder.heads = 48 if data == "digits" else 96, 2, 4
+    m.decoder.width, m.decoder.depth, m.decoder.heads = d.decoder_width, 2, 4
     # the largest attention of a small teacher is always at the same places: draw by it instead
     m.masking.select = "sample"
     m.pixel_target.norm = "none"  # see `small_run`

@@ -5,7 +5,7 @@
   (CLIP: openai/clip-vit-base-patch16 as .safetensors; see the README, "Weights of tokenizers and
   teachers")
   arguments: size=ti|s|b|l, res=224, teacher=clip|dino|encoder, path=FILE or WORKDIR ('random' =
-  noise), demo (the teacher is an encoder of configs/mae.py:demo), data=digits|photos
+  noise), demo (the teacher is an encoder of configs/mae.py:demo), data=digits|shifted_digits|photos
 
 It shows a method of one's own: the class below names its parts, and everything else (training,
 accumulation, evaluation, pictures, export) follows from them. No paper has this composition, and
@@ -20,7 +20,7 @@ from mimjax.losses import Cosine
 from mimjax.masking.base import Masking, Random
 from mimjax.methods.mim import MIM, Average, Term
 from mimjax.models.decoders import MAEDecoder
-from mimjax.run.demos import small_run, small_target
+from mimjax.run.demos import DATA, small_run, small_target
 from mimjax.run.sections import TARGETS, arguments, base, find_target, load, section
 from mimjax.schedules import Constant
 from mimjax.targets.base import Target
@@ -61,7 +61,7 @@ def get_config(arg=None):
         teacher=tuple(TEACHERS),
         path="",
         demo=False,
-        data=("digits", "photos"),
+        data=DATA,
     )
     mae = load(f"mae:size={a.size},res={a.res}")
     c = base()
@@ -92,11 +92,11 @@ def get_config(arg=None):
 def demo(c, data):
     """Minutes on two CPU cores; no published number stands behind these settings."""
     c.unlock()
-    small_run(c, data)  # data set, sizes of the encoder, steps, evaluations
+    d = small_run(c, data)  # data set, sizes of the encoder, steps, evaluations
     m = c.method
     m.pixel_target.norm = "none"  # see `small_run`
     m.masking.ratio = 0.5  # features of a few patches leave little to predict from
     m.average.decay.value = 0.99
     for decoder in (m.pixel_decoder, m.feature_decoder, m.teacher_decoder):
-        decoder.width, decoder.depth, decoder.heads = 48 if data == "digits" else 96, 1, 4
+        decoder.width, decoder.depth, decoder.heads = d.decoder_width, 1, 4
     return c

@@ -1,4 +1,4 @@
-"""The demos' settings: runs that a laptop CPU finishes in minutes, on digits or photographs.
+"""The demos' settings: runs that a laptop CPU finishes in minutes, on data that is bundled.
 
 No published recipe stands behind their numbers. A config calls `small_run` in its function `demo`
 and then sets what its method needs.
@@ -6,14 +6,16 @@ and then sets what its method needs.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
-from mimjax.data.sources import find_source
+from mimjax.data.sources import Digits, Photos, ShiftedDigits, SourceConfig
 from mimjax.errors import ConfigError
 from mimjax.evaluators.probes import Probes
 from mimjax.models.dvae import DVAEDecoder, DVAEEncoder
 from mimjax.models.vit import ViT
-from mimjax.run.sections import find_target
+from mimjax.run.sections import Eval, find_target
 from mimjax.schema import Config, section
 from mimjax.targets.base import Target
 from mimjax.targets.dvae import DVAE
@@ -21,53 +23,157 @@ from mimjax.targets.encoder import EncoderFeatures
 from mimjax.targets.pixels import Pixels
 
 Encoders = dict[str, dict[str, Any]]  # settings of the encoder for each data set
-
-VITS: Encoders = {
-    "digits": {"width": 96, "depth": 4, "heads": 4, "patch": 2, "image_size": (8, 8)},
-    "photos": {"width": 128, "depth": 4, "heads": 4, "patch": 8, "image_size": (64, 64)},
-}
 STAGES = {"stage_widths": (32, 64), "stage_depths": (1, 1)}
-CONV_VITS: Encoders = {  # the patch of VITS on digits, twice theirs on photographs
-    "digits": STAGES
-    | {"width": 96, "depth": 3, "heads": 4, "strides": (1, 2, 1), "image_size": (8, 8)},
-    "photos": STAGES
-    | {"width": 128, "depth": 3, "heads": 4, "strides": (4, 2, 2), "image_size": (64, 64)},
-}
-TOKENIZERS = {  # of configs/dvae.py:demo: vocabulary, width, layers, width of a code
-    "digits": (16, 32, 1, 32),  # 64 codes draw finer shades than a context can tell
-    "photos": (128, 32, 3, 32),
-}
 
 
-def small_run(c: Config, data: str, encoders: Encoders = VITS) -> None:
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """A data set of the demos and the settings that suit it.
+
+    Attributes:
+      source: its class and settings.
+      vit, conv_vit: settings of the encoders.
+      tokenizer: of configs/dvae.py:demo: vocabulary, width, layers, width of a code.
+      tokenizer_batch: images per update of the tokenizer.
+      steps, batch_size, lr: of all other demos, the tokenizer's steps too.
+      every: steps between two evaluations.
+      augment: settings of `data.augment` in place of the method's.
+      channels, mean, std: of its images; None = the method's statistics.
+      probes: whether its labels say anything, so that k-NN and a linear probe are measured.
+      max_images: images that are evaluated of each split.
+    """
+
+    source: SourceConfig
+    vit: dict[str, Any]
+    conv_vit: dict[str, Any]
+    tokenizer: tuple[int, int, int, int]
+    tokenizer_batch: int
+    steps: int
+    batch_size: int
+    lr: float
+    every: int
+    augment: dict[str, Any] = dataclasses.field(default_factory=dict)
+    channels: int = 3
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    probes: bool = False
+    max_images: int = Eval.max_images
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.vit["image_size"]
+
+    @property
+    def few_patches(self) -> bool:
+        """Whether a grid is smaller than 8x8 patches.
+
+        Then small decoders make the encoder work, and a block leaves little to predict from.
+        """
+        return math.prod(side // self.vit["patch"] for side in self.image_size) < 64
+
+    @property
+    def decoder_width(self) -> int:
+        """Width of a decoder that predicts pixels."""
+        return 48 if self.few_patches else 96
+
+
+# Digits stay whole and unmirrored: a mirrored digit, or a fifth of one, is another shape.
+WHOLE = {"flip": 0.0, "scale": (0.8, 1.0)}
+DEMOS = {
+    "digits": Demo(
+        source=Digits(),
+        vit={"width": 96, "depth": 4, "heads": 4, "patch": 2, "image_size": (8, 8)},
+        conv_vit=STAGES
+        | {"width": 96, "depth": 3, "heads": 4, "strides": (1, 2, 1), "image_size": (8, 8)},
+        tokenizer=(16, 32, 1, 32),  # 64 codes draw finer shades than a context can tell
+        tokenizer_batch=128,
+        steps=1500,
+        batch_size=128,
+        lr=2e-3,
+        every=500,
+        augment=WHOLE,
+        probes=True,
+    ),
+    "shifted_digits": Demo(
+        source=ShiftedDigits(),
+        vit={"width": 96, "depth": 4, "heads": 4, "patch": 4, "image_size": (24, 24)},
+        conv_vit=STAGES
+        | {"width": 96, "depth": 3, "heads": 4, "strides": (2, 2, 1), "image_size": (24, 24)},
+        tokenizer=(16, 32, 2, 32),
+        tokenizer_batch=128,
+        steps=1500,
+        batch_size=128,
+        lr=2e-3,
+        every=500,
+        augment=WHOLE,
+        channels=1,
+        mean=(0.5,),
+        std=(0.25,),
+        probes=True,
+        max_images=8000,  # all labels
+    ),
+    "photos": Demo(
+        source=Photos(),
+        vit={"width": 128, "depth": 4, "heads": 4, "patch": 8, "image_size": (64, 64)},
+        conv_vit=STAGES  # twice the patch of the ViT
+        | {"width": 128, "depth": 3, "heads": 4, "strides": (4, 2, 2), "image_size": (64, 64)},
+        tokenizer=(128, 32, 3, 32),
+        tokenizer_batch=32,
+        steps=800,
+        batch_size=64,
+        lr=1e-3,
+        every=400,
+    ),
+}
+DATA = tuple(DEMOS)  # words of a config's argument `data`; the first is the default
+VITS: Encoders = {name: demo.vit for name, demo in DEMOS.items()}
+CONV_VITS: Encoders = {name: demo.conv_vit for name, demo in DEMOS.items()}
+
+
+def find_demo(data: str) -> Demo:
+    """Return the data set of this name.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    if data not in DEMOS:
+        raise ConfigError(f"config argument data={data!r}; allowed: {', '.join(DEMOS)}")
+    return DEMOS[data]
+
+
+def small_run(c: Config, data: str, encoders: Encoders = VITS) -> Demo:
     """Set the data, the encoder's sizes, the length and the evaluations of a demo.
 
     A demo that predicts pixels leaves them as they are, where the published recipes normalize: a
-    2x2 patch of a digit is mostly flat, so its own statistics say almost all there is to say, and a
+    patch of a digit is mostly flat, so its own statistics say almost all there is to say, and a
     picture convinces only if it needs no true statistics.
 
     Args:
-      data: "digits" (8x8 pixels, patch 2, labeled) or "photos" (64x64, patch 8).
+      data: a name of DEMOS.
       encoders: settings of the encoder for each.
+
+    Returns:
+      The data set, by whose properties a config sets the rest.
     """
-    check_data(data)
+    demo = find_demo(data)
     c.method.encoder.update(encoders[data])
-    c.optimizer.lr = 2e-3 if data == "digits" else 1e-3
+    c.optimizer.lr = demo.lr
     c.optimizer.schedule.warmup_epochs, c.optimizer.schedule.warmup_steps = 0.0, 100
-    c.batch_size = 128 if data == "digits" else 64
-    if data == "digits":
+    c.batch_size = demo.batch_size
+    if demo.probes:
         c.eval.probes = section(Probes())
-    on_data(c, data)
+    on_data(c, demo)
+    return demo
 
 
 def small_tokenizer(c: Config, data: str) -> None:
     """Set a discrete VAE whose grid of codes is the grid of the other demos' patches."""
-    check_data(data)
-    m = c.method
-    m.encoder.vocab, m.encoder.hidden, m.encoder.num_layers, width = TOKENIZERS[data]
-    m.decoder.codebook_dim, m.image_size = width, VITS[data]["image_size"]
-    on_data(c, data)
-    c.batch_size = 128 if data == "digits" else 32
+    demo, m = find_demo(data), c.method
+    m.encoder.vocab, m.encoder.hidden, m.encoder.num_layers, width = demo.tokenizer
+    m.decoder.codebook_dim, m.image_size = width, demo.image_size
+    on_data(c, demo)
+    c.batch_size = demo.tokenizer_batch
     c.optimizer.lr, c.optimizer.schedule.min_lr = 2e-3, 1e-5
     c.optimizer.schedule.warmup_steps = 100
     # the relaxed codes harden within the run
@@ -87,13 +193,14 @@ def small_target(name: str, path: str, data: str) -> Target:
     Raises:
       ConfigError: another name, or a path for pixels.
     """
-    check_data(data)
-    vocab, hidden, layers, codebook = TOKENIZERS[data]
+    demo = find_demo(data)
+    images: Any = {"mean": demo.mean, "std": demo.std}
+    vocab, hidden, layers, codebook = demo.tokenizer
     encoder = DVAEEncoder(vocab=vocab, hidden=hidden, num_layers=layers)
     known: dict[str, Target] = {
         # bicubic: the student's own view serves both
-        "dvae": DVAE(encoder, DVAEDecoder(codebook_dim=codebook), resample="bicubic"),
-        "encoder": EncoderFeatures(network=ViT(**VITS[data])),
+        "dvae": DVAE(encoder, DVAEDecoder(codebook_dim=codebook), resample="bicubic", **images),
+        "encoder": EncoderFeatures(network=ViT(**demo.vit), **images),
         "pixels": Pixels(norm="none"),
     }
     if name not in known:
@@ -103,19 +210,12 @@ def small_target(name: str, path: str, data: str) -> Target:
     return find_target(name, path, known)
 
 
-def on_data(c: Config, data: str) -> None:
-    """Set the data of a demo, its length and its intervals.
-
-    Digits stay whole and unmirrored: a mirrored digit, or a fifth of one, is another shape.
-    """
-    c.data.source = section(find_source(data))
-    c.steps, c.eval.every = (1500, 500) if data == "digits" else (800, 400)
+def on_data(c: Config, demo: Demo) -> None:
+    """Set the data of a demo, its length and its intervals."""
+    c.data.source = section(demo.source)
+    c.data.channels = demo.channels
+    c.data.augment.update(demo.augment)
+    if demo.mean is not None:
+        c.method.mean, c.method.std = demo.mean, demo.std
+    c.steps, c.eval.every, c.eval.max_images = demo.steps, demo.every, demo.max_images
     c.log_every, c.checkpoint_every, c.eval.batch_size = 100, 500, 256
-    if data == "digits":
-        c.data.augment.flip, c.data.augment.scale = 0.0, (0.8, 1.0)
-
-
-def check_data(data: str) -> None:
-    """Raise a ConfigError where there is no demo on this data set."""
-    if data not in VITS:
-        raise ConfigError(f"config argument data={data!r}; allowed: {', '.join(VITS)}")
