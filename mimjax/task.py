@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -207,6 +207,9 @@ class LossOutput(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Task:
     """The base class of all tasks. Its defaults: no average, nothing frozen, no second view."""
+
+    # Whether the loss reads labels: a run then needs a labeled source whose classes stay the same.
+    learns_labels: ClassVar[bool] = False
 
     clock: Clock = Clock(1, 1)
 

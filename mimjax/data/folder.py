@@ -193,6 +193,8 @@ class FolderSplit(ImageFiles):
       splits: "auto"; "none" = folders with names like "train" are classes like all others.
       channels, max_pixels, value_range: see `decoding.Decoding`.
       index: listing of the files, shared with the other split; None = the files are listed anew.
+      unmatched: of the training split, the class folders that the test split alone has, in words;
+        "" = there are none.
       how: settings of decoding, which are in the fingerprint too.
 
     Raises:
@@ -208,6 +210,7 @@ class FolderSplit(ImageFiles):
     value_range: Range | None = None
     index: dataclasses.InitVar[Index | None] = None
     how: Decoding = dataclasses.field(init=False, default=Decoding())
+    unmatched: str = dataclasses.field(init=False, default="")
     _names: bytes = dataclasses.field(init=False, default=b"", repr=False)
     _ends: np.ndarray = dataclasses.field(init=False, default_factory=lambda: np.zeros(0, np.int64))
 
@@ -276,6 +279,25 @@ class FolderSplit(ImageFiles):
         empty = [n for n in self.class_names if n not in used and not self._holds_image(n, roots)]
         if empty:
             self.notes.append(f"class folders without an image: {layout.listed(empty)}")
+        if self.split == "train" and len(roots) > 1:
+            self._compare_classes(classes.names, *roots)
+
+    def _compare_classes(self, names: list[str], train: str, test: str) -> None:
+        """Compare the classes of the splits, which are matched by name; a difference is a note.
+
+        Args:
+          names: classes with a training image.
+          train, test: folders of the splits.
+        """
+        there, known = folders_at(test), set(names)
+        new = [n for n in there if n not in known and self._holds_image(n, [test])]
+        if new:
+            self.unmatched = layout.unmatched(new, names, train, test)
+            self.notes.append(f"{self.unmatched} (what reads labels will refuse them)")
+        lacking = sorted(known.difference(there)) if there else []
+        if lacking:
+            words = f"class folders of {shown(train)} that {shown(test)} lacks"
+            self.notes.append(f"{words}: {layout.listed(lacking)}")
 
     def _holds_image(self, name: str, roots: list[str]) -> bool:
         """Return whether a class folder has an image in any split."""

@@ -142,6 +142,26 @@ def find_classes(images: Sequence[str], class_of: Callable[[str], str]) -> Class
     return Classes([], f"no labels: {lie}, {inside:,} in {listed(names)}")
 
 
+def unmatched(new: Sequence[str], names: Sequence[str], train: str, test: str) -> str:
+    """Return a line on class folders of the test split that the training split lacks.
+
+    Args:
+      new: their names.
+      names: classes of the training split. One that differs in case or in spaces at the ends alone
+        is named, since it is likely to be the same class.
+      train, test: folders of the splits.
+    """
+    twins = {name.strip().casefold(): name for name in names}
+    words = []
+    for name in new[:NAMED]:
+        twin = twins.get(name.strip().casefold())
+        other = f" ({shown(repr(twin))} there: another case or space)" if twin else ""
+        words.append(f"{shown(repr(name))}{other}")
+    more = f", {len(new) - NAMED:,} others" if len(new) > NAMED else ""
+    where = f"class folders of {shown(test)} that {shown(train)} lacks"
+    return f"{where}: {', '.join(words)}{more}"
+
+
 def split_layout(folders: Iterable[str]) -> bool:
     """Return whether folders at the top are splits and not classes.
 

@@ -280,6 +280,18 @@ def class_names(source: Source) -> tuple[str, ...] | None:
     return names
 
 
+def check_classes(source: Source) -> None:
+    """Check that the test split has no class that the training split lacks.
+
+    Sources of folders know both splits; their attribute `unmatched` names what has no partner.
+
+    Raises:
+      ConfigError: there is one.
+    """
+    if unmatched := getattr(source, "unmatched", ""):
+        raise ConfigError(f"data.path: {unmatched}; allowed: folders of the same names")
+
+
 def make_source(name: str, split: str, *, index: Index | None = None, **options: Any) -> Source:
     """Return the images of a split of the source called `name`.
 

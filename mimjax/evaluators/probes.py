@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 
 from mimjax import stopping
+from mimjax.data.sources import check_classes
 from mimjax.errors import ConfigError
 from mimjax.evaluators.base import Evaluator, Measure
 from mimjax.inference.features import ROWS, FeatureBank, Splits
@@ -71,7 +72,7 @@ def check_labels(key: str, bench: Bench) -> None:
       key: names the section in errors.
 
     Raises:
-      ConfigError: one has none.
+      ConfigError: one has none, or the splits have different classes.
     """
     for split in (bench.train, bench.test):
         if not split.num_classes:
@@ -79,6 +80,7 @@ def check_labels(key: str, bench: Bench) -> None:
                 f"{key}: on, but the source {split.name!r} has no labels; allowed: None, or a "
                 "labeled source"
             )
+        check_classes(split.source)
 
 
 def check_rows(key: str, bank: FeatureBank, smallest: int) -> None:

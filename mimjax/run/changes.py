@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 from mimjax.errors import ConfigError
 from mimjax.inference import teachers
 from mimjax.schema import Config
+from mimjax.storage.classes import FILE, Classes
 from mimjax.storage.files import Workdir
 from mimjax.storage.settings import flatten, resolved, to_json
-from mimjax.task import Clock
+from mimjax.task import Clock, Task
 from mimjax.train.optimizers import ByStep
 from mimjax.train.program import Program
 from mimjax.train.run import Length
@@ -221,6 +222,25 @@ def check_workdir(
         for name in changed:
             say(f"changed since the last start: {name}: {old.get(name)!r} -> {new.get(name)!r}")
     return {name: (old.get(name), new.get(name)) for name in changed}
+
+
+def check_classes(task: Task, before: Classes, now: Classes, say: Say) -> None:
+    """Compare the classes of the data with those of the run that is continued.
+
+    Args:
+      say: gets a line where the classes changed and no label is learned.
+
+    Raises:
+      ConfigError: they changed, and the task learns from labels.
+    """
+    text = now.difference(before)
+    if text and task.learns_labels:
+        raise ConfigError(
+            f"data: {text}; its checkpoints learned from the classes in {FILE}; allowed: the same "
+            "classes in the same order, or another --workdir"
+        )
+    if text:
+        say(f"classes changed since the last start (no label is learned): {text}")
 
 
 def overrides(old: dict[str, Any], names: list[str]) -> str:

@@ -20,6 +20,7 @@ from mimjax import stopping
 from mimjax.data import value_range
 from mimjax.data.configured import sample_images
 from mimjax.data.index import INDEX_FILE, Index
+from mimjax.data.sources import class_names
 from mimjax.inference import weights
 from mimjax.run import agreement, changes, messages, report, restore
 from mimjax.run.sections import Boards
@@ -27,6 +28,7 @@ from mimjax.run.setup import make_clock, make_length
 from mimjax.schema import Config, build
 from mimjax.storage import settings
 from mimjax.storage.checkpoints import Checkpoints, versions
+from mimjax.storage.classes import Classes
 from mimjax.storage.files import Workdir
 from mimjax.storage.lock import RunLock
 from mimjax.train import optimizers
@@ -101,6 +103,7 @@ def _begin(setup: Setup, log: Log, lock: RunLock, recipe: tuple[str, dict[str, A
         c, setup.task, program.abstract_frozen, workdir, sample, say, meta
     )
     begin = restore.first_state(decided, restored, c, program, setup.data.fingerprint, say)
+    classes = _classes(setup, workdir, decided.kind, say)
     if decided.kind == "continue":
         say_length(setup, begin, settings_before, changed, say)
     checkpoints = Checkpoints(workdir, keep=c.keep_checkpoints, keep_every=c.keep_every)
@@ -110,6 +113,8 @@ def _begin(setup: Setup, log: Log, lock: RunLock, recipe: tuple[str, dict[str, A
     log.begin()
     log.truncate(int(begin.state.step) or -1)  # a fresh start keeps nothing
     _write_settings(setup, workdir, sources, recipe[0] if recipe else "")
+    if classes:
+        classes.write(workdir)
     number = jax.process_index()
     name = f"bad_files_{number}.txt" if number else "bad_files.txt"
     setup.data.bad_files.open(Workdir(str(workdir.path)), name, say)
@@ -130,6 +135,31 @@ def _begin(setup: Setup, log: Log, lock: RunLock, recipe: tuple[str, dict[str, A
         meta={"config": config, "versions": versions(), "teacher": sources},
         publish=report.Publisher(workdir, setup.evaluators, block, *known),
     )
+
+
+def _classes(
+    setup: Setup, workdir: Workdir, kind: str, say: Callable[[str], None]
+) -> Classes | None:
+    """Return the classes of the data, compared with those of the run that is continued.
+
+    Args:
+      kind: how the run starts, see `restore.Start`.
+
+    Returns:
+      None where there are no labels.
+
+    Raises:
+      ConfigError: see `changes.check_classes`, or the workdir's file is not one that a run wrote.
+    """
+    source, before = setup.data.source, Classes.read(workdir)
+    if not source.num_classes:
+        return None
+    now = Classes(source.num_classes, class_names(source), source.label_name)
+    if kind == "resume":
+        before = Classes.read(Workdir(setup.config.resume, writer=False))
+    if before and kind in ("continue", "resume"):
+        changes.check_classes(setup.task, before, now, say)
+    return now
 
 
 def say_length(

@@ -15,7 +15,7 @@ from mimjax.data.augment import Augment
 from mimjax.data.configured import make_data, make_split, source_config
 from mimjax.data.index import Index
 from mimjax.data.pipeline import Pipeline
-from mimjax.data.sources import short_name
+from mimjax.data.sources import check_classes, short_name
 from mimjax.errors import ConfigError
 from mimjax.evaluators import make_evaluators
 from mimjax.inference import resolution, teachers
@@ -61,6 +61,8 @@ def setup(
     clock = make_clock(c, per_epoch)
     profiling.parse(c.profile.steps, clock.total_steps)
     program, lr = make_length(c, mesh, clock, small)
+    if data and program.task.learns_labels:
+        check_labels(c, data)
     bench, evaluators = make_evals(c, program, data, index) if data else (None, ())
     return Setup(
         config=c,
@@ -110,6 +112,20 @@ def make_index(c: Config, kept: Index | None) -> Index:
             "allowed: False"
         )
     return Index(kept if c.data.trust_index else None)
+
+
+def check_labels(c: Config, data: Pipeline) -> None:
+    """Check that a task can learn from the labels of its data.
+
+    Raises:
+      ConfigError: there are none, or the splits have different classes.
+    """
+    if not data.source.num_classes:
+        raise ConfigError(
+            f"task: {c.task} learns from labels, but the source {data.source.name!r} has none; "
+            "allowed: a labeled source (a folder of class folders)"
+        )
+    check_classes(data.source)
 
 
 def make_clock(c: Config, steps_per_epoch: int) -> Clock:

@@ -29,8 +29,9 @@ FREE = "a path where nothing is yet"
 STAGED = {"new", "old", "list"}  # names that a stage may contain
 # files and folders of a run in its workdir; programs may add pictures to pictures/
 RUN_FILES = {
-    *("checkpoints", "broken", "pictures", "wandb", "config.json", "parameters.txt", "train.log"),
+    *("checkpoints", "broken", "pictures", "wandb", "config.json", "classes.json", "train.log"),
     *("metrics.jsonl", "table.md", "report.html", "data_index.npz", "teacher.json", "run.lock"),
+    "parameters.txt",
 }
 
 
@@ -72,8 +73,7 @@ def check_place(path: str, flag: str, spare: dict[str, str | None]) -> None:
       ConfigError: the path is one of these.
     """
     if os.path.islink(path):
-        target = os.readlink(path)
-        raise ConfigError(f"{flag}: {path} is a link to {target}; allowed: {FREE}")
+        raise ConfigError(f"{flag}: {path} is a link to {os.readlink(path)}; allowed: {FREE}")
     real = os.path.realpath(path)
     protected = {"the current folder": os.getcwd(), "the home folder": "~", **spare}
     for name, place in protected.items():

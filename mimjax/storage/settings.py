@@ -104,7 +104,7 @@ def check_no_user_files(workdir: Workdir, settings: dict[str, Any]) -> None:
     """
     if "task" in settings:
         return
-    names = ("config.json", "report.html", "table.md", "parameters.txt")
+    names = ("config.json", "report.html", "table.md", "parameters.txt", "classes.json")
     there = [name for name in names if workdir.file(name).exists()]
     if there:
         raise ConfigError(

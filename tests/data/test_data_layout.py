@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from mimjax.data import layout, make_source
 from mimjax.data.files import Files
 from mimjax.data.folder import EXTENSIONS
 from mimjax.data.index import Index, scan
+from mimjax.data.sources import check_classes
 from mimjax.errors import ConfigError
+from mimjax.evaluators.probes import check_labels
+from mimjax.inference.samples import Subset
 
 
 def fill(root, *names):
@@ -133,6 +137,43 @@ def test_odd_class_folders(tmp_path):
     assert source.class_names == ["a", "b.jpg", "c", "empty"]
     assert [source.label(i) for i in range(5)] == [0, 0, 1, 1, 2]
     assert source.notes == ["class folders without an image: 'empty'"]
+
+
+@pytest.mark.parametrize(
+    ("val", "note"),
+    [
+        (["a", "b", "c"], ""),
+        (["a", "b"], "class folders of {train} that {val} lacks: 'c'"),
+        (
+            ["A", "b", " c"],
+            "{val} that {train} lacks: ' c' ('c' there: another case or space), 'A'",
+        ),
+        (
+            ["a", "b", "c", "d", "e"],
+            "class folders of {val} that {train} lacks: 'd', 'e' (what rea",
+        ),
+    ],
+)
+def test_classes_of_both_splits_are_matched_by_name(tmp_path, val, note):
+    """Numbers stay the same for both splits; that a class has no partner is said once."""
+    fill(tmp_path, *(f"train/{n}*2" for n in "abc"), *(f"val/{n}*1" for n in val))
+    (tmp_path / "val/empty").mkdir()
+    train, test = folder(tmp_path), folder(tmp_path, "test")
+    words = note.format(train=tmp_path / "train", val=tmp_path / "val")
+    assert any(words in text for text in train.notes)
+    assert not any("lacks" in text for text in test.notes)
+    assert train.class_names == test.class_names == sorted({*"abc", *val, "empty"})
+    unknown = sorted(set(val) - set("abc"))
+    assert bool(train.unmatched) == bool(unknown)
+    if unknown:
+        with pytest.raises(ConfigError, match=r"^data.path: class folders of .* names$") as error:
+            check_classes(train)
+        assert all(repr(name) in str(error.value) for name in unknown)
+        with pytest.raises(ConfigError, match=r"^data.path: class folders of "):
+            check_labels(
+                "eval.probes", SimpleNamespace(train=Subset(train, 9), test=Subset(test, 9))
+            )
+    check_classes(test)
 
 
 # ------------------------------------------------------------------ endings
