@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mimjax import sharding
+from mimjax import progress, sharding
 from mimjax.data.augment import Augment
 from mimjax.data.pipeline import Pipeline, eval_batches
 from mimjax.errors import RunError
@@ -120,7 +120,7 @@ class Evaluation:
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batch_size: int = 64
     threads: int = 8
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = progress.say
 
     def __post_init__(self):
         self.mesh = sharding.make_mesh()
