@@ -148,9 +148,9 @@ def file_facts(path: str, readers: Mapping[str, Reader]) -> tuple[str, dict[str,
         statistics = {k: numbers(k) for k in ("mean", "std") if k in about}
         facts = {"heads": int(about["heads"])} | statistics
         return f"{path} (its metadata)", {"encoder": facts}
-    told = beside.read(files.weights_file(path))
+    told = beside.read(path)
     first = next(iter(readers), "encoder")
     name = "encoder" if "encoder" in readers else first
     told.check(quick=name == "clip")
     facts = {k: v for k in ("heads", "mean", "std") if (v := getattr(told, k)) is not None}
-    return told.source or path, {name: facts} if facts else {}
+    return told.source or told.processor or path, {name: facts} if facts else {}

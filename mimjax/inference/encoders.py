@@ -28,11 +28,12 @@ from mimjax.rules import paths
 from mimjax.schema import Config
 from mimjax.targets.clip import CLIP_MEAN, CLIP_STD
 from mimjax.task import Encoder, Features, Pretraining, View
-from mimjax.torch_io.read import detect, load, sizes, vision
+from mimjax.torch_io.read import beside, detect, load, sizes, vision
 from mimjax.torch_io.tables import teachers
 
 PyTree = Any
 CONV, STEM = "encoder/patch_embed4/kernel", "encoder/patch_embed1/proj/kernel"
+ROOTS = ("encoder", "clip", "dino", "vision")  # names, of ours, under which files have encoders
 CLASSIFIER = "classifier/params/linear/kernel"
 
 
@@ -142,7 +143,8 @@ def read(
     else:
         root, module = root_of(file), module_of(file, choice)
     head, shapes, why = head_of(file)
-    default, mean_given = _statistics(file, root), mean is not None
+    default = _statistics(file, root)
+    given = {name for name, x in (("mean", mean), ("std", std)) if x is not None}
     mean = values.fit(values.Mean, tuple(mean or default[0]), "mean")
     std = values.fit(values.Std, tuple(std or default[1]), "std")
     channels = channels_of(file, root, module.patch)
@@ -164,8 +166,7 @@ def read(
         net = Network(module, mean, std, head, pooled, normed, "features")
     else:
         net = Network(module.clone(channels=channels), mean, std, head, pooled, normed)
-    read_with = file.about.get("resample", net.resample)
-    net = dataclasses.replace(net, no_head=why, resample=read_with)
+    net = dataclasses.replace(resized_as(net, file), no_head=why)
     tree = vision.params(file, root, net.module) if alone else trunk(file, net, root)
     params = {"encoder": tree}
     if after:
@@ -174,7 +175,7 @@ def read(
         like = _nested({k: jnp.zeros(s) for k, s in shapes.items()})
         params |= load.from_torch(file.state, like, file.layout, file.where)
     used = {f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys()
-    lines = report(file, root, net, used, mean_given)
+    lines = report(file, root, net, used, given)
     if cut:
         lines.insert(
             1,
@@ -192,15 +193,21 @@ def settings_of(mean: tuple[float, ...], std: tuple[float, ...], module: Any) ->
     return settings.lock()
 
 
+def resized_as(net: Network, file: sizes.FileTensors) -> Network:
+    """Return a network for images that are resized with the filter that a file says, if any."""
+    said = file.about.get("resample") or file.beside.resample
+    return dataclasses.replace(net, resample=said) if said in beside.OURS else net
+
+
 def report(
-    file: sizes.FileTensors, root: str, net: Network, used: set[str], given: bool
+    file: sizes.FileTensors, root: str, net: Network, used: set[str], given: set[str]
 ) -> list[str]:
     """Return lines that say what was read, what was taken for granted, and what was not read.
 
     Args:
       root: first part of our paths of the encoder.
       used: our paths of all parameters that were read.
-      given: whether the caller says mean and std.
+      given: which of "mean" and "std" the caller says.
 
     Raises:
       ConfigError: a tensor that was not read is the encoder's.
@@ -217,17 +224,27 @@ def report(
         lines += vision.notes(file, root, module)
     elif root != "clip":
         lines += sizes.resizing(file, module.grid, module.num_prefix, root)
-    lines += file.beside.lines(module.eps) if alone else file.beside.lines()
-    if not (given or "mean" in file.about or file.beside.mean):
-        lines.append(
-            f"mean {net.mean} and std {net.std}: those of the layout's code, nothing in the file "
-            "or beside it says them"
-        )
+    lines += file.beside.lines(*([module.eps] if alone else []), given=given)
+    lines += guessed(net, file, given)
     if net.no_head:
         lines.append(f"its head is not read: {net.no_head}")
     if unread:
         lines.append(f"{len(unread)} keys not read: {load.listed(unread)}")
     return lines
+
+
+def guessed(net: Network, file: sizes.FileTensors, given: set[str]) -> list[str]:
+    """Return the line about statistics that nobody says; [] = somebody does.
+
+    Args:
+      given: which of "mean" and "std" the caller says.
+    """
+    if given or "mean" in file.about or file.beside.mean:
+        return []
+    return [
+        f"mean {net.mean} and std {net.std}: those of the layout's code, nothing in the file or "
+        "beside it says them"
+    ]
 
 
 @functools.lru_cache(maxsize=16)
@@ -267,9 +284,14 @@ def channels_of(file: sizes.FileTensors, root: str, patch: int) -> int:
 
 def root_of(file: sizes.FileTensors) -> str:
     """Return the name, of ours, under which the file has its network."""
-    for root in ("encoder", "clip", "dino", "vision"):
+    for root in ROOTS:
         if file.has(root):
             return root
+    if not detect.roots_of(file.layout).isdisjoint(ROOTS):
+        raise ConfigError(
+            f"{file.where}: its keys ({', '.join(sorted(file.state)[:3])}, ...) are none of layout "
+            f"{file.layout!r}; allowed: its own layout, or auto"
+        )
     raise ConfigError(
         f"{file.where} (layout {file.layout!r}) holds no encoder, but "
         f"{', '.join(sorted(detect.roots_of(file.layout)))}; allowed: encoders of images"
@@ -306,12 +328,26 @@ def head_of(
         return None, norm, ""  # an attentive probe's head reads what no network here makes
     if why := unread_pool(file, bool(norm)):
         return None, norm, why
+    if why := unfit_head(file):
+        return None, norm, why
     classes, width = file.shape(CLASSIFIER)
     probe = "classifier/batch_stats/batch_norm/mean" in file
     shapes = {k: file.shape(k) for k in file.keys if k.startswith("classifier/")}
     mean = not norm and file.beside.pool == "avg"
     head = Classifier(classes, pooled=bool(norm), probe=probe, mean=mean)
     return head, shapes | {CLASSIFIER: (width, classes)}, ""
+
+
+def unfit_head(file: sizes.FileTensors) -> str:
+    """Return why the file's linear layer is none on what pooling gives; "" = it is one."""
+    (key,), shape = file.keys[CLASSIFIER], file.shape(CLASSIFIER)
+    stem = next((p for p in (f"{r}/patch_embed/kernel" for r in ROOTS) if p in file), CONV)
+    width = file.shape(stem)[0] if stem in file else shape[-1]
+    if len(shape) != 2 or shape[1] != width:
+        return f"{key}: shape {list(shape)}, and the encoder has width {width}"
+    if CLASSIFIER.replace("kernel", "bias") not in file:
+        return f"{key}: no bias beside it"
+    return ""
 
 
 def unread_pool(file: sizes.FileTensors, norm: bool) -> str:

@@ -126,7 +126,11 @@ def fitted(said: Mapping[str, Any]) -> dict[str, Any]:
       ConfigError: a value that no file can have.
     """
     plain = lambda x: x.tolist() if hasattr(x, "tolist") else x
-    return {k: values.fit(SAID[k], plain(x), k) for k, x in said.items() if x is not None}
+    found = {k: values.fit(SAID[k], plain(x), k) for k, x in said.items() if x is not None}
+    for name, other in (("mean", "std"), ("std", "mean")):
+        if name in found and other not in found:
+            raise ConfigError(f"{other}: None with {name} {found[name]}; allowed: both, or none")
+    return found
 
 
 def check_taken(path: str, said: Mapping[str, Any], model: Model) -> None:
@@ -157,8 +161,8 @@ def check_taken(path: str, said: Mapping[str, Any], model: Model) -> None:
 
 
 def reader_of(network: encoders.Network, file: FileTensors) -> Reader:
-    """Return the reader of images for a file; only one of ours says how the run crops them."""
-    crop = float(file.about.get("eval_crop", 1.0))
+    """Return the reader of images for a file, which crops as the file or what is beside it says."""
+    crop = float(file.about.get("eval_crop") or file.beside.crop or 1.0)
     return Reader(Augment(eval_crop=crop), Decoding(channels=len(network.mean)))
 
 
@@ -205,7 +209,10 @@ def _of_file(
         c = published.method_config(file, path, mean, std)
         known = pixels.say(c, file, pixel_norm)
         teachers.name_paths(c, teacher)
-        return _of_method(path, published.fit(teachers.fill(c), file, None, choice), dtype, known)
+        given = said.keys() & {"mean", "std"}
+        made = published.fit(teachers.fill(c), file, None, choice, given)
+        made.report.extend(encoders.guessed(encoders.Network.of(made.task), file, given))
+        return _of_method(path, made, dtype, known)
     pixels.refuse(pixel_norm, f"{path} holds no decoder")
     if teacher:
         raise ConfigError(f"teacher: {teacher!r}, but {why}; allowed: with a file that has one")
@@ -221,7 +228,7 @@ def _of_method(path: str, made: published.Imported, dtype: str, known: bool = Tr
     if made.absent:  # else no random weights are made, which takes seconds for a large network
         params = published.complete(params, initial(task)(step_key(0, "init", 0))[0])
     params = jax.tree.map(jnp.asarray, params)
-    network = encoders.Network.of(task)
+    network = encoders.resized_as(encoders.Network.of(task), made.file)
     lacking = [k for k in made.absent if "/" not in k]
     reconstruct: Any = f"{path} holds no {', '.join(lacking)}"
     if not lacking and not known:

@@ -6,6 +6,9 @@ deviation of every hidden patch, and the picture would look right whatever the d
 
 from __future__ import annotations
 
+import copy
+import functools
+
 from mimjax import patches, schema, values
 from mimjax.errors import ConfigError
 from mimjax.schema import Config
@@ -51,6 +54,27 @@ def say(c: Config, file: FileTensors, norm: str | None) -> bool:
 def targets(c: Config) -> list[str]:
     """Return the names of a method's targets that are pixels."""
     return [k for k, v in c.method.items() if schema.is_section(v) and v.get("type") == PIXELS]
+
+
+def taken_over(c: Config, file: FileTensors) -> tuple[Config, list[str]]:
+    """Return a config with how a file's networks see and predict pixels, and lines about it.
+
+    The config is to be that of the file: as sizes are, the statistics of images and, where there
+    is a decoder, the normalization that it predicts are those that stand beside the file.
+    """
+    c, lines, told = copy.deepcopy(c).unlock(), [], file.beside
+    new = {"method.mean": told.mean, "method.std": told.std} if told.mean else {}
+    if file.has("decoder") and told.norm_pix is not None:
+        norm = "patch" if told.norm_pix else "none"
+        new |= {f"method.{name}.norm": norm for name in targets(c)}
+    for key, value in new.items():
+        *sections, last = key.split(".")
+        node = functools.reduce(lambda node, name: node[name], sections, c)
+        if node[last] != value:
+            source = told.source if last == "norm" else told.processor
+            lines.append(f"from {source}: {key}={value} (config: {node[last]})")
+            node[last] = value
+    return c.lock(), lines
 
 
 def kept(c: Config, file: FileTensors) -> list[str]:

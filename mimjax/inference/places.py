@@ -53,6 +53,9 @@ def nothing_in(workdir: Workdir, path: str, key: str) -> ConfigError:
       path: the folder as it was given; key: the setting that names it.
     """
     weights = [e.name for e in workdir.path.iterdir() if e.name.endswith(files.SUFFIXES)]
+    if shards := [name for name in weights if name.endswith(".index.json")]:
+        allowed = f"one file instead of the shards of {shards[0]} ({files.UNSHARDED})"
+        return ConfigError(f"{key}: {path} {content(workdir)}; allowed: {allowed}")
     allowed = f"one of its files of weights by its own path, {ALLOWED}" if weights else ALLOWED
     return ConfigError(f"{key}: {path} {content(workdir)}; allowed: {allowed}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from mimjax import schema, values
 from mimjax.errors import ConfigError
+from mimjax.inference.contradictions import plain
 from mimjax.models.vit import SIZES
 from mimjax.rules import paths
 from mimjax.schema import Config
@@ -82,12 +84,14 @@ def open_file(path: str, layout: str, key: str) -> tuple[derive.FileTensors, loa
             "--config.init_from with that run's config"
         )
     if layout not in detect.TABLES:
-        raise ConfigError(f"--layout: {layout!r}; allowed: auto, {', '.join(detect.TABLES)}")
+        flag = "--layout" if key.startswith("--") else "layout"
+        raise ConfigError(f"{flag}: {layout!r}; allowed: auto, {', '.join(detect.TABLES)}")
     # the metadata of our own files say all that stands beside others
     facts = Beside() if read.about else beside.read(files.weights_file(path))
     file = derive.FileTensors(read.state, layout, where, read.about, facts)
     if not vision.root_of(file):
         facts.check(quick=layout.startswith("clip"))
+    facts.check_tensors(file)
     file.check_blocks()
     return file, read.average
 
@@ -182,8 +186,12 @@ def fit(
     file: derive.FileTensors,
     average: load.State | None = None,
     choice: Choice = Choice(),
+    given: Iterable[str] = (),
 ) -> Imported:
     """Return the file's weights in the config's task, which gets the file's sizes.
+
+    Args:
+      given: names of the statistics that the caller says ("mean", "std"), for the report.
 
     Raises:
       ConfigError: another method's file, sizes that cannot be told, tensors that do not fit.
@@ -194,13 +202,8 @@ def fit(
     before = copy.deepcopy(c.method)
     size_encoder(file, c.method.encoder, choice)
     size_decoders(file, c.method, before, choice)
-    channels = file.shape(
-        next(
-            p
-            for p in ("encoder/patch_embed/kernel", "encoder/patch_embed1/proj/kernel")
-            if p in file
-        )
-    )[1]
+    stems = ("encoder/patch_embed/kernel", "encoder/patch_embed1/proj/kernel")
+    channels = file.shape(next(p for p in stems if p in file))[1]
     if channels != len(c.method.mean):
         raise ConfigError(
             f"method.mean: {len(c.method.mean)} values, but {file.where} reads images of "
@@ -215,7 +218,7 @@ def fit(
         where = f"{file.where} (moving average)"
         ema = load.from_torch(average, {"encoder": like["encoder"]}, file.layout, where, *place)
     new = settings.flatten(c.to_dict())
-    lines = report(file, params, absent, {k: (old.get(k), v) for k, v in new.items()})
+    lines = report(file, params, absent, {k: (old.get(k), v) for k, v in new.items()}, given)
     lines += derive.resizing(file, task.encoder.grid, task.encoder.num_prefix, "encoder")
     if follows:
         lines.append(f"EMA: {'the moving average of the file' if ema else 'a copy of the weights'}")
@@ -226,12 +229,12 @@ def size_encoder(
     file: derive.FileTensors, section: Config, choice: Choice, root: str = "encoder"
 ) -> None:
     """Write the encoder's sizes into its config section."""
-    conv, size = "strides" in section, choice.image_size
+    conv, size = "strides" in section, choice.image_size or file.beside.size_of(file)
     shown = derive.conv_vit(file, size) if conv else derive.vit(file, root, size)
-    if choice.image_size:
-        shown["image_size"] = tuple(choice.image_size)
+    if size:
+        shown["image_size"] = tuple(size)
         patch = math.prod(shown["strides"]) if conv else shown["patch"]
-        for name, side in zip(("height", "width"), choice.image_size, strict=True):
+        for name, side in zip(("height", "width"), size, strict=True):
             if side < patch or side % patch:
                 raise ConfigError(
                     f"{file.where}: image_size: {name} {side} is not divisible by patch {patch}; "
@@ -367,7 +370,11 @@ def inner_sections(section: Config, cls: type) -> list[tuple[Config, type]]:
 
 
 def report(
-    file: derive.FileTensors, params: PyTree, absent: list[str], changes: dict[str, tuple[Any, Any]]
+    file: derive.FileTensors,
+    params: PyTree,
+    absent: list[str],
+    changes: dict[str, tuple[Any, Any]],
+    given: Iterable[str] = (),
 ) -> list[str]:
     """Return lines that say what was read, what was derived, what is random, what was not read."""
     names = ", ".join(k for k in params if k not in absent)
@@ -375,20 +382,16 @@ def report(
     derived = [
         f"{k}={new} (config: {old})"
         for k, (old, new) in changes.items()
-        if _plain(old) != _plain(new)
+        if plain(old) != plain(new)
     ]
     lines.append(f"derived from its tensors: {', '.join(derived) or 'the sizes of the config'}")
     if absent:
         lines.append(f"not in the file, as initialized: {', '.join(absent)}")
-    lines += file.beside.lines()
+    lines += file.beside.lines(given=given)
     if unread := file.unread(set(paths(params))):
         file.check_unread(unread)
         lines.append(f"{len(unread)} keys not read: {load.listed(unread)}")
     return lines
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def complete(params: PyTree, init: PyTree) -> PyTree:

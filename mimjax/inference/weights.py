@@ -77,6 +77,7 @@ def read_params(
     layout = files.layout_of(file, f"{where}: ", like)
     facts = beside.Beside() if file.about else beside.read(files.weights_file(path))
     tensors = sizes.FileTensors(file.state, layout, where, file.about, facts)
+    facts.check_tensors(tensors)
     if "encoder" in like and layout != detect.OWN:
         vision.refuse(tensors)
     if not file.about:  # what mimjax exported says what it lacks

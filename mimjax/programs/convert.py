@@ -62,7 +62,9 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
     if taken.is_local:
         outputs.check(workdir_path, flag="--workdir")
     tensors, average = published.open_file(path, layout, "--model")
-    imported = published.fit(teachers.fill(c), tensors, average, choice)
+    c, lines = pixels.taken_over(c, tensors)
+    own = ("resample", "crop")  # of the run's data, which no file decides
+    imported = published.fit(teachers.fill(c), tensors, average, choice, own)
     state = make_state(imported)
     text = settings.config_json(imported.config)
     meta: dict[str, Any] = {"config": json.loads(text), "versions": versions(), "teacher": {}}
@@ -77,7 +79,7 @@ def convert(path: str, c: Any, workdir_path: str, layout: str, choice: Any) -> l
             checkpoints.close()  # waits for threads that write
         workdir.write_text("config.json", text)  # last: it makes a run
     decodes = "decoder" in imported.params and "decoder" not in imported.absent
-    return imported.report + (pixels.kept(imported.config, tensors) if decodes else [])
+    return imported.report + lines + (pixels.kept(imported.config, tensors) if decodes else [])
 
 
 def make_state(imported: Any) -> Any:

@@ -97,11 +97,15 @@ def test_pictures_of_a_decoder_need_to_know_its_pixels(files, tmp_path):
     [
         (None, "pixels normalized per patch as the config says .*; the file does not tell"),
         (True, ""),
-        (False, "WARNING: pixels normalized per patch as .* norm_pix_loss=False: its decoder"),
+        (
+            False,
+            "WARNING: pixels normalized per patch as .* norm_pix_loss=False: its decoder|"
+            r"from .*config.json: method.pixel_target.norm=none \(config: patch\)",
+        ),
     ],
 )
 def test_the_config_s_pixels_are_said_where_a_decoder_is_taken_over(told, words, files, tmp_path):
-    """By convert, and by a run that begins with the file; not for an encoder alone."""
+    """By convert, which takes the file's over, and by a run that begins with the file."""
     full, facts = "full.safetensors", {"num_attention_heads": 4}
     path = str(
         copy(files, full, tmp_path, **facts | ({} if told is None else {"norm_pix_loss": told}))
@@ -111,12 +115,15 @@ def test_the_config_s_pixels_are_said_where_a_decoder_is_taken_over(told, words,
     c.method.pixel_target.norm = "patch"
     choice = published.Choice(heads=4, decoder_heads=4)
     said = {"convert": convert.convert(path, c, str(tmp_path / "run"), "auto", choice)}
+    if told is False:
+        made = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert made["method"]["pixel_target"]["norm"] == "none"
     imported = published.fit(c, published.open_file(path, "auto", "--model")[0], None, choice)
     like = jax.eval_shape(imported.task.init, jax.random.key(0))[0]
     said["init_from"] = []
     weights.read_params(path, like, "init_from", said["init_from"].append, c=imported.config)
     for lines in said.values():
-        found = [line for line in lines if "as the config says (method.pixel_target.norm=" in line]
+        found = [line for line in lines if "method.pixel_target.norm=" in line]
         assert len(found) == bool(words), lines
         assert not words or re.match(words, found[0])
     alone = str(files / "encoder.safetensors")
@@ -130,8 +137,20 @@ def test_the_config_s_pixels_are_said_where_a_decoder_is_taken_over(told, words,
         ({"hidden_act": "relu"}, "activation 'relu'; allowed: gelu"),
         ({"model_args": {"act_layer": "gelu_tanh"}}, "activation 'gelu_tanh'"),
         ({"layer_norm_eps": 1e-3}, "epsilon of norms 0.001; allowed: at most 1e-05"),
+        ({"layer_norm_eps": float("nan")}, "config.json: eps: nan; allowed: numbers above 0"),
+        ({"num_attention_heads": 0}, "config.json: heads: 0; allowed: numbers above 0"),
+        # the config of another network
+        ({"hidden_size": 64}, "config.json: width 64, but the tensors of .* have 32"),
+        ({"num_hidden_layers": 2}, "config.json: depth 2, but the tensors of .* have 1"),
+        ({"patch_size": 4}, "config.json: patch 4, but the tensors of .* have 2"),
+        ({"num_channels": 1}, "config.json: channels 1, but the tensors of .* have 3"),
+        ({"qkv_bias": False}, "config.json: biases False, but the tensors of .* have True"),
         ({"more": {"norm_pre.weight": np.ones(32, np.float32)}}, "no place for: norm_pre.weight"),
         ({"more": {"reg_token": np.ones((1, 4, 32), np.float32)}}, "no place for: reg_token"),
+        (
+            {"more": {"norm.bias": np.full(32, np.nan, np.float32)}},
+            "norm.bias holds numbers that are not finite",
+        ),
     ],
 )
 def test_another_function_is_refused(settings, match, files, tmp_path):
@@ -152,8 +171,112 @@ def test_statistics_are_those_beside_the_file(files, tmp_path):
     pretrained = {"pretrained_cfg": {"mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}}
     (tmp_path / "config.json").write_text(json.dumps(pretrained))
     assert mimjax.load(path, heads=4).statistics == ((0.4,) * 3, (0.2,) * 3)
-    (tmp_path / "config.json").write_text("{")
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_text("{")
+        with pytest.raises(ConfigError, match=rf"{name}: cannot be read \(Expecting .*or none"):
+            mimjax.load(path, heads=4)
+        (tmp_path / name).unlink()
+    with pytest.raises(ConfigError, match=r"std: None with mean \(0.5, 0.5, 0.5\); allowed: both"):
+        mimjax.load(path, heads=4, mean=[0.5] * 3)
     assert beside.read(str(path)) == beside.Beside()
+
+
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+
+
+@pytest.mark.parametrize(
+    ("processor", "mean", "std"),
+    [
+        (HALF | {"image_mean": 0.5, "image_std": 0.25}, 0.5, 0.25),  # one number for all channels
+        (HALF | {"rescale_factor": 1 / 127.5}, 0.25, 0.125),
+        (HALF | {"image_mean": [102] * 3, "image_std": [51] * 3, "do_rescale": False}, 0.4, 0.2),
+        ({"do_normalize": False, "do_rescale": False}, 0, 1 / 255),
+        ({"image_mean": [0.5] * 3}, None, None),
+        ({"rescale_factor": 1 / 127.5}, None, None),
+        (HALF | {"image_mean": "x"}, None, None),
+    ],
+)
+def test_pixels_are_scaled_as_a_processor_says(processor, mean, std, files, tmp_path):
+    """In transformers (x * rescale_factor - mean) / std; what is not whole is refused."""
+    path = copy(files, "encoder.safetensors", tmp_path, num_heads=4)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    if mean is None:
+        with pytest.raises(ConfigError, match="allowed: numbers for image_mean and image_std"):
+            mimjax.load(path)
+        return
+    found = np.asarray(mimjax.load(path).statistics)
+    np.testing.assert_allclose(found, [[mean] * 3, [std] * 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "view", "line"),
+    [
+        (
+            "preprocessor_config.json",
+            HALF
+            | {"resample": 2, "do_center_crop": True}
+            | {"size": {"shortest_edge": 10}, "crop_size": {"height": 8, "width": 8}},
+            ("bilinear", 0.8),
+            "resample=bilinear, crop=0.8",
+        ),
+        (
+            "preprocessor_config.json",
+            HALF | {"resample": 0, "size": {"height": 8, "width": 8}},
+            ("bicubic", 1.0),
+            "resample as elsewhere here; .* has resample=nearest",
+        ),
+        (
+            "config.json",
+            {"pretrained_cfg": {"interpolation": "bilinear", "crop_pct": 0.9}},
+            ("bilinear", 0.9),
+            "from .*config.json: resample=bilinear, crop=0.9",
+        ),
+    ],
+)
+def test_images_are_resized_and_cropped_as_said(name, settings, view, line, files, tmp_path):
+    path = copy(files, "encoder.safetensors", tmp_path, num_heads=4)
+    (tmp_path / name).write_text(json.dumps({"num_heads": 4} | settings))
+    model = mimjax.load(path, heads=4)
+    assert (model.view.resample, model.reader.augment.eval_crop) == view
+    assert any(re.search(line, text) for text in model.report), model.report
+
+
+def test_the_caller_s_statistics_are_said_to_be_taken(files, tmp_path):
+    path = copy(files, "encoder.safetensors", tmp_path, num_heads=4)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(HALF))
+    model = mimjax.load(path, mean=[0.4] * 3, std=[0.2] * 3)
+    assert model.statistics == ((0.4,) * 3, (0.2,) * 3)
+    assert not any("from" in s and "mean=" in s for s in model.report)
+    assert any("mean, std as elsewhere here; " in s for s in model.report)
+
+
+def test_convert_takes_over_the_statistics_beside_a_file(files, tmp_path):
+    path = copy(files, "encoder.safetensors", tmp_path, num_heads=4)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(HALF | {"resample": 2}))
+    c = helpers.config_of("--config=configs/mae.py:demo")
+    c.unlock().method.encoder.update({"depth": 1, "heads": 4})
+    lines = convert.convert(str(path), c, str(tmp_path / "run"), "auto", published.Choice(heads=4))
+    made = json.loads((tmp_path / "run" / "config.json").read_text())["method"]
+    assert (made["mean"], made["std"]) == ([0.5] * 3, [0.25] * 3)
+    found = [s for s in lines if "method.mean=(0.5, 0.5, 0.5) (config: " in s]
+    assert "preprocessor_config.json" in found[0], lines
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"head.weight": np.ones((5, 16), np.float32)}, r"head.weight: shape \[5, 16\], and the"),
+        ({"head.bias": None}, "head.weight: no bias beside it"),
+    ],
+)
+def test_a_head_of_another_network_is_not_applied(change, match, files, tmp_path):
+    head = {"head.weight": np.ones((5, 32), np.float32), "head.bias": np.ones(5, np.float32)}
+    more = {k: v for k, v in (head | change).items() if v is not None}
+    model = mimjax.load(copy(files, "encoder.safetensors", tmp_path, num_heads=4, more=more))
+    assert np.isfinite(model.encode(IMAGES)).all()
+    assert any("is not read" in s for s in model.report)
+    with pytest.raises(ConfigError, match=f"classify: {match}"):
+        model.classify(IMAGES)
 
 
 def test_heads_pool_as_their_file_says(files, tmp_path):

@@ -36,6 +36,10 @@ FOLDERS = {
         "config.json": '{"hidden_size": 8}',
         "x.pth": "",
     },
+    "holds b-1-of-2.bin, b.index.json; allowed: one file instead of the shards of b.index": {
+        "b.index.json": "{}",
+        "b-1-of-2.bin": "",
+    },
     "holds config.json; allowed": {"config.json": "{"},
     "holds a, b, c, d, e, ...;": dict.fromkeys("abcdefg", ""),
 }

@@ -44,6 +44,11 @@ def test_safetensors(data, tmp_path):
     refused(tmp_path / "f.safetensors", data, "cannot be read .* copy or download it again")
 
 
+def test_eight_bit_floats(tmp_path):
+    data = header({"a": entry([16], 0, 16, "F8_E4M3")})
+    refused(tmp_path / "f.safetensors", data, "numbers of type float8_e4m3fn; allowed: float32")
+
+
 def refused(path, data, match):
     """Refused in one line that begins with the file, with no memory asked for."""
     path.write_bytes(data)
@@ -107,6 +112,34 @@ def test_half_precision_becomes_float32(tmp_path):
         np.testing.assert_array_equal(out, torch.tensor(X).to(dtype).float().numpy())
 
 
+WEIGHTS = {"a": torch.tensor(X)}
+OTHER = {"a": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ({"net": WEIGHTS, "optimizer": {"state": {0: OTHER}}, "epoch": 3}, ""),
+        ({"model_ema": WEIGHTS}, ""),
+        ({"model": {}, "state_dict": WEIGHTS}, ""),
+        ({"student": OTHER, "teacher": WEIGHTS}, ""),
+        ({"state_dict": WEIGHTS, "model": OTHER}, "state dicts under model, state_dict; allowed"),
+        ({"net": WEIGHTS, "other": OTHER}, "no state dict at its top, but net, other; allowed"),
+        ({"model": {"state_dict": WEIGHTS}}, "no state dict at its top, but model; allowed"),
+        ({}, "no state dict at its top, but nothing; allowed"),
+    ],
+)
+def test_a_pth_file_has_one_state_dict(content, match, tmp_path):
+    """Under a known name, or the only one; of two none is taken in silence."""
+    torch.save(content, tmp_path / "f.pth")
+    if match:
+        with pytest.raises(ConfigError, match=match) as error:
+            load.read_file(str(tmp_path / "f.pth"))
+        assert "\n" not in str(error.value)
+    else:
+        np.testing.assert_array_equal(load.read_file(str(tmp_path / "f.pth"))["a"], X)
+
+
 @pytest.mark.parametrize(
     ("key", "dtype", "match"),
     [
@@ -134,6 +167,8 @@ def test_shards_and_two_layouts(tmp_path):
         ConfigError, match="a list of shards, which are not read; allowed: one file"
     ):
         load.read_file(str(tmp_path / "model.safetensors.index.json"))
+    with pytest.raises(ConfigError, match="one of several shards, which are not read; allowed"):
+        load.read_file(str(tmp_path / "model-00001-of-00007.safetensors"))
     mae = {"cls_token", "blocks.0.attn.qkv.bias", "vit.embeddings.cls_token"}
     with pytest.raises(
         ConfigError, match="f: keys of two layouts, 'vitmae_transformers' and 'mae'"

@@ -126,6 +126,9 @@ def test_transformers(name, file_of):
     assert f"epsilon of norms {eps:g}" in report
     assert "computed with" not in report
     assert ("rope_theta 30" in report) == (name == "DINOv3ViT, said")
+    if name.startswith("DINOv3"):  # no tensor shows the size of its images
+        side = theirs.config.image_size
+        assert mimjax.load(path).image_size == (side, side)
     tokens, block, pooled = hidden(theirs)
     near(f"transformers {name}", model.encode(IMAGES, pool="all"), tokens)
     near(f"transformers {name}, block", model.encode(IMAGES, pool="all", layer=0), block)
@@ -286,6 +289,23 @@ def test_timm(name, tmp_path):
         save_file(state | {"pos_embed": state["pos_embed"] + 0.1}, path)
         with pytest.raises(ConfigError, match="no class token and learned positions"):
             mimjax.load(path, heads=HEADS)
+
+
+@pytest.mark.parametrize("said", ["the caller", "config.json"])
+def test_a_class_token_and_patches_that_fill_a_square_together(said, tmp_path):
+    """15 patches and a class token have 16 positions, as 16 patches without one (DeiT III)."""
+    size = (12, 20)
+    model = drawn(V.VisionTransformer(img_size=size, **PLAIN, init_values=1e-5))
+    save_file({k: v.numpy() for k, v in model.state_dict().items()}, tmp_path / "m.safetensors")
+    if said == "config.json":
+        told = {"architecture": "vit", "model_args": {"img_size": size, "num_heads": HEADS}}
+        (tmp_path / "config.json").write_text(json.dumps(told))
+    given = {"image_size": size} if said == "the caller" else {}
+    ours = mimjax.load(tmp_path / "m.safetensors", heads=HEADS, **given)
+    assert ours.image_size == size
+    assert not any("resized" in line for line in ours.report)
+    images = np.random.default_rng(3).integers(0, 256, (2, *size, 3), np.uint8)
+    near(f"timm 3x5, {said}", ours.encode(images, "all"), model.forward_features(pixels(images)))
 
 
 # ------------------------------------------------------------------ official names

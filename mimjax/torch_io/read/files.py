@@ -39,11 +39,14 @@ SUFFIXES = (
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
 # keys under which a .pth file has its weights, and their moving average
 WRAPPERS = ("model", "module", "state_dict", "teacher", "student", "encoder")
+SAME = ("model", "module", "state_dict")  # names of one thing
 AVERAGES = ("model_ema", "state_dict_ema", "target_encoder")
 # allowed growth when unpacked: a factor, plus bytes; files of torch.save are not compressed
 GROWTH, SMALL = 4, 1 << 20
 ADAPTER = re.compile(r"(^|[._])(lora_(A|B|down|up)|lora_embedding_(A|B)|hada_w\d|ia3_l)([._]|$)")
 QUANTIZED = re.compile(r"\.(qweight|qzeros|SCB|weight_scale(_inv)?|absmax|quant_map|g_idx)$")
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
+UNSHARDED = "transformers' save_pretrained(..., max_shard_size='100GB') writes it"
 BROKEN = "it is truncated, corrupted or no checkpoint; copy or download it again"
 
 
@@ -103,11 +106,14 @@ def read(path: str) -> File:
         )
     if path.endswith(".index.json"):
         raise ConfigError(
-            f"{path}: a list of shards, which are not read; allowed: one file, as transformers' "
-            "save_pretrained(..., max_shard_size='100GB') or safetensors' save_file writes it"
+            f"{path}: a list of shards, which are not read; allowed: one file ({UNSHARDED})"
         )
     if not path.endswith(SUFFIXES):
         raise ConfigError(f"{path}: not a checkpoint file; allowed: {', '.join(SUFFIXES[:-2])}")
+    if SHARD.search(path):
+        raise ConfigError(
+            f"{path}: one of several shards, which are not read; allowed: one file ({UNSHARDED})"
+        )
     path = os.path.expanduser(path)
     if "://" in path:
         raise ConfigError(f"{path}: files of weights are read here alone; allowed: a local copy")
@@ -117,11 +123,44 @@ def read(path: str) -> File:
         state, about = _safetensors(path)
         return File(_named(state, about, path), None, about)
     whole = _torch_load(path)
-    state = next((whole[w] for w in WRAPPERS if isinstance(whole.get(w), dict)), whole)
+    state = unwrapped(whole, path)
     average = next((whole[w] for w in AVERAGES if isinstance(whole.get(w), dict)), None)
     about = _about(whole.get("mimjax"))
     named = lambda tensors: _named(_arrays(tensors, path), about, path)
     return File(named(state), named(average) if average else None, about)
+
+
+def unwrapped(whole: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return the state dict in the content of a .pth file.
+
+    It is that under a known name, the only one in the file, or the content itself.
+
+    Raises:
+      ConfigError: there is none, or several that are equally good.
+    """
+    held = [k for k, x in whole.items() if isinstance(x, dict) and any(map(is_tensor, x.values()))]
+    if plain := [w for w in WRAPPERS if w in held]:
+        if several := [w for w in plain if w in SAME]:
+            plain = several
+        if len(several) > 1:
+            raise ConfigError(
+                f"{path}: state dicts under {', '.join(several)}; allowed: one of them, saved alone"
+            )
+        return whole[plain[0]]
+    if any(map(is_tensor, whole.values())):
+        return whole
+    if len(held) == 1:
+        return whole[held[0]]
+    names = ", ".join(map(str, held or list(whole)[:5])) or "nothing"
+    raise ConfigError(
+        f"{path}: no state dict at its top, but {names}; allowed: one state dict, alone or under "
+        f"{', '.join(WRAPPERS)}"
+    )
+
+
+def is_tensor(value: Any) -> bool:
+    """Return whether a value of a .pth file is a tensor."""
+    return hasattr(value, "untyped_storage")
 
 
 def _named(state: State, about: dict[str, str], path: str) -> State:
@@ -185,6 +224,11 @@ def _safetensors(path: str) -> tuple[State, dict[str, str]]:
             # the library has already compared sizes and offsets of the header with the file
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             about = _about(file.metadata())
+    except AttributeError as error:  # of NumPy, which lacks such a type
+        kind = str(error).split("'")[-2]
+        raise ConfigError(
+            f"{path}: numbers of type {kind}; allowed: float32, float16, bfloat16"
+        ) from None
     except (SafetensorError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({_reason(error)}); {BROKEN}") from None
     except OSError as error:
@@ -258,7 +302,7 @@ def _arrays(tensors: dict[str, Any], path: str) -> State:
     Raises:
       ConfigError: a tensor is sparse or quantized, or the tensors are larger than the file.
     """
-    tensors = {str(k): x for k, x in tensors.items() if hasattr(x, "untyped_storage")}
+    tensors = {str(k): x for k, x in tensors.items() if is_tensor(x)}
     if bad := [k for k, x in tensors.items() if x.is_sparse or x.is_quantized]:
         raise ConfigError(f"{path}: {bad[0]} is sparse or quantized; allowed: dense tensors")
     check_plain(path, {k: not x.is_floating_point() for k, x in tensors.items()})

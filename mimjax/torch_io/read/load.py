@@ -276,7 +276,8 @@ def convert(
       antialias: whether learned positions are resized with antialiasing.
 
     Raises:
-      ValueError: the shapes do not fit, or the file has values for which there is no parameter.
+      ValueError: the shapes do not fit, or the file has values that are not finite or for which
+        there is no parameter.
     """
     try:
         x = np.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -285,6 +286,8 @@ def convert(
     key, layout = "+".join(row.keys), detect.LAYOUTS[row.layout]
     sizes = f"{key} has shape {list(x.shape)}, {row.ours} needs {list(shape)}"
     x = positions.resized(x, tuple(shape), row.ours, grid, antialias)
+    if not np.isfinite(x).all():
+        raise ValueError(f"{key} holds numbers that are not finite (NaN or infinite)")
     if x.size != layout.times * np.prod(shape, dtype=int):
         raise ValueError(sizes)
     if layout.rest is not None and layout.rest(x).any():

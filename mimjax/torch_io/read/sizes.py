@@ -174,16 +174,13 @@ def patches(file: FileTensors, root: str, image_size: tuple[int, int] | None) ->
     grid = known or made_for
     if grid is None:
         raise ask(file, "image_size", "the image size", "--image_size=224,224")
+    relation = "shared" if f"{root}/rel_pos/table" in file else "per_block"
     return {
         "patch": patch,
         "pos_embed": kind,
         "pos_grid": made_for if kind.startswith("sincos") and made_for != grid else None,
         "image_size": (grid[0] * patch, grid[1] * patch),
-        "rel_pos": "none"
-        if not relative
-        else "shared"
-        if f"{root}/rel_pos/table" in file
-        else "per_block",
+        "rel_pos": relation if relative else "none",
     }
 
 
@@ -240,6 +237,8 @@ def table_kind(
       A value of `vit.ViT.pos_embed`, and (height, width) of the table in patches; None = unknown.
     """
     count = table.shape[0] - prefix
+    if prefix and grid and grid[0] * grid[1] == count - 1 and not table[0].any():
+        return "learned", grid  # see `positions.resized`
     if grid and grid[0] * grid[1] != count:
         grid = None  # positions of another size, which are resized later
     may_be_fixed = not prefix or not table[0].any()  # a fixed table has zeros for CLS

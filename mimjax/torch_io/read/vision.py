@@ -84,6 +84,7 @@ def settings(
     learned = f"{root}/pos_embed" in file
     if not classes(file, root) and root == "encoder":
         check_fixed(file)
+    size = size or file.beside.size_of(file)
     grid = grid_of(file, root, size and (size[0] // patch, size[1] // patch)) if learned else None
     native = (grid[0] * patch, grid[1] * patch) if grid else DEFAULT_SIZE
     out = {
@@ -142,7 +143,6 @@ def check_beside(file: sizes.FileTensors, root: str, gated: bool, out: sizes.Set
         file's own.
     """
     told = file.beside
-    told.check_positive()
     if not gated:
         told.check_activation(beside.GELU)
     elif file.layout not in vision.FIXED_GATES:
@@ -174,7 +174,8 @@ def check_fixed(file: sizes.FileTensors) -> None:
     if found is None or found[0] != "sincos_xy":
         raise ConfigError(
             f"{file.where}: no class token and learned positions (pos_embed), by which its model "
-            "cannot be told; allowed: I-JEPA's, whose positions are a fixed table"
+            "cannot be told (timm's with other poolings, ViTDet's with windows of attention); "
+            "allowed: I-JEPA's, whose positions are a fixed table"
         )
 
 
