@@ -34,6 +34,7 @@ from mimjax.torch_io.tables import teachers
 PyTree = Any
 CONV, STEM = "encoder/patch_embed4/kernel", "encoder/patch_embed1/proj/kernel"
 ROOTS = ("encoder", "clip", "dino", "vision")  # names, of ours, under which files have encoders
+CLIP_HEADS = {(768, 12): 12, (1024, 24): 16}  # of OpenAI's towers, by width and depth
 CLASSIFIER = "classifier/params/linear/kernel"
 
 
@@ -307,8 +308,11 @@ def module_of(file: sizes.FileTensors, choice: published.Choice) -> Any:
         return module
     if root == "clip":
         found = sizes.clip(file)
-        # OpenAI's loader derives them so, and every published tower has them
-        return CLIPVision(**found, heads=choice.heads or found["width"] // 64 or 1)
+        # others have other numbers: 16 at width 1280
+        heads = choice.heads or CLIP_HEADS.get((found["width"], found["depth"]))
+        if not heads:
+            raise sizes.ask(file, "heads", "the number of heads", "--heads=12")
+        return CLIPVision(**found, heads=heads)
     section = schema.section(cls := ConvViT if CONV in file else ViT)
     published.size_encoder(file, section, choice, root)
     return schema.build(cls, section, file.where)

@@ -319,6 +319,11 @@ def test_the_norm_of_beit_s_pooler_is_none_of_tokens(tmp_path):
         x = np.asarray(normalize(IMAGES, IMAGENET_MEAN, IMAGENET_STD)).transpose(0, 3, 1, 2)
         out = net(torch.tensor(x))
     net.save_pretrained(tmp_path)
+    told = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(told.replace('heads": 4', 'heads": 8'))
+    with pytest.raises(ConfigError, match=r"config.json: heads 8, but the tensors of .* have 4"):
+        mimjax.load(tmp_path)
+    (tmp_path / "config.json").write_text(told)
     model = mimjax.load(tmp_path / "model.safetensors")
     np.testing.assert_allclose(model.encode(IMAGES), out.pooler_output.numpy(), atol=1e-4)
     last = model.encode(IMAGES, pool="all", layer=-1)

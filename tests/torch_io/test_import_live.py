@@ -149,3 +149,6 @@ def test_clip(tmp_path, near):
     near(model.encode(IMAGES, pool="cls"), out.image_embeds)
     near(model.encode(IMAGES, pool="all", layer=0), out.hidden_states[1])
     assert model.config.method.mean == CLIP_MEAN
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"number of heads cannot be told .* --heads=12"):
+        mimjax.load(path)

@@ -196,9 +196,10 @@ def shown_by(file: FileTensors) -> dict[str, Any]:
     """
     roots = ("encoder", "clip", "dino", "vision")
     root = next((r for r in roots if f"{r}/patch_embed/kernel" in file), None)
-    if root is None:
+    kernel = file.shape(f"{root}/patch_embed/kernel") if root else ()
+    if len(kernel) != 4:  # another kind of network, or our own names, whose metadata say it all
         return {}
-    width, channels, patch = file.shape(f"{root}/patch_embed/kernel")[:3]
+    width, channels, patch, _ = kernel
     out: dict[str, Any] = {
         "width": width,
         "channels": channels,
@@ -207,6 +208,8 @@ def shown_by(file: FileTensors) -> dict[str, Any]:
     }
     if any(f"{root}/block_00/attn/{bias}" in file for bias in ("qkv/bias", "q_bias")):
         out["biases"] = True
+    if table := next((p for p in file.keys if p.startswith(f"{root}/rel_pos")), None):
+        out["heads"] = file.shape(table)[1]
     if f"{root}/pos_embed" in file:
         tokens = f"{root}/cls_token"
         classes = file.shape(tokens) if tokens in file else (0, 0)
