@@ -127,4 +127,5 @@ def test_published_files(tmp_path):
         with pytest.raises(ConfigError, match=r"config.json has heads 3 in encoder"):
             messages(file, readers, "init_from")
     (tmp_path / "config.json").write_text("no json")
-    assert messages(file, readers, "init_from") == []
+    with pytest.raises(ConfigError, match=r"config.json: cannot be read"):
+        messages(file, readers, "init_from")

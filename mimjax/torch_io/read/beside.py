@@ -197,8 +197,8 @@ def shown_by(file: FileTensors) -> dict[str, Any]:
     roots = ("encoder", "clip", "dino", "vision")
     root = next((r for r in roots if f"{r}/patch_embed/kernel" in file), None)
     kernel = file.shape(f"{root}/patch_embed/kernel") if root else ()
-    if len(kernel) != 4:  # another kind of network, or our own names, whose metadata say it all
-        return {}
+    if root is None or len(kernel) != 4:
+        return {}  # another kind of network, or our own names, whose metadata say it all
     width, channels, patch, _ = kernel
     out: dict[str, Any] = {
         "width": width,
