@@ -149,7 +149,8 @@ class Warmup:
                 "the rate will rise; it is absolute and does not follow a smaller batch"
             ]
         rate = lambda step: self.rate(step, clock, peak)
-        if total > 1 and rate(total - 1) > rate(total - 2):
+        shorter = max(round(WARMUP_SHARE * total), 1)
+        if total > 1 and rate(total - 1) > rate(total - 2) and self.warmup(clock) > shorter:
             # a warm-up of no steps is no reason, so that the epochs are meant
             key = "warmup_steps" if self.warmup_steps else "warmup_epochs"
             return [

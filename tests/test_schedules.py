@@ -185,6 +185,11 @@ def test_parts_that_do_not_fit_into_the_run_are_refused():
     RSqrt(2.0, cooldown_steps=80).check(CLOCK, where)
 
 
+def test_a_run_that_is_too_short_for_a_shorter_warmup_has_no_advice():
+    assert MAECosine(warmup_steps=1).warnings(Clock(1, 2), 1.0, "s") == []
+    assert MAECosine(warmup_steps=2).warnings(Clock(1, 2), 1.0, "s")
+
+
 def test_what_is_hardly_meant_is_a_warning():
     for schedule in (MAECosine(10.0), BEiTCosine(10.0), RSqrt(10.0)):
         (line,) = schedule.warnings(CLOCK, 1.0, "s")
