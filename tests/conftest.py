@@ -1,5 +1,6 @@
 """Eight CPU devices for every test, and run-time checks of the annotated array shapes."""
 
+import gc
 import hashlib
 import importlib.metadata
 import os
@@ -73,6 +74,17 @@ def pytest_collection_modifyitems(items):
         return next((i for i, name in enumerate(LONG) if item.nodeid.startswith(name)), len(LONG))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish():
+    """Collect garbage seldom: traces make millions of objects, of which few are in cycles.
+
+    With Python's own threshold a tenth of these tests' time is the search for them, most of it
+    through modules that stay to the end.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -13,6 +13,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
@@ -38,6 +39,18 @@ SMALL = {
     "codebook_dim": 8,
     "temperature_end": 0.5,
 }
+
+
+def gate(value):
+    """A parameter for `make test-gate`, while `make test` is content with others of its kind."""
+    return pytest.param(value, marks=pytest.mark.gate)
+
+
+def gated(values, keep):
+    """A test's parameters: those in `keep` for `make test`, the rest for `make test-gate`."""
+    values, keep = list(values), list(keep)
+    assert all(k in values for k in keep), keep
+    return [v if v in keep else gate(v) for v in values]
 
 
 def shrink(section):

@@ -28,6 +28,10 @@ METHODS = sorted(helpers.CONFIGS)
 # those that hide patches from their encoder
 MASKED = [m for m in METHODS if "masking" in helpers.small(m).method]
 slow = lambda name: pytest.param(name, marks=pytest.mark.slow)
+# what is the same for all methods: one shows it in `make test`, three in the gate, all in test-all
+QUICK = {"bootmae": "bootmae"} | {name: helpers.gate(name) for name in ("beit", "cae")}
+# those whose training `make test` shows: with an average, with a regressor, and in stages
+TRAINED = ("bootmae", "cae", "mrmae")
 # parameters whose gradient is zero, with the reason
 NO_GRADIENT: dict[str, set[str]] = {}
 
@@ -56,7 +60,7 @@ def trained(name):
     return task, batch, first, second, totals
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", helpers.gated(METHODS, TRAINED))
 def test_the_loss_is_finite_and_every_parameter_learns(name):
     _, _, first, second, totals = trained(name)
     assert np.isfinite(totals[0]["loss/total"])
@@ -69,7 +73,7 @@ def test_the_loss_is_finite_and_every_parameter_learns(name):
     assert still == NO_GRADIENT.get(name, set())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", helpers.gated(METHODS, TRAINED))
 def test_the_loss_falls_on_eight_images_and_nothing_but_update_ema_writes_the_average(name):
     task, _, first, second, totals = trained(name)
     # neither averages nor frozen networks: no gradient can reach them
@@ -86,7 +90,7 @@ def test_the_loss_falls_on_eight_images_and_nothing_but_update_ema_writes_the_av
     assert totals[-1]["loss/total"] < totals[1]["loss/total"]
 
 
-@pytest.mark.parametrize("name", [m if m in ("bootmae", "beit") else slow(m) for m in MASKED])
+@pytest.mark.parametrize("name", [QUICK.get(m) or slow(m) for m in MASKED])
 def test_micro_batches_change_nothing(name):
     """But for noise: drop path (and the discrete VAE's) is drawn anew for each micro-batch."""
     c = helpers.small(name, batch_size=8)
@@ -105,7 +109,7 @@ def test_micro_batches_change_nothing(name):
     assert metrics.keys() == split.keys()
 
 
-@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("name", helpers.gated(MASKED, TRAINED))
 def test_masked_pixels_cannot_influence_visible_latents(name):
     task, batch, first, _, _ = trained(name)
     image = jax.jit(lambda x: normalize(x, task.mean, task.std))(batch["image"])
@@ -157,8 +161,8 @@ def test_the_published_configuration_is_as_committed(name):
     assert text == file.read_text()
 
 
-# the trainer is the same for all: a few show it on every run, the rest in test-all
-TRACED = [m if m in ("bootmae", "cae") else slow(m) for m in METHODS]
+# the trainer is the same for all: a few show it, the rest in test-all
+TRACED = [QUICK.get(m) or slow(m) for m in METHODS]
 
 
 @pytest.mark.parametrize("name", TRACED)

@@ -125,6 +125,7 @@ def run(c, workdir, path=None, devices=1):
     return (workdir / "train.log").read_text()
 
 
+@pytest.mark.gate
 def test_runs_on_photographs(folder, tmp_path):
     """Small data, its weights continued, and accumulation."""
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))

@@ -25,6 +25,7 @@ InitScheme = Literal["mae", "bootmae", "cae", "beit"]  # see `kernel_init`
 Resample = Literal["bicubic", "bilinear", "lanczos"]  # filter that resizes a view of the image
 
 
+@functools.cache
 def xavier_uniform(parts: int = 1):
     """Return a Xavier-uniform initializer of a kernel [in, out] that fuses `parts` projections.
 
@@ -40,6 +41,7 @@ def xavier_uniform(parts: int = 1):
     return init
 
 
+@functools.cache
 def torch_uniform(fan_in: int):
     """Return PyTorch's default initializer of linear and convolutional layers.
 
@@ -53,6 +55,7 @@ def torch_uniform(fan_in: int):
     return init
 
 
+@functools.cache
 def clipped_normal(std: float):
     """Return an initializer: a normal of standard deviation `std`, truncated at one `std`.
 

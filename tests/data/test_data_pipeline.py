@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import helpers
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,7 +71,7 @@ def several(source, epoch):
     return {"ids_v": ids, "masks": np.eye(2, 8, dtype=bool), "epoch": np.int32(epoch)}
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, helpers.gate(1)])
 def test_all_that_the_sampler_makes_enters_the_batch(workers):
     """With its own types and shapes; in training it knows the epoch, in evaluation it is 0."""
     pipeline = make(sample=several)
@@ -171,7 +172,7 @@ def test_iterate_equals_batch_from_any_step(threads):
     assert list(pipeline.iterate(4, 4)) == []
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, helpers.gate(2)])
 def test_workers_change_nothing(workers):
     pipeline = make(color_jitter=0.4)
     rows = slice(3, 12)  # two pieces per step and seven steps: workers get unequal shares
@@ -183,6 +184,7 @@ def test_workers_change_nothing(workers):
         assert type(batch["image"]) is np.ndarray
 
 
+@pytest.mark.gate
 def test_a_closure_as_sampler_reaches_workers():
     count = 3
     pipeline = make(sample=lambda source, epoch: {"mask": np.arange(8) < count})
@@ -190,6 +192,7 @@ def test_a_closure_as_sampler_reaches_workers():
         assert_same(next(iterator), pipeline.batch(0))
 
 
+@pytest.mark.gate
 def test_close_ends_worker_processes():
     pipeline = make(length=5000)
     iterator = pipeline.iterate(0, 400, workers=1)
@@ -236,6 +239,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.gate
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_workers_end_when_the_parent_is_killed(tmp_path):
     script = tmp_path / "killed.py"
@@ -304,7 +308,7 @@ def test_errors():
             make().batch(0, rows)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, helpers.gate(1)])
 def test_eval_batches_cover_the_source_once(workers):
     source = make_source("synthetic", "test", length=17, side=20)
     with eval_batches(source, VIEWS, 6, half_masked, 3, workers=workers) as iterator:

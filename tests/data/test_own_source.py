@@ -127,6 +127,7 @@ class Mine(MAE):
 """
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("cls", ["Mine", None])
 def test_a_worker_process_draws_a_user_s_own_masks(tmp_path, cls):
     """By the task itself, whose classes it imports before it unpickles them."""

@@ -157,6 +157,7 @@ def test_candidates_are_the_encoder_s_features():
     np.testing.assert_array_equal(bank.labels.test, split.labels())
 
 
+@pytest.mark.gate
 def test_untrained_row_does_not_depend_on_where_the_run_starts():
     task, mesh, state = started()
     bank = measures(task, mesh, probes=True)["knn"].bank

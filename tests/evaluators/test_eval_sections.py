@@ -124,6 +124,7 @@ def test_an_evaluator_without_make_and_a_name_twice_are_refused():
 
 
 # ------------------------------------------------------------------ a user's own
+@pytest.mark.gate
 def test_the_contract_s_example_runs_beside_the_shipped_ones(tmp_path, monkeypatch):
     """By its file, with an option; the section is kept, with the file's digest, in config.json."""
     inside.quick(monkeypatch)

@@ -439,6 +439,7 @@ def test_load_is_the_function_itself():
         mimjax.laod  # noqa: B018
 
 
+@pytest.mark.gate
 def test_the_script_of_the_readme(workdir, photos, tmp_path, monkeypatch, capsys):
     """Executed as it stands, on a run at the path that it names."""
     text = (helpers.ROOT / "README.md").read_text()
@@ -454,6 +455,7 @@ def test_the_script_of_the_readme(workdir, photos, tmp_path, monkeypatch, capsys
     assert jnp.zeros(1).dtype == np.float32  # nothing global was changed
 
 
+@pytest.mark.gate
 def test_fine_tuning_as_documented(workdir, tmp_path, monkeypatch):
     """Executed as it stands: the loss of a few images falls, and the encoder learns, too."""
     text = (helpers.ROOT / "docs/python.md").read_text()

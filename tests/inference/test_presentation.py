@@ -7,6 +7,7 @@ import pkgutil
 import random
 from typing import Any, ClassVar
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -298,7 +299,9 @@ def alone(places):
     )
 
 
-@pytest.mark.parametrize("places", ["cls+visible+masked", "visible+masked", "cls+visible"])
+@pytest.mark.parametrize(
+    "places", ["cls+visible+masked", *map(helpers.gate, ("visible+masked", "cls+visible"))]
+)
 def test_features_of_teacher_and_student_are_shown_in_the_same_colors(places):
     right, prepared = drawn(alone(places))
     assert list(right) == ["original", "masked", "teacher", "student"]
@@ -408,6 +411,7 @@ def test_without_the_regressor_the_whole_image_is_decoded(norm):
 
 
 # ------------------------------------------------------------------ whole images, errors
+@pytest.mark.gate
 def test_whole_images_of_the_discrete_vae():
     task = DiscreteVAE(
         encoder=DVAEEncoder(vocab=16, hidden=8, num_layers=2),

@@ -7,6 +7,7 @@ import itertools
 import random
 from typing import Any, get_args
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,11 +144,11 @@ def test_a_batch_without_masked_patches_has_loss_0():
 @pytest.mark.parametrize(
     "masking",
     [
-        Block(0.6, weights="neighbors"),
+        helpers.gate(Block(0.6, weights="neighbors")),
         Block(0.6, weights="neighbors_mean"),
-        BlockAtMost(0.6),
+        helpers.gate(BlockAtMost(0.6)),
         BlockRandom(0.6, roll="batch", weights="neighbors"),
-        Complementary(),
+        helpers.gate(Complementary()),
     ],
     ids=str,
 )

@@ -77,7 +77,7 @@ def with_gradients(name, skip):
 @pytest.mark.parametrize(
     "name",
     [
-        "official",
+        helpers.gate("official"),
         "no cells",
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("patch 8", "fine")),
     ],
@@ -235,6 +235,7 @@ def published(size):
     return schema.make_task(config.get_config(f"size={size}"), Clock(1, 1))
 
 
+@pytest.mark.gate
 def test_published_sizes():
     """Pretraining B has 114.79 M; encoders as fine-tuned (S, L, H by a formula that gives B)."""
     table = {"s": 22.33, "b": 85.37, "l": 322.98, "h": 680.74}  # with a head of 1000 classes
@@ -338,6 +339,7 @@ def random_params(task):
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
 
 
+@pytest.mark.gate
 def test_published_files(tmp_path):
     """Whole files, encoders alone without the fusion (as released), and fine-tuned models."""
     net = made("official")[0]

@@ -123,7 +123,7 @@ def test_visible_tokens_do_not_depend_on_the_order_of_ids():
     np.testing.assert_allclose(np.asarray(a)[:, [0, 3, 1, 2]], b, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [pytest.param("mae", marks=pytest.mark.slow), "bootmae"])
+@pytest.mark.parametrize("name", ["mae", helpers.gate("bootmae")])
 def test_half_precision_computes_in_bfloat16_and_keeps_float32(name):
     """Losses near the float32 ones; parameters, gradients, EMA and moments stay float32."""
     batch, results = None, {}

@@ -133,7 +133,7 @@ def planned(c, monkeypatch, topology="cpu:8", limit=None):
     return report, {v["name"]: v for v in report["verdicts"]}, text
 
 
-@pytest.mark.parametrize("config", [mae, bootmae], ids=["mae", "bootmae"])
+@pytest.mark.parametrize("config", [mae, helpers.gate(bootmae)], ids=["mae", "bootmae"])
 def test_data_parallel_moves_gradients_only(config, monkeypatch):
     report, verdicts, text = planned(small(config), monkeypatch)
     assert all(v["ok"] for v in verdicts.values()), verdicts

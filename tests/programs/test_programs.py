@@ -130,7 +130,7 @@ def test_reconstruct_reads_other_images(runs, images, tmp_path):
 @pytest.mark.parametrize(
     ("name", "args", "columns"),
     [
-        ("mae", [], 2),
+        pytest.param("mae", [], 2, marks=pytest.mark.gate),
         ("cae", ["--layers=0,-1,1", "--show_heads=0,3", "--queries=mean", "--mass=0.6"], 5),
     ],
 )

@@ -15,6 +15,7 @@ WORDS += [f"--config.method.{k}" for k in ("encoder.depth=1", "encoder.width=32"
 WORDS += ["--config.method.decoder.depth=1", "--config.optimizer.schedule.warmup_steps=0"]
 
 
+@pytest.mark.gate
 def test_each_seed_has_its_own_run(tmp_path, monkeypatch):
     inside.quick(monkeypatch)
     helpers.program("train", *WORDS, f"--workdir={tmp_path}", "--seeds=1,3")

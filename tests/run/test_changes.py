@@ -42,6 +42,7 @@ def finished(tmp_path_factory):
         return workdir
 
 
+@pytest.mark.gate
 def test_two_epochs_and_one_more_are_three(finished, tmp_path):
     whole = inside.go(config(3.0, "constant"), tmp_path / "whole")[1]
     workdir = shutil.copytree(finished, tmp_path / "extended")
@@ -173,6 +174,7 @@ def test_a_length_that_is_passed_is_an_error_that_names_the_cause():
     assert "(changed: images 200 -> 95)" in text
 
 
+@pytest.mark.gate
 def test_a_restart_with_another_batch_is_told(finished, tmp_path, capsys):
     """Through the checkpoint: what an epoch was stands in it."""
     workdir = shutil.copytree(finished, tmp_path / "copy")

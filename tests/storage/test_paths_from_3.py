@@ -61,7 +61,7 @@ def as_version_3(state):
     return state.replace(params=apart(state.params), ema=ema, opt_state=tuple(slots))
 
 
-@pytest.fixture(scope="module", params=["average", "current"])
+@pytest.fixture(scope="module", params=["average", helpers.gate("current")])
 def runs(request, tmp_path_factory):
     """Settings of version 3, a whole run, a workdir of version 3 of its first half, and more.
 

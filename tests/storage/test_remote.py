@@ -108,6 +108,7 @@ def test_files_on_it(shop):
     assert ShopPath.refused == []
 
 
+@pytest.mark.gate
 def test_restart_on_it(shop):
     """Killed in mid-save, and the checkpoint before broken: the run without any of that."""
     settings = {"steps": 8, "checkpoint_every": 2, "log_every": 1, "optimizer.lr": 1e-3}

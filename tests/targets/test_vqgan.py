@@ -2,6 +2,7 @@
 
 import functools
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +75,7 @@ def test_view():
     assert f16.views(ViT()) == {}  # the student's own view
 
 
-@pytest.mark.parametrize("kind", ["gumbel", "vq"])
+@pytest.mark.parametrize("kind", ["gumbel", helpers.gate("vq")])
 def test_codes_and_pictures_of_a_rectangle(kind):
     target, frozen = make(kind)
     encode, read, decode = compiled(target)
@@ -162,7 +163,7 @@ class Torch:
         return self.last(x, "decoder")
 
 
-@pytest.mark.parametrize("kind", ["gumbel", "vq"])
+@pytest.mark.parametrize("kind", [helpers.gate("gumbel"), "vq"])
 def test_equals_torch(kind):
     """Vectors and pictures of a rectangle, and the order of the tokens."""
     target, frozen = make(kind)

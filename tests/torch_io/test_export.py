@@ -75,6 +75,7 @@ def test_as_a_real_process(run):
     assert f"\n{said}" in out.stdout
 
 
+@pytest.mark.gate
 def test_readme(run, monkeypatch, capsys):
     """The commands and the script of "Take the weights elsewhere", as they stand there."""
     stubs.replace("torchvision")

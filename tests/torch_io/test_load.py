@@ -124,7 +124,7 @@ def test_files(tmp_path):
         load.read_file(str(tmp_path / "model.onnx"))
 
 
-@pytest.mark.parametrize("name", [pytest.param("mae", marks=pytest.mark.slow), "bootmae"])
+@pytest.mark.parametrize("name", ["mae", helpers.gate("bootmae")])
 def test_init_from_a_published_file_and_from_a_workdir(name, tmp_path):
     """By the command line; an encoder-only file leaves the decoder random, and says so."""
     _, params = random_params(name)
@@ -165,6 +165,7 @@ def test_init_from_a_published_file_and_from_a_workdir(name, tmp_path):
     assert (copied in out) == (name == "bootmae")
 
 
+@pytest.mark.gate
 def test_features_of_a_frozen_checkpoint_as_target(tmp_path):
     """MAE on the features of an encoder that an earlier run of ours made (BootMAE Table 9)."""
     c = helpers.small("mae", steps=1)

@@ -115,7 +115,7 @@ def hidden(model):
     return out.last_hidden_state, out.hidden_states[1], out.pooler_output
 
 
-@pytest.mark.parametrize("name", MODELS | SAID)
+@pytest.mark.parametrize("name", helpers.gated(MODELS | SAID, ("Dinov2", "DINOv3ViT, SwiGLU")))
 def test_transformers(name, file_of):
     """Heads, epsilon of norms and rope_theta are those of the config.json beside the file."""
     theirs, path = file_of(name)
@@ -166,6 +166,7 @@ def test_what_stands_beside_is_computed_or_refused(name, settings, match, file_o
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("name", MODELS)
 def test_names_in_memory(name, file_of, tmp_path):
     """`torch.save(model.state_dict())` is read as the file that transformers writes."""
@@ -204,6 +205,7 @@ TASKS = {
 }
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("name", TASKS)
 def test_names_in_memory_of_task_models(name, tmp_path):
     theirs = TASKS[name]()
@@ -269,7 +271,7 @@ def resized(cls, args, model):
     return other.eval()
 
 
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("name", helpers.gated(TIMM, ("DINOv2 with registers", "I-JEPA")))
 def test_timm(name, tmp_path):
     cls, args = TIMM[name]
     model = cls(img_size=NATIVE, **args)

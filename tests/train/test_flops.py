@@ -90,6 +90,7 @@ def test_the_run_counts_on_the_step_that_it_compiles():
     assert count(program.trace().jaxpr) / 16 == step_flops(task)
 
 
+@pytest.mark.gate
 def test_a_teacher_that_nothing_reads_is_not_counted():
     """MR-MAE without its mimic loss and with random masks: the teacher's depth does not matter."""
     encoder = ConvViT(64, 2, 2, stage_widths=(8, 16), fuse_layers=(0, 1), image_size=(64, 64))

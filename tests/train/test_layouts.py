@@ -59,9 +59,7 @@ def assert_close(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=path)
 
 
-@pytest.mark.parametrize(
-    "name", ["bootmae", "cae", *(pytest.param(m, marks=pytest.mark.slow) for m in ("mae", "beit"))]
-)
+@pytest.mark.parametrize("name", ["bootmae", helpers.gate("cae"), *map(SLOW, ("mae", "beit"))])
 def test_replicated_fsdp_and_one_device_agree(name):
     """BEiT and CAE with a tokenizer, CAE with a lagging encoder as well."""
     average = Average(decay=Constant(0.996), takes="old")
@@ -96,6 +94,7 @@ def test_ema_and_optimizer_slots_are_laid_out_like_their_parameters():
     assert "fsdp" in path(s.params)
 
 
+@pytest.mark.gate
 def test_accumulation_averages_gradients():
     """Without drop path a batch of 16 in four pieces is the batch of 16."""
     c = helpers.small("bootmae", **{"optimizer.lr": 1e-3})
@@ -226,6 +225,7 @@ def two_processes(c, workdir, *flags):
     return processes
 
 
+@pytest.mark.gate
 def test_processes_with_other_settings_are_refused(tmp_path):
     """Each says which settings and whose, and nothing is written."""
     flags = (), ("--config.optimizer.lr=0.5", "--config.seed=3")

@@ -90,6 +90,7 @@ def test_rollback_leaves_the_batch_out_and_says_why(poisoned, black, left_out, t
         assert words in (tmp_path / "train.log").read_text()
 
 
+@pytest.mark.gate
 def test_a_restart_after_a_rollback_decides_the_same(poisoned, left_out, tmp_path):
     """Ended right after the rollback, before the list was saved, and once more after."""
     c = config(on_nonfinite="rollback", log_every=1)
@@ -121,6 +122,7 @@ def test_a_restart_after_a_rollback_decides_the_same(poisoned, left_out, tmp_pat
     )
 
 
+@pytest.mark.gate
 def test_divergence_ends_after_as_many_rollbacks_as_allowed(tmp_path):
     """No batch is at fault, so leaving batches out does not help; and that is said."""
     overrides = {"optimizer.lr": 1e38, "on_nonfinite": "rollback", "on_nonfinite_retries": 2}
