@@ -30,8 +30,8 @@ MASKED = [m for m in METHODS if "masking" in helpers.small(m).method]
 slow = lambda name: pytest.param(name, marks=pytest.mark.slow)
 # what is the same for all methods: one shows it in `make test`, three in the gate, all in test-all
 QUICK = {"bootmae": "bootmae"} | {name: helpers.gate(name) for name in ("beit", "cae")}
-# those whose training `make test` shows: with an average, with a regressor, and in stages
-TRAINED = ("bootmae", "cae", "mrmae")
+# those whose training `make test` shows: with an average, and with a regressor and a tokenizer
+TRAINED = ("bootmae", "cae")
 # parameters whose gradient is zero, with the reason
 NO_GRADIENT: dict[str, set[str]] = {}
 

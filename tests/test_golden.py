@@ -58,6 +58,7 @@ def test_every_claimed_kind_has_numbers_in_the_repository():
     held = {KINDS[path] for path in PINNED}
     assert not CHECKS.keys() - own - held, "make pin writes what is missing"
     assert not held & own, "the official file is enough"
+    assert {path.stem for path in files.HERE.rglob("*.npz")} >= LONG, "no such file"
 
 
 def test_no_kind_is_both_pending_and_claimed():

@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 
+import helpers
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,7 +90,7 @@ def test_others_stand_in_and_no_other_row_changes(folder, tmp_path):
     assert len(set(stand_ins)) > 2  # drawn for each file and epoch anew
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, helpers.gate(2)])
 def test_hosts_workers_and_restarts_change_nothing(folder, workers, monkeypatch):
     monkeypatch.setattr(prefetch_module, "PIECE_ROWS", 3)
     straight = [make(folder).batch(s) for s in range(10)]

@@ -204,6 +204,7 @@ def test_close_ends_worker_processes():
     assert list(iterator) == []
 
 
+@pytest.mark.gate
 def test_errors_in_workers_and_threads_reach_the_caller(tmp_path):
     for n in range(8):
         Image.new("RGB", (9, 9)).save(tmp_path / f"{n}.png")

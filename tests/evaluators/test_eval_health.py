@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +92,7 @@ def bootmae(masked_share=None):
     return task, mesh, program.init()
 
 
-@pytest.mark.parametrize("masked_share", [None, 1.0, 0.5])
+@pytest.mark.parametrize("masked_share", [None, *map(helpers.gate, (1.0, 0.5))])
 def test_a_collapsed_average_is_named_in_a_warning(masked_share):
     """Also where the average sees a part of the masked patches alone: the same ones in all."""
     task, mesh, state = bootmae(masked_share)

@@ -96,7 +96,7 @@ def test_pictures_of_a_decoder_need_to_know_its_pixels(files, tmp_path):
     ("told", "words"),
     [
         (None, "pixels normalized per patch as the config says .*; the file does not tell"),
-        (True, ""),
+        pytest.param(True, "", marks=pytest.mark.gate),
         (
             False,
             "WARNING: pixels normalized per patch as .* norm_pix_loss=False: its decoder|"

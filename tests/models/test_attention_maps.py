@@ -25,7 +25,11 @@ def encoder(**settings):
 
 @pytest.mark.parametrize(
     ("bias", "rel_pos", "remat"),
-    [("full", "none", False), ("qv", "shared", False), ("qv", "per_block", True)],
+    [
+        ("full", "none", False),
+        ("qv", "shared", False),
+        pytest.param("qv", "per_block", True, marks=pytest.mark.gate),
+    ],
 )
 def test_probabilities_give_the_blocks_own_output(bias, rel_pos, remat):
     vit, params, images = encoder(bias=bias, rel_pos=rel_pos, remat=remat, layer_scale=0.1)

@@ -197,6 +197,7 @@ def test_drop_path_and_recomputation():
     assert np.abs(fc2(plain) - fc2(dropped)).max() > 0.01 * np.abs(fc2(plain)).max()
 
 
+@pytest.mark.gate
 def test_bfloat16_keeps_statistics_and_loss_in_float32():
     c = helpers.small("mcmae")
     c.dtype = "bfloat16"

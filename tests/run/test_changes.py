@@ -187,6 +187,7 @@ def test_a_restart_with_another_batch_is_told(finished, tmp_path, capsys):
         helpers.begun(config(3.0, "constant", batch_size=120), workdir)
 
 
+@pytest.mark.gate
 def test_a_folder_with_another_name_is_the_same_run(tmp_path, capsys):
     """The fingerprint says that the files are the same."""
     from PIL import Image

@@ -122,6 +122,7 @@ def test_random_is_said_loudly_and_recorded(tmp_path):
     assert sources == {"code_target": {"path": "random", "sha256": "random weights"}}
 
 
+@pytest.mark.gate
 def test_several_teachers_of_one_kind(tmp_path):
     """Each has its file under its own field, and is named by it."""
     network = CLIPVision(**SIZES, pos_grid=(4, 4), proj_dim=4)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -218,7 +219,7 @@ def test_an_encoder_that_nobody_described_is_the_student_s():
     assert jax.eval_shape(encode, frozen, images).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("target", [EncoderFeatures(CONV), EncoderFeatures()])
+@pytest.mark.parametrize("target", [EncoderFeatures(CONV), helpers.gate(EncoderFeatures())])
 def test_an_encoder_without_a_class_token(target):
     student = CONV if target.network is None else ViT(patch=8, image_size=(16, 24))
     frozen = weights(target, student)

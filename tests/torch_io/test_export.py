@@ -95,6 +95,7 @@ def test_readme(run, monkeypatch, capsys):
     assert "pooled features torch.Size([4, 96]) tokens torch.Size([4, 17, 96])" in said
 
 
+@pytest.mark.gate
 def test_the_printed_line_is_the_next_step(run, monkeypatch, capsys):
     """What is printed after `next:` runs as it is, and the sizes in it are the run's."""
     stubs.replace("torchvision")

@@ -124,7 +124,9 @@ def test_files(tmp_path):
         load.read_file(str(tmp_path / "model.onnx"))
 
 
-@pytest.mark.parametrize("name", ["mae", helpers.gate("bootmae")])
+@pytest.mark.parametrize(
+    "name", [pytest.param("mae", marks=pytest.mark.slow), helpers.gate("bootmae")]
+)
 def test_init_from_a_published_file_and_from_a_workdir(name, tmp_path):
     """By the command line; an encoder-only file leaves the decoder random, and says so."""
     _, params = random_params(name)

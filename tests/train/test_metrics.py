@@ -250,6 +250,7 @@ def test_tensorboard_goes_on_after_a_restart_and_a_rollback(tmp_path):
     assert (tmp_path / "pictures/reconstruction_0000004.png").exists()
 
 
+@pytest.mark.gate
 def test_the_board_does_not_load_torch():
     """Where torch is installed, tensorboardX alone would load it: seconds at every start."""
     code = (

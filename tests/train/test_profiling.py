@@ -17,6 +17,7 @@ def _quick(monkeypatch):
     inside.quick(monkeypatch)
 
 
+@pytest.mark.gate
 def test_a_trace_holds_the_updates_that_were_asked_for(tmp_path):
     c = helpers.small("mae", **inside.TINY, steps=4)
     c.profile.steps = "2..3"
