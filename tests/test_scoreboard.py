@@ -22,10 +22,10 @@ def test_the_table_pairs_seeds_and_says_what_is_missing(tmp_path):
     )  # fmt: skip
     for seed, (ours, theirs) in enumerate(((50, 40), (60, 48), (70, 62))):
         cell = Cell("mae", seed)
-        place(args, cell, "pretrained", "evaluation", knn=ours, linear=80.0)
-        place(args, cell, "untrained", "evaluation", knn=theirs)
+        place(args, cell, "pretrained", "vectors", knn=ours, linear=80.0)
+        place(args, cell, "untrained", "vectors", knn=theirs)
         (tmp_path / f"{cell.name}.seconds.json").write_text(json.dumps({"train": 100 + seed}))
-    place(args, Cell("mae", 0), "raw_pixels", "raw_pixels", knn=85.0)
+    place(args, Cell("mae", 0), "raw_pixels", "vectors", knn=85.0)
     text = scoreboard.table(args)
     rows = {}
     for line in text.splitlines():
