@@ -21,7 +21,7 @@ def existing(path: str, key: str) -> Workdir:
     Raises:
       ConfigError: there is no folder, or a file.
     """
-    workdir = Workdir(checked_path(path, key, RUNS), writer=False)
+    workdir = Workdir(checked_path(path, key, RUNS), writer=False, key=key)
     if not workdir.path.is_dir():
         allowed = "a workdir of an earlier run"
         if workdir.path.is_file():

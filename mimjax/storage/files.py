@@ -117,6 +117,7 @@ class Workdir:
       path: local or remote folder.
       is_local: whether files can be appended to and renamed.
       writer: whether this process writes; methods that write do nothing in the others.
+      key: setting that names it, for errors.
 
     Raises:
       ConfigError: no run can use this address, or the folder cannot be made; `key` begins the
@@ -128,7 +129,7 @@ class Workdir:
         self.is_local = "://" not in path
         # orbax accepts absolute paths only
         self.path = epath.Path(os.path.abspath(path) if self.is_local else path)
-        self.writer = writer
+        self.writer, self.key = writer, key
         if writer:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ class Workdir:
             return content
         except ValueError as error:
             raise ConfigError(
-                f"--workdir: {self.file(name)} is damaged ({error}); allowed: the file as a run "
+                f"{self.key}: {self.file(name)} is damaged ({error}); allowed: the file as a run "
                 "wrote it (restore it from a copy; other readers of its checkpoints need it)"
             ) from None
 

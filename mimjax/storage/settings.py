@@ -86,7 +86,7 @@ def own_settings(workdir: Workdir, checkpoints: Checkpoints, say: Say) -> dict[s
                     break
     if steps and not settings:
         raise ConfigError(
-            f"--workdir: {workdir.file('config.json')} {problem}, and no checkpoint holds the "
+            f"{workdir.key}: {workdir.file('config.json')} {problem}, and no checkpoint holds the "
             "settings; allowed: the file as a run wrote it (restore it from a copy)"
         )
     return config_version.upgrade(settings, str(workdir.file("config.json"))) if settings else {}

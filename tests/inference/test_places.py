@@ -79,3 +79,9 @@ def test_a_run_with_a_checkpoint_and_a_file_are_taken(tmp_path):
     other = make(tmp_path, {"model.onnx": ""}) + "/model.onnx"
     with pytest.raises(ConfigError, match=r"path: .* is no folder; allowed: .* or weights: \.safe"):
         mimjax.load(other)
+
+
+def test_a_run_whose_settings_are_lost_is_called_as_it_was_named(tmp_path):
+    path = make(tmp_path / "run", {"checkpoints/3/x": "", "config.json": "{"})
+    with pytest.raises(ConfigError, match=r"^path: .*config.json .* no checkpoint holds the"):
+        mimjax.load(path)
