@@ -262,11 +262,14 @@ class Frozen(NamedTuple):
         estimated from the data and come from no file.
       path: its value; None = not set.
       readers: by name, how each network that a workdir can hold is read.
+      alone: whether it is an encoder of the run's images; a file is then read as `mimjax.load`
+        reads it, at the size of the reader's network.
     """
 
     key: str
     path: str | None = None
     readers: dict[str, Reader] = {}
+    alone: bool = False
 
 
 # ------------------------------------------------------------------ places

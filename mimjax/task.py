@@ -206,10 +206,17 @@ class LossOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The base class of all tasks. Its defaults: no average, nothing frozen, no second view."""
+    """The base class of all tasks. Its defaults: no average, nothing frozen, no second view.
 
-    # Whether the loss reads labels: a run then needs a labeled source whose classes stay the same.
+    Attributes:
+      learns_labels: whether the loss reads labels: a run then needs a labeled source whose classes
+        stay the same. A setting `classes` takes their number from it where it is None, and the
+        evaluator of accuracy calls `classify(state, frozen, batch)`, logits [b c].
+      model_path: the setting that `--model` of `mimjax train` writes, dotted; "" = none.
+    """
+
     learns_labels: ClassVar[bool] = False
+    model_path: ClassVar[str] = ""
 
     clock: Clock = Clock(1, 1)
 

@@ -429,7 +429,7 @@ FAULTS = [
         "values without a norm of their own",
         f"{P}/attentive_probe.py",
         'LayerNorm(name="norm_v")(x)',
-        'LayerNorm(name="norm_v")(x) * 0 + k',
+        'LayerNorm(name="norm_v")(x) * 0 + x',
         "cae.attentive_probe",
     ),
     Fault(

@@ -27,7 +27,9 @@ from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
-CONFIGS = {p.stem: import_config(p.stem) for p in sorted((ROOT / "configs").glob("*.py"))}
+ALL = {p.stem: import_config(p.stem) for p in sorted((ROOT / "configs").glob("*.py"))}
+LABELED = ("attentive_probe", "linear_probe")  # transfer recipes, which begin with a trained model
+CONFIGS = {name: config for name, config in ALL.items() if name not in LABELED}
 METHODS = tuple(CONFIGS)
 # What makes a network small, for the settings that it has.
 SMALL = {

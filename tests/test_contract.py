@@ -38,7 +38,7 @@ NO_GRADIENT: dict[str, set[str]] = {}
 
 def test_every_config_is_covered():
     found = {p.stem for p in (helpers.ROOT / "configs").glob("*.py")}
-    assert found == set(METHODS)
+    assert found == {*METHODS, *helpers.LABELED}
 
 
 @functools.cache
@@ -147,10 +147,10 @@ def test_masks_that_fall_short_are_weighed_or_refused(name):
     np.testing.assert_array_equal(np.asarray(weight)[0], [0] * (masked - 1) + [masked])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", helpers.ALL)
 def test_the_published_configuration_is_as_committed(name):
     """Config, shapes, decay, learning-rate scale and sharding of every parameter, as text."""
-    c = helpers.CONFIGS[name].get_config()
+    c = helpers.ALL[name].get_config()
     program = helpers.make(c)[1]
     sizes = f"parameters: {sum(x.size for x in jax.tree.leaves(program.abstract_state.params))}\n"
     text = settings.to_json(c) + "\n" + sizes + messages.parameter_table(c, program)

@@ -342,7 +342,7 @@ def test_copies_of_a_config_know_their_settings():
 
 
 def test_the_config_is_read_back_from_its_file():
-    for name, config in helpers.CONFIGS.items():
+    for name, config in helpers.ALL.items():
         c = config.get_config("demo")
         again = ConfigDict(json.loads(settings.to_json(c)))
         assert checked(again) == checked(c), name
@@ -422,7 +422,7 @@ def test_a_config_of_version_1_is_the_same_task(name):
 
 # ------------------------------------------------------------------ every setting has an annotation
 SHIPPED = [
-    *(config.get_config(arg) for config in helpers.CONFIGS.values() for arg in (None, "demo")),
+    *(config.get_config(arg) for config in helpers.ALL.values() for arg in (None, "demo")),
     *(load(f"mrmae:{arg}") for arg in ("teacher=joint,backbone=vit", "teacher=dino")),
     *(load(f"recipes/{name}") for name in ("small_data", "one_gpu", "multi_channel")),
     load("recipes/continued:path=/weights"),

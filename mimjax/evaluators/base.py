@@ -90,11 +90,14 @@ class Evaluator:
 
     Attributes:
       every: steps between two calls, 0 = at the first and the last step only; None = `eval.every`.
+      UNLABELED: whether it measures what a task learns without labels, and no other.
     """
 
+    UNLABELED: ClassVar[bool] = False
     PLUGGABLE: ClassVar[bool] = True  # the config section names the class
     HOME: ClassVar[tuple[str, ...]] = tuple(
-        f"mimjax.evaluators.{name}" for name in ("error", "health", "probes", "pictures")
+        f"mimjax.evaluators.{name}"
+        for name in ("accuracy", "error", "health", "probes", "pictures")
     )
 
     every: Whole | None = None
@@ -129,8 +132,8 @@ def make_evaluators(
       every: steps between two calls, for evaluators that have no interval of their own.
 
     Raises:
-      ConfigError: an evaluator does not suit the data, has no `make`, or logs its values under the
-        name of another.
+      ConfigError: an evaluator does not suit the data or the task, has no `make`, or logs its
+        values under the name of another.
     """
     out: dict[str, Evaluation] = {}
     for key, evaluator in sections.items():
@@ -139,6 +142,11 @@ def make_evaluators(
             raise ConfigError(
                 f"eval.{key}.type: {class_path(cls)!r} has no method 'make'; allowed: a class that "
                 "overrides Evaluator.make"
+            )
+        if cls.UNLABELED and bench.task.learns_labels:
+            raise ConfigError(
+                f"eval.{key}: on, but {class_path(type(bench.task))} learns classes and pretrains "
+                "nothing; allowed: None (eval.accuracy measures it)"
             )
         interval = every if evaluator.every is None else evaluator.every
         for name, measure in evaluator.parts(key, bench).items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ NAIVE = ("mean_image_error", "visible_mean_error")
 @dataclasses.dataclass(frozen=True)
 class MaskedError(Evaluator):
     """Measure the held-out masked error; see `ErrorMeasure` for its values."""
+
+    UNLABELED: ClassVar[bool] = True
 
     def make(self, bench: Bench) -> ErrorMeasure:
         """Return the function that measures."""

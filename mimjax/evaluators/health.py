@@ -14,7 +14,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,8 @@ class Health(Evaluator):
     Attributes:
       warn_below: a target variance below it is called a collapse in a warning; 0 = no warning.
     """
+
+    UNLABELED: ClassVar[bool] = True
 
     warn_below: NonNegative = COLLAPSED
 

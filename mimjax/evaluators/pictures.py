@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -26,6 +26,8 @@ class Pictures(Evaluator):
     Attributes:
       count: images in a picture; the same ones, with the same masks, at every step.
     """
+
+    UNLABELED: ClassVar[bool] = True
 
     count: Count = 8
 

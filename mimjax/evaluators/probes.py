@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class Probes(Evaluator):
       ks: numbers of neighbors to choose from.
       alphas: strengths of the ridge penalty to choose from.
     """
+
+    UNLABELED: ClassVar[bool] = True
 
     classifiers: Annotated[tuple[Literal["knn", "linear"], ...], Length(1)] = ("knn", "linear")
     ks: Annotated[tuple[Count, ...], Length(1)] = KS

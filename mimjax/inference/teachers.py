@@ -1,4 +1,4 @@
-"""What a target takes over from the run that trained its frozen network.
+"""What a target or a transfer task takes over from the run that trained its frozen network.
 
 A workdir as teacher brings its sizes, heads, position order, mean and std: they are written into
 the target's section of the config before a task is made of it, wherever that section says None.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -30,16 +30,16 @@ OLD = "teacher"  # the section that named the path before targets had it
 
 
 class Owner(NamedTuple):
-    """The section of a target that may own frozen networks.
+    """The section of a target, or of a task's frozen encoder, that may own frozen networks.
 
     Attributes:
       key: dotted name of the section, "method.code_target".
-      cls: the target's class, which has a field `path`.
+      cls: its class, which has a field `path`, and says what it takes over (`Target.brings`).
       section: its settings.
     """
 
     key: str
-    cls: type[Target]
+    cls: Any
     section: Config
 
     @property
@@ -49,7 +49,7 @@ class Owner(NamedTuple):
 
 
 def owners(c: Config) -> list[Owner]:
-    """Return the sections of all targets of a config that have a `path`, those of a `Joint` too."""
+    """Return all sections of a config that own frozen networks, those in a `Joint` too."""
     method = c.get("method")
     if not (schema.is_section(method) and c.get("task")):
         return []
@@ -59,8 +59,11 @@ def owners(c: Config) -> list[Owner]:
 def _owners(cls: type, section: Config, where: str) -> Iterator[Owner]:
     for name, hint in values.fields(cls).items():
         inner, key = section.get(name), f"{where}.{name}"
-        target = schema.plug_base(hint) is Target and schema.is_section(inner)
-        if target and inner.get("type") is not None:
+        if not schema.is_section(inner):
+            continue
+        if hasattr(part := values.parts(hint)[0], "brings") and not schema.plug_base(hint):
+            yield Owner(key, part, inner)
+        if schema.plug_base(hint) is Target and inner.get("type") is not None:
             found: Any = plugs.find_plug(Target, inner["type"], f"{key}.type")
             if "path" in values.fields(found):
                 yield Owner(key, found, inner)
@@ -106,12 +109,14 @@ def fill(c: Config, read: bool = True) -> Config:
         if not open_:
             continue
         found = brought(owner) if read and is_workdir(owner.path) else {}
+        if read and is_file(owner.path) and not owner.cls.follows and "network" in open_:
+            found = held(owner)
         for name in open_:
             hint, theirs = values.fields(owner.cls)[name], owner.cls.brings[name]
             value = found.get(theirs)
             if value is None and owner.cls.follows:
                 value = own(c, theirs)
-            if isinstance(value, nn.Module):
+            if value is not None and issubclass(values.parts(hint)[0], nn.Module):
                 check_kind(owner, name, hint, value)
             value = owner.cls.standard.get(name) if value is None else value
             if isinstance(value, EncoderNetwork) and read and is_file(owner.path):
@@ -151,6 +156,30 @@ def brought(owner: Owner) -> dict[str, Any]:
     return {f.name: getattr(run, f.name) for f in dataclasses.fields(run)} if run else {}
 
 
+def held(owner: Owner) -> dict[str, Any]:
+    """Return the encoder and the statistics of the file that an owner names, as `load` reads it.
+
+    Raises:
+      ConfigError: it cannot be read, or holds another network than those that runs here train.
+    """
+    from mimjax.inference.loading import load  # which reads what this module fills in
+
+    said = {k: owner.section.get(k) for k in ("heads", "mean", "std")}
+    model = named(f"{owner.key}.path", lambda: load(str(owner.path), **said))
+    return {"encoder": model.module, **dict(zip(("mean", "std"), model.statistics))}
+
+
+def named(key: str, read: Callable[[], Any]) -> Any:
+    """Return what a call of `load` returns; its errors name a setting instead of the argument."""
+    try:
+        return read()
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(
+            f"{key}{text[4:]}" if text.startswith("path:") else f"{key}: {text}"
+        ) from None
+
+
 def own(c: Config, name: str) -> Any:
     """Return a field of the config's own task: a network without what only training reads."""
     cls = schema.find_class(c.task, "task")
@@ -161,7 +190,7 @@ def own(c: Config, name: str) -> Any:
     return built.plain() if hasattr(built, "plain") else built
 
 
-def check_kind(owner: Owner, name: str, hint: Any, value: nn.Module) -> None:
+def check_kind(owner: Owner, name: str, hint: Any, value: Any) -> None:
     """Check that a network which a workdir brings is of the kind that the target computes.
 
     Raises:

@@ -148,6 +148,11 @@ def make_frozen(
     """
     owners = {name: frozen for name, frozen in task.frozen.items() if frozen.key}
     for name, owner in owners.items():
+        if not owner.path and owner.alone:
+            raise ConfigError(
+                f"{owner.key}: none, and {c.task} trains no encoder; allowed: --model=PATH of a "
+                f"workdir, .safetensors, .pth, or '{RANDOM}' (an untrained encoder)"
+            )
         if not owner.path:
             names = ", ".join(at(abstract, name))
             raise ConfigError(
@@ -165,13 +170,15 @@ def make_frozen(
     for name, owner in owners.items():
         if name not in files:
             noise = "the targets are noise; for tests and benchmarks only"
+            noise = "the encoder is untrained" if owner.alone else noise
             say(f"WARNING: {owner.key}={RANDOM}: {noise}")
             sources[name] = {"path": RANDOM, "sha256": "random weights"}
             continue
         path, like = files[name], at(abstract, name)
-        tree = read_network(path, like, owner, say, grid_of(task))
+        tree = (read_alone if owner.alone else read_network)(path, like, owner, say, grid_of(task))
         sources[name] = {"path": path, "sha256": checksum(path, tree)}
-        say(f"teacher: {path}, sha256 {sources[name]['sha256']}")
+        what = name if owner.alone else "teacher"
+        say(f"{what}: {path}, sha256 {sources[name]['sha256']}")
         frozen = put(frozen, name, tree)
     keys = {name: owner.key for name, owner in owners.items()}
     check_teachers(sources, keys, workdir, meta or {}, say)
@@ -215,6 +222,33 @@ def read_network(
     if absent := [name for name in like if count(tree[name]) < count(like[name])]:
         raise ConfigError(f"{owner.key}: {path} does not hold all of {', '.join(absent)}")
     return tree
+
+
+def read_alone(
+    path: str, like: PyTree, owner: Frozen, say: Say, grid: tuple[int, int] | None
+) -> PyTree:
+    """Read the encoder of a transfer task; see `read_network`.
+
+    Args:
+      grid: ignored, the images are the encoder's.
+    """
+    network = owner.readers["encoder"].network
+    if not files.is_weights(path):
+        return read_network(path, like, owner, say, network.grid)
+    from mimjax.inference import loading, teachers  # which read what a config fills in
+
+    contradictions.check(path, owner.key, owner.readers, say)
+    read = lambda: loading.load(path, network.heads, image_size=network.image_size)
+    model = teachers.named(owner.key, read)
+    for line in model.report:
+        say(f"weights: {line}")
+    shapes = lambda tree: [(p, x.shape) for p, x in zip(rules.paths(tree), jax.tree.leaves(tree))]
+    if differing := sorted({*shapes(like["encoder"])} ^ {*shapes(model.params["encoder"])}):
+        raise ConfigError(
+            f"{owner.key}: {path} has other arrays than {owner.key.removesuffix('path')}network "
+            f"({differing[0][0]} {differing[0][1]}); allowed: network=None, which takes the file's"
+        )
+    return {"encoder": model.params["encoder"]}
 
 
 def check_teachers(

@@ -2,6 +2,7 @@
 
   mimjax train --config=bootmae[:size=l] --workdir=DIR [--config.KEY=VALUE ...]
   mimjax train --config=bootmae --workdir=DIR --seeds=0,1,2
+  mimjax train --config=linear_probe:method=mae --model=WORKDIR_OR_FILE --workdir=DIR
 
 The same command again continues. With several seeds the runs are made one after the other, in
 DIR/seed_0, DIR/seed_1 ...; `mimjax report DIR` shows their mean and spread. `mimjax config NAME`
@@ -30,6 +31,9 @@ REQUIRED = ("config", "workdir")
 def define_flags() -> None:
     """Define all flags of the program."""
     cli.define_run_flags()
+    flags.DEFINE_string(
+        "model", None, "Workdir of a run, or published file, that a transfer recipe begins with."
+    )
     flags.DEFINE_list(
         "seeds", [], "Seeds of runs that are made one after the other, in seed_N of the workdir."
     )
@@ -41,7 +45,8 @@ def main() -> None:
     from mimjax.run import config_files
     from mimjax.storage.settings import resolved
 
-    name, config, workdir = parser.config_text(), flags.FLAGS.config, flags.FLAGS.workdir
+    name, workdir = parser.config_text(), flags.FLAGS.workdir
+    config = with_model(flags.FLAGS.config, flags.FLAGS.model)
     recipe = name, resolved(config_files.load(name))
     if not flags.FLAGS.seeds:
         run_one(config, workdir, recipe)
@@ -50,6 +55,32 @@ def main() -> None:
         c = copy.deepcopy(config)
         c.seed = seed
         run_one(c, place, recipe)
+
+
+def with_model(config: Config, path: str | None) -> Config:
+    """Return the config with the path of --model, at the setting that its task names.
+
+    Raises:
+      ConfigError: its task begins with no trained model, or the setting says another path.
+    """
+    from mimjax import schema
+
+    if path is None:
+        return config
+    key = schema.find_class(config.task, "task").model_path
+    if not key:
+        raise ConfigError(
+            f"--model: {path}, but {config.task} begins with no trained model; allowed: a transfer "
+            "recipe (linear_probe, attentive_probe), or --config.init_from"
+        )
+    *parents, last = key.split(".")
+    section = config
+    for parent in parents:
+        section = section[parent]
+    if section[last] not in (None, path):
+        raise ConfigError(f"--model: {path}, beside --config.{key}={section[last]}; allowed: one")
+    section[last] = path
+    return config
 
 
 def seeded(words: list[str], seed: int, default: int, workdir: str) -> list[tuple[int, str]]:

@@ -149,7 +149,7 @@ def end_lines(run: Run) -> str:
     table = run.workdir.read_text("table.md").strip()
     parts = [
         f"What is predicted: {run.setup.program.task.story}",
-        f"Picture: {picture or why_no_picture(run)}",
+        *([] if run.setup.task.learns_labels else [f"Picture: {picture or why_no_picture(run)}"]),
         *([table] if table else []),
         "\n  ".join(["Next:", *commands(run, bool(picture))]),
     ]

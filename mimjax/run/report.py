@@ -51,6 +51,7 @@ class Plot(NamedTuple):
 SECTIONS = {
     "Loss": [Plot("Training loss", "loss", True, "loss/")],
     "Evaluation": [
+        Plot("Accuracy on the test images", "percent", False, "eval/accuracy/"),
         Plot("Held-out masked error", "error", False, "eval/error/"),
         Plot("k-NN accuracy", "percent", False, "eval/knn/"),
         Plot("Linear probe", "percent", False, "eval/linear/"),

@@ -7,15 +7,17 @@ for what it returns.
 
 from __future__ import annotations
 
+import copy
+
 import jax
 from jax.sharding import Mesh
 
-from mimjax import schema, sharding
+from mimjax import schema, sharding, values
 from mimjax.data.augment import Augment
 from mimjax.data.configured import make_data, make_split, source_config
 from mimjax.data.index import Index
 from mimjax.data.pipeline import Pipeline
-from mimjax.data.sources import check_classes, short_name
+from mimjax.data.sources import Source, check_classes, class_names, short_name
 from mimjax.errors import ConfigError
 from mimjax.evaluators import make_evaluators
 from mimjax.inference import resolution, teachers
@@ -26,6 +28,8 @@ from mimjax.task import Clock, Task, initial
 from mimjax.train import optimizers, profiling
 from mimjax.train.program import Program, make_program
 from mimjax.train.run import Evaluation, Setup
+
+ASSUMED = 1000  # classes where no data are opened: those of ImageNet-1k
 
 
 def setup(
@@ -57,12 +61,14 @@ def setup(
     if images is None:
         index = make_index(c, kept)
         data = make_data(c, schema.make_task(c, Clock(1, 1)), "train", index)
+    if schema.find_class(c.task, "task").learns_labels:
+        if data:
+            check_labels(c, data)
+        c = with_classes(c, data.source.num_classes if data else c.method.classes or ASSUMED)
     per_epoch = data.steps_per_epoch if data else max((images or 0) // c.batch_size, 1)
     clock = make_clock(c, per_epoch)
     profiling.parse(c.profile.steps, clock.total_steps)
     program, lr = make_length(c, mesh, clock, small)
-    if data and program.task.learns_labels:
-        check_labels(c, data)
     bench, evaluators = make_evals(c, program, data, index) if data else (None, ())
     return Setup(
         config=c,
@@ -118,14 +124,60 @@ def check_labels(c: Config, data: Pipeline) -> None:
     """Check that a task can learn from the labels of its data.
 
     Raises:
-      ConfigError: there are none, or the splits have different classes.
+      ConfigError: there are none or they are all the same, or the splits have different classes.
     """
-    if not data.source.num_classes:
+    name, count = data.source.name, data.source.num_classes
+    if count < 2:
+        has = "has none" if not count else "has one class"
         raise ConfigError(
-            f"task: {c.task} learns from labels, but the source {data.source.name!r} has none; "
-            "allowed: a labeled source (a folder of class folders)"
+            f"task: {c.task} learns from labels, but the source {name!r} {has}; allowed: a labeled "
+            "source (a folder of class folders) of two classes or more"
         )
     check_classes(data.source)
+
+
+def with_classes(c: Config, count: int) -> Config:
+    """Return the config with the number of classes, where its task has a setting for them.
+
+    Raises:
+      ConfigError: the config says another number.
+    """
+    if "classes" not in values.fields(schema.find_class(c.task, "task")):
+        return c
+    if c.method.classes is not None:
+        if c.method.classes != count:
+            raise ConfigError(
+                f"method.classes: {c.method.classes}, but the data have {count}; allowed: that, or "
+                "None"
+            )
+        return c
+    locked = getattr(c, "is_locked", False)
+    c = copy.deepcopy(c).unlock()
+    c.method.classes = count
+    return c.lock() if locked else c
+
+
+def check_test(train: Source, test: Source) -> None:
+    """Check that the test images of a task that learns from labels have the same classes.
+
+    Raises:
+      ConfigError: they have no labels, or classes of other names.
+    """
+    if not test.num_classes:
+        raise ConfigError(
+            f"data.source: the test images of {test.name!r} have no labels; allowed: labeled images"
+        )
+    known, tested = class_names(train), class_names(test)
+    if known and tested and (new := sorted({*tested} - {*known})):
+        raise ConfigError(
+            f"data.source: class {new[0]!r} of the test images is none of the training images; "
+            f"allowed: {', '.join(known[:5])}{' ...' if len(known) > 5 else ''}"
+        )
+    if known != tested or train.num_classes != test.num_classes:
+        raise ConfigError(
+            f"data.source: {train.num_classes} classes in training and {test.num_classes} in the "
+            "test images; allowed: the same, in one order"
+        )
 
 
 def make_clock(c: Config, steps_per_epoch: int) -> Clock:
@@ -175,11 +227,14 @@ def make_evals(
     e = build(Eval, c.eval, "eval")
     if not e.by_name:
         return None, ()
+    test = make_split(c, "test", index)
+    if program.task.learns_labels:
+        check_test(data.source, test)
     bench = Bench(
         program.task,
         program.mesh,
         Subset(data.source, e.max_images),
-        Subset(make_split(c, "test", index), e.max_images),
+        Subset(test, e.max_images),
         seed=c.seed,
         batch_size=e.batch_size or c.batch_size // c.accum,
         augment=build(Augment, c.data.augment, "data.augment"),

@@ -39,6 +39,10 @@ class AttentiveProbe(Head):
     official_bn: bool = False
     init_std: Positive = 0.01
 
+    @property
+    def of_batch(self) -> bool:
+        return self.official_bn
+
     def sized(self, encoder: Student, classes: int) -> AttentiveProbe:
         return self.clone(classes=classes, heads=self.heads or encoder.heads)
 

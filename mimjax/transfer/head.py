@@ -97,6 +97,11 @@ class Head(Network):
     layer: Index | None = None
 
     @property
+    def of_batch(self) -> bool:
+        """Whether evaluation depends on the other images of the batch."""
+        return False
+
+    @property
     def reading(self) -> Reading:
         """What the head reads."""
         return Reading(getattr(self, "pool", self.POOL), self.layer)

@@ -10,17 +10,23 @@ Heads of a grid differ in their learning rate, weight decay and, if asked for, i
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 
+from mimjax import values
 from mimjax.rng import named
-from mimjax.task import Key, LossOutput, PyTree, Task
-from mimjax.transfer.head import Head, Reading
+from mimjax.task import Batch, Frozen, Key, LossOutput, PyTree, Task, TrainState, View
+from mimjax.transfer.frozen import FrozenEncoder
+from mimjax.transfer.head import POOLS, Head, Reading
+from mimjax.transfer.linear_probe import LinearProbe
+from mimjax.values import Range
 
 
 class Member(NamedTuple):
@@ -189,3 +195,115 @@ def _applied(head: Head, train: bool) -> Any:
 def feature_name(reading: Reading) -> str:
     """Return the name of a reading's features in a batch, "features/mean/11"."""
     return f"features/{reading.pool}/{'norm' if reading.layer is None else reading.layer}"
+
+
+# ------------------------------------------------------------------ one head, with its encoder
+@dataclasses.dataclass(frozen=True)
+class Probing(Task):
+    """One head on the features of a frozen encoder, which are computed in every step.
+
+    Images are augmented, so nothing is kept from epoch to epoch. The encoder is applied as in
+    evaluation. Statistics of the BatchNorm are those of the whole batch, whatever the number of
+    devices, where the published codes take the images of one device; with `accum` they are those of
+    a micro-batch.
+
+    Attributes:
+      encoder: the frozen encoder.
+      head: what is trained.
+      classes: their number; None = that of the training data.
+    """
+
+    learns_labels: ClassVar[bool] = True
+    model_path: ClassVar[str] = "method.encoder.path"
+
+    encoder: FrozenEncoder = FrozenEncoder()
+    head: Head = LinearProbe()
+    classes: Annotated[int, Range(2)] | None = None
+
+    def __post_init__(self):
+        values.check(self, "method")
+        self.encoder.check("method.encoder")
+        self.sized.check("method.head", self.encoder.module)
+
+    @property
+    def sized(self) -> Head:
+        """The head for the encoder and the classes, of which there are none as long as no data."""
+        return self.head.sized(self.encoder.module, self.classes or 0)
+
+    @property
+    def heads(self) -> Heads:
+        """The head as a grid of one, by the name "head"."""
+        head, encoder = self.sized, self.encoder.module
+        if self.classes is None:
+            raise ValueError("classes: None; allowed: a task whose classes the data told")
+        width, pool = head.width(encoder), head.reading.pool
+        tokens = {
+            "patches": (encoder.num_patches,),
+            "all": (encoder.num_prefix + encoder.num_patches,),
+        }
+        shape = *tokens.get(pool, ()), width
+        return Heads(self.clock, {"head": Member(head)}, {head.reading: shape})
+
+    @property
+    def views(self) -> dict[str, View]:
+        return {"image": self.encoder.view}
+
+    @property
+    def frozen(self) -> dict[str, Frozen]:
+        return {"encoder": self.encoder.owned("method.encoder")}
+
+    def init_frozen(self, key: Key) -> PyTree:
+        return {"encoder": self.encoder.init_weights(key)}
+
+    def init(self, key: Key) -> tuple[PyTree, PyTree]:
+        return self.heads.init(key)
+
+    def _read(self, frozen: PyTree, images: jax.Array) -> jax.Array:
+        """Return what the head reads of images, float32 [b ...]."""
+        features = self.encoder.encode(frozen, images)
+        return features.read(*self.sized.reading).astype(jnp.float32)
+
+    def features(self, frozen: PyTree, images: jax.Array, pieces: int = 1) -> dict[str, jax.Array]:
+        """Return what the head reads of uint8 images [b h w c], computed in pieces."""
+        cut = rearrange(images, "(b a) ... -> a b ...", a=pieces)
+        read = functools.partial(self._read, frozen["encoder"])
+        x = read(images) if pieces == 1 else jax.lax.map(read, cut)
+        x = x if pieces == 1 else rearrange(x, "a b ... -> (b a) ...")
+        return {feature_name(self.sized.reading): x}
+
+    def prepare(self, state, frozen, batch, key, train, pieces=1):
+        features = self.features(frozen, batch["image"], pieces)
+        return self.heads.prepare(state, frozen, features | batch, key, train, pieces)
+
+    def loss(self, params, model_state, prepared, key, step, train) -> LossOutput:
+        out = self.heads.loss(params, model_state, prepared, key, step, train)
+        shown = {"loss/class": out.metrics["loss/head"]}
+        return out._replace(metrics=shown | {"train/top1": 100 * out.metrics["accuracy/head"]})
+
+    def classify(self, state: TrainState, frozen: PyTree, batch: Batch) -> jax.Array:
+        """Return logits in evaluation, float32 [b c].
+
+        Rows of weight 0 must not enter statistics of a batch: others stand in their place.
+        """
+        features = self.features(frozen, batch["image"])
+        if self.sized.of_batch:
+            weight = batch["weight"]
+            order = jnp.argsort(weight <= 0, stable=True)
+            rows = jnp.arange(len(weight)) % jnp.maximum((weight > 0).sum(), 1)
+            place = jnp.zeros_like(order).at[order].set(rows)  # a row that counts keeps its own
+            features = {k: x[order[place]] for k, x in features.items()}
+        return self.heads.logits(state.params, state.model_state, features)[0]["head"]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.encoder.module.notes
+
+    @property
+    def story(self) -> str:
+        (pool, layer), head = self.sized.reading, type(self.head).__name__
+        count = f"{self.classes:,}" if self.classes else "the"
+        where = "after the norm" if layer is None else f"of block {layer}"
+        return (
+            f"which of {count} classes an image belongs to, by the head {head}, which reads "
+            f"{POOLS[pool]} {where} of a frozen {type(self.encoder.module).__name__}."
+        )
