@@ -50,6 +50,7 @@ def get_config(arg=None):
     # data
     c.data.augment.scale = (0.08, 1.0)
     c.data.augment.flip = 0.5
+    c.data.augment.eval_crop = 0.875  # 256 to 224
 
     # what is measured: every image of val/
     c.eval.error = c.eval.health = c.eval.pictures = None
@@ -60,6 +61,7 @@ def get_config(arg=None):
 def demo(c):
     """A minute on two CPU cores for a demo's encoder; no published number stands behind this."""
     on_data(c, "digits")
+    c.data.augment.eval_crop = 1.0
     c.steps, c.batch_size = 600, 128
     c.optimizer.lr, c.optimizer.schedule.warmup_epochs = 0.1, 0.0
     c.optimizer.schedule.warmup_steps = 60

@@ -64,7 +64,8 @@ class Accuracy(Evaluator):
             state = state.replace(opt_state=())
             views = {"image": task.views["image"]}
             found = [count(state, frozen, b) for b in bench.batches(split, views)]
-            *right, total, broken = np.sum(jax.device_get(found), axis=0, dtype=np.int64)
+            sums = np.stack(jax.device_get(found)).sum(0, dtype=np.int64)
+            *right, total, broken = sums.tolist()
             if broken or not total:
                 what = f"{broken} rows of logits are not finite" if broken else "nothing to count"
                 bench.warn(int(state.step), f"eval/accuracy is NaN: {what}")

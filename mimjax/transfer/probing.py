@@ -223,7 +223,8 @@ class Probing(Task):
     def __post_init__(self):
         values.check(self, "method")
         self.encoder.check("method.encoder")
-        self.sized.check("method.head", self.encoder.module)
+        if self.encoder.network is not None or self.classes is not None:
+            self.sized.check("method.head", self.encoder.module)  # else a recipe, nobody's run yet
 
     @property
     def sized(self) -> Head:
