@@ -2,7 +2,8 @@
 
   mimjax train --config=configs/attentive_probe.py:method=cae,size=b --model=WORKDIR_OR_FILE
   --workdir=DIR --config.data.path=IMAGENET   (IMAGENET holds train/ and val/)
-  arguments: method=mae|bootmae|beit|cae|caev2|mcmae|mrmae, size=ti|s|b|l|h, demo
+  arguments: method=mae|bootmae|beit|cae|caev2|mcmae|mrmae, size=ti|s|b|l|h, demo,
+  data=digits|shifted_digits (with demo)
 
 Sizes, heads, mean and std come from the model. One query attends to all tokens, then follow a
 BatchNorm without parameters and a linear layer. CAE's paper proposed this probe and no other paper
@@ -22,7 +23,7 @@ pool=patches`), the code's all tokens.
 """
 
 from mimjax.evaluators.accuracy import Accuracy
-from mimjax.run.demos import on_data
+from mimjax.run.demos import LABELED, small_probe
 from mimjax.run.sections import arguments, base, section
 from mimjax.schedules import BEiTCosine
 from mimjax.train.optimizers import SGD
@@ -34,7 +35,7 @@ METHODS = ("cae", "mae", "bootmae", "beit", "caev2", "mcmae", "mrmae")
 
 def get_config(arg=None):
     sizes = ("b", "ti", "s", "l", "h")
-    a = arguments(arg, method=METHODS, size=sizes, demo=False, data=("digits",))
+    a = arguments(arg, method=METHODS, size=sizes, demo=False, data=LABELED)
     c = base()
     c.task = "mimjax.transfer.probing:Probing"
     c.method = section(Probing, head=AttentiveProbe())
@@ -55,14 +56,10 @@ def get_config(arg=None):
     # what is measured: every image of val/
     c.eval.error = c.eval.health = c.eval.pictures = None
     c.eval.accuracy = section(Accuracy())
-    return (demo(c) if a.demo else c).lock()
+    return (demo(c, a.data) if a.demo else c).lock()
 
 
-def demo(c):
+def demo(c, data):
     """A minute on two CPU cores for a demo's encoder; no published number stands behind this."""
-    on_data(c, "digits")
-    c.data.augment.eval_crop = 1.0
-    c.steps, c.batch_size = 600, 128
-    c.optimizer.lr, c.optimizer.schedule.warmup_epochs = 0.1, 0.0
-    c.optimizer.schedule.warmup_steps = 60
+    small_probe(c, data, lr=0.1)
     return c

@@ -2,7 +2,8 @@
 
   mimjax train --config=configs/linear_probe.py:method=mae,size=b --model=WORKDIR_OR_FILE
   --workdir=DIR --config.data.path=IMAGENET   (IMAGENET holds train/ and val/)
-  arguments: method=mae|bootmae|beit|cae|caev2|mcmae|mrmae, size=ti|s|b|l|h, demo
+  arguments: method=mae|bootmae|beit|cae|caev2|mcmae|mrmae, size=ti|s|b|l|h, demo,
+  data=digits|shifted_digits (with demo)
 
 Sizes, heads, mean and std come from the model; `size` chooses the recipe alone. Every recipe has a
 BatchNorm without parameters before the linear layer, LARS, and crops and flips as the only
@@ -29,7 +30,7 @@ device, here those of the whole batch.
 """
 
 from mimjax.evaluators.accuracy import Accuracy
-from mimjax.run.demos import on_data
+from mimjax.run.demos import LABELED, small_probe
 from mimjax.run.sections import arguments, base, section
 from mimjax.schedules import MAECosine
 from mimjax.train.optimizers import LARS
@@ -53,7 +54,7 @@ LARGE = {"l", "h"}
 
 def get_config(arg=None):
     sizes = ("b", "ti", "s", "l", "h")
-    a = arguments(arg, method=tuple(HEADS), size=sizes, demo=False, data=("digits",))
+    a = arguments(arg, method=tuple(HEADS), size=sizes, demo=False, data=LABELED)
     large = a.size in LARGE
     c = base()
     c.task = "mimjax.transfer.probing:Probing"
@@ -79,16 +80,12 @@ def get_config(arg=None):
     # what is measured: every image of val/
     c.eval.error = c.eval.health = c.eval.pictures = None
     c.eval.accuracy = section(Accuracy())
-    return (demo(c) if a.demo else c).lock()
+    return (demo(c, a.data) if a.demo else c).lock()
 
 
-def demo(c):
+def demo(c, data):
     """A minute on two CPU cores for a demo's encoder; no published number stands behind this."""
-    on_data(c, "digits")
-    c.data.augment.eval_crop = 1.0
-    c.steps, c.batch_size = 600, 128
+    small_probe(c, data, lr=5.0)
     if (c.method.head.layer or 0) > 0:
         c.method.head.layer = -2  # BootMAE's share of 4 blocks
-    c.optimizer.lr, c.optimizer.schedule.warmup_epochs = 5.0, 0.0
-    c.optimizer.schedule.warmup_steps = 60
     return c

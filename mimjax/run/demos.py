@@ -126,6 +126,7 @@ DEMOS = {
         every=400,
     ),
 }
+LABELED = tuple(name for name, demo in DEMOS.items() if demo.probes)  # whose labels mean something
 DATA = tuple(DEMOS)  # words of a config's argument `data`; the first is the default
 VITS: Encoders = {name: demo.vit for name, demo in DEMOS.items()}
 CONV_VITS: Encoders = {name: demo.conv_vit for name, demo in DEMOS.items()}
@@ -210,12 +211,24 @@ def small_target(name: str, path: str, data: str) -> Target:
     return find_target(name, path, known)
 
 
+def small_probe(c: Config, data: str, lr: float) -> None:
+    """Set a minute of probing of a demo's encoder.
+
+    Args:
+      data: a name of LABELED, on which the encoder was trained.
+    """
+    on_data(c, find_demo(data))
+    c.data.augment.eval_crop = 1.0
+    c.steps, c.batch_size, c.optimizer.lr = 600, 128, lr
+    c.optimizer.schedule.warmup_epochs, c.optimizer.schedule.warmup_steps = 0.0, 60
+
+
 def on_data(c: Config, demo: Demo) -> None:
     """Set the data of a demo, its length and its intervals."""
     c.data.source = section(demo.source)
     c.data.channels = demo.channels
     c.data.augment.update(demo.augment)
-    if demo.mean is not None:
+    if demo.mean is not None and "mean" in c.method:  # a frozen encoder brings its own
         c.method.mean, c.method.std = demo.mean, demo.std
     c.steps, c.eval.every, c.eval.max_images = demo.steps, demo.every, demo.max_images
     c.log_every, c.checkpoint_every, c.eval.batch_size = 100, 500, 256

@@ -64,7 +64,8 @@ def setup(
     if schema.find_class(c.task, "task").learns_labels:
         if data:
             check_labels(c, data)
-        c = with_classes(c, data.source.num_classes if data else c.method.classes or ASSUMED)
+        said = c.method.get("classes") or ASSUMED
+        c = with_classes(c, data.source.num_classes if data else said)
     per_epoch = data.steps_per_epoch if data else max((images or 0) // c.batch_size, 1)
     clock = make_clock(c, per_epoch)
     profiling.parse(c.profile.steps, clock.total_steps)
