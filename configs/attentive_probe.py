@@ -1,7 +1,8 @@
 """Attentive probing on ImageNet-1k of an encoder that stays as it is, as in CAE's code.
 
   mimjax train --config=configs/attentive_probe.py:method=cae,size=b --model=WORKDIR_OR_FILE
-  --workdir=DIR --config.data.path=IMAGENET   (IMAGENET holds train/ and val/)
+  --workdir=DIR --config.data.path=IMAGENET
+  (IMAGENET holds train/ and val/)
   arguments: method=mae|bootmae|beit|cae|caev2|mcmae|mrmae, size=ti|s|b|l|h, demo,
   data=digits|shifted_digits (with demo)
 

@@ -1,7 +1,8 @@
 """Linear probing on ImageNet-1k of an encoder that stays as it is, by the recipe of its paper.
 
   mimjax train --config=configs/linear_probe.py:method=mae,size=b --model=WORKDIR_OR_FILE
-  --workdir=DIR --config.data.path=IMAGENET   (IMAGENET holds train/ and val/)
+  --workdir=DIR --config.data.path=IMAGENET
+  (IMAGENET holds train/ and val/)
   arguments: method=mae|bootmae|beit|cae|caev2|mcmae|mrmae, size=ti|s|b|l|h, demo,
   data=digits|shifted_digits (with demo)
 

@@ -97,7 +97,7 @@ class Evaluator:
     PLUGGABLE: ClassVar[bool] = True  # the config section names the class
     HOME: ClassVar[tuple[str, ...]] = tuple(
         f"mimjax.evaluators.{name}"
-        for name in ("accuracy", "error", "health", "probes", "pictures")
+        for name in ("error", "health", "probes", "pictures", "accuracy")
     )
 
     every: Whole | None = None

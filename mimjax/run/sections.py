@@ -118,7 +118,6 @@ class Eval(Named):
       health: spread and rank of the features, variance of the run's own targets.
       probes: k-NN and a linear probe, for a labeled source.
       pictures: reconstructions of a few images.
-      accuracy: of a task that learns classes, over all test images.
       extra: the evaluators of sections of other names, by name.
     """
 
@@ -131,7 +130,6 @@ class Eval(Named):
     health: Evaluator | None = Health()
     probes: Evaluator | None = None
     pictures: Evaluator | None = Pictures()
-    accuracy: Evaluator | None = None
     extra: dict[str, Evaluator] = dataclasses.field(default_factory=dict)
 
 

@@ -303,7 +303,8 @@ class Probing(Task):
     def story(self) -> str:
         (pool, layer), head = self.sized.reading, type(self.head).__name__
         count = f"{self.classes:,}" if self.classes else "the"
-        where = "after the norm" if layer is None else f"of block {layer}"
+        depth = self.encoder.module.depth
+        where = "after the norm" if layer is None else f"of block {layer % depth + 1} of {depth},"
         return (
             f"which of {count} classes an image belongs to, by the head {head}, which reads "
             f"{POOLS[pool]} {where} of a frozen {type(self.encoder.module).__name__}."
