@@ -165,6 +165,8 @@ def held(owner: Owner) -> dict[str, Any]:
     from mimjax.inference.loading import load  # which reads what this module fills in
 
     said = {k: owner.section.get(k) for k in ("heads", "mean", "std")}
+    if None in (said["mean"], said["std"]):  # the other one is the file's
+        said |= {"mean": None, "std": None}
     model = named(f"{owner.key}.path", lambda: load(str(owner.path), **said))
     return {"encoder": model.module, **dict(zip(("mean", "std"), model.statistics))}
 
