@@ -22,6 +22,8 @@ WHOLE = {
     "multi_channel": ["", ":channels=1,bits=12,flip"],
     "continued": [":path=a.pth", ":path=a.pth,method=bootmae,size=l,epochs=20"],
     "three_targets": [":path=random", ":size=l,teacher=dino,path=random", ":demo,path=random"],
+    "imagenette": ["", ":method=bootmae,epochs=100"],
+    "cifar10": ["", ":method=bootmae,patch=4"],
     "bootmae_conv": ["", ":size=l12,res=192", ":demo,data=photos"],
 }
 

@@ -27,7 +27,7 @@ from mimjax.errors import RunError
 from mimjax.inference.features import Readable
 from mimjax.inference.samples import Subset
 from mimjax.rules import path_name
-from mimjax.storage.files import naming
+from mimjax.storage.files import Workdir, naming
 from mimjax.task import View
 from mimjax.transfer.head import Reading
 from mimjax.transfer.probing import feature_name
@@ -177,8 +177,7 @@ class Cache:
             return
         first = min(self._marked(), *(self.done(r) for r in readings))
         first -= first % self.batch_size
-        with open(self.folder / ABOUT, "w") as file, naming(self.folder / ABOUT):
-            json.dump(about, file, indent=2)
+        Workdir(str(self.folder)).write_text(ABOUT, json.dumps(about, indent=2) + "\n")
         with contextlib.ExitStack() as stack:
             out = {r: stack.enter_context(self._opened(self.file(r), self.bytes_of(r), first))
                    for r in readings}  # fmt: skip
