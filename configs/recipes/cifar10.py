@@ -1,12 +1,12 @@
 """CIFAR-10 (50,000 images of 32x32 pixels): ViT-T with patches of 2 pixels, MAE or BootMAE.
 
   mimjax train --config=configs/recipes/cifar10.py --workdir=DIR
-    --config.data.source.data_dir=TFDS   (TFDS holds cifar10 as ArrayRecord files), then
+    --config.data.source.data_dir=TFDS
   mimjax evaluate --model=DIR --protocols=knn,linear,attentive,ep
-  arguments: method=mae|bootmae, epochs=800, patch=2; of class folders train/ and test/:
-  mimjax train --config=configs/recipes/cifar10.py --workdir=DIR
-    --config.data.source=folder --config.data.path=FOLDER
+  arguments: method=mae|bootmae, epochs=800, patch=2
 
+TFDS holds cifar10 as ArrayRecord files; a folder with class folders in train/ and test/ does as
+well, `--config.data.source=folder --config.data.path=FOLDER`.
 No published run has this size; docs/evaluation.md lists the rows that are near. Not run by this
 project. 256 patches of 2 pixels cost as much as those of an image of 256 pixels in patches of 16:
 5.5 GFLOP per image and step for MAE, twelve minutes of an A100 at its peak in all (calculated).
