@@ -28,7 +28,7 @@ from mimjax.rules import paths
 from mimjax.schema import Config
 from mimjax.targets.clip import CLIP_MEAN, CLIP_STD
 from mimjax.task import Encoder, Features, Pretraining, View
-from mimjax.torch_io.read import beside, detect, load, sizes, vision
+from mimjax.torch_io.read import beside, classes, detect, load, sizes, vision
 from mimjax.torch_io.tables import teachers
 
 PyTree = Any
@@ -91,6 +91,7 @@ class Network:
       no_head: why the file's classifier cannot be computed; "" = it can, or there is none.
       method: of the module, that returns `Features`; None = its call.
       resample: filter with which images are brought to its size, see `task.View`.
+      names: of the head's classes, in the order of its outputs; None = nothing tells them.
     """
 
     module: Encoder | CLIPVision
@@ -102,6 +103,7 @@ class Network:
     method: str | None = None
     no_head: str = ""
     resample: str = "bicubic"
+    names: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, task: Pretraining) -> Network:
@@ -163,11 +165,13 @@ def read(
     normed = any(k in file.state or (k in file and file.keys[k] != behind) for k in norms)
     normed = alone or (normed and not after)
     pooled = pooled or after
+    outputs = head.classes if head else 0
+    names, said = classes.of_head(file.beside.classes, outputs, file.beside.source)
     if root == "clip":
         net = Network(module, mean, std, head, pooled, normed, "features")
     else:
         net = Network(module.clone(channels=channels), mean, std, head, pooled, normed)
-    net = dataclasses.replace(resized_as(net, file), no_head=why)
+    net = dataclasses.replace(resized_as(net, file), no_head=why, names=names)
     tree = vision.params(file, root, net.module) if alone else trunk(file, net, root)
     params = {"encoder": tree}
     if after:
@@ -176,7 +180,7 @@ def read(
         like = _nested({k: jnp.zeros(s) for k, s in shapes.items()})
         params |= load.from_torch(file.state, like, file.layout, file.where)
     used = {f"{root}/{p}" for p in paths(params["encoder"])} | shapes.keys()
-    lines = report(file, root, net, used, given)
+    lines = report(file, root, net, used, given) + said
     if cut:
         lines.insert(
             1,

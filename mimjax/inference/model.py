@@ -10,14 +10,14 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mimjax.data.in_memory import Images, Reader
-from mimjax.errors import ConfigError
+from mimjax.errors import ConfigError, RunError
 from mimjax.inference import encoders, precision
 from mimjax.inference.reconstruction import Reconstructor, Sheet
 from mimjax.schema import Config
@@ -43,6 +43,7 @@ class Model:
       dtype: "float32" or "bfloat16", in which the networks compute; parameters are float32.
       image_size: (height, width) that images are brought to.
       num_classes: number of outputs of `classify`; 0 = there is no head.
+      class_names: their names, in this order; None = there is no head, or nothing tells them.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Model:
         self.config, self.report, self.dtype = config, report, dtype
         self.image_size: tuple[int, int] = network.module.image_size
         self.num_classes = network.head.classes if network.head else 0
+        self.class_names = network.names
         self._network, self._params, self._reader = network, params, reader
         self._reconstructor = reconstructor
         compiled = lambda fn, **options: jax.jit(precision.precise(fn), **options)
@@ -206,20 +208,48 @@ class Model:
         """The function that brings images to the model's size."""
         return self._reader
 
-    def classify(self, images: Images, batch_size: int = 64) -> np.ndarray:
-        """Return the logits, float32 [b classes], of a fine-tuned or linearly probed file.
+    @overload
+    def classify(self, images: Images, batch_size: int = 64, *, top: None = None) -> np.ndarray: ...
+
+    @overload
+    def classify(
+        self, images: Images, batch_size: int = 64, *, top: int
+    ) -> list[list[tuple[str, float]]]: ...
+
+    def classify(
+        self, images: Images, batch_size: int = 64, *, top: int | None = None
+    ) -> np.ndarray | list[list[tuple[str, float]]]:
+        """Return the classes of images, by a fine-tuned or linearly probed file.
 
         Args:
           images, batch_size: see `encode`.
+          top: how many classes are named.
+
+        Returns:
+          The logits, float32 [b classes]; with `top` for each image its likeliest classes, the
+          likeliest first, as pairs of a name and a probability (the softmax of the logits). Where
+          nothing tells the names they are the classes' numbers as text.
 
         Raises:
-          ConfigError: the model has no head.
+          ConfigError: the model has no head, or fewer classes than `top`.
+          RunError: with `top`, logits that are not finite.
         """
         if not self.num_classes:
             why = self._network.no_head or "this model has no classifier"
             allowed = "files of fine-tuned or linearly probed models"
             raise ConfigError(f"classify: {why}; allowed: {allowed}")
-        return self._batched(self._logits, images, batch_size)
+        if top is not None and (type(top) is not int or not 1 <= top <= self.num_classes):
+            raise ConfigError(f"top: {top!r}; allowed: 1 to {self.num_classes}, or None")
+        logits = self._batched(self._logits, images, batch_size)
+        if top is None:
+            return logits
+        if bad := np.flatnonzero(~np.isfinite(logits).all(1)).tolist():
+            raise RunError(f"classify: the logits of image {bad[0]} are not finite")
+        names = self.class_names or tuple(map(str, range(self.num_classes)))
+        shares = np.exp(logits - logits.max(1, keepdims=True, initial=-np.inf).astype(np.float64))
+        shares /= shares.sum(1, keepdims=True)
+        best = np.argsort(-shares, axis=1, kind="stable")[:, :top]
+        return [[(names[i], float(row[i])) for i in ids] for ids, row in zip(best, shares)]
 
     def reconstruct(
         self, images: Images, mask: np.ndarray | None = None, seed: int | None = None

@@ -12,7 +12,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 import mimjax
-from mimjax.errors import ConfigError
+from mimjax.errors import ConfigError, RunError
 from mimjax.inference import published, weights
 from mimjax.models.decoders import MAEDecoder
 from mimjax.models.vit import ViT, sincos_table
@@ -304,6 +304,61 @@ def test_heads_pool_as_their_file_says(files, tmp_path):
     path = copy(files, "encoder.safetensors", tmp_path, num_heads=4, more=head | norm)
     with pytest.raises(ConfigError, match=r"classify: fc_norm\.weight: a norm of its own behind"):
         mimjax.load(path).classify(IMAGES)
+
+
+NAMES = [*"abcdefghijkl"]  # 12, so that "10" stands before "2" as text
+TEXT = dict(sorted((str(n), name) for n, name in enumerate(NAMES)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"id2label": TEXT}, "class names from .*config.json: a, b, "),  # transformers
+        ({"label_names": NAMES}, "class names from .*config.json: a, b, "),  # timm
+        ({"pretrained_cfg": {"label_names": TEXT}}, "class names from .*config.json: a, b, "),
+        ({"id2label": {str(n): f"LABEL_{n}" for n in range(12)}}, ""),
+        ({"id2label": {"one": "a"}}, ""),
+        ({"label_names": NAMES[:2]}, "not taken: it names 2 classes, 0 to 1, and the head has 12"),
+        ({"label_names": {"1": "b"}}, "not taken: it names 1 classes, 1 to 1, and the head has 12"),
+        ({}, ""),
+    ],
+)
+def test_classes_have_their_names(settings, said, files, tmp_path):
+    """In the order of the head's outputs; names that are not the head's are none."""
+    rng = np.random.default_rng(2)
+    head = {"head.weight": rng.normal(size=(12, 32)).astype(np.float32)}
+    head["head.bias"] = rng.normal(size=12).astype(np.float32)
+    path = copy(files, "encoder.safetensors", tmp_path, num_heads=4, more=head, **settings)
+    model = mimjax.load(path)
+    named = bool(said) and not said.startswith("not")
+    assert model.class_names == (tuple(NAMES) if named else None)
+    assert any(re.search(said, line) for line in model.report) if said else True
+    assert said or not any("class names" in line for line in model.report)
+    if settings not in ({"id2label": TEXT}, {}):
+        return
+    logits = model.classify(IMAGES).astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for row, found in zip(shares, model.classify(IMAGES, top=3), strict=True):
+        order = np.argsort(-row)[:3]
+        assert [name for name, _ in found] == [NAMES[i] if named else str(i) for i in order]
+        np.testing.assert_allclose([p for _, p in found], row[order], rtol=1e-5)
+    whole = model.classify(IMAGES[0], top=12)
+    assert sum(p for _, p in whole[0]) == pytest.approx(1)
+    for wrong in (0, 13, True, 2.0):
+        with pytest.raises(ConfigError, match=rf"^top: {wrong}; allowed: 1 to 12, or None$"):
+            model.classify(IMAGES, top=wrong)
+
+
+def test_logits_that_are_not_finite_name_no_class(files, tmp_path, monkeypatch):
+    head = {"head.weight": np.ones((2, 32), np.float32), "head.bias": np.ones(2, np.float32)}
+    path = copy(files, "encoder.safetensors", tmp_path, num_heads=4, more=head)
+    model = mimjax.load(path)
+    monkeypatch.setattr(model, "_logits", lambda params, x: np.full((len(x), 2), np.nan))
+    with (
+        pytest.warns(UserWarning, match="not finite"),
+        pytest.raises(RunError, match="the logits of image 0 are not finite"),
+    ):
+        model.classify(IMAGES, top=1)
 
 
 def test_the_norm_of_beit_s_pooler_is_none_of_tokens(tmp_path):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mimjax.errors import ConfigError
 from mimjax.losses import LN_EPS
+from mimjax.torch_io.read import classes
 
 if TYPE_CHECKING:
     from mimjax.torch_io.read.sizes import FileTensors
@@ -53,6 +54,7 @@ class Beside:
       rope_theta: base of the periods by which positions turn queries and keys.
       pool: what a head reads, timm's words: "token", "avg", "map", ...
       head_norm: whether the final norm stands after pooling.
+      classes: numbers and names of the classes of a head, by number, see `classes.told`.
     """
 
     source: str = ""
@@ -77,6 +79,7 @@ class Beside:
     rope_theta: float | None = None
     pool: str | None = None
     head_norm: bool | None = None
+    classes: tuple[tuple[int, str], ...] = ()
 
     def check(self, quick: bool = False) -> None:
         """Check that the networks here compute what the file's network does.
@@ -286,6 +289,7 @@ def read(path: str) -> Beside:
         rope_theta=first((int, float), "rope_theta", "rope_temperature"),
         pool=pool if isinstance(pool, str) else None,
         head_norm=flag("fc_norm"),
+        classes=classes.told(whole) or classes.told(pretrained),
     )
     facts = facts if facts == Beside() else dataclasses.replace(facts, source=place)
     facts.check_numbers()
