@@ -210,8 +210,7 @@ class Task:
 
     Attributes:
       learns_labels: whether the loss reads labels: a run then needs a labeled source whose classes
-        stay the same. A setting `classes` takes their number from it where it is None, and the
-        evaluator of accuracy calls `classify(state, frozen, batch)`, logits [b c].
+        stay the same. A setting `classes` takes their number from it where it is None.
       model_path: the setting that `--model` of `mimjax train` writes, dotted; "" = none.
     """
 
@@ -290,6 +289,10 @@ class Task:
         self, params: PyTree, model_state: PyTree, prepared: Any, key: Key, step, train: bool
     ) -> LossOutput:
         """Return the loss of a prepared (micro-)batch; this part is differentiated."""
+        raise NotImplementedError(type(self).__name__)
+
+    def classify(self, state: TrainState, frozen: PyTree, batch: Batch) -> jax.Array:
+        """Return logits in evaluation, float32 [b c]; only where labels are learned."""
         raise NotImplementedError(type(self).__name__)
 
     def lr_scale(self, params: PyTree) -> PyTree | None:

@@ -40,14 +40,14 @@ class Accuracy(Evaluator):
         Raises:
           ConfigError: the task learns no classes.
         """
-        task: Any = bench.task
+        task = bench.task
         if not task.learns_labels:
             raise ConfigError(
                 f"eval.accuracy: on, but {class_path(type(task))} learns no classes; allowed: None"
             )
         whole = bench.test.source
         split = Subset(whole, self.max_images or len(whole))
-        tops = sorted({n for n in self.top if n <= task.classes})
+        tops = sorted({n for n in self.top if n <= whole.num_classes})
 
         @bench.jit
         def count(state: TrainState, frozen: Any, batch: dict[str, jax.Array]) -> jax.Array:
