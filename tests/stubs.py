@@ -63,6 +63,18 @@ def bare(name):
     sys.modules[name] = module
 
 
+def alone(name):
+    """A module without its package, whose own __init__ does not run; it takes no place in any."""
+    root, *parts = name.split(".")
+    folder = importlib.util.find_spec(root).submodule_search_locations[0]
+    spec = importlib.util.spec_from_file_location(
+        f"alone.{name}", "/".join([folder, *parts]) + ".py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def openmmlab():
     """The backbones of mmpretrain and mmseg, beside mmcv-lite."""
     replace("torchvision", "cv2", "matplotlib", "yapf")

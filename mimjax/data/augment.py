@@ -1,11 +1,12 @@
-"""Augmentation of one image: a random crop box, a flip and a color jitter for each crop.
+"""Augmentation of one image: a random crop box, a flip and changes of color for each crop.
 
 The operations are those of torchvision's `RandomResizedCrop`, `RandomHorizontalFlip` and
 `ColorJitter` with Pillow's antialiased resize, as in the published pretraining code of MAE, BEiT,
 CAE and BootMAE. A tokenizer that needs a second image size gets a second view of the same crop
 (BEiT's "two pic" transform); a method that compares two crops of an image
-gives the second one another name (`View.crop`). Mixup and normalization are not done here; they run
-on the device.
+gives the second one another name (`View.crop`). Fine-tuning replaces the jitter by RandAugment
+(`rand_augment.py`), after crop and flip. Normalization, random erasing and mixup are not done here;
+they run on the device.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import copy
 import dataclasses
 import math
 import zlib
-from typing import Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
 from mimjax import values
+from mimjax.data import rand_augment as rand
 from mimjax.data.bands import Bands
 from mimjax.data.images import check_option
 from mimjax.task import ConfigError, View
-from mimjax.values import NonNegative, Positive, Share, Some
+from mimjax.values import NonNegative, Positive, Share, Some, Text
 
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -41,11 +43,13 @@ class Params(NamedTuple):
       flip: whether the image is mirrored left-right.
       jitter: (number of the operation, factor) in the order of application: 0 = brightness,
         1 = contrast, 2 = saturation.
+      steps: what RandAugment does, in order.
     """
 
     box: tuple[int, int, int, int] | None
     flip: bool
     jitter: tuple[tuple[int, float], ...]
+    steps: tuple[rand.Step, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +67,14 @@ class Augment:
         jitter is applied to the whole image before the crop, as in the official transform.
       eval_crop: side of the center crop relative to the resized image: 1 = the crop has the full
         short side, 0.875 = the usual 224 of 256 pixels.
+      rand_augment: timm's text for RandAugment, "rand-m9-mstd0.5-inc1" in the published fine-tuning
+        recipes, which have no color jitter beside it; None = none. It is applied to each view after
+        crop and flip, with the filter of the view.
+      fill: color of pixels that RandAugment moves in from outside, 0 to 255; the mean of the
+        images, which the task has. timm's default.
     """
+
+    DERIVED: ClassVar[tuple[str, ...]] = ("fill",)
 
     crop: Literal["random_resized", "fixed", "none"] = "random_resized"
     scale: tuple[Some, Some] = (0.2, 1.0)
@@ -71,6 +82,11 @@ class Augment:
     flip: Share = 0.5
     color_jitter: NonNegative = 0.0
     eval_crop: Some = 1.0
+    # Fields without repr are no part of the fingerprints of runs that do not set them.
+    rand_augment: Annotated[str, Text(rand.ALLOWED)] | None = dataclasses.field(
+        default=None, repr=False
+    )
+    fill: tuple[int, ...] = dataclasses.field(default=(128, 128, 128), repr=False)
 
     def __post_init__(self):
         # Configs hold lists; tuples keep the dataclass hashable and its repr stable.
@@ -80,6 +96,52 @@ class Augment:
         for name in ("scale", "ratio"):
             low, high = getattr(self, name)
             check_option(f"augment.{name}", (low, high), low <= high, "the smaller number first")
+        if self.rand_augment is not None:
+            rand.parse(self.rand_augment)
+            allowed = "0 beside rand_augment (timm leaves the jitter out there)"
+            check_option("augment.color_jitter", self.color_jitter, not self.color_jitter, allowed)
+
+    @property
+    def traits(self) -> tuple[Any, ...]:
+        """What decides pixels beside the fields that `repr` shows."""
+        return () if self.rand_augment is None else (self.rand_augment, self.fill)
+
+    def check(self, views: dict[str, View], channels: int) -> None:
+        """Check that changes of color suit the images, and RandAugment the views.
+
+        Args:
+          views: those of the task.
+          channels: of the images.
+
+        Raises:
+          ConfigError: they do not.
+        """
+        jitter = f"{self.color_jitter:g}" if self.color_jitter else None
+        for name, value, none in (
+            ("color_jitter", jitter, 0),
+            ("rand_augment", self.rand_augment, None),
+        ):
+            if value is not None and channels != 3:
+                raise ConfigError(
+                    f"data.augment.{name}: {value}, but data.channels is {channels}; allowed: "
+                    f"{none} (it knows red, green and blue)"
+                )
+        for view in views.values():
+            self.filter(view)
+
+    def filter(self, view: View) -> Image.Resampling:
+        """Return the filter of a view.
+
+        Raises:
+          ConfigError: there is none of its name, or RandAugment cannot use it.
+        """
+        allowed = [name for name in FILTERS if name != "lanczos" or self.rand_augment is None]
+        if view.resample not in allowed:
+            words = "" if self.rand_augment is None else " (Pillow turns images by no other)"
+            raise ConfigError(
+                f"view.resample: found {view.resample!r}; allowed: {', '.join(allowed)}{words}"
+            )
+        return FILTERS[view.resample]
 
     def params(
         self, size: tuple[int, int], views: dict[str, View], rng: np.random.Generator
@@ -90,7 +152,7 @@ class Augment:
           size: (height, width) of the source image in pixels.
           views: those of the crop; with "fixed" the box has the proportions of the first one.
           rng: generator of this crop. The draws are always made in the same order: box, flip,
-            jitter.
+            jitter, RandAugment.
         """
         box = None
         if self.crop == "random_resized":
@@ -102,7 +164,10 @@ class Augment:
         if self.color_jitter:
             low, high = max(0.0, 1 - self.color_jitter), 1 + self.color_jitter
             jitter = tuple((int(n), float(rng.uniform(low, high))) for n in rng.permutation(3))
-        return Params(box, flip, jitter)
+        steps = ()
+        if self.rand_augment is not None:
+            steps = rand.parse(self.rand_augment).draw(rng)
+        return Params(box, flip, jitter, steps)
 
     def __call__(
         self,
@@ -114,7 +179,7 @@ class Augment:
         """Return all views of one image.
 
         Args:
-          image: RGB image, or Bands without a color jitter.
+          image: RGB image, or Bands without a color jitter and RandAugment.
           views: {name: size, filter and crop}.
           rng: generator of this example; unused if `train` is False.
           train: False = center crop without any augmentation, for views of all crops.
@@ -123,7 +188,7 @@ class Augment:
           {name: uint8 [h w c]}.
 
         Raises:
-          ConfigError: a color jitter is set for Bands, or a view has an unknown filter.
+          ConfigError: colors are to be changed in Bands, or a view has an unknown filter.
         """
         if not train:
             center = Params(None, False, ())
@@ -133,37 +198,41 @@ class Augment:
             crops.setdefault(view.crop, {})[name] = view
         generators = {crop: crop_generator(crop, rng) for crop in crops}  # before `rng` is read
         out: dict[str, np.ndarray] = {}
+        if isinstance(image, Bands):
+            for name, none in (("color_jitter", 0), ("rand_augment", None)):
+                value, allowed = getattr(self, name), f"{none} for channels other than three"
+                check_option(f"augment.{name}", value, value == none, allowed)
         for crop, members in crops.items():
             params = self.params((image.height, image.width), members, generators[crop])
-            cut = self._colored(image, params)
+            cut = _jittered(image, params)
             if params.box is not None:
                 cut = cut.crop(params.box)
             out |= {name: self._view(cut, view, params) for name, view in members.items()}
         return {name: out[name] for name in views}
 
-    def _colored(self, image: Image.Image | Bands, params: Params) -> Image.Image | Bands:
-        """Return the whole image with another brightness, contrast and saturation."""
-        for number, factor in params.jitter:
-            if isinstance(image, Bands):
-                allowed = "0 for channels other than three"
-                check_option("augment.color_jitter", self.color_jitter, False, allowed)
-            assert not isinstance(image, Bands)
-            image = _JITTERS[number](image).enhance(factor)
-        return image
-
     def _view(self, image: Image.Image | Bands, view: View, params: Params) -> np.ndarray:
         """Return one view, uint8 [h w c]; the image is already cropped to the box, if any."""
-        if view.resample not in FILTERS:
-            allowed = ", ".join(FILTERS)
-            raise ConfigError(f"view.resample: found {view.resample!r}; allowed: {allowed}")
+        resample = self.filter(view)
         height, width = view.size
         if params.box is None:
             image = center_crop(image, view, self.eval_crop)
         else:
-            image = image.resize((width, height), FILTERS[view.resample])
+            image = image.resize((width, height), resample)
         if params.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if params.steps:
+            assert isinstance(image, Image.Image)
+            paint = rand.Paint(self.fill, resample)
+            image = rand.apply(image, params.steps, paint)
         return np.array(image)  # a copy: Pillow's own buffer is read-only
+
+
+def _jittered(image: Image.Image | Bands, params: Params) -> Image.Image | Bands:
+    """Return the whole image with another brightness, contrast and saturation."""
+    for number, factor in params.jitter:
+        assert isinstance(image, Image.Image)
+        image = _JITTERS[number](image).enhance(factor)
+    return image
 
 
 def crop_generator(crop: str, rng: np.random.Generator) -> np.random.Generator:

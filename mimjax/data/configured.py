@@ -21,8 +21,8 @@ def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> 
     """Return the data pipeline of one split, with the views and masks that the task asks for.
 
     Raises:
-      ConfigError: the images have another number of channels than the task, or `color_jitter` is
-        set for images that are not RGB.
+      ConfigError: the images have another number of channels than the task, or the augmentation
+        does not suit them.
     """
     augment = build(Augment, c.data.augment, "data.augment")
     have, wanted = c.data.get("channels", 3), task.views["image"].channels
@@ -31,11 +31,11 @@ def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> 
             f"data.channels: {have}, but method.mean has {wanted} numbers; allowed: one mean and "
             "std per channel (mimjax stats computes them)"
         )
-    if have != 3 and augment.color_jitter:
-        raise ConfigError(
-            f"data.augment.color_jitter: {augment.color_jitter:g}, but data.channels is {have}; "
-            "allowed: 0 (it knows red, green and blue)"
-        )
+    augment.check(task.views, have)
+    if mean := getattr(task, "mean", ()):
+        # timm's color for what is moved in from outside, by Python's rounding as there
+        fill = tuple(min(255, round(255 * x)) for x in mean)
+        augment = dataclasses.replace(augment, fill=fill)
     return Pipeline(
         make_split(c, split, index),
         views=task.views,

@@ -82,6 +82,7 @@ class Pipeline:
         """16 hex digits that change if a step would have other data (`seed` and `skip` aside)."""
         views = sorted(_traits(name, view) for name, view in self.views.items())
         parts = [self.source.fingerprint, views, self.augment, self.batch_size, self.train]
+        parts += self.augment.traits
         return fingerprint(parts)
 
     def batch(self, step: int, rows: slice | None = None) -> NumpyBatch:

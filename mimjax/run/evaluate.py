@@ -59,7 +59,9 @@ def crops(augment: Augment) -> Augment:
 
     One random crop of 8 to 100 % of the image, sides 3:4 to 4:3, and a mirror image half the time.
     """
-    return dataclasses.replace(augment, scale=(0.08, 1.0), flip=0.5, color_jitter=0.0)
+    return dataclasses.replace(
+        augment, scale=(0.08, 1.0), flip=0.5, color_jitter=0.0, rand_augment=None
+    )
 
 
 class Cell(NamedTuple):

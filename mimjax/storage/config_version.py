@@ -19,6 +19,10 @@ KEY = "config_version"
 FILE_KEY = "config_file"  # the words of --config, which `mimjax report` compares with; no setting
 VERSION = 4  # raise it and add a translation when a setting changes its name or its values
 
+# Settings that came after a version without changing the others, with values that do nothing: so
+# nothing seems to have changed in a run that began before them.
+LATER: dict[str, Any] = {"data.augment.rand_augment": None}
+
 Settings = dict[str, Any]
 
 
@@ -208,6 +212,17 @@ def data_from_2(old: Settings) -> Settings:
 TRANSLATIONS: dict[int, Callable[[Settings], Settings]] = {1: from_1, 2: from_2, 3: from_3}
 
 
+def completed(settings: Settings, path: list[str], value: Any) -> Settings:
+    """Return settings with a value for one that they lack, if its section is there."""
+    name, *rest = path
+    if not rest:
+        return {name: value} | settings
+    inner = settings.get(name)
+    if not isinstance(inner, dict):
+        return settings
+    return settings | {name: completed(inner, rest, value)}
+
+
 def upgrade(settings: Settings, where: str) -> Settings:
     """Return settings of any known version as this version writes them, and nothing else.
 
@@ -223,6 +238,8 @@ def upgrade(settings: Settings, where: str) -> Settings:
     if stored in TRANSLATIONS or stored == VERSION:
         for version in range(stored, VERSION):
             settings = TRANSLATIONS[version](settings)
+        for key, value in LATER.items():
+            settings = completed(settings, key.split("."), value)
         return settings
     raise ConfigError(
         f"{where}: {KEY} {stored!r}; allowed: 1 to {VERSION} (a newer mimjax wrote this file; use "

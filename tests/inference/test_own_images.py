@@ -183,6 +183,10 @@ def test_every_kind_of_method_reads_four_channels(name, folder):
     [
         ({"data.channels": 3}, "data.channels: 3, but method.mean has 4 numbers"),
         ({"data.augment.color_jitter": 0.4}, "data.augment.color_jitter: 0.4, but data.channels"),
+        (
+            {"data.augment.rand_augment": "rand"},
+            "data.augment.rand_augment: rand, but data.channels",
+        ),
         ({"method.std": (0.1, 0.2)}, "method.mean, method.std: "),
         ({"method.encoder.image_size": (30, 48)}, "method.encoder.image_size: height 30 is not"),
         (
