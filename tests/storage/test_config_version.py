@@ -96,3 +96,20 @@ def test_boards_keep_what_wandb_was_told():
     assert not {"wandb", "wandb_project"} & found.keys()
     boards = schema.build(Boards, found["boards"], "boards").by_name
     assert boards == {"tensorboard": TensorBoard(), "wandb": WandB("offline", "faces")}
+
+
+def test_settings_that_came_later_are_completed_and_no_others():
+    """A run that began before them goes on, and nothing seems to have changed."""
+
+    def read(**sections):
+        before = json.dumps(sections)
+        known = {config_version.KEY: config_version.VERSION}
+        made = config_version.upgrade(known | sections, "config.json")
+        assert json.dumps(sections) == before
+        return settings.flatten(made)
+
+    assert read(data={"path": "/x", "augment": {}}) == {"data.path": "/x"} | config_version.LATER
+    chosen = {"data.augment.rand_augment": "rand"}
+    made = read(data={"augment": {"rand_augment": "rand"}})
+    assert made == config_version.LATER | chosen
+    assert read(seed=3) == {"seed": 3}
