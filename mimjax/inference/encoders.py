@@ -36,6 +36,8 @@ CONV, STEM = "encoder/patch_embed4/kernel", "encoder/patch_embed1/proj/kernel"
 ROOTS = ("encoder", "clip", "dino", "vision")  # names, of ours, under which files have encoders
 CLIP_HEADS = {(768, 12): 12, (1024, 24): 16}  # of OpenAI's towers, by width and depth
 CLASSIFIER = "classifier/params/linear/kernel"
+TIMM = "mae"  # the layout of MAE's names, which are timm's
+BATCH_NORM = "classifier/batch_stats/batch_norm/mean"
 
 
 def encode_images(
@@ -90,6 +92,7 @@ class Network:
       normed: whether tokens have a norm; fine-tuned models and backbones have none.
       no_head: why the file's classifier cannot be computed; "" = it can, or there is none.
       method: of the module, that returns `Features`; None = its call.
+      guessed: whether nobody says `mean` and `std`: they are those of the file's layout.
       resample: filter with which images are brought to its size, see `task.View`.
       names: of the head's classes, in the order of its outputs; None = nothing tells them.
     """
@@ -102,6 +105,7 @@ class Network:
     normed: bool = True
     method: str | None = None
     no_head: str = ""
+    guessed: bool = False
     resample: str = "bicubic"
     names: tuple[str, ...] | None = None
 
@@ -172,6 +176,7 @@ def read(
     else:
         net = Network(module.clone(channels=channels), mean, std, head, pooled, normed)
     net = dataclasses.replace(resized_as(net, file), no_head=why, names=names)
+    net = dataclasses.replace(net, guessed=bool(guessed(net, file, given)))
     tree = vision.params(file, root, net.module) if alone else trunk(file, net, root)
     params = {"encoder": tree}
     if after:
@@ -327,8 +332,9 @@ def head_of(
 ) -> tuple[Classifier | None, dict[str, tuple[int, ...]], str]:
     """Return the classifier, the shapes of its arrays in the file, and why it cannot be computed.
 
-    How a head pools is no tensor's: a norm of its own stands behind the mean, and a head without
-    one reads the first token, unless the file's config.json says otherwise.
+    How a head pools is no tensor's. A norm of its own stands behind the mean, and a linear probe's
+    reads the first token, unless the file's config.json says otherwise; of timm's other heads it
+    must be said.
     """
     norm = {k: file.shape(k) for k in file.keys if k.startswith("classifier/params/norm")}
     unlike = vision.root_of(file) or any("attentive_blocks" in k for k in file.state)
@@ -338,8 +344,18 @@ def head_of(
         return None, norm, why
     if why := unfit_head(file):
         return None, norm, why
+    told = norm or file.beside.pool or BATCH_NORM in file
+    if file.layout == TIMM and not told:
+        return (
+            None,
+            norm,
+            (
+                "neither the file nor a config.json beside it says how its head pools; allowed: "
+                "load(..., head_pool='token'), timm's default, or 'avg'"
+            ),
+        )
     classes, width = file.shape(CLASSIFIER)
-    probe = "classifier/batch_stats/batch_norm/mean" in file
+    probe = BATCH_NORM in file
     shapes = {k: file.shape(k) for k in file.keys if k.startswith("classifier/")}
     mean = not norm and file.beside.pool == "avg"
     head = Classifier(classes, pooled=bool(norm), probe=probe, mean=mean)

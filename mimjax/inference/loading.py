@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from mimjax.inference.reconstruction import Reconstructor
 from mimjax.rng import step_key
 from mimjax.task import Pretraining, TrainState, initial
 from mimjax.torch_io.read import files
+from mimjax.torch_io.read.beside import Beside
 from mimjax.torch_io.read.sizes import FileTensors
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def load(
     std: Sequence[float] | None = None,
     teacher: str | Mapping[str, str] = "",
     pixel_norm: patches.PatchNorm | None = None,
+    head_pool: Literal["token", "avg"] | None = None,
     dtype: Any = "float32",
 ) -> Model:
     """Return a model from a workdir of this project or from a published checkpoint file.
@@ -70,6 +72,8 @@ def load(
       mean, std: statistics of a file's images, where they are not its method's.
       pixel_norm: normalization of the pixels that a file's decoder predicts, where only its
         training knows it (mae_visualize files: "none"; the official pretraining command: "patch").
+      head_pool: what the classifier of a timm file reads where no config.json beside it says so,
+        in timm's words: the class "token", or "avg", the mean of the patch tokens.
       teacher: file or workdir of the tokenizer or teacher that a file's method reconstructs with;
         for several of them one by the target's field, {"mimic_target.first": FILE, ...}.
       dtype: "float32", with full products on every device, or "bfloat16" for speed (features differ
@@ -85,11 +89,17 @@ def load(
     if not files.is_weights(path):
         from mimjax.inference import workdir  # orbax and grain, which no file needs
 
-        refuse(path, said | {"layout": layout, "teacher": teacher, "pixel_norm": pixel_norm})
+        more = {"layout": layout, "teacher": teacher, "pixel_norm": pixel_norm}
+        refuse(path, said | more | {"head_pool": head_pool})
         return of_run(workdir.read_run(path, step, dtype, "path"), path, ema)
     if step is not None:
         raise ConfigError(f"step: {step} with {path}, a file of one; allowed: with a workdir")
+    for name, other in (("mean", "std"), ("std", "mean")):
+        if name in said and other not in said:
+            raise ConfigError(f"{other}: None with {name} {said[name]}; allowed: both, or none")
     file, average = published.open_file(path, layout, "path")
+    if head_pool is not None:
+        file.beside = pooling(path, file, head_pool)
     if ema:
         if not average:
             raise ConfigError(f"ema: True, but {path} holds no moving average; allowed: False")
@@ -97,6 +107,26 @@ def load(
     model = _of_file(path, file, said, teacher, pixel_norm, dtype)
     check_taken(path, said, model)
     return model
+
+
+def pooling(path: str, file: FileTensors, pool: str) -> Beside:
+    """Return what stands beside a file, with what the caller says of its classifier.
+
+    Raises:
+      ConfigError: another word, a file without a classifier, or one that knows better.
+    """
+    if pool not in ("token", "avg"):
+        raise ConfigError(f"head_pool: {pool!r}; allowed: token, avg, or None")
+    known = file.beside.pool
+    if file.layout != encoders.TIMM or encoders.CLASSIFIER not in file:
+        raise ConfigError(
+            f"head_pool: {pool!r}, but {path} is no timm file with a classifier; allowed: None"
+        )
+    if known not in (None, pool):
+        raise ConfigError(
+            f"head_pool: {pool!r}, but {file.beside.source} says {known!r}; allowed: that, or None"
+        )
+    return dataclasses.replace(file.beside, pool=pool, pool_said=True)
 
 
 def refuse(path: str, said: Mapping[str, Any]) -> None:
@@ -126,11 +156,7 @@ def fitted(said: Mapping[str, Any]) -> dict[str, Any]:
       ConfigError: a value that no file can have.
     """
     plain = lambda x: x.tolist() if hasattr(x, "tolist") else x
-    found = {k: values.fit(SAID[k], plain(x), k) for k, x in said.items() if x is not None}
-    for name, other in (("mean", "std"), ("std", "mean")):
-        if name in found and other not in found:
-            raise ConfigError(f"{other}: None with {name} {found[name]}; allowed: both, or none")
-    return found
+    return {k: values.fit(SAID[k], plain(x), k) for k, x in said.items() if x is not None}
 
 
 def check_taken(path: str, said: Mapping[str, Any], model: Model) -> None:

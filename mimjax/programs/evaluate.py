@@ -72,6 +72,7 @@ def main() -> None:
     if f.batch_size < 1:
         raise ConfigError(f"--batch_size: {f.batch_size}; allowed: 1 or more")
     opened = opening.open_model()
+    check_statistics(f.model, opened)
     model, (train, test) = opened.model, splits(f, opened)
     names = labeled.check_labels(train, test)
     labeled.check_draws(train, labels, seeds, names)
@@ -97,6 +98,21 @@ def main() -> None:
         text = scores.markdown(evaluation, evaluation.run())
         evaluation.place.write_text("evaluation.md", text)
     print(f"\n{text}\nevaluation: {where} holds evaluation.md and evaluation.json")
+
+
+def check_statistics(path: str, opened: opening.Opened) -> None:
+    """Refuse a file of which nobody says how its images are normalized.
+
+    Raises:
+      ConfigError: neither the file nor one beside it says mean and std, nor do flags.
+    """
+    network = opened.model.network
+    if network.guessed:
+        raise ConfigError(
+            f"--mean, --std: neither {path} nor a file beside it says them, and accuracies hang on "
+            f"them; allowed: both ({list(network.mean)} and {list(network.std)} are those of the "
+            "code that has such files)"
+        )
 
 
 def about(

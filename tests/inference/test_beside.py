@@ -286,14 +286,25 @@ def test_heads_pool_as_their_file_says(files, tmp_path):
     head["head.bias"] = rng.normal(size=5).astype(np.float32)
     linear = lambda x: x @ head["head.weight"].T + head["head.bias"]
     path = copy(files, "encoder.safetensors", tmp_path, num_heads=4, more=head)
-    model = mimjax.load(path)
-    tokens = model.encode(IMAGES, pool="all")
+    unsaid = mimjax.load(path)
+    tokens = unsaid.encode(IMAGES, pool="all")
     near = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4)
+    with pytest.raises(ConfigError, match=r"classify: .* says how its head pools; .*head_pool="):
+        unsaid.classify(IMAGES)
+    model = mimjax.load(path, head_pool="token")
     near(model.classify(IMAGES), linear(tokens[:, 0]))
     assert "its head, which reads the first token after the norm" in model.report[0]
+    assert not any("pool=" in line for line in model.report)  # the file did not say it
+    near(mimjax.load(path, head_pool="avg").classify(IMAGES), linear(tokens[:, 1:].mean(1)))
     say = lambda **x: (tmp_path / "config.json").write_text(json.dumps({"num_heads": 4} | x))
     say(global_pool="avg", model_args={"fc_norm": False})
     near(mimjax.load(path).classify(IMAGES), linear(tokens[:, 1:].mean(1)))
+    with pytest.raises(ConfigError, match=r"head_pool: 'token', but .*config.json says 'avg'"):
+        mimjax.load(path, head_pool="token")
+    with pytest.raises(ConfigError, match="head_pool: 'mean'; allowed: token, avg, or None"):
+        mimjax.load(path, head_pool="mean")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"head_pool: 'avg', but .* no timm file with a class"):
+        mimjax.load(files / "encoder.safetensors", heads=4, head_pool="avg")
     for pool in ("map", "avgmax"):
         say(global_pool=pool)
         refused = mimjax.load(path)
@@ -329,7 +340,7 @@ def test_classes_have_their_names(settings, said, files, tmp_path):
     head = {"head.weight": rng.normal(size=(12, 32)).astype(np.float32)}
     head["head.bias"] = rng.normal(size=12).astype(np.float32)
     path = copy(files, "encoder.safetensors", tmp_path, num_heads=4, more=head, **settings)
-    model = mimjax.load(path)
+    model = mimjax.load(path, head_pool="token")
     named = bool(said) and not said.startswith("not")
     assert model.class_names == (tuple(NAMES) if named else None)
     assert any(re.search(said, line) for line in model.report) if said else True
@@ -352,7 +363,7 @@ def test_classes_have_their_names(settings, said, files, tmp_path):
 def test_logits_that_are_not_finite_name_no_class(files, tmp_path, monkeypatch):
     head = {"head.weight": np.ones((2, 32), np.float32), "head.bias": np.ones(2, np.float32)}
     path = copy(files, "encoder.safetensors", tmp_path, num_heads=4, more=head)
-    model = mimjax.load(path)
+    model = mimjax.load(path, head_pool="token")
     monkeypatch.setattr(model, "_logits", lambda params, x: np.full((len(x), 2), np.nan))
     with (
         pytest.warns(UserWarning, match="not finite"),

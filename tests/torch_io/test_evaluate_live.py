@@ -67,6 +67,11 @@ def test_a_timm_file(images, tmp_path):
     ).eval()
     save_file(net.state_dict(), tmp_path / "vit.safetensors")
     mean, std = (",".join(map(str, x)) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    words = ["--heads=4", f"--model={tmp_path / 'vit.safetensors'}", f"--images={root}"]
+    refused = helpers.answer("evaluate", *words, f"--output={tmp_path / 'out'}")
+    assert refused.returncode == 2
+    assert "--mean, --std: neither" in refused.stderr
+    assert not (tmp_path / "out").exists()
     words = ["--heads=4", f"--mean={mean}", f"--std={std}"]
     evaluate(tmp_path / "vit.safetensors", root, tmp_path / "out", *words)
     with torch.no_grad():

@@ -53,6 +53,7 @@ class Beside:
       activation, eps: of the blocks' MLPs, and of the norms.
       rope_theta: base of the periods by which positions turn queries and keys.
       pool: what a head reads, timm's words: "token", "avg", "map", ...
+      pool_said: whether the caller said it, and not the file.
       head_norm: whether the final norm stands after pooling.
       classes: numbers and names of the classes of a head, by number, see `classes.told`.
     """
@@ -78,6 +79,7 @@ class Beside:
     eps: float | None = None
     rope_theta: float | None = None
     pool: str | None = None
+    pool_said: bool = False
     head_norm: bool | None = None
     classes: tuple[tuple[int, str], ...] = ()
 
@@ -165,7 +167,8 @@ class Beside:
           given: names of what the caller says instead.
         """
         told = {k: getattr(self, k) for k in ("heads", "decoder_heads", "norm_pix", "activation")}
-        taken = [f"{k}={v}" for k, v in (told | {"pool": self.pool}).items() if v is not None]
+        told["pool"] = None if self.pool_said else self.pool
+        taken = [f"{k}={v}" for k, v in told.items() if v is not None]
         if self.eps is not None:
             computed = f" (computed with {eps:g})" if abs(self.eps - eps) > 1e-9 else ""
             taken.append(f"epsilon of norms {self.eps:g}{computed}")
