@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mimjax.data import sources
 from mimjax.data.images import fingerprint
 from mimjax.errors import ConfigError
 from mimjax.inference.features import label_names
@@ -29,6 +30,7 @@ def check_labels(train: Subset, test: Subset) -> tuple[str, ...]:
                 f"evaluate: source {subset.name!r} has no labels; allowed: a folder of class "
                 "folders, or another labeled source"
             )
+    sources.check_classes(train.source)
     count = max(train.num_classes, test.num_classes)
     if count < 2:
         raise ConfigError(f"evaluate: {train.name!r} has one class; allowed: two or more")

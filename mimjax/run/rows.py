@@ -77,7 +77,14 @@ def encoder_row(
     vectors = [Reading(pool, layer) for layer in tried for pool in pools]
     tokens = [Reading("all", layer) for layer in ([norm] if layers is None else tried)]
     patches_ = [Reading("patches", layer) for layer in ([last] if layers is None else tried)]
-    space = Space(tuple(vectors), tuple(tokens), tuple(patches_), module.width, module.heads)
+    widths = module.width, module.out_width
+    space = Space(
+        tuple(vectors),
+        tuple(tokens),
+        tuple(patches_),
+        module.width,
+        dividing(heads_of(module), *widths),
+    )
     features = lambda q, x, r: network.features(q, x).read(*r).astype(jnp.float32)
     parts = (repr(module), repr((network.mean, network.std)), network.method or "")
     return Row(name, params, features, space, parts)
@@ -100,6 +107,16 @@ def number(text: str, depth: int, norm: int | None) -> int | None:
     return int(text) % depth
 
 
+def heads_of(module: Any) -> int:
+    """Return the number of heads of an encoder's attention; CLIP derives it from its width."""
+    return getattr(module, "num_heads", module.heads)
+
+
+def dividing(number: int, *widths: int) -> int:
+    """Return the largest number up to `number` that divides all widths."""
+    return max(n for n in range(1, number + 1) if not any(width % n for width in widths))
+
+
 def raw_row(patch: int, heads: int, channels: int) -> Row:
     """Return the row of raw pixels: all of an image, and those of its patches as tokens."""
 
@@ -108,7 +125,7 @@ def raw_row(patch: int, heads: int, channels: int) -> Row:
         return x.reshape(len(x), -1) if reading.pool == "pixels" else patches.patchify(x, patch)
 
     width = patch * patch * channels
-    heads = max(h for h in range(1, heads + 1) if width % h == 0)
+    heads = dividing(heads, width)
     tokens = (Reading("patch pixels"),)
     space = Space((Reading("pixels"),), tokens, tokens, width, heads)
     return Row("raw_pixels", {}, features, space, ("pixels / 255", str(patch)))
@@ -132,7 +149,7 @@ def make_rows(
         if name not in ROWS:
             raise ConfigError(f"--rows: {name!r}; allowed: {', '.join(ROWS)}")
         if name == "raw_pixels":
-            out.append(raw_row(module.patch, module.heads, model.view.channels))
+            out.append(raw_row(module.patch, heads_of(module), model.view.channels))
             continue
         params = model.params if name == "pretrained" else {"encoder": untrained(model, run)}
         out.append(encoder_row(name, model.network, params, layers))
