@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from mimjax import patches, schema, values
 from mimjax.errors import ConfigError
-from mimjax.inference import own_files, published
+from mimjax.inference import classifier, own_files, published
 from mimjax.models.clip import CLIPVision
 from mimjax.models.conv_vit import ConvViT
 from mimjax.models.heads import Classifier
@@ -32,12 +32,8 @@ from mimjax.torch_io.read import beside, classes, detect, load, sizes, vision
 from mimjax.torch_io.tables import teachers
 
 PyTree = Any
-CONV, STEM = "encoder/patch_embed4/kernel", "encoder/patch_embed1/proj/kernel"
-ROOTS = ("encoder", "clip", "dino", "vision")  # names, of ours, under which files have encoders
+STEM = "encoder/patch_embed1/proj/kernel"
 CLIP_HEADS = {(768, 12): 12, (1024, 24): 16}  # of OpenAI's towers, by width and depth
-CLASSIFIER = "classifier/params/linear/kernel"
-TIMM = "mae"  # the layout of MAE's names, which are timm's
-BATCH_NORM = "classifier/batch_stats/batch_norm/mean"
 
 
 def encode_images(
@@ -149,7 +145,7 @@ def read(
             file, module = own_files.without_class_token(file, module)
     else:
         root, module = root_of(file), module_of(file, choice)
-    head, shapes, why = head_of(file)
+    head, shapes, why = classifier.head_of(file)
     default = _statistics(file, root)
     given = {name for name, x in (("mean", mean), ("std", std)) if x is not None}
     mean = values.fit(values.Mean, tuple(mean or default[0]), "mean")
@@ -160,15 +156,10 @@ def read(
             f"mean: {len(mean)} values, but {file.where} reads images of {channels} channels; "
             "allowed: as many in mean and std"
         )
-    pooled = "classifier/params/norm/scale" in file
-    norms = [f"{root}/{name}/scale" for name in ("norm", "norm_post")]
     alone = "encoder" not in file.about and vision.root_of(file) == root
-    # a norm behind the pooling is none of tokens
-    behind = file.keys.get("classifier/params/norm/scale")
     after = file.about.get("pool") == "avg"  # a norm after pooling, without a classifier
-    normed = any(k in file.state or (k in file and file.keys[k] != behind) for k in norms)
-    normed = alone or (normed and not after)
-    pooled = pooled or after
+    pooled = "classifier/params/norm/scale" in file or after
+    normed = alone or (has_norm(file, root) and not after)
     outputs = head.classes if head else 0
     names, said = classes.of_head(file.beside.classes, outputs, file.beside.source)
     if root == "clip":
@@ -193,6 +184,13 @@ def read(
             f"patch tokens alone, as in the library of the layout {file.layout!r}",
         )
     return net, jax.tree.map(jnp.asarray, params), settings_of(net.mean, net.std, module), lines
+
+
+def has_norm(file: sizes.FileTensors, root: str) -> bool:
+    """Return whether the file has a norm of tokens; one behind the pooling is none."""
+    behind = file.keys.get("classifier/params/norm/scale")
+    norms = [f"{root}/{name}/scale" for name in ("norm", "norm_post")]
+    return any(k in file.state or (k in file and file.keys[k] != behind) for k in norms)
 
 
 def settings_of(mean: tuple[float, ...], std: tuple[float, ...], module: Any) -> Config:
@@ -294,10 +292,10 @@ def channels_of(file: sizes.FileTensors, root: str, patch: int) -> int:
 
 def root_of(file: sizes.FileTensors) -> str:
     """Return the name, of ours, under which the file has its network."""
-    for root in ROOTS:
+    for root in detect.ROOTS:
         if file.has(root):
             return root
-    if not detect.roots_of(file.layout).isdisjoint(ROOTS):
+    if not detect.roots_of(file.layout).isdisjoint(detect.ROOTS):
         raise ConfigError(
             f"{file.where}: its keys ({', '.join(sorted(file.state)[:3])}, ...) are none of layout "
             f"{file.layout!r}; allowed: its own layout, or auto"
@@ -322,72 +320,9 @@ def module_of(file: sizes.FileTensors, choice: published.Choice) -> Any:
         if not heads:
             raise sizes.ask(file, "heads", "the number of heads", "--heads=12")
         return CLIPVision(**found, heads=heads)
-    section = schema.section(cls := ConvViT if CONV in file else ViT)
+    section = schema.section(cls := ConvViT if detect.CONV in file else ViT)
     published.size_encoder(file, section, choice, root)
     return schema.build(cls, section, file.where)
-
-
-def head_of(
-    file: sizes.FileTensors,
-) -> tuple[Classifier | None, dict[str, tuple[int, ...]], str]:
-    """Return the classifier, the shapes of its arrays in the file, and why it cannot be computed.
-
-    How a head pools is no tensor's. A norm of its own stands behind the mean, and a linear probe's
-    reads the first token, unless the file's config.json says otherwise; of timm's other heads it
-    must be said.
-    """
-    norm = {k: file.shape(k) for k in file.keys if k.startswith("classifier/params/norm")}
-    unlike = vision.root_of(file) or any("attentive_blocks" in k for k in file.state)
-    if CLASSIFIER not in file or unlike:
-        return None, norm, ""  # an attentive probe's head reads what no network here makes
-    if why := unread_pool(file, bool(norm)):
-        return None, norm, why
-    if why := unfit_head(file):
-        return None, norm, why
-    told = norm or file.beside.pool or BATCH_NORM in file
-    if file.layout == TIMM and not told:
-        return (
-            None,
-            norm,
-            (
-                "neither the file nor a config.json beside it says how its head pools; allowed: "
-                "load(..., head_pool='token'), timm's default, or 'avg'"
-            ),
-        )
-    classes, width = file.shape(CLASSIFIER)
-    probe = BATCH_NORM in file
-    shapes = {k: file.shape(k) for k in file.keys if k.startswith("classifier/")}
-    mean = not norm and file.beside.pool == "avg"
-    head = Classifier(classes, pooled=bool(norm), probe=probe, mean=mean)
-    return head, shapes | {CLASSIFIER: (width, classes)}, ""
-
-
-def unfit_head(file: sizes.FileTensors) -> str:
-    """Return why the file's linear layer is none on what pooling gives; "" = it is one."""
-    (key,), shape = file.keys[CLASSIFIER], file.shape(CLASSIFIER)
-    stem = next((p for p in (f"{r}/patch_embed/kernel" for r in ROOTS) if p in file), CONV)
-    width = file.shape(stem)[0] if stem in file else shape[-1]
-    if len(shape) != 2 or shape[1] != width:
-        return f"{key}: shape {list(shape)}, and the encoder has width {width}"
-    if CLASSIFIER.replace("kernel", "bias") not in file:
-        return f"{key}: no bias beside it"
-    return ""
-
-
-def unread_pool(file: sizes.FileTensors, norm: bool) -> str:
-    """Return why no classifier here pools as the file's head does; "" = one does.
-
-    Args:
-      norm: whether the head has a norm of its own.
-    """
-    pool, after = file.beside.pool, file.keys.get("classifier/params/norm/scale")
-    if keys := [k for k in file.state if k.startswith("attn_pool.")]:
-        return f"{keys[0]}: it pools by attention"
-    if norm and file.keys.get("encoder/norm/scale", after) != after:
-        return f"{after[0] if after else ''}: a norm of its own behind the final norm"
-    if pool not in (None, "avg", *(() if norm else ("token",))):
-        return f"{file.beside.source}: it pools by {pool!r}"
-    return ""
 
 
 def _nested(flat: dict[str, Any]) -> PyTree:

@@ -19,13 +19,12 @@ from mimjax.data.augment import Augment
 from mimjax.data.decoding import Decoding
 from mimjax.data.in_memory import Reader
 from mimjax.errors import ConfigError
-from mimjax.inference import encoders, own_files, pixels, precision, published, teachers
+from mimjax.inference import classifier, encoders, own_files, pixels, precision, published, teachers
 from mimjax.inference.model import Model
 from mimjax.inference.reconstruction import Reconstructor
 from mimjax.rng import step_key
 from mimjax.task import Pretraining, TrainState, initial
 from mimjax.torch_io.read import files
-from mimjax.torch_io.read.beside import Beside
 from mimjax.torch_io.read.sizes import FileTensors
 
 if TYPE_CHECKING:
@@ -94,39 +93,27 @@ def load(
         return of_run(workdir.read_run(path, step, dtype, "path"), path, ema)
     if step is not None:
         raise ConfigError(f"step: {step} with {path}, a file of one; allowed: with a workdir")
-    for name, other in (("mean", "std"), ("std", "mean")):
-        if name in said and other not in said:
-            raise ConfigError(f"{other}: None with {name} {said[name]}; allowed: both, or none")
-    file, average = published.open_file(path, layout, "path")
+    check_both(said)
+    file = open_weights(path, layout, ema)
     if head_pool is not None:
-        file.beside = pooling(path, file, head_pool)
-    if ema:
-        if not average:
-            raise ConfigError(f"ema: True, but {path} holds no moving average; allowed: False")
-        file = type(file)(average, file.layout, file.where, beside=file.beside)
+        file.beside = classifier.pooling(path, file, head_pool)
     model = _of_file(path, file, said, teacher, pixel_norm, dtype)
     check_taken(path, said, model)
     return model
 
 
-def pooling(path: str, file: FileTensors, pool: str) -> Beside:
-    """Return what stands beside a file, with what the caller says of its classifier.
+def open_weights(path: str, layout: str, ema: bool | None) -> FileTensors:
+    """Return the tensors of a file, of its moving average where that is asked for.
 
     Raises:
-      ConfigError: another word, a file without a classifier, or one that knows better.
+      ConfigError: it cannot be read, or holds no moving average.
     """
-    if pool not in ("token", "avg"):
-        raise ConfigError(f"head_pool: {pool!r}; allowed: token, avg, or None")
-    known = file.beside.pool
-    if file.layout != encoders.TIMM or encoders.CLASSIFIER not in file:
-        raise ConfigError(
-            f"head_pool: {pool!r}, but {path} is no timm file with a classifier; allowed: None"
-        )
-    if known not in (None, pool):
-        raise ConfigError(
-            f"head_pool: {pool!r}, but {file.beside.source} says {known!r}; allowed: that, or None"
-        )
-    return dataclasses.replace(file.beside, pool=pool, pool_said=True)
+    file, average = published.open_file(path, layout, "path")
+    if not ema:
+        return file
+    if not average:
+        raise ConfigError(f"ema: True, but {path} holds no moving average; allowed: False")
+    return type(file)(average, file.layout, file.where, beside=file.beside)
 
 
 def refuse(path: str, said: Mapping[str, Any]) -> None:
@@ -157,6 +144,17 @@ def fitted(said: Mapping[str, Any]) -> dict[str, Any]:
     """
     plain = lambda x: x.tolist() if hasattr(x, "tolist") else x
     return {k: values.fit(SAID[k], plain(x), k) for k, x in said.items() if x is not None}
+
+
+def check_both(said: Mapping[str, Any]) -> None:
+    """Refuse a mean without a standard deviation, and the other way round.
+
+    Raises:
+      ConfigError: one of them is given.
+    """
+    for name, other in (("mean", "std"), ("std", "mean")):
+        if name in said and other not in said:
+            raise ConfigError(f"{other}: None with {name} {said[name]}; allowed: both, or none")
 
 
 def check_taken(path: str, said: Mapping[str, Any], model: Model) -> None:

@@ -17,6 +17,8 @@ from mimjax.torch_io.tables.layouts import LAYOUTS, Row
 __all__ = ["LAYOUTS", "OWN", "TABLES", "Row", "detect", "rows_for"]
 
 OWN = "mimjax"  # layout of mimjax's own .safetensors files, whose keys are our parameter paths
+ROOTS = ("encoder", "clip", "dino", "vision")  # names, of ours, under which files have encoders
+CONV = "encoder/patch_embed4/kernel"  # of a convolutional encoder
 TABLES = imports.with_heads(
     methods.TABLES | libraries.TABLES | teachers.TABLES | vision.TABLES | {OWN: ([], {})}
 )
