@@ -129,7 +129,8 @@ class Mixing:
           labels: classes; -1 = none, see `targets`.
           smoothing: see `targets`; labels are smoothed before they are mixed.
         """
-        mix = self.draw(key, len(images), images.shape[1:3])
+        count, height, width, _ = images.shape
+        mix = self.draw(key, count, (height, width))
         return self.apply(mix, images, labels, classes, smoothing)
 
     def draw(self, key: Key, count: int, size: tuple[int, int]) -> Mix:
@@ -162,7 +163,8 @@ class Mixing:
         smoothing: float = 0.0,
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b classes"]]:
         """Return images and targets after the mixing that was drawn; see `__call__`."""
-        inside = boxes(mix, images.shape[1:3])
+        _, height, width, _ = images.shape
+        inside = boxes(mix, (height, width))
         keep = jnp.where(mix.cut, 1 - inside.mean((1, 2)), mix.keep)
         own = jnp.where(mix.cut[:, None, None], 1.0 - inside, mix.keep[:, None, None])[..., None]
         other = lambda x: mirrored(x, self.group or len(x))
@@ -233,10 +235,9 @@ def erase(
       aspect: range of height / width, drawn log-uniformly.
     """
     sizes = {"happens": (), "area": (ATTEMPTS,), "aspect": (ATTEMPTS,), "place": (2,)}
-    draws = Draws(
-        **{k: jax.random.uniform(named(key, k), (len(images), *v)) for k, v in sizes.items()}
-    )
-    inside = erased(draws, images.shape[1:3], rate, area, aspect)[..., None]
+    count, height, width, _ = images.shape
+    draws = Draws(**{k: jax.random.uniform(named(key, k), (count, *v)) for k, v in sizes.items()})
+    inside = erased(draws, (height, width), rate, area, aspect)[..., None]
     noise = jax.random.normal(named(key, "noise"), images.shape, images.dtype)
     return jnp.where(inside, noise, images)
 
