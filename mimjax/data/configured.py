@@ -22,7 +22,7 @@ def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> 
 
     Raises:
       ConfigError: the images have another number of channels than the task, or the augmentation
-        does not suit them.
+        does not suit them; more repeats than the batch has rows.
     """
     augment = build(Augment, c.data.augment, "data.augment")
     have, wanted = c.data.get("channels", 3), task.views["image"].channels
@@ -32,7 +32,7 @@ def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> 
             "std per channel (mimjax stats computes them)"
         )
     augment.check(task.views, have)
-    if mean := getattr(task, "mean", ()):
+    if augment.rand_augment is not None and (mean := getattr(task, "mean", ())):
         # timm's color for what is moved in from outside, by Python's rounding as there
         fill = tuple(min(255, round(255 * x)) for x in mean)
         augment = dataclasses.replace(augment, fill=fill)
@@ -44,6 +44,7 @@ def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> 
         batch_size=c.batch_size,
         seed=c.seed,
         bad_files=make_bad_files(c),
+        repeats=c.data.get("repeats", 1),
     )
 
 

@@ -43,6 +43,11 @@ class Pipeline:
       train: False = images in the order of the source, center crops.
       bad_files: whether bad files are replaced, and the list of them.
       skip: positions in the endless sequence of batches that are left out; later batches move up.
+      repeats: how often an image stands in a batch of training, with another augmentation and mask
+        each time (Hoffer et al. 2020, https://arxiv.org/abs/1901.09335). As with DeiT's sampler,
+        which timm has too, an epoch has as many batches as without, and so sees a part of the
+        images; where `repeats` does not divide the batch, the last image's repeats go on in the
+        next one.
     """
 
     source: Source
@@ -54,10 +59,16 @@ class Pipeline:
     train: bool = True
     bad_files: BadFiles = dataclasses.field(default_factory=BadFiles)
     skip: tuple[int, ...] = ()
+    repeats: int = 1
 
     def __post_init__(self):
         if self.batch_size < 1:
             raise ConfigError(f"batch_size: found {self.batch_size}; allowed: 1 or more")
+        if not 1 <= self.repeats <= self.batch_size:
+            raise ConfigError(
+                f"data.repeats: {self.repeats} with batch_size {self.batch_size}; allowed: 1 to "
+                f"{self.batch_size}"
+            )
         self._orders: dict[int, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,7 +93,7 @@ class Pipeline:
         """16 hex digits that change if a step would have other data (`seed` and `skip` aside)."""
         views = sorted(_traits(name, view) for name, view in self.views.items())
         parts = [self.source.fingerprint, views, self.augment, self.batch_size, self.train]
-        parts += self.augment.traits
+        parts += [*self.augment.traits, *([f"repeats {self.repeats}"] if self.repeats > 1 else [])]
         return fingerprint(parts)
 
     def batch(self, step: int, rows: slice | None = None) -> NumpyBatch:
@@ -105,8 +116,8 @@ class Pipeline:
         """Return `batch(step, rows)`, with the bad files under KEY if they are skipped."""
         epoch = self.place(step) // self.steps_per_epoch
         start, stop = self._bounds(rows)
-        indices = self.indices(step)[start:stop]
-        examples = [self._example(epoch, int(index)) for index in indices]
+        drawn = zip(*(x[start:stop].tolist() for x in self._drawn(step)), strict=True)
+        examples = [self._example(epoch, index, repeat) for index, repeat in drawn]
         return _stack(examples, self.bad_files.skip)
 
     def place(self, step: int) -> int:
@@ -117,9 +128,19 @@ class Pipeline:
 
     def indices(self, step: int) -> np.ndarray:
         """Return the positions in the source of a step's examples, int [b]."""
+        return self._drawn(step)[0]
+
+    def _drawn(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the examples of a step: positions in the source, and which repeat each is.
+
+        The first of all images stand before the second ones, so that hosts and devices have
+        different images, as the processes of DeiT's sampler.
+        """
         epoch, within = divmod(self.place(step), self.steps_per_epoch)
-        first = within * self.batch_size
-        return self._order(epoch)[first : first + self.batch_size]
+        repeats = self.repeats if self.train else 1
+        entries = within * self.batch_size + np.arange(self.batch_size)
+        entries = entries[np.argsort(entries % repeats, kind="stable")]
+        return self._order(epoch)[entries // repeats], entries % repeats
 
     def iterate(
         self,
@@ -166,10 +187,12 @@ class Pipeline:
             self._orders = {**kept, epoch: order}
         return order
 
-    def _example(self, epoch: int, index: int) -> dict[str, Any]:
+    def _example(self, epoch: int, index: int, repeat: int = 0) -> dict[str, Any]:
         """Return one example of a batch, with rows of bad files under KEY."""
-        rng = np.random.default_rng(example_seed(self.seed, epoch, index, "augment"))
-        made = _sampled(self.sample, example_seed(self.seed, epoch, index, "mask"), epoch)
+        again = f" {repeat}" if repeat else ""
+        seed = lambda use: example_seed(self.seed, epoch, index, use + again)
+        rng = np.random.default_rng(seed("augment"))
+        made = _sampled(self.sample, seed("mask"), epoch)
         image, place, bad = readable(self.source, self._places(epoch, index), self.bad_files.skip)
         example = self.augment(image, self.views, rng, self.train)
         return _finish(example, self.source, place, made) | {KEY: bad}

@@ -71,6 +71,7 @@ def start_block(setup: Setup) -> str:
         f"  length      {clock.total_steps} steps = {clock.epochs:,.1f} epochs of "
         f"{clock.steps_per_epoch} steps",
         f"  data        {data.source.name}{source_words(c)}: {len(data.source):,} images, "
+        + (f"each {data.repeats} times in a batch, " if data.repeats > 1 else "")
         + ", ".join(f"{k} {_size(v)}" for k, v in data.views.items())
         + f"{masks}; fingerprint {data.fingerprint}",
     ]

@@ -73,6 +73,8 @@ class Data:
       value_range, max_pixels: see `decoding.Decoding`.
       max_bad_fraction: files that may be skipped; 0 = the first bad one is an error.
       trust_index: True = the workdir's list of files is taken, none is looked at.
+      repeats: how often an image stands in a batch, augmented anew each time (repeated
+        augmentation); an epoch has as many batches as with 1.
       workers: processes that decode; 0 = threads in this one.
     """
 
@@ -85,6 +87,7 @@ class Data:
     max_bad_fraction: Rate = 0.01
     trust_index: bool = False
     augment: Augment = Augment()
+    repeats: Count = 1
     workers: Whole = 0
     threads: Count = 8
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import helpers
 import numpy as np
 import pytest
+import stubs
+import torch
 from PIL import Image
 
 from mimjax.data import Augment, Pipeline, eval_batches, make_source
@@ -32,9 +34,10 @@ def half_masked(source, epoch):
     return {"mask": mask}
 
 
-def make(length=50, batch_size=12, seed=3, views=VIEWS, sample=half_masked, **augment):
+def make(length=50, batch_size=12, seed=3, views=VIEWS, sample=half_masked, repeats=1, **augment):
     source = make_source("synthetic", "train", length=length, side=20)
-    return Pipeline(source, views, Augment(**augment), sample, batch_size, seed)
+    augment = Augment(**augment)
+    return Pipeline(source, views, augment, sample, batch_size, seed, repeats=repeats)
 
 
 def assert_same(a, b):
@@ -143,9 +146,57 @@ def test_examples_do_not_depend_on_the_batch_size():
     np.testing.assert_array_equal(large["mask"][:12], small["mask"])
 
 
-@pytest.mark.parametrize("hosts", [2, 3, 4])
-def test_host_slices_make_the_global_batch(hosts):
-    pipeline = make()
+@pytest.mark.parametrize(("hosts", "repeats"), [(2, 1), (3, 1), (4, 1), (3, 5)])
+def test_repeats_are_new_crops_and_masks_of_one_image():
+    """The first of them is the example as it is without repeats; an epoch keeps its length."""
+    plain, pipeline = make(batch_size=48), make(repeats=3)
+    assert pipeline.steps_per_epoch == 4
+    batches = [pipeline.batch(step) for step in range(4)]
+    seen = np.stack([b["index"] for b in batches]).reshape(4, 3, 4)
+    # rows that are next to each other, as a host's, are different images
+    np.testing.assert_array_equal(seen, np.repeat(seen[:, :1], 3, 1))
+    np.testing.assert_array_equal(seen[:, 0].ravel(), plain.batch(0)["index"][:16])
+    once = plain.batch(0)
+    for name in ("image", "target_image", "mask"):
+        made = np.stack([b[name] for b in batches]).reshape(4, 3, 4, *once[name].shape[1:])
+        first = once[name][:16].reshape(made[:, 0].shape)
+        np.testing.assert_array_equal(made[:, 0], first)
+        for a, b in ((0, 1), (0, 2), (1, 2)):
+            differs = (made[:, a] != made[:, b]).reshape(16, -1).any(1)
+            assert differs.mean() > 0.9  # two masks may agree
+    later = pipeline.batch(5)
+    assert (later["image"] != batches[1]["image"]).any()
+
+
+@pytest.mark.parametrize("batch_size", [12, 16, 20])
+def test_repeats_are_those_of_timms_sampler(batch_size, monkeypatch):
+    """A batch has what its four processes read together, whether or not 3 divides it."""
+    sampler = stubs.alone("timm.data.distributed_sampler")
+    pipeline = make(length=100, batch_size=batch_size, repeats=3)
+    for epoch in (0, 2):
+        order = make(length=100, batch_size=100).indices(epoch)
+        monkeypatch.setattr(
+            sampler.torch, "randperm", lambda n, order=order, **_: torch.tensor(order)
+        )
+        ranks = [
+            list(sampler.RepeatAugSampler(range(100), 4, rank, selected_round=0))
+            for rank in range(4)
+        ]
+        share = batch_size // 4
+        for step in range(pipeline.steps_per_epoch):
+            read = [i for rank in ranks for i in rank[step * share : (step + 1) * share]]
+            ours = pipeline.indices(epoch * pipeline.steps_per_epoch + step)
+            assert sorted(ours) == sorted(read)
+
+
+def test_evaluation_repeats_nothing():
+    pipeline = make(repeats=3)
+    pipeline.train = False
+    assert pipeline.batch(1)["index"].tolist() == list(range(12, 24))
+
+
+def test_host_slices_make_the_global_batch(hosts, repeats):
+    pipeline = make(repeats=repeats)
     share = 12 // hosts
     for step in (2, 5):
         parts = [pipeline.batch(step, slice(h * share, (h + 1) * share)) for h in range(hosts)]
@@ -159,9 +210,9 @@ def test_the_views_and_the_mask_do_not_change_the_crop():
     np.testing.assert_array_equal(plain["image"], make().batch(1)["image"])
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_iterate_equals_batch_from_any_step(threads):
-    pipeline = make()
+@pytest.mark.parametrize(("threads", "repeats"), [(1, 1), (3, 1), (3, 3)])
+def test_iterate_equals_batch_from_any_step(threads, repeats):
+    pipeline = make(repeats=repeats)
     for start in (0, 3, 7):
         with pipeline.iterate(start, 9, threads=threads) as iterator:
             got = list(iterator)
@@ -286,8 +337,10 @@ def test_fingerprint():
         make(views={**VIEWS, "image": View((16, 24), "bilinear")}),
         make(views={**VIEWS, "target_image": View((8, 12), "lanczos", crop="other")}),
         make(flip=0.0),
+        make(repeats=2),
+        make(repeats=3),
     ]
-    assert len({base, *[other.fingerprint for other in others]}) == 7
+    assert len({base, *[other.fingerprint for other in others]}) == 9
 
 
 def test_not_training_means_source_order_and_center_crops():
@@ -304,6 +357,10 @@ def test_errors():
         make(batch_size=60).iterate(0, 1, workers=1)
     with pytest.raises(ConfigError, match=r"^batch_size: found 0; allowed: 1 or more"):
         make(batch_size=0)
+    for repeats in (0, 13):
+        line = f"^data.repeats: {repeats} with batch_size 12; allowed: 1 to 12$"
+        with pytest.raises(ConfigError, match=line):
+            make(repeats=repeats)
     for rows in (slice(4, 4), slice(0, 8, 2), slice(12, 20)):
         with pytest.raises(ValueError, match="rows"):
             make().batch(0, rows)
