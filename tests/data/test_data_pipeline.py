@@ -14,7 +14,6 @@ import helpers
 import numpy as np
 import pytest
 import stubs
-import torch
 from PIL import Image
 
 from mimjax.data import Augment, Pipeline, eval_batches, make_source
@@ -146,7 +145,6 @@ def test_examples_do_not_depend_on_the_batch_size():
     np.testing.assert_array_equal(large["mask"][:12], small["mask"])
 
 
-@pytest.mark.parametrize(("hosts", "repeats"), [(2, 1), (3, 1), (4, 1), (3, 5)])
 def test_repeats_are_new_crops_and_masks_of_one_image():
     """The first of them is the example as it is without repeats; an epoch keeps its length."""
     plain, pipeline = make(batch_size=48), make(repeats=3)
@@ -171,6 +169,8 @@ def test_repeats_are_new_crops_and_masks_of_one_image():
 @pytest.mark.parametrize("batch_size", [12, 16, 20])
 def test_repeats_are_those_of_timms_sampler(batch_size, monkeypatch):
     """A batch has what its four processes read together, whether or not 3 divides it."""
+    import torch  # not above: worker processes, which import this file, need none
+
     sampler = stubs.alone("timm.data.distributed_sampler")
     pipeline = make(length=100, batch_size=batch_size, repeats=3)
     for epoch in (0, 2):
@@ -195,6 +195,7 @@ def test_evaluation_repeats_nothing():
     assert pipeline.batch(1)["index"].tolist() == list(range(12, 24))
 
 
+@pytest.mark.parametrize(("hosts", "repeats"), [(2, 1), (3, 1), (4, 1), (3, 5)])
 def test_host_slices_make_the_global_batch(hosts, repeats):
     pipeline = make(repeats=repeats)
     share = 12 // hosts
