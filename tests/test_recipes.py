@@ -174,6 +174,7 @@ def test_three_targets_leave_each_other_out():
     assert task.init_frozen(jax.random.key(0)) == {} == task.init_ema(params)
 
 
+@pytest.mark.gate
 def test_class_of_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
     """Its workdir names the file as it lies in a checkout or a wheel, not where it lies here."""
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from mimjax import patches, schema, values
 from mimjax.errors import ConfigError
 from mimjax.inference import classifier, own_files, published
+from mimjax.losses import LN_EPS
 from mimjax.models.clip import CLIPVision
 from mimjax.models.conv_vit import ConvViT
 from mimjax.models.heads import Classifier
@@ -234,6 +235,8 @@ def report(
         lines += sizes.resizing(file, module.grid, module.num_prefix, root)
     lines += file.beside.lines(*([module.eps] if alone else []), given=given)
     lines += guessed(net, file, given)
+    if not alone and root != "clip" and not file.about:
+        lines += assumed(file)
     if net.no_head:
         lines.append(f"its head is not read: {net.no_head}")
     if unread:
@@ -252,6 +255,17 @@ def guessed(net: Network, file: sizes.FileTensors, given: set[str]) -> list[str]
     return [
         f"mean {net.mean} and std {net.std}: those of the layout's code, nothing in the file or "
         "beside it says them"
+    ]
+
+
+def assumed(file: sizes.FileTensors) -> list[str]:
+    """Return the line about functions that no tensor shows and nobody says; [] = all are said."""
+    said = {"GELU": file.beside.activation, f"norms of epsilon {LN_EPS:g}": file.beside.eps}
+    missing = [words for words, value in said.items() if value is None]
+    if not missing:
+        return []
+    return [
+        f"{' and '.join(missing)}: of the layout's code, nothing in the file or beside it says them"
     ]
 
 

@@ -29,6 +29,7 @@ from mimjax.transfer.head import Reading
 from mimjax.transfer.probing import Encoding, Heads, feature_name
 
 PyTree = Any
+QUEUED = 8  # updates that are sent to the devices ahead of time
 Outputs = Iterator[tuple[dict[str, np.ndarray], np.ndarray]]
 
 
@@ -246,9 +247,11 @@ def train_heads(grid: Grid, feed: Feed, seed: int, what: str) -> Result:
     with jax.set_mesh(mesh):
         state = run.init(step_key(seed, "init", 0))
         for epoch in progress.track(range(epochs), what, epochs, "epoch"):
-            for batch in feed.batches(epoch):
+            for number, batch in enumerate(feed.batches(epoch)):
                 stopping.check()
                 state = run.step(state, feed.frozen, sharding.to_global(mesh, batch))
+                if number % QUEUED == 0:  # simulated devices that wait for each other abort
+                    jax.block_until_ready(state.step)
 
         def outputs(batches: Iterator[dict[str, np.ndarray]]) -> Outputs:
             """Yield logits by head, and labels, of the rows that count."""

@@ -113,8 +113,9 @@ def places(finished, tmp_path_factory):
 
 
 def files(*roots):
-    """Every file's bytes; logs and pulses are appended to in all innocence."""
+    """Every file's bytes; logs and pulses are appended to, and Python compiles what it imports."""
     found = [p for root in roots for p in root.rglob("*") if p.is_file()]
+    found = [p for p in found if p.parent.name != "__pycache__"]
     return {p: p.read_bytes() for p in found if p.name not in ("train.log", FILE)}
 
 

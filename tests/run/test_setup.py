@@ -20,6 +20,7 @@ def test_evaluations_take_the_micro_batch(accum, given, rows, monkeypatch):
     monkeypatch.setattr(setup, "Bench", asked)
     monkeypatch.setattr(setup, "Subset", mock.Mock())
     monkeypatch.setattr(setup, "make_evaluators", mock.Mock(return_value=[]))
+    monkeypatch.setattr(setup, "check_test", mock.Mock())
     setup.make_evals(c, mock.Mock(), mock.Mock(), None)
     assert asked.call_args.kwargs["batch_size"] == rows
 
