@@ -14,6 +14,7 @@ PROGRAMS = {  # name -> one line; the module is `mimjax.programs.NAME`
     "plan": "compile the train step for devices you do not have: memory, FLOPs, traffic",
     "config": "print the settings of a config, where each comes from, and what plugs there are",
     "evaluate": "score an encoder by k-NN and probes, beside the untrained one and raw pixels",
+    "robustness": "score a classifier on ImageNet-A, -R, -Sketch, -V2, -C or folders like them",
     "reconstruct": "draw what a trained model reconstructs of masked images",
     "attention": "draw where a trained encoder looks",
     "features": "write features of images into a file",
