@@ -236,6 +236,8 @@ def _of_file(f: Any, teacher: str) -> Opened:
         pixel_norm=f.pixel_norm,
         dtype=dtype_of(f),
     )
+    for line in model.report:  # what was read, and what was taken that the file does not say
+        print(f"model: {line}")
     method = model.config.task.rpartition(":")[2] or "an encoder"
     title = f"{method} of {os.path.basename(f.model)}"
     about = _about(model, method, "", bool(asked_average()), f)

@@ -166,6 +166,7 @@ def test_published_files_are_drawn_like_runs(images, tmp_path, capsys):
         helpers.program("reconstruct", *common, "--seed=3", *words)
         said = capsys.readouterr().out
         assert "MAE of mae.safetensors: error is mean squared" in said
+        assert f"model: {model.report[0]}\n" in said  # what the file is read as
         rows = [line.split() for line in said.splitlines() if line.startswith("  ")]
         return {name: float(value) for name, value in rows}
 
