@@ -59,7 +59,7 @@ def assert_close(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["bootmae", helpers.gate("cae"), *map(SLOW, ("mae", "beit"))])
+@pytest.mark.parametrize("name", ["beit", *map(helpers.gate, ("bootmae", "cae")), SLOW("mae")])
 def test_replicated_fsdp_and_one_device_agree(name):
     """BEiT and CAE with a tokenizer, CAE with a lagging encoder as well."""
     average = Average(decay=Constant(0.996), takes="old")

@@ -91,6 +91,7 @@ def test_a_group_is_mixed_as_a_batch_of_its_own(mode):
         np.testing.assert_array_equal(x, np.concatenate([first, second]))
 
 
+@pytest.mark.gate
 def test_what_is_drawn_is_distributed_as_timms():
     count = 6000
 
@@ -127,6 +128,7 @@ def test_one_of_the_two_alone(settings, cut):
     assert (mix.keep != 1).all()
 
 
+@pytest.mark.gate
 def test_devices_change_nothing():
     """Nor does a second call with the same key; the images of a batch have one draw."""
     mesh = sharding.make_mesh()

@@ -132,6 +132,7 @@ def test_a_file_of_the_encoder_is_probed_like_the_run(probed, model, tmp_path):
     jax.tree.map(near, state_of(tmp_path / "probe"), state_of(probed[0]))
 
 
+@pytest.mark.gate
 def test_a_run_that_is_made_longer_is_the_longer_run(model, tmp_path):
     """Parameters, statistics and slots are restored: every number is that of one run."""
     settings = ("--config.method.head.pool=mean", "--config.accum=2", *CONSTANT)
