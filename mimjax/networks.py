@@ -7,6 +7,7 @@ An encoder is any network that keeps the protocol `Encoder`; a network that pred
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -103,6 +104,22 @@ class PatchEncoder(Network):
     def behind(self) -> tuple[str, ...]:
         """Parameter subtrees behind the encoder, see `Encoder`."""
         return ()
+
+    def layer_of(self, name: str) -> int | None:
+        """Return the number, from 1, of the block that a parameter belongs to.
+
+        Names of blocks are `block_00`, `block_01`, ...; a relative bias of a block's own belongs to
+        it.
+
+        Args:
+          name: path of the parameter in the encoder, "block_00/attn/qkv/kernel".
+
+        Returns:
+          0 = in front of the blocks, None = behind them or in all of them.
+        """
+        if numbered := re.match(r"(?:block|rel_pos)_(\d+)/", name):
+            return int(numbered[1]) + 1
+        return None if name.split("/")[0] in ("norm", "rel_pos", *self.behind) else 0
 
 
 class EncoderNetwork(PatchEncoder):
@@ -226,6 +243,10 @@ class Encoder(Protocol):
 
     def check(self, key: str) -> None:
         """Raise a ConfigError for sizes that do not go together; `key` is the encoder's section."""
+
+    def layer_of(self, name: str) -> int | None:
+        """Return the block from 1 of a parameter, 0 = before all, None = behind them."""
+        ...
 
     def plain(self) -> Any:
         """Return the encoder of whole images: float32, without what only pretraining needs."""

@@ -211,6 +211,7 @@ class FolderSplit(ImageFiles):
     index: dataclasses.InitVar[Index | None] = None
     how: Decoding = dataclasses.field(init=False, default=Decoding())
     unmatched: str = dataclasses.field(init=False, default="")
+    empty: str = dataclasses.field(init=False, default="")
     _names: bytes = dataclasses.field(init=False, default=b"", repr=False)
     _ends: np.ndarray = dataclasses.field(init=False, default_factory=lambda: np.zeros(0, np.int64))
 
@@ -278,7 +279,8 @@ class FolderSplit(ImageFiles):
         used = set(classes.names)
         empty = [n for n in self.class_names if n not in used and not self._holds_image(n, roots)]
         if empty:
-            self.notes.append(f"class folders without an image: {layout.listed(empty)}")
+            self.empty = f"class folders without an image: {layout.listed(empty)}"
+            self.notes.append(self.empty)
         if self.split == "train" and len(roots) > 1:
             self._compare_classes(classes.names, *roots)
 

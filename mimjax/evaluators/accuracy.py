@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -17,13 +18,16 @@ from mimjax.plugs import class_path
 from mimjax.task import TrainState
 from mimjax.values import Count, Length
 
+AVERAGE = "_ema"  # end of the name of what the average gives
+
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy(Evaluator):
     """Measure top-1 and top-5 accuracy on every test image, in percent.
 
     Each image counts once on any number of devices; images without a label and files that cannot be
-    read do not count.
+    read do not count. Where a task averages its parameters, their average is measured too, as
+    "accuracy_ema".
 
     Attributes:
       top: how many of the likeliest classes a label may be among; of equally likely classes the
@@ -33,6 +37,15 @@ class Accuracy(Evaluator):
 
     top: Annotated[tuple[Count, ...], Length(1)] = (1, 5)
     max_images: Count | None = None
+
+    def parts(self, name: str, bench: Bench) -> dict[str, Measure]:
+        measure: Any = self.make(bench)
+
+        def average(state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
+            return measure(state.replace(params=state.ema), frozen, f"{name}{AVERAGE}")
+
+        own = {name: functools.partial(measure, name=name)}
+        return own | ({f"{name}{AVERAGE}": average} if bench.task.averages else {})
 
     def make(self, bench: Bench) -> Measure:
         """Return the function that measures.
@@ -60,15 +73,17 @@ class Accuracy(Evaluator):
             rows = [counts & (rank < n) for n in tops] + [counts, counts & ~finite]
             return jnp.stack([row.sum() for row in rows])
 
-        def measure(state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
-            state = state.replace(opt_state=())
+        def measure(
+            state: TrainState, frozen: Any, name: str = "accuracy"
+        ) -> Iterator[tuple[str, float]]:
+            state = state.replace(ema={}, opt_state=())
             views = {"image": task.views["image"]}
             found = [count(state, frozen, b) for b in bench.batches(split, views)]
             sums = np.stack(jax.device_get(found)).sum(0, dtype=np.int64)
             *right, total, broken = sums.tolist()
             if broken or not total:
                 what = f"{broken} rows of logits are not finite" if broken else "nothing to count"
-                bench.warn(int(state.step), f"eval/accuracy is NaN: {what}")
+                bench.warn(int(state.step), f"eval/{name} is NaN: {what}")
             for n, hits in zip(tops, right, strict=True):
                 yield f"top{n}", float("nan") if broken or not total else 100.0 * hits / total
 

@@ -202,13 +202,20 @@ def of_run(run: SavedRun, path: str, ema: bool | None = None) -> Model:
     c, task = run.config, run.task
     if not isinstance(task, Pretraining):
         raise ConfigError(f"path: {path} is a run of {c.task}, which has no encoder of images")
-    params = run.encoder(ema)
-    network = encoders.Network.of(task)
+    averaged = run.takes_average(ema)
+    if task.adopts:  # its head is the model's
+        state = run.state()
+        weights = state.ema if averaged else state.params
+        network, params = encoders.Network.tuned(task, weights, state.model_state)
+    else:
+        network, params = encoders.Network.of(task), {"encoder": run.encoder(ema)}
     augment = schema.build(Augment, c.data.augment, "data.augment")
     reader = Reader(augment, run.decoding, c.data.threads)
-    reconstruct = Reconstructor(task, run.state, run.frozen, c.seed)
-    line = f"from {path}: {run.title}" + (", moving average" if run.takes_average(ema) else "")
-    return Model(c, network, {"encoder": params}, [line], reader, reconstruct, run.dtype)
+    reconstruct: Any = Reconstructor(task, run.state, run.frozen, c.seed)
+    if task.adopts:
+        reconstruct = f"{path} is a run of {c.task}, which predicts no patches"
+    line = f"from {path}: {run.title}" + (", moving average" if averaged else "")
+    return Model(c, network, params, [line], reader, reconstruct, run.dtype)
 
 
 def _of_file(

@@ -68,7 +68,7 @@ def fill(c: Config) -> Config:
     It is written where the images of the config have another grid, a network has fixed positions,
     and the config does not name a grid itself.
     """
-    if not c.init_from or "pos_grid" not in c.method.get("encoder", {}):
+    if not c.init_from or "pos_grid" not in (c.method.get("encoder") or {}):
         return c
     task = schema.make_task(c, Clock(1, 1))
     if not isinstance(task, MIM) or task.encoder.pos_grid or not has_fixed(task):
@@ -103,7 +103,7 @@ def continued(c: Config, workdir: str) -> Config:
     A run that is continued needs its first weights no more, nor the setting that named them.
     """
     place = Workdir(workdir, writer=False)
-    if "pos_grid" not in c.get("method", {}).get("encoder", {}) or c.method.encoder.pos_grid:
+    if "pos_grid" not in (c.get("method", {}).get("encoder") or {}) or c.method.encoder.pos_grid:
         return c
     if not places.has_checkpoints(place):
         return c

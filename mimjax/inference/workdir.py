@@ -125,9 +125,11 @@ class SavedRun:
     def encoder(self, ema: bool | None = None) -> PyTree:
         """Read the encoder's parameters alone, or its moving average; see `takes_average`."""
         if self.takes_average(ema):
-            return self.state().ema["encoder"]
-        like = {"encoder": self.abstract_encoder}
-        return self.checkpoints.params(like, self.step)["encoder"]
+            params = self.state().ema["encoder"]
+        else:
+            like = {"encoder": self.abstract_encoder}
+            params = self.checkpoints.params(like, self.step)["encoder"]
+        return self.task.complete(params) if isinstance(self.task, Pretraining) else params
 
     def bench(self, path: str | None, seed: int | None = None) -> Bench:
         """Return the images at `path`, or of the run's test split, as its evaluators crop them.

@@ -99,6 +99,11 @@ def make_export():
 
     f = flags.FLAGS
     run = opening.read_run()
+    if run.task.adopts:
+        raise ConfigError(
+            f"--model: {f.model} is a run of {run.config.task}, for whose head no format here has a "
+            "place yet; allowed: a run that pretrains (a fine-tuned one: mimjax.load and classify)"
+        )
     options = f.format, f.pool, f.decoder, image_size(f.image_size)
     blank = lambda x: np.broadcast_to(np.float32(0), x.shape)
     shapes = jax.tree.map(blank, run.abstract_state.params)

@@ -103,11 +103,12 @@ def seeded(words: list[str], seed: int, default: int, workdir: str) -> list[tupl
 
 def run_one(config: Config, workdir: str, recipe: tuple[str, dict[str, Any]]) -> None:
     """Train, or continue, the run of one workdir."""
-    from mimjax.inference import resolution
+    from mimjax.inference import adoption, resolution
     from mimjax.run.open import kept_index, open_run
     from mimjax.run.setup import setup
 
-    made = setup(resolution.continued(config, workdir), kept=kept_index(workdir))
+    config = resolution.continued(adoption.continued(config, workdir), workdir)
+    made = setup(config, kept=kept_index(workdir))
     with open_run(made, workdir, recipe) as run:
         try:
             finish(run)

@@ -223,12 +223,26 @@ def small_probe(c: Config, data: str, lr: float) -> None:
     c.optimizer.schedule.warmup_epochs, c.optimizer.schedule.warmup_steps = 0.0, 60
 
 
+def small_tuning(c: Config, data: str) -> None:
+    """Set minutes of fine-tuning of a demo's encoder.
+
+    Args:
+      data: a name of LABELED, on which the encoder was trained.
+    """
+    demo = find_demo(data)
+    on_data(c, demo)
+    c.data.augment.eval_crop = 1.0
+    c.steps, c.batch_size, c.optimizer.lr = 600, demo.batch_size, demo.lr
+    c.optimizer.schedule.warmup_epochs, c.optimizer.schedule.warmup_steps = 0.0, 60
+    c.eval.every = 300
+
+
 def on_data(c: Config, demo: Demo) -> None:
     """Set the data of a demo, its length and its intervals."""
     c.data.source = section(demo.source)
     c.data.channels = demo.channels
     c.data.augment.update(demo.augment)
-    if demo.mean is not None and "mean" in c.method:  # a frozen encoder brings its own
+    if demo.mean is not None and c.method.get("mean"):  # a model brings its own
         c.method.mean, c.method.std = demo.mean, demo.std
     c.steps, c.eval.every, c.eval.max_images = demo.steps, demo.every, demo.max_images
     c.log_every, c.checkpoint_every, c.eval.batch_size = 100, 500, 256

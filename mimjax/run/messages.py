@@ -25,7 +25,7 @@ from mimjax.run import report
 from mimjax.schedules import in_words
 from mimjax.schema import Config, build, defaults
 from mimjax.task import Pretraining, Task, View
-from mimjax.train.optimizers import OptimizerConfig
+from mimjax.train.optimizers import OptimizerConfig, factors
 from mimjax.train.program import Program
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ class Row:
 def parameter_table(c: Config, program: Program) -> str:
     """Return a table of every parameter: shape, weight decay, learning-rate scale and sharding."""
     params = program.abstract_state.params
-    decay = jax.tree.leaves(rules.match(c.optimizer.decay, params, "optimizer.decay"))
-    scale = jax.tree.leaves(rules.match(c.optimizer.lr_scale, params, "optimizer.lr_scale"))
+    cfg = build(OptimizerConfig, c.optimizer, "optimizer")
+    decay, scale = map(jax.tree.leaves, factors(cfg, params, program.task))
     rows = [
         Row(
             parameter=name,
@@ -190,6 +190,8 @@ def commands(run: Run, reconstructs: bool) -> list[str]:
         if num_blocks(run.setup.program.abstract_state.params["encoder"]):
             out.append(program("attention", f"--images={FOLDER}"))
         out.append(program("features", f"--images={FOLDER} --output=features.npz"))
+    if task.adopts:
+        return out
     name = next(iter(formats.places_of(export.kind_of(task))))
     suffixes = formats.FORMATS[name].suffixes
     suffix = ".safetensors" if ".safetensors" in suffixes else suffixes[0]  # needs no torch

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from mimjax.errors import ConfigError
-from mimjax.inference import contradictions
+from mimjax.inference import adoption, contradictions
 from mimjax.inference.places import check_source, existing
 from mimjax.inference.weights import place_of, read_params
 from mimjax.run.changes import check_workdir
@@ -224,8 +224,12 @@ def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> Tr
     """Return the state at step 0 with the weights that `init_from` names."""
     like, task = program.abstract_state.params, program.task
     check_source(c.init_from, "init_from")
-    contradictions.check(c.init_from, "init_from", contradictions.own_readers(task, like), say)
-    params = read_params(c.init_from, like, "init_from", say, *place_of(task), c=c)
+    if task.adopts:
+        params = adoption.params(c, task, state.params, say)
+    else:
+        readers = contradictions.own_readers(task, like)
+        contradictions.check(c.init_from, "init_from", readers, say)
+        params = read_params(c.init_from, like, "init_from", say, *place_of(task), c=c)
     params = jax.tree.map(
         lambda new, old: old if new is None else jax.device_put(new, old.sharding),
         params,

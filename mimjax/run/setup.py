@@ -20,7 +20,7 @@ from mimjax.data.pipeline import Pipeline
 from mimjax.data.sources import Source, check_classes, class_names, short_name
 from mimjax.errors import ConfigError
 from mimjax.evaluators import make_evaluators
-from mimjax.inference import resolution, teachers
+from mimjax.inference import adoption, resolution, teachers
 from mimjax.inference.samples import Bench, Subset
 from mimjax.run.sections import Eval, Settings
 from mimjax.schema import Config, build
@@ -56,6 +56,7 @@ def setup(
     mesh = mesh or sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batch(config, mesh.size)
     c = teachers.fill(config, read=images is None)
+    c = adoption.fill(c, needed=images is None)
     c = resolution.fill(c) if images is None else c
     index, data = None, None
     if images is None:

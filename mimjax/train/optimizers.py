@@ -181,21 +181,32 @@ def make_optimizer(
       params: parameters or their shapes, for the rules.
       task: its own factors of rate and decay join those of the rules; None = there are none.
     """
-    factors = rules.match(cfg.decay, params, "optimizer.decay")
-    scales = rules.match(cfg.lr_scale, params, "optimizer.lr_scale")
-    if task is not None:
-        factors = joined(factors, task.decay_scale(params))
-        scales = joined(scales, task.lr_scale(params))
+    decays, scales = factors(cfg, params, task)
     clip = optax.identity()
     if cfg.clip_norm is not None:
         clip = optax.clip_by_global_norm(cfg.clip_norm)
     return optax.chain(
         clip,
         cfg.rule.transformation(),
-        decay_weights(decay, factors),
+        decay_weights(decay, decays),
         optax.stateless(lambda u, _: jax.tree.map(jnp.multiply, u, scales)),
         optax.scale_by_learning_rate(lr),
     )
+
+
+def factors(
+    cfg: OptimizerConfig, params: PyTree, task: Task | None = None
+) -> tuple[PyTree, PyTree]:
+    """Return the factors of every parameter's weight decay and of its learning rate.
+
+    Args:
+      params, task: see `make_optimizer`.
+    """
+    decays = rules.match(cfg.decay, params, "optimizer.decay")
+    scales = rules.match(cfg.lr_scale, params, "optimizer.lr_scale")
+    if task is None:
+        return decays, scales
+    return joined(decays, task.decay_scale(params)), joined(scales, task.lr_scale(params))
 
 
 def joined(factors: PyTree, others: PyTree | None) -> PyTree:

@@ -89,7 +89,9 @@ class Head(Network):
     """
 
     PLUGGABLE = True
-    HOME = ("mimjax.transfer.linear_probe", "mimjax.transfer.attentive_probe")
+    HOME = tuple(
+        f"mimjax.transfer.{name}" for name in ("linear_probe", "attentive_probe", "fine_tune")
+    )
     DERIVED = ("classes",)
     POOL: ClassVar[str] = "mean"  # what heads without a field `pool` read
 

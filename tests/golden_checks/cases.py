@@ -15,6 +15,7 @@ from golden_checks import (
     cae,
     clip,
     common,
+    fine_tune,
     mae,
     mcmae,
     mrmae,
@@ -581,7 +582,63 @@ def capi_probe(seed=25):
     return {"config": c}, given, wanted | grads(state) | finals(state)
 
 
+# ------------------------------------------------------------------ fine-tuning
+def tuned(encoder, side, layout, classes, norm, seed):
+    """Names and numbers of a fine-tuned model; it has `norm` in place of the final one."""
+    like = jax.eval_shape(encoder.init, jax.random.key(0), np.zeros((1, side, side, 3), np.float32))
+    state = load.to_torch(weights({"encoder": like["params"]}, seed), layout)
+    state = {k.removeprefix("encoder."): v for k, v in state.items()}
+    state = {f"{norm}.{k[5:]}" if k.startswith("norm.") else k: v for k, v in state.items()}
+    return state | head_state(("head", ""), classes, encoder.width, seed)
+
+
+def mae_finetune(seed=31):
+    """The class token, with which the official file was not made."""
+    c = {"img": 16, "patch": 8, "dim": 8, "depth": 2, "heads": 2, "num_classes": 3, "wd": 0.05}
+    c |= {"global_pool": False, "layer_decay": 0.5, "adam_betas": [0.9, 0.999], "lr": 0.01}
+    c |= {"min_lr": 1e-3, "warmup_epochs": 1, "epochs": 5, "epoch_fraction_per_step": [0.5, 1.3, 2]}
+    encoder = ViT(8, 2, 2, 8, (16, 16), pos_embed="learned")
+    state = tuned(encoder, 16, "mae", 3, "norm", seed)
+    rule = fine_tune.official_groups(state, 2, 0.5, 0.05)
+    groups = [{"lr_scale": s, "weight_decay": d, "params": [k]} for k, (s, d) in rule.items()]
+    given = {"in/images": draw(seed, 4, 3, 16, 16), "in/labels": labels_of(seed, 3, 4)}
+    wanted = {"out/logits": (4, 3), "loss/total": (), "loss/steps": (3,)}
+    wanted |= grads(state) | finals(state)
+    return {"config": c, "groups": groups}, given | named("sd", state), wanted
+
+
+def cae_finetune(seed=32):
+    c = {"batch": 4, "depth": 2, "embed_dim": 8, "img_size": 16, "mlp_ratio": 4.0}
+    c |= {"num_classes": 3, "num_heads": 2, "patch_size": 8, "use_rel_pos_bias": True}
+    fixed = {"pos_embed": "sincos_yx", "init_scheme": "cae", "rel_pos": "per_block"}
+    encoder = cae.encoder(c | {"init_values": 0.1}, **fixed)
+    state = tuned(encoder, 16, "cae", 3, "fc_norm", seed)
+    given = {"in/images": draw(seed, 4, 3, 16, 16), "in/labels": labels_of(seed, 3, 4)}
+    given |= named("sd", state | {"pos_embed": table(2, 8, "yx", True)})
+    return {"config": c}, given, {"out/logits": (4, 3), "loss/total": ()} | grads(state)
+
+
+def mcmae_finetune(seed=33):
+    c = {"batch": B, "depths": [2, 1, 2], "dims": [4, 4, 8], "heads": 2, "img_size": 32}
+    c |= {"drop_path": 0.2, "global_pool": True, "layer_decay": 0.5, "mlp_ratio": [2, 3, 4]}
+    c |= {"num_classes": 3, "weight_decay": 0.05}
+    built = c | {"mask_ratio": 0.5, "norm_pix_loss": True, "dec_dim": 4, "dec_depth": 1}
+    encoder = mcmae.build(built | {"dec_heads": 1}, Clock(1, 1)).encoder.plain()
+    state = tuned(encoder.clone(pos_embed="learned"), 32, "mcmae", 3, "fc_norm", seed)
+    groups = fine_tune.official_groups(state, 2, 0.5, 0.05)
+    ids = {k: 3 - round(-math.log2(scale)) for k, (scale, _) in groups.items()}
+    rates = np.linspace(0, 0.2, 5).tolist()
+    meta = {"config": c, "lr_scale_and_wd": groups, "layer_id": ids, "drop_path_per_block": rates}
+    targets = np.abs(draw(seed, B, 3)) + 0.125
+    given = {"in/images": draw(seed, B, 3, 32, 32), "in/targets": targets}
+    wanted = {"out/logits": (B, 3), "loss/total": (), "grad_norm": ()} | grads(state)
+    return meta, given | named("sd", state), wanted
+
+
 CASES = {
+    "mae.finetune": mae_finetune,
+    "cae.finetune": cae_finetune,
+    "mcmae.finetune": mcmae_finetune,
     "mae.linear_probe": mae_linear_probe,
     "cae.linear_probe": cae_linear_probe,
     "cae.attentive_probe": cae_attentive_probe,
