@@ -137,6 +137,7 @@ def get_config(arg=None):
     # data
     c.data.augment.scale = (0.08, 1.0)  # timm's default
     c.data.augment.flip = 0.5
+    c.data.augment.rand_augment = "rand-m9-mstd0.5-inc1"  # --aa of all scripts
     c.data.augment.eval_crop = 0.875  # 256 to 224
 
     # what is measured: every image of val/

@@ -212,14 +212,10 @@ class Task:
       learns_labels: whether the loss reads labels: a run then needs a labeled source whose classes
         stay the same. A setting `classes` takes their number from it where it is None.
       model_path: the setting that `--model` of `mimjax train` writes, dotted; "" = none.
-      adopts: whether `init_from` names a pretrained encoder that the task takes over, `adopted` of
-        it, instead of a run of this very task.
-      averages: whether `ema` is an average of all parameters, which is evaluated beside them.
     """
 
     learns_labels: ClassVar[bool] = False
     model_path: ClassVar[str] = ""
-    adopts: ClassVar[bool] = False
 
     clock: Clock = Clock(1, 1)
 
@@ -259,14 +255,6 @@ class Task:
         `sample(n)` gives uint8 [n h w c] crops of the training set, the same at every start.
         """
         return frozen
-
-    @property
-    def averages(self) -> bool:
-        return False
-
-    def adopted(self, network: Any) -> Any:
-        """Return the network that the task makes of a pretrained encoder; see `adopts`."""
-        raise NotImplementedError(type(self).__name__)
 
     def init_ema(self, params: PyTree) -> PyTree:
         """Return float32 copies (never aliases: the train step donates its state)."""
@@ -359,10 +347,6 @@ class Pretraining(Task):
     def evaluated(self, state: TrainState) -> PyTree:
         """Return the encoder's parameters that evaluators and export read."""
         return state.params["encoder"]
-
-    def complete(self, encoder: PyTree) -> PyTree:
-        """Return parameters of the encoder with those of a norm that the task does not train."""
-        return encoder
 
 
 def pretraining(task: Task) -> Pretraining:

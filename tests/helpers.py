@@ -28,7 +28,11 @@ from mimjax.storage.files import Workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 ALL = {p.stem: import_config(p.stem) for p in sorted((ROOT / "configs").glob("*.py"))}
-LABELED = ("attentive_probe", "fine_tune", "linear_probe")  # transfer recipes, which begin with a trained model
+LABELED = (
+    "attentive_probe",
+    "fine_tune",
+    "linear_probe",
+)  # transfer recipes, which begin with a trained model
 CONFIGS = {name: config for name, config in ALL.items() if name not in LABELED}
 METHODS = tuple(CONFIGS)
 # What makes a network small, for the settings that it has.

@@ -195,6 +195,7 @@ class FolderSplit(ImageFiles):
       index: listing of the files, shared with the other split; None = the files are listed anew.
       unmatched: of the training split, the class folders that the test split alone has, in words;
         "" = there are none.
+      empty: the class folders that have no image in either split, in words; "" = there are none.
       how: settings of decoding, which are in the fingerprint too.
 
     Raises:

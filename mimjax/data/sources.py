@@ -281,18 +281,15 @@ def class_names(source: Source) -> tuple[str, ...] | None:
 
 
 def check_classes(source: Source) -> None:
-    """Check that there are training images of every class.
+    """Check that the test split has no class that the training split lacks.
 
-    Sources of folders know both splits; their attribute `unmatched` names the classes that the test
-    split alone has, and `empty` those without any image.
+    Sources of folders know both splits; their attribute `unmatched` names what has no partner.
 
     Raises:
       ConfigError: there is one.
     """
     if unmatched := getattr(source, "unmatched", ""):
         raise ConfigError(f"data.path: {unmatched}; allowed: folders of the same names")
-    if empty := getattr(source, "empty", ""):
-        raise ConfigError(f"data.path: {empty}; allowed: one image or more in each, or no folder")
 
 
 def make_source(name: str, split: str, *, index: Index | None = None, **options: Any) -> Source:

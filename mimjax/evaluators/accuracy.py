@@ -16,6 +16,7 @@ from mimjax.evaluators.base import Evaluator, Measure
 from mimjax.inference.samples import Bench, Subset
 from mimjax.plugs import class_path
 from mimjax.task import TrainState
+from mimjax.transfer.tuning import Tuning
 from mimjax.values import Count, Length
 
 AVERAGE = "_ema"  # end of the name of what the average gives
@@ -39,15 +40,16 @@ class Accuracy(Evaluator):
     max_images: Count | None = None
 
     def parts(self, name: str, bench: Bench) -> dict[str, Measure]:
-        measure: Any = self.make(bench)
+        measure, task = self.make(bench), bench.task
+        parts: dict[str, Any] = {name: functools.partial(measure, name=name)}
+        if isinstance(task, Tuning) and task.average is not None:
+            theirs = f"{name}{AVERAGE}"
+            parts[theirs] = lambda state, frozen: measure(
+                state.replace(params=state.ema), frozen, theirs
+            )
+        return parts
 
-        def average(state: TrainState, frozen: Any) -> Iterator[tuple[str, float]]:
-            return measure(state.replace(params=state.ema), frozen, f"{name}{AVERAGE}")
-
-        own = {name: functools.partial(measure, name=name)}
-        return own | ({f"{name}{AVERAGE}": average} if bench.task.averages else {})
-
-    def make(self, bench: Bench) -> Measure:
+    def make(self, bench: Bench) -> Any:
         """Return the function that measures.
 
         Raises:

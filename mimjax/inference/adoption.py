@@ -27,6 +27,7 @@ from mimjax.storage import config_version
 from mimjax.storage.files import Workdir
 from mimjax.task import Task, initial
 from mimjax.torch_io.read import files, positions
+from mimjax.transfer.tuning import Tuning
 
 PyTree = Any
 Say = Callable[[str], None]
@@ -36,7 +37,7 @@ BROUGHT = ("encoder", "mean", "std")  # settings of the method
 
 def adopts(c: Config) -> bool:
     """Return whether the task of a config takes over a pretrained encoder."""
-    return bool(c.get("task")) and schema.find_class(c.task, "task").adopts
+    return bool(c.get("task")) and issubclass(schema.find_class(c.task, "task"), Tuning)
 
 
 def open_(c: Config) -> list[str]:
@@ -97,6 +98,19 @@ def continued(c: Config, workdir: str) -> Config:
     return c
 
 
+def check_random(c: Config) -> None:
+    """Check that nothing is said of a model where a run begins with random weights.
+
+    Raises:
+      ConfigError: there is.
+    """
+    if adopts(c) and c.method.get("heads"):
+        raise ConfigError(
+            f"method.heads: {c.method.heads}, but {KEY} names no file; allowed: None (of a network "
+            "without a model: method.encoder.heads)"
+        )
+
+
 def frozen(value: Any) -> Any:
     """Return a value of JSON as a config has it: tuples, and sections."""
     if isinstance(value, dict):
@@ -111,6 +125,11 @@ def read(c: Config) -> Model:
       ConfigError: it cannot be read, or has no encoder of images.
     """
     said: dict[str, Any] = {}
+    if c.method.get("heads") and not files.is_weights(c.init_from):
+        raise ConfigError(
+            f"method.heads: {c.method.heads} with {KEY}={c.init_from}, a workdir whose run knows "
+            "them; allowed: None"
+        )
     if files.is_weights(c.init_from):
         told = c.method.get("encoder") or {}
         said["heads"] = c.method.get("heads") or told.get("heads")
@@ -120,7 +139,7 @@ def read(c: Config) -> Model:
     return teachers.named(KEY, lambda: loading.load(c.init_from, **said))
 
 
-def params(c: Config, task: Any, fresh: PyTree, say: Say) -> PyTree:
+def params(c: Config, task: Tuning, fresh: PyTree, say: Say) -> PyTree:
     """Return the parameters that a run begins with: the model's encoder, all else fresh.
 
     Args:
@@ -136,15 +155,15 @@ def params(c: Config, task: Any, fresh: PyTree, say: Say) -> PyTree:
         found = {p: x for p, x in found.items() if p.split("/")[0] != "norm"}
     like, out, used, tables = flat(fresh["encoder"]), {}, set(), []
     for path, x in like.items():
-        source, value = origin(path, x.shape, found, model.module, task.encoder)
+        source, value = origin(path, x.shape, found, model.module, task.network)
         if value is None:
             continue
         out[path] = value
         used.add(source)
         tables += [] if source in found else [path]
-    grids = table_grid(model.module) or tuple(model.module.grid), tuple(task.encoder.grid)
+    grids = table_grid(model.module) or tuple(model.module.grid), tuple(task.network.grid)
     placed = [p for p in like if p.startswith(("pos_embed", "rel_pos"))]
-    moved = bool(placed or task.encoder.positions) and grids[0] != grids[1]
+    moved = bool(placed or task.network.positions) and grids[0] != grids[1]
     for line in model.report:
         say(f"weights: {line}")
     rest = [f"encoder/{p}" for p in found if p not in used] + others(model)
@@ -166,7 +185,7 @@ def params(c: Config, task: Any, fresh: PyTree, say: Say) -> PyTree:
     return tree
 
 
-def check(path: str, task: Any, model: Model, say: Say) -> None:
+def check(path: str, task: Tuning, model: Model, say: Say) -> None:
     """Check that the model's encoder, as the task trains it, is the one of the config.
 
     Raises:
@@ -174,7 +193,7 @@ def check(path: str, task: Any, model: Model, say: Say) -> None:
     """
     theirs = task.adopted(model.module)
     shapes = lambda network: {p: x.shape for p, x in flat(task.shapes_of(network)).items()}
-    here, there = shapes(task.encoder), shapes(theirs)
+    here, there = shapes(task.network), shapes(theirs)
     names = [p for p in {**here, **there} if here.get(p) != there.get(p)]
     if names:
         size = lambda found, p: list(found[p]) if p in found else "none"
@@ -185,7 +204,7 @@ def check(path: str, task: Any, model: Model, say: Say) -> None:
             "the same sizes, or method.encoder=None, which takes the model's"
         )
     facts = contradictions.facts_of(theirs) | dict(zip(("mean", "std"), model.statistics))
-    mine = Reader(task.encoder, task.mean, task.std)
+    mine = Reader(task.network, *task.statistics)
     for setting, ours, found in contradictions.differences(mine, facts):
         text = f"{KEY}: {path} has {setting} {found}"
         if setting not in ("mean", "std"):

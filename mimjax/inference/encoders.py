@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,37 +77,13 @@ class EncoderAlone(Pretraining):
         return {"image": View(self.encoder.image_size, channels=len(self.mean))}
 
 
-class RunHead(NamedTuple):
-    """The head that a run trained with its encoder, with the interface of a `Classifier`.
-
-    Attributes:
-      head: the network, which reads vectors or tokens.
-    """
-
-    head: Any
-
-    @property
-    def classes(self) -> int:
-        """The number of classes."""
-        return self.head.classes
-
-    @property
-    def words(self) -> str:
-        """What it reads, in words."""
-        return self.head.reading.words
-
-    def apply(self, variables: PyTree, features: Features) -> jax.Array:
-        """Return logits, float32 [b c]."""
-        return self.head.apply(variables, features.read(*self.head.reading))
-
-
 @dataclasses.dataclass(frozen=True)
 class Network:
     """An encoder, the statistics that its images are normalized with, and its classifier if any.
 
     Attributes:
       module: the encoder.
-      head: the classifier; None = there is none.
+      head: a `Classifier`, or what has its interface; None = there is none.
       pooled: whether features are a norm of the mean of the last block's patch tokens, which is
         what the head of a fine-tuned model reads.
       normed: whether tokens have a norm; fine-tuned models and backbones have none.
@@ -121,7 +97,7 @@ class Network:
     module: Encoder | CLIPVision
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    head: Classifier | RunHead | None = None
+    head: Any = None
     pooled: bool = False
     normed: bool = True
     method: str | None = None
@@ -135,22 +111,6 @@ class Network:
         """Return the encoder of a task, without parameters."""
         resample = task.views["image"].resample
         return cls(task.encoder, tuple(task.mean), tuple(task.std), resample=resample)
-
-    @classmethod
-    def tuned(cls, task: Any, params: PyTree, stats: PyTree) -> tuple[Network, PyTree]:
-        """Return encoder and head of a task that trains both, and the parameters.
-
-        Args:
-          task: see `Task.adopts`.
-          params, stats: the task's parameters and model_state.
-        """
-        head, trained = task.sized, params["encoder"]
-        pooled = head.reading.pool == "mean" and "norm" in params["head"]
-        network = dataclasses.replace(
-            cls.of(task), head=RunHead(head), pooled=pooled, normed="norm" in trained
-        )
-        classifier = {"params": params["head"]} | ({"stats": stats["head"]} if stats else {})
-        return network, {"encoder": task.complete(trained), "classifier": classifier}
 
     def features(self, params: PyTree, images: jax.Array) -> Features:
         """Return features of uint8 images [b h w c]; CLIP's tokens are normed and projected."""

@@ -19,13 +19,24 @@ from mimjax.data.augment import Augment
 from mimjax.data.decoding import Decoding
 from mimjax.data.in_memory import Reader
 from mimjax.errors import ConfigError
-from mimjax.inference import classifier, encoders, own_files, pixels, precision, published, teachers
+from mimjax.inference import (
+    classifier,
+    encoders,
+    own_files,
+    pixels,
+    precision,
+    published,
+    teachers,
+    tuned,
+)
 from mimjax.inference.model import Model
 from mimjax.inference.reconstruction import Reconstructor
 from mimjax.rng import step_key
 from mimjax.task import Pretraining, TrainState, initial
 from mimjax.torch_io.read import files
 from mimjax.torch_io.read.sizes import FileTensors
+from mimjax.transfer.fine_tune import FineTune
+from mimjax.transfer.tuning import Tuning
 
 if TYPE_CHECKING:
     from mimjax.inference.workdir import SavedRun
@@ -203,16 +214,16 @@ def of_run(run: SavedRun, path: str, ema: bool | None = None) -> Model:
     if not isinstance(task, Pretraining):
         raise ConfigError(f"path: {path} is a run of {c.task}, which has no encoder of images")
     averaged = run.takes_average(ema)
-    if task.adopts:  # its head is the model's
+    if isinstance(task, FineTune):  # its head is the model's
         state = run.state()
         weights = state.ema if averaged else state.params
-        network, params = encoders.Network.tuned(task, weights, state.model_state)
+        network, params = tuned.network(task, weights, state.model_state, run.workdir)
     else:
         network, params = encoders.Network.of(task), {"encoder": run.encoder(ema)}
     augment = schema.build(Augment, c.data.augment, "data.augment")
     reader = Reader(augment, run.decoding, c.data.threads)
     reconstruct: Any = Reconstructor(task, run.state, run.frozen, c.seed)
-    if task.adopts:
+    if isinstance(task, Tuning):
         reconstruct = f"{path} is a run of {c.task}, which predicts no patches"
     line = f"from {path}: {run.title}" + (", moving average" if averaged else "")
     return Model(c, network, params, [line], reader, reconstruct, run.dtype)

@@ -96,12 +96,13 @@ def make_export():
     from mimjax.inference import own_files
     from mimjax.task import Pretraining
     from mimjax.torch_io.write import export
+    from mimjax.transfer.tuning import Tuning
 
     f = flags.FLAGS
     run = opening.read_run()
-    if run.task.adopts:
+    if isinstance(run.task, Tuning):
         raise ConfigError(
-            f"--model: {f.model} is a run of {run.config.task}, for whose head no format here has a "
+            f"--model: {f.model} is a run of {run.config.task}, for whose head no format has a "
             "place yet; allowed: a run that pretrains (a fine-tuned one: mimjax.load and classify)"
         )
     options = f.format, f.pool, f.decoder, image_size(f.image_size)

@@ -231,7 +231,7 @@ def small_tuning(c: Config, data: str) -> None:
     """
     demo = find_demo(data)
     on_data(c, demo)
-    c.data.augment.eval_crop = 1.0
+    c.data.augment.rand_augment, c.data.augment.eval_crop = None, 1.0
     c.steps, c.batch_size, c.optimizer.lr = 600, demo.batch_size, demo.lr
     c.optimizer.schedule.warmup_epochs, c.optimizer.schedule.warmup_steps = 0.0, 60
     c.eval.every = 300

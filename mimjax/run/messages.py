@@ -27,6 +27,7 @@ from mimjax.schema import Config, build, defaults
 from mimjax.task import Pretraining, Task, View
 from mimjax.train.optimizers import OptimizerConfig, factors
 from mimjax.train.program import Program
+from mimjax.transfer.tuning import Tuning
 
 if TYPE_CHECKING:
     from mimjax.storage.files import Workdir
@@ -190,7 +191,7 @@ def commands(run: Run, reconstructs: bool) -> list[str]:
         if num_blocks(run.setup.program.abstract_state.params["encoder"]):
             out.append(program("attention", f"--images={FOLDER}"))
         out.append(program("features", f"--images={FOLDER} --output=features.npz"))
-    if task.adopts:
+    if isinstance(task, Tuning):
         return out
     name = next(iter(formats.places_of(export.kind_of(task))))
     suffixes = formats.FORMATS[name].suffixes

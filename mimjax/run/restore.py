@@ -28,6 +28,7 @@ from mimjax.storage.verdicts import Outcome, in_words
 from mimjax.task import TrainState
 from mimjax.train.optimizers import OptimizerConfig
 from mimjax.train.program import Program
+from mimjax.transfer.tuning import Tuning
 
 Say = Callable[[str], None]
 FOLDER = "broken"  # in a workdir, for files that are set aside
@@ -200,6 +201,7 @@ def first_state(
     state = program.init()
     if start.kind == "init_from":
         return Begin(with_weights(state, c, program, say))
+    adoption.check_random(c)
     say("weights: random, the method's own initialization")
     return Begin(state)
 
@@ -224,7 +226,7 @@ def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> Tr
     """Return the state at step 0 with the weights that `init_from` names."""
     like, task = program.abstract_state.params, program.task
     check_source(c.init_from, "init_from")
-    if task.adopts:
+    if isinstance(task, Tuning):
         params = adoption.params(c, task, state.params, say)
     else:
         readers = contradictions.own_readers(task, like)

@@ -136,6 +136,8 @@ def check_labels(c: Config, data: Pipeline) -> None:
             "source (a folder of class folders) of two classes or more"
         )
     check_classes(data.source)
+    if empty := getattr(data.source, "empty", ""):
+        raise ConfigError(f"data.path: {empty}; allowed: one image or more in each, or no folder")
 
 
 def with_classes(c: Config, count: int) -> Config:

@@ -48,7 +48,9 @@ class Tuned:
             state = {k: v for k, v in common.arrays(z, "sd").items() if BUFFER not in k}
             self.layout = detect.detect(state)
             save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, path)
-            c = ConfigDict({"init_from": path, "method": {"heads": heads, "mean": None, "std": None}})
+            c = ConfigDict(
+                {"init_from": path, "method": {"heads": heads, "mean": None, "std": None}}
+            )
             model = adoption.read(c)
             self.task = self.made(model.module, classes, model.statistics, settings)
             fresh = jax.jit(self.task.init)(KEY)[0]
@@ -138,7 +140,9 @@ def by_name(groups):
 
 def mae(z, meta):
     c = meta["config"]
-    head = {} if c["global_pool"] else {"head": LinearClassifier(pool="cls", layer=None, norm=False)}
+    head = (
+        {} if c["global_pool"] else {"head": LinearClassifier(pool="cls", layer=None, norm=False)}
+    )
     settings = {"layer_decay": c["layer_decay"], "drop_path": 0.0} | head
     tuned = Tuned(z, "mae", c["heads"], c["num_classes"], **settings)
     assert tuned.cfg.weight_decay == c["wd"]

@@ -16,6 +16,7 @@ from mimjax.task import Clock, TrainState
 from mimjax.train import optimizers
 from mimjax.train.step import train_step
 from mimjax.transfer.attentive_probe import AttentiveProbe, EfficientProbe, QueryProbe
+from mimjax.transfer.fine_tune import LinearClassifier
 from mimjax.transfer.head import POOLS, Head, Reading
 from mimjax.transfer.linear_probe import LinearProbe
 from mimjax.transfer.probing import Heads, Member, feature_name
@@ -30,6 +31,7 @@ SMALL = {
     AttentiveProbe: {},
     EfficientProbe: {"queries": 3},
     QueryProbe: {"head_width": 4},
+    LinearClassifier: {},
 }
 IMAGES = jax.random.normal(KEY, (6, 8, 8, 3))
 
