@@ -34,6 +34,7 @@ from mimjax.run.demos import LABELED, small_tuning
 from mimjax.run.sections import arguments, base, load, section
 from mimjax.schedules import BEiTCosine, MAECosine
 from mimjax.transfer.fine_tune import FineTune, LinearClassifier
+from mimjax.transfer.mixing import Mixing
 
 DECAY = (  # the codes spare 1-D tensors and biases, positions and CLS; relative tables are decayed
     (rf"{VECTORS}|encoder/(cls_token|pos_embed)", 0.0),
@@ -113,6 +114,12 @@ def get_config(arg=None):
     # the head's weights: 2e-5 (MAE, MCMAE); 0.02 times an init_scale of 0.001 (BEiT's code)
     c.method = m = section(FineTune, head=LinearClassifier(init_std=2e-5))
 
+    # labels and images: all codes; the draws of a batch are those of one GPU there
+    m.mixing = section(Mixing(mixup=0.8, cutmix=1.0, probability=1.0, switch=0.5, mode="batch"))
+    m.smoothing, m.erase = 0.1, 0.25  # --smoothing, --reprob
+    if a.method == "caev2" and a.size == "ti":  # Table 10
+        m.mixing.mixup, m.mixing.cutmix, m.smoothing = 0.2, 0.0, 0.0
+
     # networks
     m.drop_path, m.layer_decay = r.drop_path, r.layer_decay
     m.train_positions = not beit  # timm's parameter in MAE's and MCMAE's code
@@ -149,4 +156,6 @@ def get_config(arg=None):
 def demo(c, data):
     """Minutes on two CPU cores for a demo's encoder; no published number stands behind this."""
     small_tuning(c, data)
+    # digits in one another, or without a part, are no digits
+    c.method.mixing, c.method.smoothing, c.method.erase = None, 0.0, 0.0
     return c

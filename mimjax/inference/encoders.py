@@ -21,7 +21,6 @@ from mimjax.inference import classifier, own_files, published
 from mimjax.losses import LN_EPS
 from mimjax.models.clip import CLIPVision
 from mimjax.models.conv_vit import ConvViT
-from mimjax.models.heads import Classifier
 from mimjax.models.layers import LayerNorm
 from mimjax.models.published_vit import PublishedViT
 from mimjax.models.vit import ViT

@@ -28,6 +28,7 @@ from mimjax.task import Clock, Task, initial
 from mimjax.train import optimizers, profiling
 from mimjax.train.program import Program, make_program
 from mimjax.train.run import Evaluation, Setup
+from mimjax.transfer.fine_tune import FineTune
 
 ASSUMED = 1000  # classes where no data are opened: those of ImageNet-1k
 
@@ -71,6 +72,8 @@ def setup(
     clock = make_clock(c, per_epoch)
     profiling.parse(c.profile.steps, clock.total_steps)
     program, lr = make_length(c, mesh, clock, small)
+    if isinstance(program.task, FineTune):
+        program.task.check_batch(c.batch_size)
     bench, evaluators = make_evals(c, program, data, index) if data else (None, ())
     return Setup(
         config=c,

@@ -1,6 +1,6 @@
 """Fine-tuning: a pretrained encoder and a head on it learn the classes of labeled images.
 
-  prepare   normalized images, targets [b c]                               no gradient
+  prepare   normalized images, erased and mixed in training; targets [b c]        no gradient
   loss      encoder -> what the head reads -> head -> soft-target cross entropy
 
 The encoder is that of the model which `init_from` names, without what only pretraining needs.
@@ -25,8 +25,9 @@ from mimjax.networks import Features, Network
 from mimjax.rng import named
 from mimjax.task import Batch, Key, LossOutput, PyTree, TrainState
 from mimjax.transfer.head import POOLS, Head
+from mimjax.transfer.mixing import Mixing, erase, targets
 from mimjax.transfer.tuning import Tuning
-from mimjax.values import NonNegative, Range
+from mimjax.values import NonNegative, Range, Rate
 
 
 class LinearClassifier(Head):
@@ -61,13 +62,12 @@ class Labeled:
 
     Attributes:
       image: normalized, float32 [b h w c].
-      target: share of each class, float32 [b c].
-      weight: float32 [b]; 0 = the row does not count.
+      target: share of each class, float32 [b c]; rows sum to the share of the image that has a
+        label, by which it counts.
     """
 
     image: jax.Array
     target: jax.Array
-    weight: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +76,18 @@ class FineTune(Tuning):
 
     Attributes:
       head: what classifies.
+      mixing: mixup and CutMix of the whole batch; None = images are not mixed.
+      smoothing: share of every target that is spread evenly over all classes.
+      erase: share of the images in which a box becomes noise.
       classes: their number; None = that of the training data.
     """
 
     learns_labels: ClassVar[bool] = True
 
     head: Head = LinearClassifier()
+    mixing: Mixing | None = None
+    smoothing: Rate = 0.0
+    erase: Rate = 0.0
     classes: Annotated[int, Range(2)] | None = None
 
     def __post_init__(self):
@@ -116,14 +122,28 @@ class FineTune(Tuning):
         return {"encoder": encoder, "head": head["params"]}, stats
 
     # ---------------------------------------------------------------- the step
+    def check_batch(self, size: int) -> None:
+        """Check that a batch of this size can be mixed.
+
+        Raises:
+          ConfigError: it cannot, see `Mixing.check`.
+        """
+        if self.mixing is not None:
+            self.mixing.check("method.mixing", size)
+
     def prepare(self, state, frozen, batch, key, train, pieces=1) -> tuple[Labeled, PyTree]:
-        label = batch["label"]
-        weight = label >= 0
+        label, count = batch["label"], self.sized.classes
         if "weight" in batch:
-            weight &= batch["weight"] > 0
+            label = jnp.where(batch["weight"] > 0, label, -1)
         image = patches.normalize(batch["image"], *self.statistics)
-        target = jax.nn.one_hot(label, self.sized.classes)
-        return Labeled(image, target, weight.astype(jnp.float32)), {}
+        if not train:
+            return Labeled(image, targets(label, count)), {}
+        if self.erase:
+            image = erase(named(key, "erase"), image, self.erase)
+        if self.mixing is None:
+            return Labeled(image, targets(label, count, self.smoothing)), {}
+        mixed = self.mixing(named(key, "mixing"), image, label, count, self.smoothing)
+        return Labeled(*mixed), {}
 
     def logits(
         self, params: PyTree, stats: PyTree, image: jax.Array, key: Key | None = None
@@ -152,10 +172,10 @@ class FineTune(Tuning):
             still = lambda x, on: x if on else jax.lax.stop_gradient(x)
             params = jax.tree.map(still, params, self.trained(params))
         logits, stats = self.logits(params, model_state, prepared.image, key if train else None)
-        weight, target = prepared.weight, prepared.target
-        mean = lambda x: (x * weight).sum() / jnp.maximum(weight.sum(), 1)
-        loss = mean(optax.softmax_cross_entropy(logits, target))
-        right = mean(logits.argmax(-1) == target.argmax(-1))
+        target, weight = prepared.target, prepared.target.sum(-1)
+        count = jnp.where(weight.sum() > 0, weight.sum(), 1)
+        loss = optax.softmax_cross_entropy(logits, target).sum() / count
+        right = (weight * (logits.argmax(-1) == target.argmax(-1))).sum() / count
         metrics = {"loss/class": loss, "train/top1": 100 * right}
         return LossOutput(loss, metrics, model_state | stats)
 

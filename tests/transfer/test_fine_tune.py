@@ -21,12 +21,15 @@ from mimjax.errors import ConfigError
 from mimjax.inference import adoption
 from mimjax.models.conv_vit import ConvViT
 from mimjax.models.vit import ViT, fixed_positions
+from mimjax.patches import normalize
 from mimjax.run.setup import setup
+from mimjax.sharding import make_mesh
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
 from mimjax.task import Clock, EncoderNetwork, Features, TrainState, init_state
 from mimjax.train.step import train_step
 from mimjax.transfer.fine_tune import FineTune, LinearClassifier
+from mimjax.transfer.mixing import Mixing
 
 ENCODER = ViT(width=16, depth=2, heads=2, patch=2, image_size=(8, 8))
 CLS = LinearClassifier(pool="cls", layer=None, norm=False, init_std=0.1)
@@ -261,6 +264,29 @@ def test_micro_batches_change_nothing():
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), one.ema, mean)
 
 
+def test_images_are_erased_and_mixed_and_labels_smoothed_in_training_alone():
+    made = task(mixing=Mixing(mixup=0.8, cutmix=0.0), smoothing=0.2, erase=0.5)
+    run = lambda train: jax.jit(lambda b: made.prepare(None, {}, b, jax.random.key(0), train)[0])
+    plain, mixed = run(False)(images()), run(True)(images())
+    labels = images()["label"]
+    np.testing.assert_array_equal(plain.target, np.eye(10)[labels])
+    image = jax.jit(lambda x: normalize(x, *made.statistics))(images()["image"])
+    np.testing.assert_allclose(plain.image, image, atol=1e-6)
+    smooth = 0.8 * np.eye(10)[labels] + 0.02
+    rest = mixed.target - smooth[::-1]
+    keep = (rest * (smooth - smooth[::-1])).sum() / ((smooth - smooth[::-1]) ** 2).sum()
+    np.testing.assert_allclose(mixed.target, keep * smooth + (1 - keep) * smooth[::-1], atol=1e-5)
+    assert 0.01 < keep < 0.99
+    differs = np.abs(mixed.image - (keep * image + (1 - keep) * image[::-1])).max(-1) > 1e-4
+    assert 0 < differs.mean() < 0.6  # boxes of noise
+    loss = jax.jit(made.loss, static_argnums=5)(*init(made), mixed, jax.random.key(1), 0, True)
+    np.testing.assert_allclose(loss.total, np.log(10), rtol=0.3)
+
+
+def init(made):
+    return jax.jit(made.init)(jax.random.key(0))
+
+
 def test_every_parameter_learns_or_with_unfrozen_the_last_blocks_alone():
     for k in (None, 1, 0):
         made = task(unfrozen=k, rel_pos="per_block")
@@ -335,12 +361,16 @@ class Unnumbered(EncoderNetwork):
         ({"method.size": (9, 8)}, "method.size: 9; allowed: multiples of the patch, 2"),
         ({"method.head.layer": 0}, "method.head.layer: 0; allowed: -1 (the last block), or None"),
         ({"method.heads": 4}, "method.heads: 4 with init_from="),
+        (
+            {"method.mixing": Mixing(), "batch_size": 33},
+            "batch_size: 33 with method.mixing; allowed",
+        ),
         ({"init_from": "nothing/here"}, "init_from: nothing/here"),
     ],
 )
 def test_wrong_settings_are_one_line(settings, line, model):
     with pytest.raises(ConfigError) as error:
-        setup(recipe(model, **settings))
+        setup(recipe(model, **settings), mesh=make_mesh(devices=jax.devices()[:1]))
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
 
