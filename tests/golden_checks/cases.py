@@ -593,12 +593,11 @@ def tuned(encoder, side, layout, classes, norm, seed):
 
 
 def mae_finetune(seed=31):
-    """The class token, with which the official file was not made."""
     c = {"img": 16, "patch": 8, "dim": 8, "depth": 2, "heads": 2, "num_classes": 3, "wd": 0.05}
-    c |= {"global_pool": False, "layer_decay": 0.5, "adam_betas": [0.9, 0.999], "lr": 0.01}
+    c |= {"global_pool": True, "layer_decay": 0.5, "adam_betas": [0.9, 0.999], "lr": 0.01}
     c |= {"min_lr": 1e-3, "warmup_epochs": 1, "epochs": 5, "epoch_fraction_per_step": [0.5, 1.3, 2]}
     encoder = ViT(8, 2, 2, 8, (16, 16), pos_embed="learned")
-    state = tuned(encoder, 16, "mae", 3, "norm", seed)
+    state = tuned(encoder, 16, "mae", 3, "fc_norm", seed)
     rule = fine_tune.official_groups(state, 2, 0.5, 0.05)
     groups = [{"lr_scale": s, "weight_decay": d, "params": [k]} for k, (s, d) in rule.items()]
     given = {"in/images": draw(seed, 4, 3, 16, 16), "in/labels": labels_of(seed, 3, 4)}
