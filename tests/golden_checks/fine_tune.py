@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from golden_checks import common
 from mimjax import rules
-from mimjax.inference import adoption
+from mimjax.inference import adoption, loading
 from mimjax.models.layers import Branch
 from mimjax.run.config_files import import_config
 from mimjax.schedules import MAECosine
@@ -55,6 +55,8 @@ class Tuned:
             self.task = self.made(model.module, classes, model.statistics, settings)
             fresh = jax.jit(self.task.init)(KEY)[0]
             self.params = adoption.params(c, self.task, fresh, lambda line: None)
+            if model.network.no_head:  # of MAE's names, which are timm's too: how it pools is told
+                model = loading.load(path, heads, head_pool="token")
         self.params["head"] = model.params["classifier"]["params"]
         self.params = jax.device_put(self.params)
 
