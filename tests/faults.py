@@ -474,4 +474,26 @@ FAULTS = [
         "left = clock.total_steps - step if rest else 1",
         "capi.probe",
     ),
+    # --- fine-tuning
+    Fault(
+        "a layer decay that begins one block late",
+        f"{P}/tuning.py",
+        "last = self.network.depth + 1",
+        "last = self.network.depth",
+        "mae.finetune",
+    ),
+    Fault(
+        "a relative bias of a block that learns like the head",
+        "mimjax/networks.py",
+        'r"(?:block|rel_pos)_(\\d+)/"',
+        'r"(?:block)_(\\d+)/"',
+        "cae.finetune",
+    ),
+    Fault(
+        "no norm behind the pooling",
+        f"{P}/fine_tune.py",
+        'x = LayerNorm(name="norm")(x)',
+        'x = x + 0 * LayerNorm(name="norm")(x)',
+        "mcmae.finetune",
+    ),
 ]
