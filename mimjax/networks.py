@@ -244,10 +244,6 @@ class Encoder(Protocol):
     def check(self, key: str) -> None:
         """Raise a ConfigError for sizes that do not go together; `key` is the encoder's section."""
 
-    def layer_of(self, name: str) -> int | None:
-        """Return the block from 1 of a parameter, 0 = before all, None = behind them."""
-        ...
-
     def plain(self) -> Any:
         """Return the encoder of whole images: float32, without what only pretraining needs."""
 

@@ -27,7 +27,6 @@ from mimjax.inference import (
     precision,
     published,
     teachers,
-    tuned,
 )
 from mimjax.inference.model import Model
 from mimjax.inference.reconstruction import Reconstructor
@@ -35,8 +34,6 @@ from mimjax.rng import step_key
 from mimjax.task import Pretraining, TrainState, initial
 from mimjax.torch_io.read import files
 from mimjax.torch_io.read.sizes import FileTensors
-from mimjax.transfer.fine_tune import FineTune
-from mimjax.transfer.tuning import Tuning
 
 if TYPE_CHECKING:
     from mimjax.inference.workdir import SavedRun
@@ -210,6 +207,10 @@ def of_run(run: SavedRun, path: str, ema: bool | None = None) -> Model:
     Raises:
       ConfigError: it has no encoder of images, or no average of it.
     """
+    from mimjax.inference import tuned  # what no file needs
+    from mimjax.transfer.fine_tune import FineTune
+    from mimjax.transfer.tuning import Tuning
+
     c, task = run.config, run.task
     if not isinstance(task, Pretraining):
         raise ConfigError(f"path: {path} is a run of {c.task}, which has no encoder of images")

@@ -142,10 +142,18 @@ class Tuning(Pretraining):
         """Names of the encoder's parameter subtrees that nothing reads."""
         return ()
 
+    def layer_of(self, name: str) -> int | None:
+        """Return the block of an encoder's parameter; None = behind them, or nothing tells it.
+
+        A user's encoder need not derive from `PatchEncoder`, whose method tells it.
+        """
+        told = getattr(self.network, "layer_of", None)
+        return told(name) if told else None
+
     @property
     def numbered(self) -> bool:
         """Whether the encoder's blocks have numbers."""
-        return any(self.network.layer_of(name) for name in rules.paths(self.shapes))
+        return any(self.layer_of(name) for name in rules.paths(self.shapes))
 
     @property
     def views(self) -> dict[str, View]:
@@ -172,7 +180,7 @@ class Tuning(Pretraining):
 
         def behind(name: str) -> int:
             subtree, _, rest = name.partition("/")
-            number = self.network.layer_of(rest) if subtree == "encoder" else None
+            number = self.layer_of(rest) if subtree == "encoder" else None
             return 0 if number is None else last - number
 
         return jax.tree.unflatten(jax.tree.structure(params), map(behind, rules.paths(params)))
