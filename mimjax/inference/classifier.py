@@ -31,7 +31,8 @@ def head_of(
         return None, norm, why
     if why := unfit_head(file):
         return None, norm, why
-    told = norm or file.beside.pool or BATCH_NORM in file
+    pool = file.beside.pool or file.about.get("head_pool")
+    told = norm or pool or BATCH_NORM in file
     if file.layout == TIMM and not told:
         return (
             None,
@@ -44,7 +45,7 @@ def head_of(
     classes, width = file.shape(CLASSIFIER)
     probe = BATCH_NORM in file
     shapes = {k: file.shape(k) for k in file.keys if k.startswith("classifier/")}
-    mean = not norm and file.beside.pool == "avg"
+    mean = not norm and pool == "avg"
     head = Classifier(classes, pooled=bool(norm), probe=probe, mean=mean)
     return head, shapes | {CLASSIFIER: (width, classes)}, ""
 
@@ -86,13 +87,14 @@ def pooling(path: str, file: sizes.FileTensors, pool: str) -> Beside:
     """
     if pool not in ("token", "avg"):
         raise ConfigError(f"head_pool: {pool!r}; allowed: token, avg, or None")
-    known = file.beside.pool
+    known = file.beside.pool or file.about.get("head_pool")
     if file.layout != TIMM or CLASSIFIER not in file:
         raise ConfigError(
             f"head_pool: {pool!r}, but {path} is no timm file with a classifier; allowed: None"
         )
     if known not in (None, pool):
         raise ConfigError(
-            f"head_pool: {pool!r}, but {file.beside.source} says {known!r}; allowed: that, or None"
+            f"head_pool: {pool!r}, but {file.beside.source or path} says {known!r}; allowed: that, "
+            "or None"
         )
     return dataclasses.replace(file.beside, pool=pool, pool_said=True)

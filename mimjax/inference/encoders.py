@@ -161,7 +161,7 @@ def read(
     pooled = "classifier/params/norm/scale" in file or after
     normed = alone or (has_norm(file, root) and not after)
     outputs = head.classes if head else 0
-    names, said = classes.of_head(file.beside.classes, outputs, file.beside.source)
+    names, said = classes.of_head(*classes.of_file(file), outputs)
     if root == "clip":
         net = Network(module, mean, std, head, pooled, normed, "features")
     else:

@@ -94,23 +94,28 @@ def make_export():
     import numpy as np
 
     from mimjax.inference import own_files
+    from mimjax.storage.classes import Classes
     from mimjax.task import Pretraining
-    from mimjax.torch_io.write import export
-    from mimjax.transfer.tuning import Tuning
+    from mimjax.torch_io.write import classifier, export
+    from mimjax.transfer.fine_tune import FineTune
 
     f = flags.FLAGS
     run = opening.read_run()
-    if isinstance(run.task, Tuning):
-        raise ConfigError(
-            f"--model: {f.model} is a run of {run.config.task}, for whose head no format has a "
-            "place yet; allowed: a run that pretrains (a fine-tuned one: mimjax.load and classify)"
-        )
-    options = f.format, f.pool, f.decoder, image_size(f.image_size)
+    options, head = (f.format, f.pool, f.decoder, image_size(f.image_size)), None
+    tuned = run.task if isinstance(run.task, FineTune) else None
+    classes = Classes.read(run.workdir) if tuned else None
     blank = lambda x: np.broadcast_to(np.float32(0), x.shape)
     shapes = jax.tree.map(blank, run.abstract_state.params)
-    export.Export(run.task, shapes, *options).check()  # before anything is read
+    if tuned:
+        shapes, head = classifier.blank(tuned, run.abstract_state, classes)
+    export.Export(run.task, shapes, *options, head=head).check()  # before anything is read
     whole = f.decoder or not isinstance(run.task, Pretraining)
-    params, weights = parameters(run, opening.asked_average(), whole)
+    if tuned:
+        averaged = run.takes_average(opening.asked_average())
+        params, head = classifier.of_run(tuned, run.state(), averaged, classes)
+        weights = "ema" if averaged else "online"
+    else:
+        params, weights = parameters(run, opening.asked_average(), whole)
     text = run.workdir.read_text("config.json")
     described = {"settings": own_files.describe(run.config)} if whole else {}
     return export.Export(
@@ -124,6 +129,7 @@ def make_export():
             **described,
         },
         run.config.data.augment.eval_crop,
+        head,
     )
 
 
@@ -183,7 +189,11 @@ def notes(job) -> list[str]:
             "pretraining sums several blocks or stages before the final norm; as in fine-tuning, "
             "the features of this file are those of the last block"
         )
-    if job.format == "timm" and job.pool == "token":
+    if job.head:
+        names = job.head.names or ()
+        said = f": {', '.join(names[:3])}{', ...' * (len(names) > 3)}" if names else " by number"
+        out.append(f"classifies {job.head.network.classes:,} classes{said}")
+    elif job.format == "timm" and job.pool == "token":
         out.append(
             "with global_pool='avg' timm drops this file's norm; for mean pooling export --pool=avg"
         )
@@ -215,12 +225,16 @@ def next_step(job, output: str) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in unlike.items())
         return f"model = timm.create_model({name!r}, {options})"
     if job.format == "hf":
-        auto, more = {
+        known = {
             "vitmae_transformers": ("AutoModelForPreTraining", ""),
             "beit_transformers": ("BeitForMaskedImageModeling", ""),
             "vit_transformers": ("AutoModel", ", add_pooling_layer=False"),
-        }.get(job.layout, ("AutoModel", ""))
+        }
+        auto, more = known.get(job.layout, ("AutoModel", ""))
+        auto, more = ("AutoModelForImageClassification", "") if job.head else (auto, more)
         return f'model = transformers.{auto}.from_pretrained("{output}"{more})'
+    if job.head:
+        return f'model = mimjax.load("{output}"); model.classify(images, top=1)'
     if job.format == "convmae" and not job.decoder:
         module = "mimjax.torch_io.write.convmae_module"
         return f'model = {module}.ConvMAE.from_file("{output}", heads={encoder.heads})'

@@ -57,15 +57,19 @@ def read_timm(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
     name, args = export.timm
     try:
         if path.endswith(export.kind.suffixes):
-            model: Any = timm.create_model(name, num_classes=0, checkpoint_path=path, **args)
+            options = {"num_classes": 0, "checkpoint_path": path} | args
+            model: Any = timm.create_model(name, **options)
         else:
             model = timm.create_model(f"local-dir:{path}", pretrained=True)
+            check_names(export, model.pretrained_cfg.get("label_names"), "timm")
     except RuntimeError as error:
         raise refused("timm", error) from None
     x = channels_first(images)
     with torch.no_grad():
         tokens, pooled = model.eval().forward_features(x), model(x)
-    if export.pool == "avg":
+    if export.head:
+        out = {"logits": pooled}
+    elif export.pool == "avg":
         out = {"raw": tokens, "pooled": pooled}
     else:
         out = {"tokens": tokens}
@@ -78,17 +82,25 @@ def read_transformers(export: Export, path: str, images: np.ndarray, noise: np.n
     import transformers
 
     layout = export.layout
-    auto, options = {
+    known = {
         "vitmae_transformers": (transformers.AutoModelForPreTraining, {}),
         "beit_transformers": (transformers.BeitForMaskedImageModeling, {}),
         "vit_transformers": (transformers.AutoModel, {"add_pooling_layer": False}),
-    }.get(layout, (transformers.AutoModel, {}))
+    }
+    auto, options = known.get(layout, (transformers.AutoModel, {}))
+    if export.head:
+        auto, options = transformers.AutoModelForImageClassification, {}
     model, info = auto.from_pretrained(path, output_loading_info=True, **options)
     if wrong := {k: sorted(map(str, v))[:4] for k, v in info.items() if v}:
         raise refused("transformers", wrong)
+    if export.head:
+        labels = model.config.id2label
+        check_names(export, [labels.get(i) for i in range(len(labels))], "transformers")
     x = channels_first(images)
     with torch.no_grad():
-        if layout == "vitmae_transformers":
+        if export.head:
+            out = {"logits": model.eval()(x).logits}
+        elif layout == "vitmae_transformers":
             output = model.eval()(x, noise=torch.from_numpy(noise))
             rows = output.mask.bool()
             logits = output.logits[rows].view(len(x), -1, output.logits.shape[-1])
@@ -101,6 +113,17 @@ def read_transformers(export: Export, path: str, images: np.ndarray, noise: np.n
             out = {"raw" if pooled else "tokens": output.last_hidden_state}
             out |= {"pooled": output.pooler_output} if pooled else {}
     return f"transformers {transformers.__version__}", numbers(out)
+
+
+def check_names(export: Export, found: Any, library: str) -> None:
+    """Check that a library names the classes as the run does.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    names = export.head.names if export.head else None
+    if names is not None and found != list(names):
+        raise refused(library, f"its classes are {found}, they were {list(names)}")
 
 
 def read_convmae(export: Export, path: str, images: np.ndarray, noise: np.ndarray):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +113,33 @@ def features(encoder: Encoder, params: Any, images: np.ndarray) -> Outputs:
     return out | {"tokens": np.asarray(f.tokens), "pooled": np.asarray(pooled)}
 
 
+def logits(
+    trained: tuple[Encoder, Any], images: np.ndarray, head: Callable[[Features], jax.Array]
+) -> np.ndarray:
+    """Return logits, float32 [b c], of an encoder with its parameters and what stands behind it.
+
+    Args:
+      trained: the encoder and its parameters, which may lack the final norm.
+      images: normalized, float32 [b h w c].
+    """
+    encoder, params = trained
+    ones = {"scale": jnp.ones(encoder.width), "bias": jnp.zeros(encoder.width)}
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(head(run(encoder, {"norm": ones} | params, images)))
+
+
 def reference(export: Export, images: np.ndarray, noise: np.ndarray) -> Outputs:
     """Return the run's outputs: `features`, and outputs of its decoder that a library has too.
 
     Args:
-      export: the export.
+      export: the export; of one with a classifier, only the logits are returned.
       images: normalized, float32 [b h w c].
       noise: uniform numbers [b n], whose order decides MAE's masks.
     """
-    out = features(*export.plain, images)
     task, params = export.task, export.params
+    if export.head:
+        return {"logits": logits(export.plain, images, export.head.logits)}
+    out = features(*export.plain, images)
     if export.layout == "beit_transformers":
         head = export.network("head").clone(dtype=jnp.float32)
         rows = {"all": jnp.asarray(out["tokens"][:, export.encoder.num_prefix :])}
@@ -169,12 +187,18 @@ def compare(ours: Outputs, theirs: Outputs, reader: str) -> Proof:
 
 
 def reread(export: Export, trees: Any, images: np.ndarray) -> Outputs:
-    """Return features of the encoder in `trees`, which mimjax has read back from the file."""
+    """Return features of the encoder in `trees`, which mimjax has read back from the file.
+
+    With a classifier they are its logits.
+    """
     encoder, read = export.written[0], trees["encoder"]
     if export.format == "detectron2":  # ViTDet has no CLS token, whose attention is missed
         read = read | {"cls_token": export.plain[1]["cls_token"]}
     if export.decoder:
         encoder, read = tensors.plain(encoder, read)
+    if network := export.classifier:
+        head = lambda x: network.apply(trees["classifier"], x)
+        return {"logits": logits((encoder, read), images, head)}
     out = features(encoder, read, images)
     return {k: v for k, v in out.items() if k in ("tokens", "raw")}
 
@@ -197,7 +221,8 @@ def prove(export: Export, path: str) -> Proof:
     ours = reference(export, images, noise)
     if not all(np.isfinite(x).all() for x in ours.values()):
         raise ConfigError("--model: this checkpoint's features are not finite; allowed: a --step")
-    alone = export.format == "convmae" and export.decoder  # its module is an encoder
+    # its module is an encoder
+    alone = export.format == "convmae" and (export.decoder or export.head)
     reader = None if alone else libraries.READERS.get(export.kind.library)
     name, verified, theirs = "the file read back", True, None
     if reader:

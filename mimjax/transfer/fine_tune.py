@@ -24,7 +24,7 @@ from mimjax.models.layers import LayerNorm
 from mimjax.networks import Features, Network
 from mimjax.rng import named
 from mimjax.task import Batch, Key, LossOutput, PyTree, TrainState
-from mimjax.transfer.head import POOLS, Head
+from mimjax.transfer.head import POOLS, Affine, Head
 from mimjax.transfer.mixing import Mixing, erase, targets
 from mimjax.transfer.tuning import Tuning
 from mimjax.values import NonNegative, Range, Rate
@@ -46,6 +46,9 @@ class LinearClassifier(Head):
     layer: values.Index | None = -1
     norm: bool = True
     init_std: NonNegative = 2e-5  # main_finetune.py of MAE; truncated at +-2, which says nothing
+
+    def affine(self, params: Any, stats: Any) -> Affine:
+        return Affine(params["linear"], params.get("norm", {}))
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"], train: bool = False) -> Float[Array, "b c"]:

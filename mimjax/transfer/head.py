@@ -48,6 +48,18 @@ class Reading(NamedTuple):
         return f"{self.pool} of {'the norm' if self.layer is None else f'block {self.layer}'}"
 
 
+class Affine(NamedTuple):
+    """What a head computes in evaluation, where it is a norm or none and a linear layer.
+
+    Attributes:
+      linear: its "kernel" [d c] and "bias" [c].
+      norm: "scale" and "bias" [d] of the LayerNorm before it; {} = there is none.
+    """
+
+    linear: Any
+    norm: Any = {}
+
+
 class BatchNorm(nn.Module):
     """BatchNorm without scale and bias, as PyTorch's BatchNorm1d(affine=False).
 
@@ -137,6 +149,14 @@ class Head(Network):
                 f"{key}.layer: {layer}, and the encoder has {encoder.depth} blocks; allowed: "
                 f"{-encoder.depth} to {encoder.depth - 1}, or None for the final norm"
             )
+
+    def affine(self, params: Any, stats: Any) -> Affine | None:
+        """Return norm and linear layer that the head is; None = it computes something else.
+
+        Args:
+          params, stats: its parameters and statistics.
+        """
+        return None
 
     def __call__(self, x: Float[Array, "b *n d"], train: bool = False) -> Float[Array, "b c"]:
         """Return logits, float32."""

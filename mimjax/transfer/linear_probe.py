@@ -6,14 +6,14 @@ efficient-probing code; CAPI's probes have none. What is read differs: see `conf
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mimjax.models.layers import normalize
-from mimjax.transfer.head import BatchNorm, Head
+from mimjax.transfer.head import BN_EPS, Affine, BatchNorm, Head
 from mimjax.values import Positive
 
 
@@ -35,6 +35,16 @@ class LinearProbe(Head):
     layer_norm: bool = False
     batch_norm: bool = True
     init_std: Positive = 0.01  # `trunc_normal_(head.weight, std=0.01)` of main_linprobe.py (MAE)
+
+    def affine(self, params: Any, stats: Any) -> Affine:
+        kernel, bias = params["linear"]["kernel"], params["linear"]["bias"]
+        if self.batch_norm:  # its running statistics, as a part of the linear layer
+            mean, var = (stats["batch_norm"][name] for name in ("mean", "var"))
+            kernel = kernel / jnp.sqrt(var + BN_EPS)[:, None]
+            bias = bias - mean @ kernel
+        width = len(kernel)
+        plain = {"scale": jnp.ones(width), "bias": jnp.zeros(width)}
+        return Affine({"kernel": kernel, "bias": bias}, plain if self.layer_norm else {})
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"], train: bool = False) -> Float[Array, "b c"]:

@@ -139,6 +139,24 @@ def test_accuracy_is_that_of_every_test_image_of_the_weights_and_of_their_averag
         model.reconstruct(images[:1])
 
 
+def test_a_run_becomes_a_classifier_of_transformers(tuned, tmp_path):
+    place, _ = tuned
+    images = [np.asarray(make_source("digits", "test").image(i)) for i in range(4)]
+    for ema in (False, True):
+        output, weights = tmp_path / f"hf_{ema}", "ema" if ema else "online"
+        words = f"--model={place}", "--format=hf", f"--output={output}", f"--weights={weights}"
+        said = helpers.answer("export", *words, check=True).stdout
+        assert f"FineTune, step 4, {weights} weights".lower() in said.lower()
+        assert "note: classifies 10 classes: 0, 1, 2, ..." in said
+        run, file = mimjax.load(place, ema=ema), mimjax.load(output)
+        assert file.class_names == run.class_names
+        np.testing.assert_allclose(file.classify(images), run.classify(images), atol=1e-5)
+        np.testing.assert_allclose(file.encode(images), run.encode(images), atol=1e-5)
+    said = helpers.answer("export", f"--model={place}", "--format=mmseg", "--output=a.pth")
+    assert said.returncode == 2
+    assert "--format: mmseg has no place for a classifier that reads a norm of" in said.stderr
+
+
 def test_a_run_in_parts_is_the_run_and_so_is_one_on_eight_devices(tuned, model, tmp_path):
     """The second part begins without the model; branches are dropped in all of them."""
     place, _ = tuned
@@ -154,11 +172,6 @@ def test_a_run_in_parts_is_the_run_and_so_is_one_on_eight_devices(tuned, model, 
     assert helpers.losses(place) == helpers.losses(tmp_path / "parts")
     for name, value in measured(place).items():
         assert abs(measured(tmp_path / "eight")[name] - value) < 0.3  # an image of 359
-    said = helpers.answer(
-        "export", f"--model={place}", "--format=timm", f"--output={tmp_path}/a.pth"
-    )
-    assert said.returncode == 2
-    assert "FineTune, for whose head no format has a place yet; allowed" in said.stderr
 
 
 # ------------------------------------------------------------------ where a run begins

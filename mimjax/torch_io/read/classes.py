@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mimjax.torch_io.read.sizes import FileTensors
 
 KEYS = ("id2label", "label_names", "labels")  # transformers; timm; timm, once
 SHOWN = 3  # names in a line
@@ -26,15 +30,21 @@ def told(section: dict[str, Any]) -> Numbered:
     return () if all(name == f"LABEL_{number}" for number, name in out) else tuple(out)
 
 
-def of_head(named: Numbered, outputs: int, where: str) -> tuple[tuple[str, ...] | None, list[str]]:
+def of_file(file: FileTensors) -> tuple[Numbered, str]:
+    """Return the classes that a file or the config.json beside it names, and what names them."""
+    if file.beside.classes or "classes" not in file.about:
+        return file.beside.classes, file.beside.source
+    return told({KEYS[1]: json.loads(file.about["classes"])}), file.where
+
+
+def of_head(named: Numbered, where: str, outputs: int) -> tuple[tuple[str, ...] | None, list[str]]:
     """Return the names of a head's classes, None where nothing tells them, and what to say.
 
     Names that are not one for each output are not taken: a name would be another's.
 
     Args:
-      named: what `told` returned.
+      named, where: what `of_file` returned.
       outputs: of the head; 0 = there is none.
-      where: the file that names them.
     """
     if not outputs or not named:
         return None, []

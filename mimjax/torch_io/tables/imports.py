@@ -1,4 +1,4 @@
-"""Names of tensors that are read and never written: variants of keys, and classifiers.
+"""Variants of keys, which are read and never written, and names of classifiers.
 
 `official_names` renames a file's tensors to the names of the tables, `own_names` those of our own
 files to the names of today. `with_heads` adds to the
@@ -27,6 +27,7 @@ HEADS = {
     "vit_transformers": ("", "classifier"),
     "vitmae_transformers": ("", "classifier"),
     "beit_transformers": ("beit.pooler.layernorm", "classifier"),
+    "beit_transformers_token": ("", "classifier"),
     "beit_transformers_pooled": ("pooler.layernorm", "classifier"),
 }
 # keys of what stands behind an encoder or beside it, which its features do not need

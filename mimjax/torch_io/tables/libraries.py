@@ -158,6 +158,7 @@ TABLES: dict[str, Table] = {
         },
     ),
     "beit_transformers": (hf_beit("beit.", "layernorm"), {}),  # BeitForMaskedImageModeling
+    "beit_transformers_token": (hf_beit("beit.", "beit.layernorm"), {}),  # a head on the token
     "beit_transformers_bare": (hf_beit("", "layernorm"), {}),
     "beit_transformers_pooled": (hf_beit("", "pooler.layernorm"), {}),
     # a model that would pool and has no pooler, as data2vec's encoders are published
@@ -196,7 +197,8 @@ def detect(keys: set[str]) -> str | None:
         new = any(k.startswith("decoder.decoder_encoder.") for k in keys)
         return "vitmae_transformers_5" if new else "vitmae_transformers"
     if "beit.embeddings.cls_token" in keys:
-        return "beit_transformers"
+        normed = "beit.layernorm.weight" in keys
+        return "beit_transformers_token" if normed else "beit_transformers"
     if "embeddings.cls_token" in keys and "encoder.layer.0.lambda_1" in keys:
         if "pooler.layernorm.weight" in keys:
             return "beit_transformers_pooled"

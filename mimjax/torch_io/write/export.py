@@ -18,12 +18,14 @@ import numpy as np
 from mimjax import plugs
 from mimjax.errors import ConfigError
 from mimjax.losses import LN_EPS
+from mimjax.models.heads import Classifier
 from mimjax.rules import paths
 from mimjax.task import Encoder, Pretraining, Task, pretraining
 from mimjax.torch_io.read import detect
 from mimjax.torch_io.read.load import to_torch
 from mimjax.torch_io.write import files, formats, tensors
 from mimjax.torch_io.write import settings as json_settings
+from mimjax.torch_io.write.classifier import Learned
 
 PyTree = Any
 
@@ -45,6 +47,7 @@ class Export:
       about: metadata of the run: step, weights, config hash, and with a decoder the settings of
         its method.
       eval_crop: side of the center crop relative to the resized image, in evaluation.
+      head: the classifier of a fine-tuned run; None = it has none.
     """
 
     task: Task
@@ -55,6 +58,7 @@ class Export:
     image_size: tuple[int, int] | None = None
     about: dict[str, str] = dataclasses.field(default_factory=dict)
     eval_crop: float = 1.0
+    head: Learned | None = None
 
     def __post_init__(self):
         if self.image_size and (self.decoder or not self.is_encoder):
@@ -82,7 +86,18 @@ class Export:
     @functools.cached_property
     def layout(self) -> str:
         held = paths(self.params) if self.decoder else ()
-        return formats.choose_layout(kind_of(self.task), self.format, self.pool, self.decoder, held)
+        flags = self.format, self.pool, self.decoder
+        return formats.choose_layout(kind_of(self.task), *flags, held, self.classifier)
+
+    @property
+    def classifier(self) -> Classifier | None:
+        """The classifier as files have it, without parameters; None = there is none."""
+        return self.head.network if self.head else None
+
+    @property
+    def place(self) -> formats.Place:
+        """The place of the format that is taken."""
+        return formats.find_place(kind_of(self.task), self.format, self.classifier)
 
     @property
     def kind(self) -> formats.Format:
@@ -101,6 +116,8 @@ class Export:
     def plain(self) -> tuple[Any, PyTree]:
         """Encoder and parameters without what only pretraining needs, at `image_size`."""
         encoder, params = tensors.plain(self.encoder, self.params["encoder"])
+        if self.head and self.head.norm:
+            params = params | {"norm": self.head.norm}
         if self.image_size and self.image_size != tuple(encoder.image_size):
             return tensors.resized(encoder, params, self.image_size)
         return encoder, params
@@ -113,11 +130,11 @@ class Export:
             encoder, params = self.encoder, self.params["encoder"]
         if self.layout != detect.OWN:  # ours computes fixed positions itself
             encoder, params = tensors.with_table(encoder, params)
-        for step in formats.find_place(kind_of(self.task), self.format).steps:
+        for step in self.place.steps:
             encoder, params = tensors.STEPS[step](encoder, params)
         absent = (
             "cls_token" if self.format == "detectron2" else "",
-            "" if self.kind.final_norm else "norm",
+            "norm" if not self.kind.final_norm or (self.head and self.head.network.pooled) else "",
         )
         return encoder, {k: v for k, v in params.items() if k not in absent}
 
@@ -127,6 +144,7 @@ class Export:
         if not self.is_encoder:
             return self.params
         others = {k: v for k, v in self.params.items() if k != "encoder"} if self.decoder else {}
+        others |= {"classifier": self.head.tree} if self.head else {}
         return {"encoder": self.written[1], **others}
 
     @functools.cached_property
@@ -148,6 +166,7 @@ class Export:
         """Metadata of the file, {name: text}; safetensors allows text only."""
         text = lambda values: ",".join(map(str, values))
         out = {"method": self.method, "layout": self.layout, **self.about}
+        out |= self.head.about if self.head else {}
         if self.is_encoder:
             encoder, task = self.written[0], pretraining(self.task)
             out |= {
@@ -176,16 +195,19 @@ class Export:
     def timm(self) -> tuple[str, json_settings.Settings]:
         """Name of the timm model that reads the file, and its settings."""
         beit = self.layout.startswith("beit")
-        return json_settings.timm_model(self.written[0], beit, self.pool, self.channels)
+        name, args = json_settings.timm_model(self.written[0], beit, self.pool, self.channels)
+        return name, args | (json_settings.timm_head(self.head, beit) if self.head else {})
 
     def settings(self) -> dict[str, json_settings.Settings]:
         """Return the JSON files of a folder, {file name: settings}."""
         encoder, task = self.written[0], pretraining(self.task)
         if self.format == "timm":
-            return {"config.json": json_settings.timm_config(*self.timm, self.images)}
+            return {"config.json": json_settings.timm_config(*self.timm, self.images, self.head)}
         config = json_settings.hf_config(encoder, self.layout, self.channels)
         method: Any = task
-        if self.layout == "vitmae_transformers":
+        if self.head:
+            config |= json_settings.hf_head(self.head, self.layout)
+        elif self.layout == "vitmae_transformers":
             config |= json_settings.hf_mae(method)
         elif self.layout == "beit_transformers":
             config |= json_settings.hf_pretraining_beit(method)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from mimjax import values
 from mimjax.errors import ConfigError
+from mimjax.models.heads import Classifier
 from mimjax.task import Student
 from mimjax.torch_io.read.detect import OWN, rows_for
 
@@ -49,16 +50,37 @@ class Kind(NamedTuple):
         return f"a ViT with {', '.join(parts)}"
 
 
+class Heads(NamedTuple):
+    """Layouts with a classifier behind the encoder, by what it reads; "" = there is none.
+
+    Attributes:
+      token: the first token after the final norm.
+      mean: a norm of the mean of the last block's patch tokens.
+      normed: the mean of the patch tokens after the final norm.
+    """
+
+    token: str = ""
+    mean: str = ""
+    normed: str = ""
+
+
+def reading(head: Classifier) -> str:
+    """Return the field of `Heads` for a classifier."""
+    return "mean" if head.pooled else "normed" if head.mean else "token"
+
+
 class Place(NamedTuple):
     """Place of a format for an encoder.
 
     Attributes:
-      layout: layout of the tensors, a key of `detect.TABLES`.
+      layout: layout of the tensors, a key of `detect.TABLES`; "" = with a classifier only.
       pooled: layout with --pool=avg; "" = the format has no norm after pooling.
       full: layout with --decoder, if it has a place for all trained networks; "" = none.
+      heads: layouts with a classifier.
       steps: names in `tensors.STEPS`, applied to the encoder in this order: "per_block" copies a
-        shared relative table to every block, "folded" multiplies layer scales into weights. Where
-        they change nothing the file has the trained values bit for bit.
+        shared relative table to every block, "folded" multiplies layer scales into weights,
+        "keyless" drops biases of keys. Where they change nothing the file has the trained values
+        bit for bit.
       any: whether every network has a place, whatever its properties.
       stages, key_bias, relative, scale, absolute: see `Kind`; None = both fit.
     """
@@ -66,6 +88,7 @@ class Place(NamedTuple):
     layout: str
     pooled: str = ""
     full: str = ""
+    heads: Heads = Heads()
     steps: tuple[str, ...] = ()
     any: bool = False
     stages: bool = False
@@ -117,12 +140,19 @@ class Format(NamedTuple):
 
 
 COPIED = ("per_block",)
+BEIT = Heads("beit_transformers_token", "beit_transformers")  # BeitForImageClassification
 VIT = Place("", relative=False, absolute=True)  # what classes of the plain ViT have in common
 FORMATS: dict[str, Format] = {
     "timm": Format(
         (
-            Place("mae", "mae_pooled", relative=False),
-            Place("beit", "beit_pooled", steps=COPIED, key_bias=False, relative=True),
+            Place("mae", "mae_pooled", heads=Heads("mae", "mae", "mae"), relative=False),
+            Place(
+                *("beit", "beit_pooled"),
+                heads=Heads("beit", "beit", "beit"),
+                steps=COPIED,
+                key_bias=False,
+                relative=True,
+            ),
         ),
         TENSORS + PICKLES,
         library="timm",
@@ -131,32 +161,51 @@ FORMATS: dict[str, Format] = {
     "hf": Format(
         (
             VIT._replace(
-                layout="vit_transformers", full="vitmae_transformers", key_bias=True, scale=False
+                layout="vit_transformers",
+                full="vitmae_transformers",
+                heads=Heads("vitmae_transformers"),  # whose encoder has these names, too
+                key_bias=True,
+                scale=False,
             ),
             Place(
                 *("beit_transformers_bare", "beit_transformers_pooled", "beit_transformers"),
+                heads=BEIT,
                 key_bias=False,
             ),
+            Place("", heads=BEIT, steps=("keyless",), key_bias=True),
         ),
         (),
         library="transformers",
         folder=True,
     ),
     "mae": Format(
-        (VIT._replace(layout="mae", full="mae", scale=False),),
+        (VIT._replace(layout="mae", full="mae", heads=Heads("mae", "mae"), scale=False),),
         PICKLES + TENSORS,
     ),
     "bootmae": Format(
-        (VIT._replace(layout="bootmae", full="bootmae", key_bias=False, scale=False),),
+        (
+            VIT._replace(
+                layout="bootmae",
+                full="bootmae",
+                heads=Heads("bootmae", "bootmae"),
+                key_bias=False,
+                scale=False,
+            ),
+        ),
         PICKLES + TENSORS,
     ),
-    "beit": Format((Place("beit", full="beit", key_bias=False),), PICKLES + TENSORS),
+    "beit": Format(
+        (Place("beit", full="beit", heads=Heads("beit", "beit"), key_bias=False),),
+        PICKLES + TENSORS,
+    ),
     "cae": Format(
         (VIT._replace(layout="cae", full="cae", key_bias=False, scale=True),),
         PICKLES + TENSORS,
     ),
     "convmae": Format(
-        (Place("mcmae", full="mcmae", stages=True),), PICKLES + TENSORS, library="torch"
+        (Place("mcmae", full="mcmae", heads=Heads("mcmae", "mcmae"), stages=True),),
+        PICKLES + TENSORS,
+        library="torch",
     ),
     # mmengine does not read .safetensors, and knows no other wrapper than "state_dict"
     "mmpretrain": Format(
@@ -206,29 +255,42 @@ def kind_of(encoder: Student | None) -> Kind | None:
     )
 
 
-def places_of(kind: Kind | None) -> dict[str, Place]:
-    """Return {format: place} of all formats that take such an encoder, in their order."""
-    found = (
-        (n, next((p for p in f.places if not p.wants(kind)), None)) for n, f in FORMATS.items()
-    )
-    return {name: place for name, place in found if place}
+def with_head(name: str, head: Classifier | None) -> list[Place]:
+    """Return the places of the format `name` for an encoder alone, or with a classifier."""
+    layout = lambda p: getattr(p.heads, reading(head)) if head else p.layout
+    return [p for p in FORMATS[name].places if layout(p)]
 
 
-def find_place(kind: Kind | None, name: str) -> Place:
-    """Return the place of the format `name` for an encoder.
+def places_of(kind: Kind | None, head: Classifier | None = None) -> dict[str, Place]:
+    """Return {format: place} of all formats that take such an encoder, in their order.
+
+    Args:
+      head: the classifier behind it; None = it is alone.
+    """
+    fit = lambda n: next((p for p in with_head(n, head) if not p.wants(kind)), None)
+    return {name: place for name in FORMATS if (place := fit(name))}
+
+
+def find_place(kind: Kind | None, name: str, head: Classifier | None = None) -> Place:
+    """Return the place of the format `name` for an encoder, see `places_of`.
 
     Raises:
       ConfigError: there is none; the line says what the format takes, and the formats that fit.
     """
-    fitting = places_of(kind)
+    fitting = places_of(kind, head)
+    if name not in fitting and head and not with_head(name, head):
+        raise ConfigError(
+            f"--format: {name} has no place for a classifier that reads {head.words}; allowed: "
+            f"{', '.join(fitting) or 'mimjax.load(WORKDIR), which classifies'}"
+        )
     if name not in fitting:
-        wants = [place.wants(kind) for place in FORMATS[name].places]
+        wants = [place.wants(kind) for place in with_head(name, head)]
         takes = ", or one ".join(" and ".join(w) for w in wants)
         module = "; mimjax/torch_io/write/convmae_module.py is a module for PyTorch"
         raise ConfigError(
             f"--format: {name} for {kind or 'another network than a ViT'}: not supported (it takes "
             f"an encoder {takes}{module if kind and kind.stages else ''}); allowed: "
-            f"{', '.join(fitting)}"
+            f"{', '.join(fitting) or 'mimjax.load(WORKDIR), which classifies'}"
         )
     return fitting[name]
 
@@ -252,7 +314,12 @@ def whole(kind: Kind | None, held: Iterable[str] = ()) -> dict[str, str]:
 
 
 def choose_layout(
-    kind: Kind | None, name: str, pool: str, decoder: bool, held: Iterable[str] = ()
+    kind: Kind | None,
+    name: str,
+    pool: str,
+    decoder: bool,
+    held: Iterable[str] = (),
+    head: Classifier | None = None,
 ) -> str:
     """Return the layout of an export.
 
@@ -262,11 +329,20 @@ def choose_layout(
       pool: "token" or "avg" (a norm after mean pooling).
       decoder: whether all trained networks are exported and not the encoder alone.
       held: see `whole`; read with `decoder` only.
+      head: the classifier that is exported with the encoder, if any.
 
     Raises:
       ConfigError: the format has no place for the encoder, or not with this `pool` or `decoder`.
     """
-    place = find_place(kind, name)
+    place = find_place(kind, name, head)
+    if head:
+        for flag, given in (("decoder", decoder), ("pool", pool == "avg" and pool)):
+            if given:
+                raise ConfigError(
+                    f"--{flag}: {given} with a run that classifies, whose head reads {head.words}; "
+                    "allowed: without"
+                )
+        return getattr(place.heads, reading(head))
     if decoder:
         layouts = whole(kind, held)
         if name not in layouts or pool == "avg":
@@ -325,4 +401,9 @@ def table() -> str:
         places = places_of(kind)
         cells = [mark(kind, places.get(name)).ljust(width) for name in FORMATS]
         lines.append(text.ljust(wide) + "".join(cells))
+    lines += ["", "classifiers of fine-tuned runs, by what they read"]
+    for name in Heads._fields:
+        head = Classifier(0, pooled=name == "mean", mean=name == "normed")
+        holding = [n for n in FORMATS if with_head(n, head)]
+        lines.append(f"{head.words.ljust(wide)}{', '.join(holding)}")
     return "\n".join(line.rstrip() for line in lines)

@@ -14,6 +14,7 @@ from mimjax.losses import LN_EPS, MSE
 from mimjax.methods.mim import MIM
 from mimjax.models.vit import ViT
 from mimjax.schema import brief
+from mimjax.torch_io.write.classifier import Learned
 
 Settings = dict[str, Any]
 # timm's presets by (width, depth, heads, patch); other sizes use the first preset with settings
@@ -70,9 +71,10 @@ def unlike_preset(name: str, args: Settings) -> Settings:
     beit = name.startswith("beit")
     sizes = next(k for k, v in (TIMM_BEIT if beit else TIMM_VIT).items() if v == name)
     preset = dict(zip(SIZES, sizes, strict=True)) | (BEIT_PRESET if beit else VIT_PRESET)
+    preset["num_classes"] = 1000
     if beit:
         preset["init_values"] = 1e-5 if "large" in name else 0.1
-    return {k: v for k, v in args.items() if preset[k] != v}
+    return {k: v for k, v in args.items() if k not in preset or preset[k] != v}
 
 
 class Images(NamedTuple):
@@ -90,21 +92,34 @@ class Images(NamedTuple):
     crop: float = 1.0
 
 
-def timm_config(name: str, args: Settings, images: Images) -> Settings:
+def timm_head(head: Learned, beit: bool) -> Settings:
+    """Return the settings of a timm model that are its classifier's."""
+    out: Settings = {"num_classes": head.network.classes, "global_pool": head.pool}
+    if head.network.mean:  # timm moves the norm behind the pooling otherwise
+        out["use_fc_norm" if beit else "fc_norm"] = False
+    return out
+
+
+def timm_config(name: str, args: Settings, images: Images, head: Learned | None = None) -> Settings:
     """Return config.json of a folder that `timm.create_model("local-dir:...")` reads.
 
     Args:
       name, args: see `timm_model`.
       images: the run's.
+      head: its classifier, if any.
     """
+    args = dict(args)
+    classes = args.pop("num_classes", 0)
+    names = {"label_names": list(head.names)} if head and head.names else {}
     return {
         "architecture": name,
-        "num_classes": 0,
+        "num_classes": classes,
         "num_features": args["embed_dim"],
         "global_pool": args["global_pool"],
+        **names,
         "model_args": args,
         "pretrained_cfg": {
-            "num_classes": 0,
+            "num_classes": classes,
             "input_size": [args["in_chans"], *args["img_size"]],
             "pool_size": None,
             "crop_pct": images.crop,
@@ -162,8 +177,20 @@ def hf_config(encoder: ViT, layout: str, channels: int) -> Settings:
         "use_shared_relative_position_bias": encoder.rel_pos == "shared",
         "layer_scale_init_value": encoder.layer_scale or 0.0,
         "drop_path_rate": 0.0,
-        "use_mean_pooling": not layout.endswith("_bare"),
+        "use_mean_pooling": not layout.endswith(("_bare", "_token")),
     }
+
+
+def hf_head(head: Learned, layout: str) -> Settings:
+    """Return the settings of a class for classification that are added to the encoder's.
+
+    Args:
+      head: the run's classifier.
+      layout: of BEiT, or of the ViT whose keys begin with "vit.".
+    """
+    kind = ("vit", "ViT") if layout == "vitmae_transformers" else ("beit", "Beit")
+    names = {"model_type": kind[0], "architectures": [f"{kind[1]}ForImageClassification"]}
+    return names | head.labels
 
 
 def hf_mae(task: MIM) -> Settings:

@@ -120,8 +120,26 @@ def folded(encoder: ViT, params: PyTree) -> tuple[ViT, PyTree]:
     return encoder.clone(layer_scale=None), params
 
 
+def keyless(encoder: ViT, params: PyTree) -> tuple[ViT, PyTree]:
+    """Return the encoder without biases of keys.
+
+    The bias adds the same number to all scores of a query, of which softmax knows nothing.
+    """
+    if encoder.bias != "full":
+        return encoder, params
+    params = dict(params)
+    for name, block in params.items():
+        if name.startswith("block_"):
+            attn = dict(block["attn"])
+            qkv = dict(attn["qkv"])
+            attn["q_bias"], _, attn["v_bias"] = np.split(np.asarray(qkv.pop("bias")), 3)
+            params[name] = block | {"attn": attn | {"qkv": qkv}}
+    return encoder.clone(bias="qv"), params
+
+
 # by name, for `formats.Place.steps`; the encoders of places that name one are ViTs
 STEPS: dict[str, Callable[[Any, PyTree], tuple[ViT, PyTree]]] = {
     "per_block": per_block,
     "folded": folded,
+    "keyless": keyless,
 }
