@@ -197,7 +197,8 @@ def reread(export: Export, trees: Any, images: np.ndarray) -> Outputs:
     if export.decoder:
         encoder, read = tensors.plain(encoder, read)
     if network := export.classifier:
-        head = lambda x: network.apply(trees["classifier"], x)
+        made: Any = network
+        head = lambda x: made.apply(trees["classifier"], x)
         return {"logits": logits((encoder, read), images, head)}
     out = features(encoder, read, images)
     return {k: v for k, v in out.items() if k in ("tokens", "raw")}

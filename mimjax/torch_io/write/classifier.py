@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,12 +17,30 @@ from mimjax.errors import ConfigError
 from mimjax.models.heads import Classifier
 from mimjax.storage.classes import Classes
 from mimjax.task import Features, TrainState
-from mimjax.torch_io.write.formats import reading
 from mimjax.transfer.fine_tune import FineTune
 from mimjax.transfer.head import Affine, Head
 
 PyTree = Any
 VECTORS = ("cls", "first", "mean")  # what files' heads read
+
+
+class Heads(NamedTuple):
+    """Layouts with a classifier behind the encoder, by what it reads; "" = there is none.
+
+    Attributes:
+      token: the first token after the final norm.
+      mean: a norm of the mean of the last block's patch tokens.
+      normed: the mean of the patch tokens after the final norm.
+    """
+
+    token: str = ""
+    mean: str = ""
+    normed: str = ""
+
+
+def reading(head: Classifier) -> str:
+    """Return the field of `Heads` for a classifier."""
+    return "mean" if head.pooled else "normed" if head.mean else "token"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +90,7 @@ class Learned:
 
     @property
     def reads(self) -> str:
-        """What it reads, a field of `formats.Heads`."""
+        """What it reads, a field of `Heads`."""
         return reading(self.network)
 
     @property

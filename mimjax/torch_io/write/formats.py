@@ -17,6 +17,7 @@ from mimjax.errors import ConfigError
 from mimjax.models.heads import Classifier
 from mimjax.task import Student
 from mimjax.torch_io.read.detect import OWN, rows_for
+from mimjax.torch_io.write.classifier import Heads, reading
 
 TENSORS, PICKLES = (".safetensors",), (".pth", ".pt")
 
@@ -48,25 +49,6 @@ class Kind(NamedTuple):
         parts += ["no absolute positions"] * (not self.absolute)
         parts += [f"{self.prefix} tokens before the patches"] * (self.prefix != 1)
         return f"a ViT with {', '.join(parts)}"
-
-
-class Heads(NamedTuple):
-    """Layouts with a classifier behind the encoder, by what it reads; "" = there is none.
-
-    Attributes:
-      token: the first token after the final norm.
-      mean: a norm of the mean of the last block's patch tokens.
-      normed: the mean of the patch tokens after the final norm.
-    """
-
-    token: str = ""
-    mean: str = ""
-    normed: str = ""
-
-
-def reading(head: Classifier) -> str:
-    """Return the field of `Heads` for a classifier."""
-    return "mean" if head.pooled else "normed" if head.mean else "token"
 
 
 class Place(NamedTuple):
