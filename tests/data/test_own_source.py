@@ -92,6 +92,7 @@ def test_a_source_of_a_user_s_own_file(users_file, monkeypatch):
         configured.make_split(c, "train")
 
 
+@pytest.mark.gate
 def test_a_worker_process_reads_a_user_s_own_source(users_file):
     """It starts anew, and imports the file before it unpickles what the file defines."""
     c = config_with(users_file, batch_size=8)

@@ -100,6 +100,7 @@ def test_shorter_than_it_is_is_refused(finished, tmp_path):
     assert (workdir / "config.json").read_text() == before
 
 
+@pytest.mark.gate
 def test_some_checkpoints_are_kept_for_good(tmp_path):
     c = config(3.0, "constant", checkpoint_every=1, keep_checkpoints=2, keep_every=4)
     inside.go(c, tmp_path)

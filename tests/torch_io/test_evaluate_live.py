@@ -59,6 +59,7 @@ def evaluate(model, images, out, *words):
     assert "| untrained encoder " in made.stdout
 
 
+@pytest.mark.gate
 def test_a_timm_file(images, tmp_path):
     root, shown = images
     torch.manual_seed(0)

@@ -157,6 +157,7 @@ def test_a_run_becomes_a_classifier_of_transformers(tuned, tmp_path):
     assert "--format: mmseg has no place for a classifier that reads a norm of" in said.stderr
 
 
+@pytest.mark.gate
 def test_a_run_in_parts_is_the_run_and_so_is_one_on_eight_devices(tuned, model, tmp_path):
     """The second part begins without the model; branches are dropped in all of them."""
     place, _ = tuned
