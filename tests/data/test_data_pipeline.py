@@ -224,6 +224,7 @@ def test_iterate_equals_batch_from_any_step(threads, repeats):
     assert list(pipeline.iterate(4, 4)) == []
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("workers", [1, helpers.gate(2)])
 def test_workers_change_nothing(workers):
     pipeline = make(color_jitter=0.4)

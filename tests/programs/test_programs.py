@@ -150,6 +150,7 @@ def test_attention(runs, images, tmp_path, name, args, columns):
     assert Image.open(place).size[0] == width(columns)
 
 
+@pytest.mark.gate
 def test_published_files_are_drawn_like_runs(images, tmp_path, capsys):
     """Errors are those of `mimjax.load`; the same statistics may be given; others change them."""
     task, _ = helpers.make(helpers.small("mae"))
