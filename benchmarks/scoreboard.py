@@ -26,11 +26,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mimjax.evaluators.table import markdown
+from mimjax.run.demos import DEMOS
 
+DATA = "shifted_digits"
 METHODS = ("mae", "bootmae", "beit", "cae", "caev2", "mcmae", "mrmae")
 FIRST = {"beit": "dvae", "cae": "dvae", "caev2": "mae", "mrmae": "mae"}  # as in the Makefile
-# what is read -> protocols; those of tokens cost most, and have settings of the scoreboard's own
-PROTOCOLS = {"vectors": ("knn", "linear"), "tokens": ("attentive", "ep")}
+# folder -> protocols; the heads on tokens cost most, and have settings of the scoreboard's own
+PROTOCOLS = {"vectors": "knn,linear", "attentive": "attentive", "ep": "ep"}
 TITLES = {"knn": "k-NN", "linear": "linear", "attentive": "attentive", "ep": "EP"}
 NAMES = {
     "mae": "MAE",
@@ -82,7 +84,7 @@ class Work:
         path = f",path={self.args.output / self.cell.first.name}" if self.cell.first else ""
         return [
             "train",
-            f"--config=configs/{self.cell.method}.py:demo,data=shifted_digits{path}",
+            f"--config=configs/{self.cell.method}.py:demo,data={DATA}{path}",
             f"--workdir={self.place}",
             f"--config.seed={self.cell.seed}",
             f"--config.steps={self.args.steps}",
@@ -97,13 +99,14 @@ class Work:
             f"--model={self.place}",
             f"--output={self.place / kind}",
             f"--rows={rows}",
-            f"--protocols={','.join(PROTOCOLS[kind])}",
+            f"--protocols={PROTOCOLS[kind]}",
             f"--labels={self.args.labels}",
             f"--seeds={self.cell.seed}",
             "--batch_size=256",
         ]
-        if kind == "tokens":
-            words += [f"--epochs={self.args.epochs}", f"--rates={self.args.rates}"]
+        if kind != "vectors":
+            rates = getattr(self.args, f"{kind}_rates")
+            words += [f"--epochs={self.args.epochs}", f"--rates={rates}"]
         return words
 
     def done(self) -> bool:
@@ -247,15 +250,17 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, help="default: those of the demos")
     parser.add_argument("--epochs", type=int, default=10, help="of attentive and EP heads")
-    parser.add_argument("--rates", default="10,30,100", help="factors of their rates")
+    for kind, rates in (("attentive", "3,10"), ("ep", "100,300")):
+        parser.add_argument(f"--{kind}_rates", default=rates, help="factors of its learning rates")
     parser.add_argument("--labels", default="all")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one core each")
     args: Any = parser.parse_args()
     args.words = sys.argv[1:]
     args.methods = args.methods.split(",")
     args.seeds = [int(x) for x in args.seeds.split(",")]
+    args.steps = args.steps or DEMOS[DATA].steps
     if wrong := set(args.methods) - set(METHODS):
         parser.error(f"--methods: {', '.join(wrong)}; allowed: {', '.join(METHODS)}")
     args.output = args.output.absolute()

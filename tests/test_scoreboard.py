@@ -18,7 +18,7 @@ def place(args, cell, row, folder, **scores):
 def test_the_table_pairs_seeds_and_says_what_is_missing(tmp_path):
     args = argparse.Namespace(
         output=tmp_path, methods=["mae", "bootmae"], seeds=[0, 1, 2], steps=10, epochs=3,
-        labels="all", rates="1", words=["--steps=10"],
+        labels="all", words=["--steps=10"],
     )  # fmt: skip
     for seed, (ours, theirs) in enumerate(((50, 40), (60, 48), (70, 62))):
         cell = Cell("mae", seed)

@@ -102,7 +102,7 @@ DEMOS = {
         | {"width": 96, "depth": 3, "heads": 4, "strides": (2, 2, 1), "image_size": (24, 24)},
         tokenizer=(16, 32, 2, 32),
         tokenizer_batch=128,
-        steps=1500,
+        steps=1000,
         batch_size=128,
         lr=2e-3,
         every=500,
