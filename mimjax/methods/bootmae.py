@@ -1,28 +1,22 @@
 """BootMAE: bootstrapped masked autoencoders (Dong et al. 2022, arXiv:2207.07116).
 
-The encoder sees the visible patches. Two shallow decoders predict at the masked ones: one, fed the
-encoder's first block, predicts pixels; the other, fed its last block, predicts the features that a
-moving average of the encoder computes from the full image (sections 3.3 and 3.4).
+The encoder sees the visible patches. At the masked ones, a decoder fed its first block predicts
+pixels, another, fed its last, what a moving average of it computes from all patches (3.3, 3.4).
 
   loss = mean_m w |pixel - norm(x)|^2  +  lambda(t) mean_m w |LN(feature) - LN(average(x))|^2   (6)
 
 Defaults follow the official code. Where the paper differs, its form is an override:
-
   what       code (default)                         paper, as --config.method.<this>
   masks      120 block patches, topped up to 147    masking=Block masking.ratio=0.75
-                                                    masking.max_block=60
-                                                    masking.weights=neighbors
+                                                    masking.max_block=60 masking.weights=neighbors
   w          1 + share of masked neighbors          the same (appendix C); off: masking.weights=none
   norm       each color channel of a patch          pixel_target.norm=patch
   LN         target and prediction                  feature.normalize=none  (equation 5)
   lambda(t)  rises over a quarter of the epochs     feature.schedule.share=0.0
-  distance   MSE                                    the same; cosine: feature.loss=Cosine
-                                                    feature.normalize=none
+  distance   MSE, in the paper too; for a cosine:   feature.loss=Cosine feature.normalize=none
   average    its decay changes once per epoch       average.decay.per_step=True
   teacher    sees the full image                    feature_target.masked_share=0.667 (Table 5)
 """
-
-from __future__ import annotations
 
 import dataclasses
 
@@ -64,9 +58,8 @@ class Momentum(Schedule):
 
     def __call__(self, step, clock: Clock):
         epoch = step / clock.steps_per_epoch if self.per_step else clock.epoch(step)
-        first = self.start + jnp.clip(epoch / 100, 0, 1) * (self.middle - self.start)
-        then = self.middle + jnp.clip((epoch - 100) / 300, 0, 1) * (self.end - self.middle)
-        return jnp.where(epoch < 100, first, then)
+        knots = jnp.array([[0, 100, 400], [self.start, self.middle, self.end]])
+        return jnp.interp(epoch, *knots)
 
 
 @dataclasses.dataclass(frozen=True)
