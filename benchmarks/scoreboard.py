@@ -87,6 +87,7 @@ class Work:
             f"--config=configs/{self.cell.method}.py:demo,data={DATA}{path}",
             f"--workdir={self.place}",
             f"--config.seed={self.cell.seed}",
+            "--config.data.source.part=b",  # settings of the demos were chosen on part a
             f"--config.steps={self.args.steps}",
             "--config.eval.every=0",
             "--config.eval.probes=None",
@@ -225,12 +226,12 @@ def table(args: argparse.Namespace) -> str:
         "",
         *markdown(header, body),
         "",
-        f"- {args.steps:,} updates of 128 images for every method; seeds "
+        f"- {args.steps:,} updates of {DEMOS[DATA].batch_size} images for every method; seeds "
         f"{', '.join(map(str, args.seeds))}: mean ± standard deviation. The difference is that of "
         "equal seeds, ± its standard error.",
         f"- Linear probes are trained for 90 epochs, attentive and EP for {args.epochs}, on "
-        f"{args.labels} labels; learning rates are chosen on a tenth of the training images. 992 "
-        "test images.",
+        f"{args.labels} labels; learning rates are chosen on a tenth of the training images. The "
+        "996 test images are part b, on which nothing was chosen.",
         "- CPU seconds of training, start and compilation included. BEiT and CAE read a "
         f"discrete VAE ({mean_of(took) or 'not run'} s of training more), CAE v2 and MR-MAE the "
         "MAE above.",

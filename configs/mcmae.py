@@ -95,6 +95,7 @@ def demo(c, data):
     """Minutes on two CPU cores; no published number stands behind these settings."""
     d = small_run(c, data, CONV_VITS)  # data set, sizes of the encoder, steps, evaluations
     m = c.method
+    m.masking.ratio = d.mask_ratio or m.masking.ratio
     m.pixel_target.norm = "none"  # see `small_run`
     m.decoder.width, m.decoder.depth, m.decoder.heads = d.decoder_width, 2, 4
     return c

@@ -103,5 +103,6 @@ def demo(c, data, encoders):
     m.decoder.width, m.decoder.depth, m.decoder.heads = d.decoder_width, 2, 4
     # the largest attention of a small teacher is always at the same places: draw by it instead
     m.masking.select = "sample"
+    m.masking.ratio = d.mask_ratio or m.masking.ratio
     m.pixel_target.norm = "none"  # see `small_run`
     return c

@@ -37,6 +37,8 @@ class Demo:
       tokenizer_batch: images per update of the tokenizer.
       steps, batch_size, lr: of all other demos, the tokenizer's steps too.
       every: steps between two evaluations.
+      mask_ratio: share of the patches that is hidden at random, in place of the method's; None =
+        the method's.
       augment: settings of `data.augment` in place of the method's.
       channels, mean, std: of its images; None = the method's statistics.
       probes: whether its labels say anything, so that k-NN and a linear probe are measured.
@@ -52,6 +54,7 @@ class Demo:
     batch_size: int
     lr: float
     every: int
+    mask_ratio: float | None = None
     augment: dict[str, Any] = dataclasses.field(default_factory=dict)
     channels: int = 3
     mean: tuple[float, ...] | None = None
@@ -101,11 +104,14 @@ DEMOS = {
         conv_vit=STAGES
         | {"width": 96, "depth": 3, "heads": 4, "strides": (2, 2, 1), "image_size": (24, 24)},
         tokenizer=(16, 32, 2, 32),
-        tokenizer_batch=128,
-        steps=1000,
-        batch_size=128,
+        tokenizer_batch=64,
+        steps=1500,
+        batch_size=64,
         lr=2e-3,
         every=500,
+        # 9 of 36 patches say little of a digit: after 1,000 updates of 128 images MAE's linear
+        # probe had 64.8 % with 0.75 hidden, 73.3 % with a half (one seed; untrained 62.5 %)
+        mask_ratio=0.5,
         augment=WHOLE,
         channels=1,
         mean=(0.5,),

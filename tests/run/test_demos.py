@@ -17,12 +17,12 @@ def test_all_methods_see_shifted_digits_as_one_grid(name):
     """
     path = "'random' = noise" in helpers.CONFIGS[name].__doc__
     c = helpers.CONFIGS[name].get_config(f"demo,data=shifted_digits{',path=random' * path}")
-    task = make_task(c, Clock(1000, 12))
+    task = make_task(c, Clock(1500, 12))
     side = getattr(task.encoder, "patch", None) or task.encoder.step
     assert [length // side for length in task.views["image"].size] == [6, 6]
     assert {view.channels for view in task.views.values()} == {c.data.channels} == {1}
     assert (task.mean, task.std) == ((0.5,), (0.25,))
-    assert (c.data.augment.flip, c.steps, c.batch_size, c.eval.max_images) == (0, 1000, 128, 8000)
+    assert (c.data.augment.flip, c.steps, c.batch_size, c.eval.max_images) == (0, 1500, 64, 8000)
     assert c.optimizer.lr == 2e-3
     assert (c.eval.probes is None) == (name == "dvae")  # it has no encoder of images
 
