@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--steps", type=int, help="default: those of the demos")
     parser.add_argument("--epochs", type=int, default=10, help="of attentive and EP heads")
-    for kind, rates in (("attentive", "3,10"), ("ep", "100,300")):
+    for kind, rates in (("attentive", "10"), ("ep", "300")):
         parser.add_argument(f"--{kind}_rates", default=rates, help="factors of its learning rates")
     parser.add_argument("--labels", default="all")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one core each")
