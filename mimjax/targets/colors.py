@@ -13,13 +13,15 @@ def feature_colors(
 ) -> tuple[Float[Array, "b t 3"], Float[Array, "b t 3"]]:
     """The three leading principal components of all targets, scaled to [0, 1]; both in them.
 
-    Vectors are brought to length one first: only directions count.
+    Vectors are brought to length one first: only directions count. Where there are fewer than three
+    components, the colors of the others are dark.
     """
     target, pred = unit(target.astype(jnp.float32)), unit(pred.astype(jnp.float32))
     mean = target.mean((0, 1))
     flat = (target - mean).reshape(-1, target.shape[-1])
     _, vectors = jnp.linalg.eigh(flat.T @ flat)
     basis = vectors[:, -1:-4:-1]
+    basis = jnp.pad(basis, ((0, 0), (0, 3 - basis.shape[1])))
     ours, theirs = (pred - mean) @ basis, (target - mean) @ basis
     low, high = theirs.min((0, 1)), theirs.max((0, 1))
     scale = lambda x: jnp.clip((x - low) / jnp.maximum(high - low, 1e-12), 0, 1)
