@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 COMMA := ,
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-gate test-all lint types golden pin clean
+.PHONY: demo test test-gate test-all lint types golden pin docs wheel test-wheel clean
 
 $(VENV)/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -59,7 +59,7 @@ test: $(VENV)/dev
 test-gate: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 -m gate
 
-test-all: $(VENV)/dev $(VENV)/mm
+test-all: $(VENV)/dev $(VENV)/mm $(VENV)/docs
 	$(BIN)/python -m pytest -n 2
 
 golden: $(VENV)/dev
@@ -68,6 +68,27 @@ golden: $(VENV)/dev
 # with MIMJAX_GOLDEN=FOLDER:FOLDER of the official files; KINDS="mcmae.steps clip.hf" writes these alone
 pin: $(VENV)/dev
 	PYTHONPATH=. $(BIN)/python tests/pin.py $(KINDS)
+
+$(VENV)/docs: $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
+
+# the site, in docs/_build/html; a warning is an error. The tutorial is executed where it has changed
+# since it was executed last; with NOTEBOOKS=off it is not
+NOTEBOOKS ?= cache
+docs: $(VENV)/docs
+	NOTEBOOKS=$(NOTEBOOKS) $(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+
+# a release's file in dist/, and what it does in an empty folder with nothing else of this checkout
+wheel:
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+test-wheel: wheel
+	rm -rf dist/empty && $(PYTHON) -m venv dist/empty/.venv
+	dist/empty/.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt dist/mimjax-*.whl
+	cd dist/empty && .venv/bin/mimjax train --config=mae:demo --workdir=run \
+	  --config.steps=100 --config.eval.every=0 && test -s run/table.md && test -s run/report.html
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
   mimjax train --config=configs/beit.py:path=DALLE --workdir=DIR --config.data.path=DATA
   (DATA holds train/ and val/; DALLE: facebook/flava-image-codebook, .safetensors or .bin; see
-  the README, "Weights of tokenizers and teachers")
+  docs/teachers.md)
   arguments: configs/beit.py:size=l  size=ti|s|b|l|h, res=224, demo,
   data=digits|shifted_digits|photos, tokenizer=dalle|dvae|vqkd|vqgan|...,
   path=FILE or WORKDIR ('random' = noise, for tests)

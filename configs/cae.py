@@ -2,7 +2,7 @@
 
   mimjax train --config=configs/cae.py:path=DALLE --workdir=DIR --config.data.path=DATA
   (DATA holds train/ and val/; DALLE: facebook/flava-image-codebook, .safetensors or .bin; see
-  the README, "Weights of tokenizers and teachers")
+  docs/teachers.md)
   arguments: configs/cae.py:size=l  size=ti|s|b|l, res=224, epochs=800 (with the
   scripts' warm-up for that length), drop_path=0.1 (of all networks), demo,
   data=digits|shifted_digits|photos, path=FILE or WORKDIR ('random' = noise),

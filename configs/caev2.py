@@ -1,8 +1,8 @@
 """CAE v2 pretraining of ViT-B/16 on ImageNet-1k (Zhang et al. 2023), as in the official code.
 
   mimjax train --config=configs/caev2.py:path=CLIP --workdir=DIR --config.data.path=DATA
-  (DATA holds train/ and val/; CLIP: openai/clip-vit-base-patch16 as .safetensors; see the
-  README, "Weights of tokenizers and teachers")
+  (DATA holds train/ and val/; CLIP: openai/clip-vit-base-patch16 as .safetensors; see
+  docs/teachers.md)
   arguments: configs/caev2.py:size=l  size=ti|s|b|l, res=224, drop_path=0.1 (of all networks),
   demo, data=digits|shifted_digits|photos, tokenizer=clip|clip_l14|encoder, path=FILE or
   WORKDIR ('random' = noise, for tests)

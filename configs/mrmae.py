@@ -1,8 +1,8 @@
 """MR-MAE pretraining on ImageNet-1k (Gao et al. 2023), from the paper: no code was released.
 
   mimjax train --config=configs/mrmae.py:path=CLIP --workdir=DIR --config.data.path=DATA
-  (DATA holds train/ and val/; CLIP: openai/clip-vit-base-patch16 as .safetensors; see the
-  README, "Weights of tokenizers and teachers")
+  (DATA holds train/ and val/; CLIP: openai/clip-vit-base-patch16 as .safetensors; see
+  docs/teachers.md)
   arguments: configs/mrmae.py:size=l  size=s|b|l|h, res=224, backbone=conv|vit, demo,
   data=digits|shifted_digits|photos, teacher=clip|dino|joint|encoder, path=FILE or WORKDIR
   ('random' = noise)

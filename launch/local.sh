@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several processes of one run on this machine, each with its share of every batch.
 #   NUM=2 launch/local.sh --config=configs/bootmae.py:demo --workdir=runs/two
-# The exit code is the run's (README): 75 after SIGTERM, and the same command continues.
+# The exit code is the run's (docs/running.md): 75 after SIGTERM, and the same command continues.
 # On GPUs each process gets one: process i sees CUDA device i. On CPU each has one device.
 set -euo pipefail
 NUM="${NUM:-2}"

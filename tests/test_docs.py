@@ -1,12 +1,22 @@
-"""Documents name what is there: code that compiles, programs, flags and links that exist."""
+"""Documents say what is true: their code runs, and programs, flags, files and links exist.
 
+The site's own build (`make docs`) checks its links and pages once more, with warnings as errors.
+"""
+
+import ast
+import importlib
+import json
+import os
+import pathlib
 import re
 import shlex
 import subprocess
+import sys
 
 import helpers
 import pytest
 from absl import flags
+from pages import DOCS, FENCE, NOTEBOOK, PART, made, name
 
 from mimjax.data.sources import SourceConfig, short_name
 from mimjax.programs import cli, usage
@@ -15,22 +25,16 @@ from mimjax.run.sections import load
 from mimjax.schema import build, make_task
 from mimjax.task import Clock
 
-DOCS = [helpers.ROOT / "README.md", *sorted((helpers.ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted((helpers.ROOT / "configs").rglob("*.py"))
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
 # up to the end of the line or of an inline `code`; a backslash continues the line
 NAMES = "|".join(usage.PROGRAMS)
 COMMAND = re.compile(rf"(?<![\w/.(])mimjax ({NAMES})(?=[\s`])((?:\\\n|[^`\n])*)")
-LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)|\]\((#[^)\s]+)\)")
-
-
-def name(path):
-    return str(path.relative_to(helpers.ROOT))
+LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
 
 
 def python_blocks():
     return [
-        pytest.param(code, id=f"{path.name}:{text[: m.start()].count(chr(10)) + 2}")
+        pytest.param(code, id=f"{name(path)}:{text[: m.start()].count(chr(10)) + 2}")
         for path in DOCS
         for text in [path.read_text()]
         for m in FENCE.finditer(text)
@@ -51,11 +55,46 @@ def commands():
             positional = hasattr(helpers.module_of(program), "POSITIONAL") and text.strip()
             if text.strip().startswith("--") or positional:
                 words = tuple(shlex.split(text, comments=True))
+                if PART.search(text):  # of a file that the page shows: see `parts`
+                    continue
                 found.setdefault((program, words), name(path))
     return [
         pytest.param(program, list(words), id=f"{place}:{program} {' '.join(words)[:60]}")
         for (program, words), place in found.items()
     ]
+
+
+def typed_in_notebook():
+    """The commands of the tutorial's calls of `run`."""
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    trees = [ast.parse("".join(c["source"])) for c in cells if c["cell_type"] == "code"]
+    calls = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Call)]
+    named = [n for n in calls if isinstance(n.func, ast.Name) and n.func.id == "run"]
+    return [shlex.split(ast.literal_eval(n.args[0])) for n in named]
+
+
+@pytest.mark.parametrize("words", typed_in_notebook(), ids=lambda words: words[1])
+def test_commands_of_the_tutorial_parse(words, monkeypatch):
+    monkeypatch.chdir(helpers.ROOT)
+    assert words[0] == "mimjax"
+    helpers.program(*words[1:], parse_only=True)
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs(tmp_path, monkeypatch):
+    """As the site's build executes it; only the lengths of its runs are cut."""
+    nbclient, nbformat = (importlib.import_module(name) for name in ("nbclient", "nbformat"))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:
+        cell.source = re.sub(r"--config.steps=\d+", "--config.steps=60", cell.source)
+    bin_folder = str(pathlib.Path(sys.executable).parent)
+    monkeypatch.setenv("PATH", bin_folder, prepend=os.pathsep)
+    nbclient.NotebookClient(
+        notebook, timeout=900, resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    last = next(c for c in reversed(notebook.cells) if c.cell_type == "code")
+    text = "".join(out.get("text", "") for out in last.outputs)
+    assert float(re.search(r"difference of logits: (\S+)", text)[1]) < 1e-4
 
 
 def anchor(title):
@@ -105,10 +144,10 @@ def test_make_demo_starts_every_method(method):
     out = subprocess.run(words, cwd=helpers.ROOT, capture_output=True, text=True, check=True)
     found = re.findall(r"--config=configs/([\w/]+)\.py:(\S+).*?--workdir=(\S+)", out.stdout, re.S)
     first = FIRST.get(method)
-    assert [name for name, *_ in found] == ([first, method] if first else [method])
-    for name, argument, _ in found:
+    assert [word for word, *_ in found] == ([first, method] if first else [method])
+    for word, argument, _ in found:
         for data in DATA:
-            c = load(f"{name}:{argument}".replace("shifted_digits", data))
+            c = load(f"{word}:{argument}".replace("shifted_digits", data))
             assert short_name(build(SourceConfig, c.data.source, "data.source")) == data
             view = make_task(c, Clock(1, 1)).views["image"]
             assert (view.size, view.channels) == (SIZES[data], c.data.channels)
@@ -116,13 +155,19 @@ def test_make_demo_starts_every_method(method):
         assert found[1][1].endswith(f"path={found[0][2]}")
 
 
+def headings(path):
+    """The anchors of a page, as GitHub and the site make them."""
+    text = FENCE.sub("", path.read_text())
+    return {anchor(m[1]) for m in re.finditer(r"^#+ (.*)", text, re.M)}
+
+
 @pytest.mark.parametrize("path", DOCS, ids=name)
 def test_links_lead_somewhere(path):
-    text = path.read_text()
-    titles = [m[1] for m in re.finditer(r"^#+ (.*)", FENCE.sub("", text), re.M)]
-    anchors = {anchor(t) for t in titles}
-    for file, _, here in LINK.findall(text):
-        if here:
-            assert here in anchors, here
-        elif not file.startswith(("http:", "https:")):
-            assert (path.parent / file).exists(), file
+    for file, place in LINK.findall(FENCE.sub("", path.read_text())):
+        if file.startswith(("http:", "https:")):
+            continue
+        target = path.parent / file if file else path
+        assert target.exists(), file
+        # a page that includes a file of the repository has its headings
+        pages = [target, *(helpers.ROOT / w.split()[1] for w in made(target) if "included" in w)]
+        assert not place or any(place in headings(p) for p in pages), f"{file}{place}"

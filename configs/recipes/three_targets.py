@@ -2,8 +2,7 @@
 
   mimjax train --config=configs/recipes/three_targets.py:path=CLIP --workdir=DIR
     --config.data.path=IMAGENET
-  (CLIP: openai/clip-vit-base-patch16 as .safetensors; see the README, "Weights of tokenizers and
-  teachers")
+  (CLIP: openai/clip-vit-base-patch16 as .safetensors; see docs/teachers.md)
   arguments: size=ti|s|b|l, res=224, teacher=clip|dino|encoder, path=FILE or WORKDIR ('random' =
   noise), demo (the teacher is an encoder of configs/mae.py:demo), data=digits|shifted_digits|photos
 

@@ -157,7 +157,7 @@ def make_frozen(
             names = ", ".join(at(abstract, name))
             raise ConfigError(
                 f"{owner.key}: none, but {c.task} learns from a frozen network ({names}); "
-                "allowed: a workdir, .safetensors, .pth (README: where each is published), or "
+                "allowed: a workdir, .safetensors, .pth (see docs/teachers.md), or "
                 f"'{RANDOM}' (tests and benchmarks only)"
             )
     files = {name: str(o.path) for name, o in owners.items() if o.path != RANDOM}

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -440,19 +441,23 @@ def test_load_is_the_function_itself():
 
 
 @pytest.mark.gate
-def test_the_script_of_the_readme(workdir, photos, tmp_path, monkeypatch, capsys):
-    """Executed as it stands, on a run at the path that it names."""
-    text = (helpers.ROOT / "README.md").read_text()
-    scripts = re.findall(r"```python\n(.*?)```", text, re.S)
-    script = next(x for x in scripts if "mimjax.load(" in x)
-    assert len(script.strip().splitlines()) <= 12
+def test_the_scripts_of_readme_and_page(workdir, photos, tmp_path, monkeypatch, capsys):
+    """Executed as they stand, on a run at the paths that they name."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/bootmae_digits_0").symlink_to(workdir[0])
+    (tmp_path / "runs/mine").symlink_to(workdir[0])
     (tmp_path / "photos").symlink_to(photos)
     monkeypatch.chdir(tmp_path)
-    exec(compile(script, "README.md", "exec"), {})
+    for page in ("README.md", "docs/python.md"):
+        text = (helpers.ROOT / page).read_text()
+        script = re.search(r"```python\n(.*?)```", text, re.S)[1]
+        assert "mimjax.load(" in script
+        names = {}
+        exec(compile(script, page, "exec"), names)
+        assert names["features"].shape == (3, 32)
+        assert Image.open("reconstruction.png").size[0] > 100
+        pathlib.Path("reconstruction.png").unlink()
     assert capsys.readouterr().out.startswith("(3, 32) (3, 17, 32) ")
-    assert Image.open("reconstruction.png").size[0] > 100
     assert jnp.zeros(1).dtype == np.float32  # nothing global was changed
 
 

@@ -1,4 +1,4 @@
-"""`mimjax export` on a run's workdir, what it refuses, and the README's example."""
+"""`mimjax export` on a run's workdir, what it refuses, and the page's example."""
 
 import dataclasses
 import importlib.metadata
@@ -76,11 +76,10 @@ def test_as_a_real_process(run):
 
 
 @pytest.mark.gate
-def test_readme(run, monkeypatch, capsys):
-    """The commands and the script of "Take the weights elsewhere", as they stand there."""
+def test_page(run, monkeypatch, capsys):
+    """The first commands and the script of the page on exports, as they stand there."""
     stubs.replace("torchvision")
-    text = (helpers.ROOT / "README.md").read_text()
-    text = text[text.index("## Take the weights elsewhere") :]
+    text = (helpers.ROOT / "docs/export.md").read_text()
     commands = re.search(r"```\n(.*?)```", text, re.S)[1].strip().splitlines()
     script = re.search(r"```python\n(.*?)```", text, re.S)[1]
     assert len([line for line in script.splitlines() if line.strip()]) <= 10
