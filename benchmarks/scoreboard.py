@@ -77,6 +77,8 @@ class Work:
         rows = "pretrained,untrained" + (f",{RAW}" if cell.method == METHODS[0] else "")
         if cell.method in METHODS:  # raw pixels depend on no method
             self.steps += [self.evaluate(rows, kind) for kind in PROTOCOLS]
+        known = self.record().get("done", [])
+        self.steps = [words for words in self.steps if words not in known]
         self.process: subprocess.Popen[bytes] | None = None
 
     def train(self) -> list[str]:
@@ -119,7 +121,7 @@ class Work:
             self.process.returncode = os.waitstatus_to_exitcode(status)
             if self.process.returncode:
                 raise SystemExit(f"{self.cell.name}: failed; see {self.place}.log")
-            self.add_seconds(self.steps.pop(0)[0], used.ru_utime + used.ru_stime)
+            self.note(self.steps.pop(0), used.ru_utime + used.ru_stime)
             for kind in PROTOCOLS:  # hundreds of megabytes that no later step reads
                 shutil.rmtree(self.place / kind / "features", ignore_errors=True)
         if not self.steps:
@@ -134,12 +136,17 @@ class Work:
         if self.core is not None:
             os.sched_setaffinity(0, {self.core})
 
-    def add_seconds(self, what: str, seconds: float) -> None:
-        """Add the CPU seconds of a process to those of the cell; those of killed ones are lost."""
+    def record(self) -> dict[str, Any]:
+        """Return what is known of the cell: CPU seconds by program, and the commands that ran."""
         file = pathlib.Path(f"{self.place}.seconds.json")
-        known = json.loads(file.read_text()) if file.exists() else {}
-        known[what] = round(known.get(what, 0) + seconds, 1)
-        file.write_text(json.dumps(known) + "\n")
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def note(self, words: list[str], seconds: float) -> None:
+        """Add a command that ran, and its CPU seconds; those of killed ones are lost."""
+        known = self.record()
+        known[words[0]] = round(known.get(words[0], 0) + seconds, 1)
+        known["done"] = [*known.get("done", []), words]
+        pathlib.Path(f"{self.place}.seconds.json").write_text(json.dumps(known) + "\n")
 
 
 def run(cells: list[Cell], args: argparse.Namespace) -> None:
