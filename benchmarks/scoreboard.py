@@ -208,7 +208,7 @@ def rows_of(args: argparse.Namespace, method: str) -> list[list[str]]:
     cells = [Cell(method, seed) for seed in args.seeds]
     by_row = {row: [scores(args, c, row) for c in cells] for row in ("pretrained", "untrained")}
     lines = []
-    took = [seconds(args, c).get("train", 0.0) for c in cells if seconds(args, c)]
+    took = [found["train"] for c in cells if "train" in (found := seconds(args, c))]
     for row, found in by_row.items():
         numbers = [mean_of([x[p] for x in found if p in x]) for p in TITLES]
         time_ = f"{np.mean(took):.0f}" if row == "pretrained" and took else ""
@@ -227,7 +227,8 @@ def table(args: argparse.Namespace) -> str:
     raw = [scores(args, Cell(METHODS[0], seed), RAW) for seed in args.seeds]
     body.append(["raw pixels", *(mean_of([x[p] for x in raw if p in x]) for p in TITLES), ""])
     teachers = {Cell(FIRST[m], s) for m in args.methods for s in args.seeds if m in FIRST}
-    took = [seconds(args, c).get("train", 0.0) for c in teachers if c.method not in METHODS]
+    tokenizers = [seconds(args, c) for c in teachers if c.method not in METHODS]
+    took = [found["train"] for found in tokenizers if "train" in found]
     lines = [
         f"`{' '.join(['python -m benchmarks.scoreboard', *args.words])}`, {datetime.date.today()}.",
         "",
