@@ -60,6 +60,7 @@ raises `ConfigError` where its settings do not suit the task or the data. Its ar
   - `jit(fn)`: compiles a function, with full products of float32 and outputs that every process
     can read.
   - `write(name, png)`: writes a picture into the workdir's pictures/.
+  - `keep(name, text)`: writes a text file into the workdir's tables/.
   - `warn(step, text)`: tells the reader of the curves and of the report what they must know.
 
 The function that `make` returns is called at the first step, every `every` steps and at the last.

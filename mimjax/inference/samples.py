@@ -108,6 +108,8 @@ class Bench:
       dtype: "float32", or "bfloat16" for speed.
       write: (file name, PNG bytes) -> None, writes into the workdir's pictures/; a name ends with
         "_" and the step, "what_0001000.png". To be called in process 0 only.
+      keep: (file name, text) -> None, writes "what_0001000.json" into the workdir's tables/. To be
+        called in process 0 only.
       warn: (step, text) -> None, says what a reader of the curves must know.
     """
 
@@ -122,6 +124,7 @@ class Bench:
     bad_files: BadFiles = dataclasses.field(default_factory=BadFiles)
     dtype: str = "float32"
     write: Callable[[str, bytes], None] = discard
+    keep: Callable[[str, str], None] = discard
     warn: Callable[[int, str], None] = discard
 
     def __post_init__(self):

@@ -22,6 +22,14 @@ def text(plain: object) -> str:
     return html.escape(str(plain))
 
 
+def short(plain: str, longest: int) -> str:
+    """Return plain text as HTML; of a long one the beginning, with the whole in its title."""
+    whole = plain.encode(errors="replace").decode()  # a folder's name need not be text
+    if len(whole) <= longest:
+        return text(whole)
+    return f'<span title="{text(whole)}">{text(whole[: longest - 1])}…</span>'
+
+
 def page(title: str, **parts: str) -> str:
     """Return the whole page.
 
@@ -82,17 +90,19 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def image(data: bytes, caption: str, about: str) -> str:
-    """Return a picture, whose bytes stand in the HTML itself, with its caption.
+    """Return a picture with its caption; see `png`."""
+    return f"<figure><figcaption>{text(caption)}</figcaption>{png(data, about)}</figure>"
+
+
+def png(data: bytes, about: str) -> str:
+    """Return a picture, whose bytes stand in the HTML itself.
 
     Args:
       data: a PNG file.
       about: the text in place of the picture.
     """
     source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    return (
-        f"<figure><figcaption>{text(caption)}</figcaption>"
-        f'<img alt="{text(about)}" src="{source}"></figure>'
-    )
+    return f'<img alt="{short(about, len(about))}" src="{source}">'
 
 
 def several(parts: Iterable[str], kind: str) -> str:

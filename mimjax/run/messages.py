@@ -21,9 +21,10 @@ from mimjax import __version__, rules
 from mimjax.data.configured import source_config
 from mimjax.evaluators.pictures import PictureWriter
 from mimjax.models.attention_maps import num_blocks
-from mimjax.run import report
+from mimjax.run import mistakes, report
 from mimjax.schedules import in_words
 from mimjax.schema import Config, build, defaults
+from mimjax.storage import confusions
 from mimjax.task import Pretraining, Task, View
 from mimjax.train.optimizers import OptimizerConfig, factors
 from mimjax.train.program import Program
@@ -152,10 +153,23 @@ def end_lines(run: Run) -> str:
     parts = [
         f"What is predicted: {run.setup.program.task.story}",
         *([] if run.setup.task.learns_labels else [f"Picture: {picture or why_no_picture(run)}"]),
+        *mistaken(run),
         *([table] if table else []),
         "\n  ".join(["Next:", *commands(run, bool(picture))]),
     ]
     return "\n\n".join(parts)
+
+
+def mistaken(run: Run) -> list[str]:
+    """Return what was wrong at the last evaluation of each name, and where it is kept."""
+    out = []
+    for file in confusions.latest(run.workdir, run.setup.clock.total_steps):
+        if found := confusions.read(run.workdir, file):
+            path = lambda name: typed_path(run.workdir.file(name))
+            picture = f"; pictures: {path(f'pictures/{found.picture}')}" * bool(found.mistakes)
+            counts = path(f"{confusions.FOLDER}/{file}")
+            out.append(f"Mistakes: {mistakes.sentence(found)}\n  counts: {counts}{picture}")
+    return out
 
 
 def newest_picture(workdir: Workdir) -> str:

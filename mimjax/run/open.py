@@ -121,7 +121,7 @@ def _begin(setup: Setup, log: Log, lock: RunLock, recipe: tuple[str, dict[str, A
     wanted = build(Boards, c.boards, "boards").by_name.values()
     log.boards = open_boards(wanted, workdir, c.to_dict(), begin.state.step)
     if setup.bench:
-        setup.bench.write, setup.bench.warn = log.picture, log.warn
+        setup.bench.write, setup.bench.keep, setup.bench.warn = log.picture, log.table, log.warn
     config = json.loads(settings.config_json(c))
     known = versions(), settings.resolved(c), recipe, setup.task.story
     return Run(

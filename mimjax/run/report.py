@@ -19,6 +19,7 @@ from mimjax.errors import ConfigError
 from mimjax.evaluators.table import render
 from mimjax.plots import page
 from mimjax.plots.curves import Series, chart
+from mimjax.run import mistakes
 from mimjax.storage import config_version, lock
 from mimjax.storage.files import Workdir
 from mimjax.storage.settings import flatten
@@ -208,6 +209,7 @@ def page_of(record: Record, recipe: Recipe | None = None) -> str:
     """Return the report of one run in HTML; see `publish`."""
     line = f"{record.task} · written {now()}"
     head = page.header(record.name, line, tiles(record.rows), record.story)
+    last = max((row["step"] for row in record.rows), default=-1)
     draw = lambda plot, names: [
         chart(plot.title, [_series(record.rows, n, plot) for n in names], plot.unit, plot.log)
     ]
@@ -216,6 +218,7 @@ def page_of(record: Record, recipe: Recipe | None = None) -> str:
         header=head + page.warnings(record.warnings),
         pictures=page.section("Pictures", pictures(record.workdir)),
         table=page.section("Table", page.markdown(record.table)),
+        mistakes=mistakes.sections(record.workdir, last),
         curves=curves(metrics(record.rows), draw),
         settings=page.section("Configuration", configuration(record.settings, recipe)),
         start=page.section("Start", page.lines(record.start)),
@@ -242,6 +245,7 @@ def tiles(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
         "step": ("step", lambda v: f"{v:,}"),
         "epoch": ("epoch", lambda v: f"{v:,.1f}"),
         "loss/total": ("loss", lambda v: f"{v:.4f}"),
+        "eval/accuracy/top1": ("accuracy", lambda v: f"{v:.1f} %"),
         "img_per_sec": ("images / s", lambda v: f"{v:,.0f}"),
         "data_wait": ("waiting for data", lambda v: f"{100 * v:.0f} %"),
         "mfu": ("MFU", lambda v: f"{100 * v:.1f} %"),

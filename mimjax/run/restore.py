@@ -146,7 +146,7 @@ def set_aside(start: Start, workdir: Workdir, checkpoints: Checkpoints, say: Say
     """Move files that a run cannot continue from into `broken/`; nothing is deleted."""
     checkpoints.set_aside(list(start.damaged), say)
     if start.anew:
-        for name in ("metrics.jsonl", "table.md", "config.json", "classes.json"):
+        for name in ("metrics.jsonl", "table.md", "tables", "config.json", "classes.json"):
             if workdir.writer and workdir.file(name).exists():
                 say(
                     f"{name} of the run before was moved to "

@@ -31,7 +31,7 @@ STAGED = {"new", "old", "list"}  # names that a stage may contain
 RUN_FILES = {
     *("checkpoints", "broken", "pictures", "wandb", "config.json", "classes.json", "train.log"),
     *("metrics.jsonl", "table.md", "report.html", "data_index.npz", "teacher.json", "run.lock"),
-    "parameters.txt",
+    *("parameters.txt", "tables"),
 }
 
 

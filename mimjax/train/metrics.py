@@ -148,6 +148,10 @@ class Log:
         for board in self.boards:
             board.picture(int(step), what, data)
 
+    def table(self, name: str, text: str) -> None:
+        """Write a text file to tables/."""
+        self.workdir.write_text(f"tables/{name}", text)
+
     def evaluated(self, step: int) -> bool:
         """Return whether metrics.jsonl has an evaluation of `step`."""
         rows, _ = self.workdir.read_lines("metrics.jsonl")

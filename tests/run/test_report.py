@@ -1,22 +1,30 @@
 """The report: whole, self-contained, escaped, and true to metrics.jsonl."""
 
+import base64
+import dataclasses
 import html.parser
+import io
 import json
 import re
 import subprocess
 import sys
 
 import helpers
+import numpy as np
 import pytest
+from PIL import Image
 
 from mimjax.errors import ConfigError
+from mimjax.plots import reconstructions
 from mimjax.run import comparison, report
 from mimjax.storage import lock
+from mimjax.storage.classes import Classes
+from mimjax.storage.confusions import Confusion, Mistake
 from mimjax.storage.files import Workdir
 
 pytestmark = pytest.mark.usefixtures("charts")
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "br"}
 
 
 class Page(html.parser.HTMLParser):
@@ -131,8 +139,84 @@ def make_run(folder, task="mimjax.methods.mae:MAE", seed=0, loss=1.0, about=(), 
     return w
 
 
+NAMES = ('<b>&"', "a name of " + "very " * 20 + "many letters", "folder \udcff")
+
+
+def classified(folder, cells, names=NAMES, mistakes=()):
+    """A workdir of a run that learned labels, with its last evaluation at step 4."""
+    run = make_run(folder)
+    found = Confusion("accuracy", 4, len(names), cells, mistakes)
+    run.write_text(f"tables/{found.file}", found.to_json())
+    Classes(len(names), names).write(run)
+    return run, found
+
+
 def run_program(*words):
     helpers.program("report", *map(str, words))
+
+
+def test_what_is_confused_and_the_mistakes_are_shown(tmp_path):
+    mistakes = (Mistake(7, 0, 1, 0.99999, (0, 0, 4, 2)), Mistake(8, 2, 0, 0.5, (4, 2, 8, 4)))
+    cells = ((0, 0, 1200), (0, 1, 1), (2, 0, 1), (2, 2, 3))
+    run, found = classified(tmp_path / "run", cells, mistakes=mistakes)
+    pixels = np.arange(96, dtype=np.uint8).reshape(4, 8, 3)
+    run.write_bytes(f"pictures/{found.picture}", reconstructions.png(Image.fromarray(pixels)))
+    run.write_text("tables/other_0000002.json", "{")
+    run_program(run.path)
+    text = run.read_text("report.html")
+    page = Page(text)
+    words = " ".join(page.text)
+    assert '<b>&"' in words  # as text,
+    assert "<b>&&quot;" not in text  # not as a tag
+    assert 'title="a name of very' in text
+    assert "At step 4, 2 of 1,205 test images are wrong." in words
+    assert "tables/other_0000002.json is damaged and left out." in words
+    body = text[text.index("<tbody>", text.index("Rows: the true class")) :]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in body.split("</tr>")[:4]]
+    assert rows == [
+        ["1,200", "1", "0", "1,201", "99.9"],
+        ["0", "0", "0", "0", "–"],
+        ["1", "0", "3", "4", "75.0"],
+        ["1,201", "1", "3", "1,205", "99.8"],
+    ]
+    shown = text[text.index("Most confident mistakes") :]
+    assert shown.index("over 99.9 %") < shown.index("50.0 %")
+    assert "of class folder ?, predicted &lt;b&gt;&amp;&quot;" in shown
+    images = page.links[-2:]  # behind the reconstruction
+    tiles = [np.asarray(Image.open(io.BytesIO(base64.b64decode(x[22:])))) for x in images]
+    np.testing.assert_array_equal(tiles[0], pixels[:2, :4])
+    np.testing.assert_array_equal(tiles[1], pixels[2:, 4:])
+    run.write_bytes(f"pictures/{found.picture}", b"no picture")
+    run_program(run.path)
+    assert "The images are gone: pictures/mistakes_accuracy_0000004.png" in run.read_text(
+        "report.html"
+    )
+
+
+def test_nothing_is_drawn_where_no_image_is_wrong(tmp_path):
+    run, _ = classified(tmp_path / "right", ((0, 0, 5), (1, 1, 6)))
+    run_program(run.path)
+    text = run.read_text("report.html")
+    assert "At step 4 none of 11 test images is wrong." in text
+    assert "Most confident mistakes" not in text
+    old, found = classified(tmp_path / "old", ((0, 0, 5),))
+    later = dataclasses.replace(found, step=5, name="later")  # the run went back from there
+    old.write_text(f"tables/{later.file}", later.to_json())
+    run_program(old.path)
+    assert "At step 5" not in old.read_text("report.html")
+
+
+def test_of_many_classes_the_most_confused_pairs_are_shown(tmp_path):
+    names = tuple(f"class {i}" for i in range(30))
+    cells = tuple((i, i, 8) for i in range(30)) + tuple((i, 0, 1 + i % 2) for i in range(1, 30))
+    run, _ = classified(tmp_path, cells, names)
+    run_program(run.path)
+    text = run.read_text("report.html")
+    assert "The 20 most frequent of 29 pairs" in text
+    rows = re.findall(r"<tr><td>(class \d+)</td><td>class 0</td><td>(\d)</td><td>(.*?)</td>", text)
+    assert rows[0] == ("class 1", "2", "20.0 % of 10")
+    assert [r[1] for r in rows] == ["2"] * 15 + ["1"] * 5
+    assert "Rows: the true class" not in text
 
 
 def test_the_files_of_a_run_are_enough(tmp_path):

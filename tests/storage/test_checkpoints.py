@@ -208,7 +208,11 @@ def add_a_parameter(monkeypatch, request):
 def test_a_new_start_is_asked_for_and_keeps_what_is_there(copy):
     shutil.rmtree(copy / "checkpoints")
     metrics, settings = (copy / "metrics.jsonl").read_bytes(), (copy / "config.json").read_bytes()
+    (copy / "tables").mkdir()
+    (copy / "tables/accuracy_0000003.json").write_text("{}")
     _, state = inside.go(config(restart=True), copy)
+    assert (copy / "broken/tables/accuracy_0000003.json").exists()  # no report shows it as new
+    assert not (copy / "tables").exists()
     assert int(state.step) == 3
     assert (copy / "broken/metrics.jsonl").read_bytes() == metrics
     assert (copy / "broken/config.json").read_bytes() == settings

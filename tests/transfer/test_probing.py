@@ -24,7 +24,8 @@ from mimjax.evaluators.health import Health
 from mimjax.evaluators.probes import Probes
 from mimjax.inference.samples import Subset
 from mimjax.models.vit import ViT
-from mimjax.run import setup
+from mimjax.run import mistakes, setup
+from mimjax.storage import confusions
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
 from mimjax.task import Clock, TrainState, init_state
@@ -79,7 +80,15 @@ def test_sizes_heads_and_statistics_come_from_the_run(probed, model):
     assert "Picture" not in said
     assert "which of 10 classes an image belongs to" in said
     assert set(measured(place)) == {"eval/accuracy/top1", "eval/accuracy/top5"}
-    assert (place / "report.html").exists()
+    (file,) = confusions.latest(Workdir(str(place)), 3)
+    found = confusions.read(Workdir(str(place)), file)
+    assert mistakes.sentence(found) in said
+    assert mistakes.sentence(found) in (place / "report.html").read_text()
+    for name in (f"tables/{file}", f"pictures/{found.picture}"):
+        assert (place / name).exists()
+        assert f"{place}/{name}" in said
+    right = 100 * np.trace(found.counts) / len(make_source("digits", "test"))
+    assert measured(place)["eval/accuracy/top1"][-1] == pytest.approx(right)
 
 
 def test_accuracy_is_that_of_every_test_image_on_one_and_on_eight_devices(probed, model, tmp_path):
@@ -183,8 +192,9 @@ def test_accuracy_counts_labels_alone_and_breaks_ties_by_order():
     params, stats = jax.jit(made.init)(jax.random.key(0))
     frozen = helpers.frozen(made)
     mesh = evaluator_runs.started()[1]
-    said = []
-    bench = evaluator_runs.bench(made, mesh, max_images=20, warn=lambda *x: said.append(x))
+    said, kept = [], []
+    hear = {"warn": lambda *x: said.append(x), "keep": lambda *x: kept.append(x)}
+    bench = evaluator_runs.bench(made, mesh, max_images=20, **hear)
     measure = Accuracy(top=(1, 3, 30), max_images=50).make(bench)
     state = TrainState(
         jax.numpy.int32(0), jax.tree.map(jax.numpy.zeros_like, params), stats, {}, ()
@@ -198,6 +208,7 @@ def test_accuracy_counts_labels_alone_and_breaks_ties_by_order():
     broken = state.replace(params=jax.tree.map(lambda x: x * np.nan, params))
     assert all(np.isnan(v) for _, v in measure(broken, frozen))
     assert said == [(0, "eval/accuracy is NaN: 50 rows of logits are not finite")]
+    assert len(kept) == 1  # and none of what is not finite
 
 
 @pytest.mark.parametrize(
