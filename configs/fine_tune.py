@@ -49,6 +49,8 @@ class Recipe:
     Attributes:
       base_lr: learning rate per 256 images; lr: the absolute one in its place.
       layer_decay, drop_path: see `FineTune`.
+      group: images on one GPU of the published command, which the code mixes among themselves;
+        None = no source of ours says it, the whole batch is mixed.
     """
 
     epochs: float = 100.0
@@ -58,25 +60,26 @@ class Recipe:
     lr: float | None = None
     layer_decay: float = 0.65
     drop_path: float = 0.1
+    group: int | None = None
 
 
-MAE = {  # FINETUNE.md
-    "b": Recipe(),
-    "l": Recipe(50.0, base_lr=1e-3, layer_decay=0.75, drop_path=0.2),
-    "h": Recipe(50.0, base_lr=1e-3, layer_decay=0.75, drop_path=0.3),
+MAE = {  # FINETUNE.md; 32 images on each of 32 GPUs
+    "b": Recipe(group=32),
+    "l": Recipe(50.0, base_lr=1e-3, layer_decay=0.75, drop_path=0.2, group=32),
+    "h": Recipe(50.0, base_lr=1e-3, layer_decay=0.75, drop_path=0.3, group=32),
 }
-BOOTMAE = {  # the scripts; rates are absolute
-    "b": Recipe(warmup=20.0, batch_size=2048, lr=5e-3, layer_decay=0.6),
-    "l": Recipe(50.0, lr=1.5e-3, layer_decay=0.75),
+BOOTMAE = {  # the scripts, 8 GPUs with 256 or 128 images; rates are absolute
+    "b": Recipe(warmup=20.0, batch_size=2048, lr=5e-3, layer_decay=0.6, group=256),
+    "l": Recipe(50.0, lr=1.5e-3, layer_decay=0.75, group=128),
 }
-BEIT = {  # README; L: its epochs, warm-up, rate and drop path are CAE's (ours)
-    "b": Recipe(warmup=20.0, lr=4e-3),
-    "l": Recipe(50.0, lr=2e-3, layer_decay=0.75, drop_path=0.2),
+BEIT = {  # README, 8 GPUs with 128; L: its epochs, warm-up, rate and drop path are CAE's (ours)
+    "b": Recipe(warmup=20.0, lr=4e-3, group=128),
+    "l": Recipe(50.0, lr=2e-3, layer_decay=0.75, drop_path=0.2, group=128),
 }
-CAE = {  # appendix, "Fine-tuning on ImageNet"; drop path: the scripts
-    "s": Recipe(200.0, batch_size=4096, lr=1.6e-2, layer_decay=0.75),
-    "b": Recipe(batch_size=4096, lr=8e-3),
-    "l": Recipe(50.0, batch_size=4096, lr=2e-3, layer_decay=0.75, drop_path=0.2),
+CAE = {  # appendix, "Fine-tuning on ImageNet", 32 GPUs with 128; drop path: the scripts
+    "s": Recipe(200.0, batch_size=4096, lr=1.6e-2, layer_decay=0.75, group=128),
+    "b": Recipe(batch_size=4096, lr=8e-3, group=128),
+    "l": Recipe(50.0, batch_size=4096, lr=2e-3, layer_decay=0.75, drop_path=0.2, group=128),
 }
 CAEV2 = {  # project/CAEv2/scripts; S's layer decay, drop path and L: appendix and Table 10
     "ti": Recipe(lr=4e-3, layer_decay=0.85, drop_path=0.0),
@@ -114,8 +117,9 @@ def get_config(arg=None):
     # the head's weights: 2e-5 (MAE, MCMAE); 0.02 times an init_scale of 0.001 (BEiT's code)
     c.method = m = section(FineTune, head=LinearClassifier(init_std=2e-5))
 
-    # labels and images: all codes; the draws of a batch are those of one GPU there
-    m.mixing = section(Mixing(mixup=0.8, cutmix=1.0, probability=1.0, switch=0.5, mode="batch"))
+    # labels and images: all codes
+    mixing = Mixing(mixup=0.8, cutmix=1.0, probability=1.0, switch=0.5, mode="batch", group=r.group)
+    m.mixing = section(mixing)
     m.smoothing, m.erase = 0.1, 0.25  # --smoothing, --reprob
     if a.method == "caev2" and a.size == "ti":  # Table 10
         m.mixing.mixup, m.mixing.cutmix, m.smoothing = 0.2, 0.0, 0.0

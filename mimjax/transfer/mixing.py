@@ -78,7 +78,8 @@ class Mixing:
       switch: how often it is CutMix, where there are both.
       mode: what shares a draw: all images of a group ("batch"), the two of a pair, or none
         ("elem").
-      group: images, next to each other in the batch, that are mixed among themselves; None = all.
+      group: images, next to each other in the batch, that are mixed among themselves; None = all,
+        as in a batch that is no larger.
     """
 
     mixup: NonNegative = 0.8
@@ -108,11 +109,15 @@ class Mixing:
                 f"batch_size: {batch_size} with {key}; allowed: even numbers (images are mixed in "
                 "pairs)"
             )
-        if self.group is not None and (self.group % 2 or batch_size % self.group):
+        if self.group is not None and (self.group % 2 or batch_size % self.grouped(batch_size)):
             raise ConfigError(
                 f"{key}.group: {self.group} with batch_size {batch_size}; allowed: even numbers "
                 "that divide it, or None"
             )
+
+    def grouped(self, count: int) -> int:
+        """Return how many of `count` images are mixed among themselves."""
+        return min(self.group or count, count)
 
     def __call__(
         self,
@@ -135,7 +140,7 @@ class Mixing:
 
     def draw(self, key: Key, count: int, size: tuple[int, int]) -> Mix:
         """Return how `count` images of a size (height, width) are mixed."""
-        group = self.group or count
+        group = self.grouped(count)
         draws = {"batch": count // group, "pair": count // 2, "elem": count}[self.mode]
         uniform = lambda name, *shape: jax.random.uniform(named(key, name), (draws, *shape))
         cut = uniform("switch") < self.switch if self.mixup else jnp.ones(draws, bool)
@@ -167,7 +172,7 @@ class Mixing:
         inside = boxes(mix, (height, width))
         keep = jnp.where(mix.cut, 1 - inside.mean((1, 2)), mix.keep)
         own = jnp.where(mix.cut[:, None, None], 1.0 - inside, mix.keep[:, None, None])[..., None]
-        other = lambda x: mirrored(x, self.group or len(x))
+        other = lambda x: mirrored(x, self.grouped(len(x)))
         y = targets(labels, classes, smoothing)
         mixed = images * own + other(images) * (1 - own)
         return mixed.astype(images.dtype), y * keep[:, None] + other(y) * (1 - keep[:, None])

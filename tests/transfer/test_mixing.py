@@ -1,5 +1,6 @@
 """Mixup, CutMix and random erasing equal timm's on the same numbers, and draw as timm does."""
 
+import functools
 import types
 
 import jax
@@ -89,6 +90,9 @@ def test_a_group_is_mixed_as_a_batch_of_its_own(mode):
     ]
     for x, first, second in zip(whole, *parts):
         np.testing.assert_array_equal(x, np.concatenate([first, second]))
+    wide = functools.partial(Mixing(mode=mode, group=99), classes=CLASSES)  # a smaller batch is one
+    image, target = jax.eval_shape(wide, jax.random.key(0), IMAGES, LABELS)
+    assert (image.shape, target.shape) == (IMAGES.shape, (B, CLASSES))
 
 
 @pytest.mark.gate
@@ -164,6 +168,7 @@ def test_what_cannot_be_mixed_is_refused(settings, batch, line):
     with pytest.raises(ConfigError, match=rf"^{line}[^\n]*$"):
         Mixing(**settings).check("m", batch)
     Mixing(group=4).check("m", 12)
+    Mixing(group=32).check("m", 12)  # which is one group
 
 
 # ------------------------------------------------------------------ random erasing
