@@ -33,9 +33,11 @@ Say = Callable[[str], None]
 # A checkpoint fits only while these stay the same; all other settings may change between starts.
 STRUCTURE = ("task", "method.", "optimizer.rule.type")
 # Settings of a method that change neither parameters nor what they mean: how a step is computed,
-# which patches are hidden, what a term counts, how fast an average follows.
+# which patches are hidden, what a term counts, how fast an average follows, how images and labels
+# are mixed, how much slower blocks far from a head learn.
 APPLIED = re.compile(
-    r"method\.(masking\..+|(\w+\.)+(drop_path|remat|\w*weight|skip_masked)"
+    r"method\.(masking\..+|(\w+\.)*(drop_path|remat)|(\w+\.)+(\w*weight|skip_masked)"
+    r"|layer_decay|mixing(\..+)?|smoothing|erase"
     r"|(\w+\.)+schedule(\..+)?|average\.(decay(\..+)?|evaluate))"
 )
 # Places of frozen networks: the weights there are compared by their checksums.
