@@ -17,8 +17,13 @@ from mimjax.schema import Config, build
 from mimjax.task import Task
 
 
-def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> Pipeline:
+def make_data(
+    c: Config, task: Task, split: str, index: Index | None = None, source: Source | None = None
+) -> Pipeline:
     """Return the data pipeline of one split, with the views and masks that the task asks for.
+
+    Args:
+      source: the images; None = those that the config names.
 
     Raises:
       ConfigError: the images have another number of channels than the task, or the augmentation
@@ -37,7 +42,7 @@ def make_data(c: Config, task: Task, split: str, index: Index | None = None) -> 
         fill = tuple(min(255, round(255 * x)) for x in mean)
         augment = dataclasses.replace(augment, fill=fill)
     return Pipeline(
-        make_split(c, split, index),
+        source or make_split(c, split, index),
         views=task.views,
         augment=augment,
         sample=task.sample,

@@ -139,16 +139,17 @@ def read(c: Config) -> Model:
     return teachers.named(KEY, lambda: loading.load(c.init_from, **said))
 
 
-def params(c: Config, task: Tuning, fresh: PyTree, say: Say) -> PyTree:
+def params(c: Config, task: Tuning, fresh: PyTree, say: Say, model: Model | None = None) -> PyTree:
     """Return the parameters that a run begins with: the model's encoder, all else fresh.
 
     Args:
       fresh: random parameters of the task.
+      model: what `init_from` names; None = it is read.
 
     Raises:
       ConfigError: the model's network is not the one of the config.
     """
-    model = read(c)
+    model = model or read(c)
     check(c.init_from, task, model, say)
     found = {p: np.asarray(x) for p, x in flat(model.params["encoder"]).items()}
     if not model.network.normed:  # what stands for it does nothing

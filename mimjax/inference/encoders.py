@@ -91,6 +91,7 @@ class Network:
       guessed: whether nobody says `mean` and `std`: they are those of the file's layout.
       resample: filter with which images are brought to its size, see `task.View`.
       names: of the head's classes, in the order of its outputs; None = nothing tells them.
+      layout: of the file that it was read from; "" = of a method's.
     """
 
     module: Encoder | CLIPVision
@@ -104,6 +105,7 @@ class Network:
     guessed: bool = False
     resample: str = "bicubic"
     names: tuple[str, ...] | None = None
+    layout: str = ""
 
     @classmethod
     def of(cls, task: Pretraining) -> Network:
@@ -166,7 +168,7 @@ def read(
         net = Network(module, mean, std, head, pooled, normed, "features")
     else:
         net = Network(module.clone(channels=channels), mean, std, head, pooled, normed)
-    net = dataclasses.replace(resized_as(net, file), no_head=why, names=names)
+    net = dataclasses.replace(resized_as(net, file), no_head=why, names=names, layout=file.layout)
     net = dataclasses.replace(net, guessed=bool(guessed(net, file, given)))
     tree = vision.params(file, root, net.module) if alone else trunk(file, net, root)
     params = {"encoder": tree}

@@ -1,6 +1,7 @@
-"""Score an encoder by k-NN and by probes that are trained on its frozen features.
+"""Score an encoder by k-NN, by probes of its frozen features, and by fine-tuning.
 
   mimjax evaluate --model=WORKDIR [--protocols=knn,linear,attentive,ep] [--labels=all,10%]
+  mimjax evaluate --model=WORKDIR --protocols=fine_tune [--fine_tune=method.drop_path=0.2]
   mimjax evaluate --model=FILE --images=FOLDER --output=DIR     FOLDER holds train/ and val/
   mimjax evaluate --model=FILE --source=digits --output=DIR
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 REQUIRED = ("model",)
 # settings of protocols that flags may set; see `mimjax.run.protocols`
-SETTINGS = ("epochs", "rates", "decays", "ks", "temperatures", "queries")
+SETTINGS = ("epochs", "rates", "decays", "ks", "temperatures", "queries", "fine_tune")
 
 
 def define_flags() -> None:
@@ -43,12 +44,18 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "layers", None, "Layers that are tried: norm, blocks; default: norm and last."
     )
-    flags.DEFINE_integer("epochs", None, "Of the heads; default: the protocol's, 90.")
+    flags.DEFINE_integer("epochs", None, "Of every training; default: the protocol's, 90.")
     flags.DEFINE_list("rates", None, "Factors of the protocol's learning rate that are tried.")
     flags.DEFINE_list("decays", None, "Weight decays that are tried.")
     flags.DEFINE_list("ks", None, "Numbers of neighbors that are tried.")
     flags.DEFINE_list("temperatures", None, "Temperatures of their votes that are tried.")
     flags.DEFINE_integer("queries", None, "Of efficient probing; default 32.")
+    flags.DEFINE_multi_string(
+        "fine_tune",
+        None,
+        "A setting of fine-tuning's recipe, KEY=VALUE as behind --config. of mimjax train; each "
+        "with a flag of its own.",
+    )
     flags.DEFINE_bool("augment", False, "Crop and flip training images anew in every epoch.")
     flags.DEFINE_integer("count", 0, "At most that many images of each split; 0 = all.")
     flags.DEFINE_string("output", None, "Folder of results; default: WORKDIR/evaluation.")
@@ -59,7 +66,7 @@ def define_flags() -> None:
 def main() -> None:
     """Evaluate, print the table and write it."""
     from mimjax.run import labeled, scores
-    from mimjax.run.evaluate import Evaluation, check_protocols, crops
+    from mimjax.run.evaluate import Evaluation, crops
     from mimjax.run.rows import make_rows
     from mimjax.storage.files import Workdir
 
@@ -77,24 +84,26 @@ def main() -> None:
     names = labeled.check_labels(train, test)
     labeled.check_draws(train, labels, seeds, names)
     rows = make_rows(model, opened.run, f.rows, f.layers)
-    check_protocols(chosen, rows, len(train))
+    evaluation = Evaluation(
+        Workdir(where, writer=False, key="--output"),  # until all settings are checked
+        rows,
+        train,
+        test,
+        names,
+        model.view,
+        model.reader.augment,
+        chosen,
+        labels,
+        seeds,
+        crops(model.reader.augment) if f.augment else None,
+        about(opened, train, test, names),
+        f.batch_size,
+        f.threads,
+        model,
+    )
+    evaluation.check()
     with locked(where):
-        evaluation = Evaluation(
-            Workdir(where, key="--output"),
-            rows,
-            train,
-            test,
-            names,
-            model.view,
-            model.reader.augment,
-            chosen,
-            labels,
-            seeds,
-            crops(model.reader.augment) if f.augment else None,
-            about(opened, train, test, names),
-            f.batch_size,
-            f.threads,
-        )
+        evaluation.place = Workdir(where, key="--output")
         text = scores.markdown(evaluation, evaluation.run())
         evaluation.place.write_text("evaluation.md", text)
     print(f"\n{text}\nevaluation: {where} holds evaluation.md and evaluation.json")
@@ -194,6 +203,8 @@ def protocols(f: Any) -> dict[str, Any]:
             raise ConfigError(f"--{name}: {given[name]}; allowed: 1 or more")
     for name, low in (("rates", 0.0), ("decays", -1.0), ("temperatures", 0.0)):
         given[name] = numbers(name, given[name], low)
+    if given["fine_tune"] is not None:
+        given["fine_tune"] = tuple(given["fine_tune"])
     if given["ks"] is not None:
         given["ks"] = tuple(sorted(cli.integers("ks", given["ks"], 1, 1 << 30)))
     for name in p.unknown_settings(names, given):

@@ -13,45 +13,33 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from mimjax import progress, sharding
 from mimjax.data.augment import Augment
 from mimjax.data.pipeline import Pipeline, eval_batches
-from mimjax.errors import RunError
+from mimjax.errors import ConfigError, RunError
 from mimjax.inference import precision
 from mimjax.inference.feature_cache import Cache, Features, digest
+from mimjax.inference.model import Model
 from mimjax.inference.samples import Subset
-from mimjax.run import protocols as p
+from mimjax.run.cells import Cell, Protocol, batch_of
 from mimjax.run.labeled import Places, draw, hold_out, label_share
+from mimjax.run.protocols import Trained
 from mimjax.run.rows import ROWS, Row
-from mimjax.run.scoring import Feed, Grid, Result, cached_batches, nearest, train_heads
+from mimjax.run.scoring import Feed, Grid, cached_batches
 from mimjax.storage.files import Workdir
 from mimjax.task import View
-from mimjax.transfer import neighbors
 from mimjax.transfer.head import Reading
 from mimjax.transfer.probing import feature_name
 
 PyTree = Any
 FILE = "evaluation.json"
 MANY = 1024  # images whose logits are computed at once
-
-
-def check_protocols(chosen: Mapping[str, p.Protocol], rows: Sequence[Row], images: int) -> None:
-    """Check that the protocols' grids suit the data and the encoder.
-
-    Raises:
-      ConfigError: a k above the training images, queries that do not divide the tokens.
-    """
-    for protocol in chosen.values():
-        if isinstance(protocol, p.Neighbors) and protocol.ks != p.Neighbors().ks:
-            neighbors.check_ks("--ks", protocol.ks, images)
-        if isinstance(protocol, p.Trained):
-            for row in rows:
-                protocol.heads(row.space)
 
 
 def crops(augment: Augment) -> Augment:
@@ -62,21 +50,6 @@ def crops(augment: Augment) -> Augment:
     return dataclasses.replace(
         augment, scale=(0.08, 1.0), flip=0.5, color_jitter=0.0, rand_augment=None
     )
-
-
-class Cell(NamedTuple):
-    """One number of the table.
-
-    Attributes:
-      row: of `ROWS`; protocol: of `PROTOCOLS`.
-      labels: "all", "10%", or a number of images of each class.
-      seed: of the heads' weights, the order of the images and the labeled images that are drawn.
-    """
-
-    row: str
-    protocol: str
-    labels: str
-    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +78,7 @@ class Evaluation:
       chosen: the protocols by name, with the settings of this evaluation.
       labels, seeds: see `Cell`.
       about: what is said of model and data, written with the results.
+      model: the one that is evaluated, of whose encoder rows are; None = nothing asks for it.
       say: receives lines.
     """
 
@@ -115,13 +89,14 @@ class Evaluation:
     names: tuple[str, ...]
     view: View
     augment: Augment
-    chosen: Mapping[str, p.Protocol]
+    chosen: Mapping[str, Protocol]
     labels: Sequence[str] = ("all",)
     seeds: Sequence[int] = (0,)
     crop: Augment | None = None
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batch_size: int = 64
     threads: int = 8
+    model: Model | None = None
     say: Callable[[str], None] = progress.say
 
     def __post_init__(self):
@@ -133,38 +108,47 @@ class Evaluation:
         """Return the digest of a row's features, the images aside."""
         return digest([*row.parts, self.view, self.augment.eval_crop], row.params)
 
-    def cells(self) -> list[Cell]:
-        """Return the cells of the table in the order in which they are computed.
+    def check(self) -> None:
+        """Check every protocol's settings before anything is computed or written.
 
-        k-NN with all labels depends on no seed and has one cell.
+        Raises:
+          ConfigError: they do not suit the data or the encoder.
         """
+        for protocol in self.chosen.values():
+            protocol.check(self)
+        if not self.cells():
+            titles = ", ".join(x.title for x in self.chosen.values())
+            raise ConfigError(f"--rows: {titles} has a number for none; allowed: other rows")
+
+    def cells(self) -> list[Cell]:
+        """Return the cells of the table in the order in which they are computed."""
         out = []
         for row in self.rows:
             for labels in self.labels:
                 for name, protocol in self.chosen.items():
-                    drawn = isinstance(protocol, p.Neighbors) and label_share(labels) == 1.0
-                    seeds = self.seeds[:1] if drawn else self.seeds
+                    seeded = protocol.seeded(label_share(labels) == 1.0)
+                    seeds = self.seeds if seeded else self.seeds[:1]
+                    seeds = seeds if protocol.has(row) else ()
                     out += [Cell(row.name, name, labels, seed) for seed in seeds]
         return out
 
     def key(self, cell: Cell) -> str:
         """Return a digest of all that decides a cell; a kept result counts if it is the same."""
+        protocol = self.chosen[cell.protocol]
         parts = [
             self._digests[cell.row],
             self.train.fingerprint,
             self.test.fingerprint,
-            self.chosen[cell.protocol],
-            self.crop if self.augmented(cell) else None,
+            protocol,
+            self.crop if self.crops(cell) else None,
             *cell,
+            *protocol.identity(self, cell),
         ]
         return hashlib.sha256(json.dumps([str(x) for x in parts]).encode()).hexdigest()[:16]
 
-    def augmented(self, cell: Cell) -> bool:
-        """Return whether the cell's heads see other crops in every epoch."""
-        protocol = self.chosen[cell.protocol]
-        return (
-            self.crop is not None and isinstance(protocol, p.Trained) and cell.row != "raw_pixels"
-        )
+    def crops(self, cell: Cell) -> bool:
+        """Return whether the cell's training images are cropped anew in every epoch."""
+        return self.crop is not None and self.chosen[cell.protocol].crops(self.row(cell.row))
 
     def run(self) -> dict[Cell, dict[str, Any]]:
         """Compute what no earlier call computed, and return all cells' results.
@@ -183,7 +167,7 @@ class Evaluation:
         todo = [cell for cell in cells if cell not in results]
         for done, cell in enumerate(todo, 1):
             begin = time.perf_counter()
-            result = self.compute(cell)
+            result = self.chosen[cell.protocol].score(self, cell)
             seconds = time.perf_counter() - begin
             spent.setdefault((cell.protocol, cell.labels), []).append(seconds)
             results[cell] = {
@@ -221,19 +205,33 @@ class Evaluation:
         self.place.write_text(FILE, json.dumps(content, indent=2) + "\n")
 
     # ---------------------------------------------------------------- one cell
-    def compute(self, cell: Cell) -> Result:
-        """Return the result of a cell."""
-        protocol, row = self.chosen[cell.protocol], self._row(cell.row)
-        if self.augmented(cell):
-            return self._augmented(cell, row, protocol)
-        readings = protocol.readings(row.space)
-        splits = self.splits(row, readings)
+    def features(
+        self, cell: Cell, readings: Sequence[Reading]
+    ) -> tuple[Features, tuple[np.ndarray, np.ndarray], Features]:
+        """Return cached features: of the labeled images that a cell may use, and of the test split.
+
+        Returns:
+          The labeled ones, the places in them to learn from and to choose on, and the test split.
+        """
+        splits = self.splits(self.row(cell.row), readings)
         drawn = splits.train.take(draw(splits.train.labels, cell.labels, cell.seed, self.names))
-        cut = hold_out(drawn.labels, cell.seed)
-        if isinstance(protocol, p.Neighbors):
-            return nearest(protocol, row.space, drawn, cut, splits.test, len(self.names))
+        return drawn, hold_out(drawn.labels, cell.seed), splits.test
+
+    def places(self, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places of the training images to learn from and to choose on."""
+        labels = self.train.labels()
+        good = np.flatnonzero(labels >= 0)
+        drawn = good[draw(labels[good], cell.labels, cell.seed, self.names)]
+        fit, held = hold_out(labels[drawn], cell.seed)
+        return drawn[fit], drawn[held]
+
+    def cached(self, cell: Cell, protocol: Trained) -> tuple[Grid, Feed]:
+        """Return heads that learn from cached features, and these."""
+        row = self.row(cell.row)
+        readings = protocol.readings(row.space)
+        drawn, cut, test = self.features(cell, readings)
         fit, held = (drawn.take(places) for places in cut)
-        shapes = {r: splits.test.arrays[r].shape[1:] for r in readings}
+        shapes = {r: test.arrays[r].shape[1:] for r in readings}
         grid = self.grid(row, protocol, shapes, len(fit))
 
         def batches(epoch: int) -> Iterator[dict[str, np.ndarray]]:
@@ -242,23 +240,27 @@ class Evaluation:
 
         many = max(grid.size, MANY // grid.mesh.size * grid.mesh.size)
         once = lambda part: lambda: cached_batches(part, readings, many)
-        feed = Feed(batches, once(held), once(splits.test), len(fit), len(held))
-        return train_heads(grid, feed, cell.seed, self.words(cell))
+        return grid, Feed(batches, once(held), once(test), len(fit), len(held))
 
-    def grid(self, row: Row, protocol: p.Trained, shapes: Any, images: int, **more: Any) -> Grid:
+    def mesh_for(self, images: int) -> Mesh:
+        """Return the devices that share so many images: no more of them than images."""
+        devices = jax.devices()[: max(min(self.mesh.size, images), 1)]
+        return self.mesh if len(devices) == self.mesh.size else sharding.make_mesh(devices=devices)
+
+    def grid(self, row: Row, protocol: Trained, shapes: Any, images: int, **more: Any) -> Grid:
         """Return the heads that learn from so many images.
 
         Args:
           shapes: of one image's features by reading.
         """
-        devices = jax.devices()[: max(min(len(jax.devices()), images), 1)]
-        mesh = self.mesh if len(devices) == self.mesh.size else sharding.make_mesh(devices=devices)
-        size = p.batch_of(images, mesh.size)
+        mesh = self.mesh_for(images)
+        size = batch_of(images, mesh.size)
         kinds = tuple(shapes.items())
         classes, per_epoch = len(self.names), max(images // size, 1)
         return Grid(protocol, row.space, classes, kinds, size, per_epoch, mesh, **more)
 
-    def _row(self, name: str) -> Row:
+    def row(self, name: str) -> Row:
+        """Return the row of this name."""
         return next(row for row in self.rows if row.name == name)
 
     def splits(self, row: Row, readings: Sequence[Reading]) -> Splits:
@@ -306,12 +308,9 @@ class Evaluation:
         compiled = jax.jit(precision.precise(compute), out_shardings=sharding.replicated(self.mesh))
         return lambda images: compiled(params, images)
 
-    def _augmented(self, cell: Cell, row: Row, protocol: Any) -> Result:
-        """Return the result of a cell whose training images are cropped anew in every epoch."""
-        labels = self.train.labels()
-        good = np.flatnonzero(labels >= 0)
-        drawn = good[draw(labels[good], cell.labels, cell.seed, self.names)]
-        fit, held = (drawn[places] for places in hold_out(labels[drawn], cell.seed))
+    def augmented(self, cell: Cell, protocol: Trained) -> tuple[Grid, Feed]:
+        """Return heads that learn from images which are cropped anew in every epoch, and these."""
+        row, (fit, held) = self.row(cell.row), self.places(cell)
         shapes = row.shapes(self.view, protocol.readings(row.space))
         grid = self.grid(row, protocol, shapes, len(fit), encode=row.features)
         assert self.crop is not None
@@ -325,24 +324,20 @@ class Evaluation:
                 for batch in made:
                     yield {"image": batch["image"], "label": batch["label"]}
 
-        def once(source: Any) -> Iterator[dict[str, np.ndarray]]:
-            many = -(-self.batch_size // grid.mesh.size) * grid.mesh.size
-            augment, threads = self.augment, self.threads
-            with eval_batches(
-                source, views, many, None, 0, augment=augment, threads=threads
-            ) as made:
-                for batch in made:
-                    yield {k: batch[k] for k in ("image", "label", "weight")}
+        once = lambda source: lambda: self.images(source, self.view, self.augment, grid.mesh)
+        held_out, tests = once(Places(self.train, held)), once(self.test)
+        frozen = jax.device_put(row.params, sharding.replicated(grid.mesh))
+        return grid, Feed(batches, held_out, tests, len(fit), len(held), frozen)
 
-        feed = Feed(
-            batches,
-            lambda: once(Places(self.train, held)),
-            lambda: once(self.test),
-            len(fit),
-            len(held),
-            jax.device_put(row.params, sharding.replicated(grid.mesh)),
-        )
-        return train_heads(grid, feed, cell.seed, self.words(cell))
+    def images(
+        self, source: Any, view: View, augment: Augment, mesh: Mesh
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yield batches of images, each once; `weight` is 0 for what only fills the last one."""
+        many, views = -(-self.batch_size // mesh.size) * mesh.size, {"image": view}
+        how = {"augment": augment, "threads": self.threads}
+        with eval_batches(source, views, many, None, 0, **how) as made:
+            for batch in made:
+                yield {k: batch[k] for k in ("image", "label", "weight")}
 
 
 def left(todo: Sequence[Cell], spent: Mapping[tuple[str, str], list[float]]) -> str:

@@ -140,6 +140,7 @@ class Places:
     def __post_init__(self):
         self.name, self.num_classes = self.subset.name, self.subset.num_classes
         self.label_name = self.subset.label_name
+        self.class_names = label_names(self.subset)
         self.fingerprint = fingerprint([self.subset.fingerprint, self.places.tolist()])
 
     def __len__(self) -> int:

@@ -48,7 +48,10 @@ def kept_index(workdir: str) -> Index | None:
 
 @contextlib.contextmanager
 def open_run(
-    setup: Setup, workdir: str, recipe: tuple[str, dict[str, Any]] | None = None
+    setup: Setup,
+    workdir: str,
+    recipe: tuple[str, dict[str, Any]] | None = None,
+    quiet: bool = False,
 ) -> Iterator[Run]:
     """Open a workdir for a run, and close log, checkpoints and lock on every exit.
 
@@ -57,6 +60,7 @@ def open_run(
     Args:
       recipe: the config file's name and its `resolved` settings before any was overridden; the
         report shows what differs.
+      quiet: write lines to train.log alone, but for warnings.
 
     Yields:
       A run that can begin.
@@ -68,7 +72,7 @@ def open_run(
     agreement.check(setup.config, setup.data, workdir)
     there = os.path.exists(workdir)
     place = Workdir(workdir, writer=jax.process_index() == 0)
-    log, lock = Log(place, deferred=True), RunLock(place)
+    log, lock = Log(place, deferred=True, quiet=quiet), RunLock(place)
     with contextlib.ExitStack() as leaving:
         leaving.callback(_remove_empty, place, there)
         leaving.callback(lock.release)
@@ -102,7 +106,9 @@ def _begin(setup: Setup, log: Log, lock: RunLock, recipe: tuple[str, dict[str, A
     frozen, sources = weights.make_frozen(
         c, setup.task, program.abstract_frozen, workdir, sample, say, meta
     )
-    begin = restore.first_state(decided, restored, c, program, setup.data.fingerprint, say)
+    begin = restore.first_state(
+        decided, restored, c, program, setup.data.fingerprint, say, setup.model
+    )
     classes = _classes(setup, workdir, decided.kind, say)
     if decided.kind == "continue":
         say_length(setup, begin, settings_before, changed, say)

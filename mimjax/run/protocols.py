@@ -2,43 +2,35 @@
 
 A protocol's optimizer, schedule and head are those of its paper's code; the grid around its
 learning rate is ours, since no published rate suits other data. Every setting of a protocol is
-chosen on images that were left out of training, see `run.evaluate`.
+chosen on images that were left out of training, see `run.evaluate`. Fine-tuning, which trains the
+encoder too, stands in `run.fine_tuning`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mimjax.run import scoring
+from mimjax.run.cells import Cell, Protocol, Result, Results, Space, edges
+from mimjax.run.cells import batch_of as batch_of
+from mimjax.run.fine_tuning import FineTuned
+from mimjax.run.rows import ROWS, Row
 from mimjax.schedules import CAPICosine, MAECosine, Schedule
 from mimjax.train.optimizers import LARS, SGD, AdamW, Rule
+from mimjax.transfer import neighbors
 from mimjax.transfer.attentive_probe import AttentiveProbe, EfficientProbe, QueryProbe
 from mimjax.transfer.head import Head, Reading
 from mimjax.transfer.linear_probe import LinearProbe
 from mimjax.transfer.probing import Member
 
-
-@dataclasses.dataclass(frozen=True)
-class Space:
-    """What an encoder gives, as protocols read it.
-
-    Attributes:
-      vectors: readings [b d] that are tried.
-      tokens, patches: readings [b n d] that are tried, with and without class tokens.
-      width: of a token at the layers that are read.
-      heads: of the encoder's attention.
-    """
-
-    vectors: tuple[Reading, ...]
-    tokens: tuple[Reading, ...]
-    patches: tuple[Reading, ...]
-    width: int
-    heads: int
+if TYPE_CHECKING:
+    from mimjax.run.evaluate import Evaluation
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbors:
+class Neighbors(Protocol):
     """k-NN by cosine similarity, votes exp(similarity / T); EP's board (its section 2.6).
 
     Attributes:
@@ -53,9 +45,21 @@ class Neighbors:
         """Return what is read: everything that may be chosen."""
         return space.vectors
 
+    def seeded(self, everything: bool) -> bool:
+        return not everything  # it learns nothing
+
+    def check(self, evaluation: Evaluation) -> None:
+        if self.ks != Neighbors().ks:
+            neighbors.check_ks("--ks", self.ks, len(evaluation.train))
+
+    def score(self, evaluation: Evaluation, cell: Cell) -> Result:
+        row = evaluation.row(cell.row)
+        drawn, cut, test = evaluation.features(cell, self.readings(row.space))
+        return scoring.nearest(self, row.space, drawn, cut, test, len(evaluation.names))
+
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class Trained(Protocol):
     """Heads that are trained side by side, one for each point of a grid.
 
     Attributes:
@@ -90,6 +94,23 @@ class Trained:
     def readings(self, space: Space) -> tuple[Reading, ...]:
         """Return what is read: everything that may be chosen."""
         return tuple(dict.fromkeys(reading for _, reading in self.heads(space)))
+
+    def crops(self, row: Row) -> bool:
+        return row.network is not None
+
+    def check(self, evaluation: Evaluation) -> None:
+        for row in evaluation.rows:
+            self.heads(row.space)
+
+    def score(self, evaluation: Evaluation, cell: Cell) -> Result:
+        feed = evaluation.augmented if evaluation.crops(cell) else evaluation.cached
+        return scoring.train_heads(*feed(cell, self), cell.seed, evaluation.words(cell))
+
+    def notes(self, evaluation: Evaluation, results: Results) -> list[str]:
+        crops = "cropped and mirrored anew" if evaluation.crop else "the same in every epoch"
+        learned = f"{self.title}: {self.epochs} epochs, training images are {crops}."
+        word, unit = lambda rate: f"lr {rate * self.base_lr:g}", f"{self.base_lr:g} per 256 images"
+        return [*edges(self, results, ROWS, word, unit), learned]
 
     def members(self, space: Space, classes: int) -> dict[str, Member]:
         """Return a head for every point of the grid, by a name that says which."""
@@ -155,7 +176,6 @@ class Capi(Trained):
         return [*vectors, *((QueryProbe(head_width=width), reading) for reading in space.patches)]
 
 
-Protocol = Neighbors | Trained
 PROTOCOLS: dict[str, Protocol] = {
     "knn": Neighbors(),
     # main_linprobe.py (MAE): --blr 0.1, LARS, 90 epochs, 10 of warm-up
@@ -176,6 +196,7 @@ PROTOCOLS: dict[str, Protocol] = {
         epochs=11,  # 12,500 steps of 1024 images of ImageNet-1k
     ),
     "ep": Efficient("EP", LARS(), 0.1, rates=(1.0, 3.0, 10.0, 30.0, 100.0)),
+    "fine_tune": FineTuned(),
 }
 
 
@@ -185,23 +206,13 @@ def changed(protocol: Protocol, settings: dict[str, Any]) -> Protocol:
     Args:
       settings: by name; None = as the protocol has it.
     """
-    known = {f.name for f in dataclasses.fields(protocol)}
+    made: Any = protocol
+    known = {f.name for f in dataclasses.fields(made)}
     new = {k: v for k, v in settings.items() if v is not None and k in known}
-    return dataclasses.replace(protocol, **new)
-
-
-def batch_of(images: int, devices: int) -> int:
-    """Return how many images the heads are trained on at once.
-
-    A sixteenth of them, between 32 and 1024 and a multiple of 8, so that it is the same on any
-    number of devices that divides 8.
-    """
-    wanted = min(max(images // 16, 32), 1024, images)
-    step = 8 if wanted >= 8 and 8 % devices == 0 else devices
-    return max(wanted // step, 1) * step
+    return dataclasses.replace(made, **new)
 
 
 def unknown_settings(names: Sequence[str], settings: dict[str, Any]) -> list[str]:
     """Return the settings that are given and that no protocol of these names has."""
-    known = {f.name for name in names for f in dataclasses.fields(PROTOCOLS[name])}
+    known = {f.name for p in map(PROTOCOLS.get, names) for f in dataclasses.fields(p)}  # pyright: ignore
     return [k for k, v in settings.items() if v is not None and k not in known]

@@ -38,25 +38,74 @@ PAPERS: dict[tuple[str, int], dict[str, Number]] = {
         "linear": Number(67.8, "MAE, 1600 epochs"),
         "attentive": Number(74.2, "CAE's README, MAE of 1600 epochs"),
         "ep": Number(75.46, "EP board"),
+        "fine_tune": Number(83.66, "MAE's FINETUNE.md, 1600 epochs"),
     },
     ("MAE", 1024): {
         "knn": Number(48.06, "EP board"),
         "linear": Number(76.0, "MAE, 1600 epochs"),
         "attentive": Number(78.8, "CAE's README, MAE of 1600 epochs"),
         "ep": Number(79.52, "EP board"),
+        "fine_tune": Number(85.95, "MAE's FINETUNE.md, 1600 epochs"),
     },
-    ("MAE", 1280): {"linear": Number(77.2, "MAE, 1600 epochs")},
-    ("BootMAE", 768): {"linear": Number(66.1, "BootMAE's README, 800 epochs")},
-    ("BootMAE", 1024): {"linear": Number(77.1, "BootMAE's README, 800 epochs")},
+    ("MAE", 1280): {
+        "linear": Number(77.2, "MAE, 1600 epochs"),
+        "fine_tune": Number(86.93, "MAE's FINETUNE.md, 1600 epochs"),
+    },
+    ("BootMAE", 768): {
+        "linear": Number(66.1, "BootMAE's README, 800 epochs"),
+        "fine_tune": Number(84.2, "BootMAE's README, 800 epochs"),
+    },
+    ("BootMAE", 1024): {
+        "linear": Number(77.1, "BootMAE's README, 800 epochs"),
+        "fine_tune": Number(85.9, "BootMAE's README, 800 epochs"),
+    },
     ("CAE", 768): {
         "linear": Number(70.3, "CAE's README, 1600 epochs"),
         "attentive": Number(77.2, "CAE's README, 1600 epochs"),
+        "fine_tune": Number(83.9, "CAE's paper, 1600 epochs"),
     },
     ("CAE", 1024): {
         "linear": Number(77.8, "CAE's README, 1600 epochs"),
         "attentive": Number(81.2, "CAE's README, 1600 epochs"),
+        "fine_tune": Number(86.3, "CAE's paper, 1600 epochs"),
     },
-    ("MCMAE", 768): {"linear": Number(70.9, "ConvMAE's README, 1600 epochs")},
+    ("MCMAE", 768): {
+        "linear": Number(70.9, "ConvMAE's README, 1600 epochs"),
+        "fine_tune": Number(85.0, "ConvMAE's FINETUNE.md, 1600 epochs"),
+    },
+    ("BEiT", 768): {
+        "fine_tune": Number(83.2, "BootMAE's Table 6, BEiT of 800 epochs"),
+    },
+    ("BEiT", 1024): {
+        "fine_tune": Number(85.2, "BootMAE's Table 6, BEiT of 800 epochs"),
+    },
+    ("CAE", 384): {
+        "fine_tune": Number(82.0, "CAE's paper, 300 epochs"),
+    },
+    ("CAEv2", 192): {
+        "fine_tune": Number(77.8, "CAE v2's paper, 300 epochs"),
+    },
+    ("CAEv2", 384): {
+        "fine_tune": Number(83.1, "CAE v2's paper, 300 epochs"),
+    },
+    ("CAEv2", 768): {
+        "fine_tune": Number(85.5, "CAE v2's paper, 300 epochs"),
+    },
+    ("CAEv2", 1024): {
+        "fine_tune": Number(87.6, "CAE v2's paper, 300 epochs"),
+    },
+    ("MRMAE", 384): {
+        "fine_tune": Number(83.6, "MR-MAE's paper, 200 epochs"),
+    },
+    ("MRMAE", 768): {
+        "fine_tune": Number(85.5, "MR-MAE's paper, 200 epochs"),
+    },
+    ("MRMAE", 1024): {
+        "fine_tune": Number(86.8, "MR-MAE's paper, 200 epochs"),
+    },
+    ("MRMAE", 1280): {
+        "fine_tune": Number(88.0, "MR-MAE's paper, 200 epochs"),
+    },
 }
 
 

@@ -17,6 +17,7 @@ import jax
 
 from mimjax.errors import ConfigError
 from mimjax.inference import adoption, contradictions
+from mimjax.inference.model import Model
 from mimjax.inference.places import check_source, existing
 from mimjax.inference.weights import place_of, read_params
 from mimjax.run.changes import check_workdir
@@ -172,13 +173,20 @@ class Begin(NamedTuple):
 
 
 def first_state(
-    start: Start, restored: Restored | None, c: Config, program: Program, fingerprint: str, say: Say
+    start: Start,
+    restored: Restored | None,
+    c: Config,
+    program: Program,
+    fingerprint: str,
+    say: Say,
+    model: Model | None = None,
 ) -> Begin:
     """Return the state to begin with; one line in the log says where it is from.
 
     Args:
       restored: the workdir's own checkpoint, where `start` continues from it.
       fingerprint: of the training data.
+      model: what `init_from` names, where it is open already.
 
     Raises:
       ConfigError: the file or workdir that the settings name cannot be read or does not fit.
@@ -200,7 +208,7 @@ def first_state(
         return continued(restored, where, fingerprint, say)
     state = program.init()
     if start.kind == "init_from":
-        return Begin(with_weights(state, c, program, say))
+        return Begin(with_weights(state, c, program, say, model))
     adoption.check_random(c)
     say("weights: random, the method's own initialization")
     return Begin(state)
@@ -222,12 +230,14 @@ def continued(restored: Restored, where: str, fingerprint: str, say: Say) -> Beg
     return Begin(restored.state, skipped, data, restored.meta, same)
 
 
-def with_weights(state: TrainState, c: Config, program: Program, say: Say) -> TrainState:
-    """Return the state at step 0 with the weights that `init_from` names."""
+def with_weights(
+    state: TrainState, c: Config, program: Program, say: Say, model: Model | None = None
+) -> TrainState:
+    """Return the state at step 0 with the weights that `init_from` names; see `first_state`."""
     like, task = program.abstract_state.params, program.task
     check_source(c.init_from, "init_from")
     if isinstance(task, Tuning):
-        params = adoption.params(c, task, state.params, say)
+        params = adoption.params(c, task, state.params, say, model)
     else:
         readers = contradictions.own_readers(task, like)
         contradictions.check(c.init_from, "init_from", readers, say)

@@ -19,7 +19,7 @@ from mimjax.inference.encoders import Network
 from mimjax.inference.model import Model
 from mimjax.inference.workdir import SavedRun
 from mimjax.rng import step_key
-from mimjax.run.protocols import Space
+from mimjax.run.cells import Space
 from mimjax.task import View, initial
 from mimjax.transfer.head import Reading
 
@@ -41,6 +41,8 @@ class Row:
       features: (params, uint8 images [b h w c], reading) -> float32 [b d] or [b n d].
       space: what it gives.
       parts: texts that, with the parameters, decide the features.
+      network: the encoder; None = there is none.
+      model: what a training begins with; None = with random weights.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Row:
     features: Callable[[PyTree, jax.Array, Reading], jax.Array]
     space: Space
     parts: tuple[str, ...]
+    network: Network | None = None
+    model: Model | None = None
 
     def shapes(self, view: View, readings: Sequence[Reading]) -> dict[Reading, tuple[int, ...]]:
         """Return the shape of one image's features by reading."""
@@ -87,7 +91,7 @@ def encoder_row(
     )
     features = lambda q, x, r: network.features(q, x).read(*r).astype(jnp.float32)
     parts = (repr(module), repr((network.mean, network.std)), network.method or "")
-    return Row(name, params, features, space, parts)
+    return Row(name, params, features, space, parts, network)
 
 
 def number(text: str, depth: int, norm: int | None) -> int | None:
@@ -151,8 +155,10 @@ def make_rows(
         if name == "raw_pixels":
             out.append(raw_row(module.patch, heads_of(module), model.view.channels))
             continue
-        params = model.params if name == "pretrained" else {"encoder": untrained(model, run)}
-        out.append(encoder_row(name, model.network, params, layers))
+        trained = name == "pretrained"
+        params = model.params if trained else {"encoder": untrained(model, run)}
+        row = encoder_row(name, model.network, params, layers)
+        out.append(dataclasses.replace(row, model=model if trained else None))
     if not out:
         raise ConfigError(f"--rows: empty; allowed: {', '.join(ROWS)}")
     return out

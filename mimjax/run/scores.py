@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mimjax.evaluators.table import markdown as table
-from mimjax.run import protocols as p
-from mimjax.run.evaluate import Cell, Evaluation
+from mimjax.run.cells import Results
+from mimjax.run.evaluate import Evaluation
 from mimjax.run.published_numbers import BOARD, is_imagenet
 from mimjax.run.rows import ROWS
-
-Results = Mapping[Cell, dict[str, Any]]
 
 
 def markdown(evaluation: Evaluation, results: Results) -> str:
@@ -69,7 +67,12 @@ def of(results: Results, row: str, protocol: str, labels: str) -> list[dict[str,
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return the mean, and with several seeds their standard deviation: "70.5 ± 0.3"."""
+    """Return the mean, and with several seeds their standard deviation: "70.5 ± 0.3".
+
+    "-" = a row that the protocol has no number for.
+    """
+    if not values:
+        return "-"
     if len(values) < 2:
         return f"{values[0]:.2f}"
     return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
@@ -82,7 +85,9 @@ def choices(evaluation: Evaluation, results: Results) -> tuple[list[str], list[l
     for row in evaluation.rows:
         for labels in evaluation.labels:
             for name, protocol in evaluation.chosen.items():
-                one = of(results, row.name, name, labels)[0]
+                if not (found := of(results, row.name, name, labels)):
+                    continue
+                one = found[0]
                 body.append([
                     ROWS[row.name], labels, protocol.title, one["setting"],
                     f"{one['validation']:.2f}", f"{one['top5']:.2f}", f"{one['learned']:,}",
@@ -90,39 +95,16 @@ def choices(evaluation: Evaluation, results: Results) -> tuple[list[str], list[l
     return header, body
 
 
-def edges(evaluation: Evaluation, results: Results) -> list[str]:
-    """Return a sentence on each protocol whose best learning rate is the last one that it tried."""
-    out = []
-    for name, protocol in evaluation.chosen.items():
-        if not isinstance(protocol, p.Trained) or len(protocol.rates) < 2:
-            continue
-        for end, which in ((max(protocol.rates), "largest"), (min(protocol.rates), "smallest")):
-            word = f"lr {end * protocol.base_lr:g}"
-            hit = [c for c, r in results.items()
-                   if c.protocol == name and word in r["setting"].split(", ")]  # fmt: skip
-            if hit:
-                rows = ", ".join(dict.fromkeys(ROWS[c.row] for c in hit))
-                out.append(
-                    f"{protocol.title}, {rows}: the {which} learning rate that was tried is the "
-                    "best; another one may be better (--rates, factors of "
-                    f"{protocol.base_lr:g} per 256 images)."
-                )
-    return out
-
-
 def notes(evaluation: Evaluation, results: Results) -> list[str]:
     """Return sentences on how the numbers were made."""
     seeds = ", ".join(map(str, evaluation.seeds))
     lines = [
-        "Settings were chosen on a tenth of the training images of each class, which heads do not "
-        "learn from (the database of k-NN holds them at the end); test images chose nothing.",
+        "Settings were chosen on a tenth of the training images of each class, which nothing is "
+        "learned from (the database of k-NN holds them at the end); test images chose nothing.",
     ]
     if len(evaluation.seeds) > 1:
-        lines.append(f"Seeds {seeds}: mean ± standard deviation of the heads' training.")
-    trained = [x for x in evaluation.chosen.values() if isinstance(x, p.Trained)]
-    if trained:
-        epochs = ", ".join(f"{x.title} {x.epochs}" for x in trained)
-        crops = "cropped and mirrored anew" if evaluation.crop else "the same in every epoch"
-        lines += edges(evaluation, results)
-        lines.append(f"Epochs of the heads: {epochs}; training images are {crops}.")
+        lines.append(f"Seeds {seeds}: mean ± standard deviation of the training.")
+    for name, protocol in evaluation.chosen.items():
+        own = {c: r for c, r in results.items() if c.protocol == name}
+        lines += protocol.notes(evaluation, own) if own else []
     return [f"- {line}" for line in lines]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,13 +20,16 @@ from mimjax.errors import RunError
 from mimjax.inference import precision
 from mimjax.inference.feature_cache import Features
 from mimjax.rng import step_key
-from mimjax.run import protocols as p
+from mimjax.run.cells import Result, Space
 from mimjax.task import Clock, init_state
 from mimjax.train import optimizers
 from mimjax.train.step import train_step
 from mimjax.transfer import neighbors
 from mimjax.transfer.head import Reading
 from mimjax.transfer.probing import Encoding, Heads, feature_name
+
+if TYPE_CHECKING:
+    from mimjax.run import protocols as p
 
 PyTree = Any
 QUEUED = 8  # updates that are sent to the devices ahead of time
@@ -59,27 +62,8 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Score:
     return Score(share(1), share(min(5, x.shape[1])), float(np.where(broken, np.inf, loss).mean()))
 
 
-class Result(NamedTuple):
-    """The result of a cell.
-
-    Attributes:
-      top1, top5: on the test split, percent.
-      validation: top-1 on the images that were left out to choose on.
-      setting: what was chosen, "cls of the norm, lr 0.3".
-      learned, chosen_on, tested: numbers of images.
-    """
-
-    top1: float
-    top5: float
-    validation: float
-    setting: str
-    learned: int
-    chosen_on: int
-    tested: int
-
-
 def nearest(
-    protocol: p.Neighbors, space: p.Space, train: Features, cut: Any, test: Features, classes: int
+    protocol: p.Neighbors, space: Space, train: Features, cut: Any, test: Features, classes: int
 ) -> Result:
     """Return the result of k-NN; the database of the final score is all training images.
 
@@ -173,7 +157,7 @@ class Grid:
     """
 
     protocol: p.Trained
-    space: p.Space
+    space: Space
     classes: int
     shapes: tuple[tuple[Reading, tuple[int, ...]], ...]
     size: int

@@ -21,6 +21,7 @@ from mimjax.data.sources import Source, check_classes, class_names, short_name
 from mimjax.errors import ConfigError
 from mimjax.evaluators import make_evaluators
 from mimjax.inference import adoption, resolution, teachers
+from mimjax.inference.model import Model
 from mimjax.inference.samples import Bench, Subset
 from mimjax.run.sections import Eval, Settings
 from mimjax.schema import Config, build
@@ -40,6 +41,8 @@ def setup(
     images: int | None = None,
     kept: Index | None = None,
     small: int = sharding.SMALL,
+    source: Source | None = None,
+    model: Model | None = None,
 ) -> Setup:
     """Return a config as objects; nothing is computed or written.
 
@@ -49,6 +52,8 @@ def setup(
         made and the workdirs of teachers are not read. None = the configured data are opened.
       kept: list of files of an earlier start, taken as it is where `data.trust_index` says so.
       small: tensors with fewer elements are replicated.
+      source: training images in place of those that `config.data` names.
+      model: what `config.init_from` names, where it is open already.
 
     Raises:
       ConfigError: any wrong setting; the line names it.
@@ -62,7 +67,7 @@ def setup(
     index, data = None, None
     if images is None:
         index = make_index(c, kept)
-        data = make_data(c, schema.make_task(c, Clock(1, 1)), "train", index)
+        data = make_data(c, schema.make_task(c, Clock(1, 1)), "train", index, source)
     if schema.find_class(c.task, "task").learns_labels:
         if data:
             check_labels(c, data)
@@ -85,6 +90,7 @@ def setup(
         evaluators=evaluators,
         index=index,
         bench=bench,
+        model=model,
     )
 
 

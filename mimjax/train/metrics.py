@@ -66,9 +66,14 @@ class Log:
         each line is written at once.
     """
 
-    def __init__(self, workdir: Workdir, deferred: bool = False):
-        """Make a log of `workdir`; with `deferred`, no file is written before `begin`."""
-        self.workdir = workdir
+    def __init__(self, workdir: Workdir, deferred: bool = False, quiet: bool = False):
+        """Make a log of `workdir`.
+
+        Args:
+          deferred: write no file before `begin`.
+          quiet: of the lines that `say` gets, show warnings alone on the screen.
+        """
+        self.workdir, self.quiet = workdir, quiet
         self.boards: list[Board] = []
         self.pending: list[str] | None = [] if deferred else None
 
@@ -82,7 +87,8 @@ class Log:
         """Write a line to the screen and to train.log."""
         if not self.workdir.writer:
             return
-        bars.say(text)
+        if not self.quiet or text.startswith("WARNING"):
+            bars.say(text)
         if self.pending is not None:
             self.pending.append(text)
         else:

@@ -15,6 +15,7 @@ from mimjax import sharding
 from mimjax.data.index import Index
 from mimjax.data.pipeline import Pipeline
 from mimjax.data.prefetch import Prefetched
+from mimjax.inference.model import Model
 from mimjax.inference.samples import Bench
 from mimjax.schema import Config
 from mimjax.storage.checkpoints import Checkpoints
@@ -89,6 +90,7 @@ class Setup:
       index: the list of the data's files.
       bench: what the evaluators read; whoever opens the run says where they write. None = there are
         no evaluators.
+      model: what `config.init_from` names, where it was open already; None = the path is read.
     """
 
     config: Config
@@ -100,6 +102,7 @@ class Setup:
     evaluators: tuple[Evaluation, ...] = ()
     index: Index | None = None
     bench: Bench | None = None
+    model: Model | None = None
 
     @property
     def data(self) -> Pipeline:

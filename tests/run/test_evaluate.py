@@ -31,21 +31,14 @@ SPACE = p.Space((MEAN,), (ALL,), (ALL,), 8, 2)
 SHAPES = (MEAN, (8,)), (ALL, (4, 8))
 LINEAR: Any = p.PROTOCOLS["linear"]
 ATTENTIVE: Any = p.PROTOCOLS["attentive"]
-SHORT = ["--config.steps=1", "--config.eval.every=0", "--config.batch_size=16"]
-SHORT += ["--config.optimizer.schedule.warmup_steps=0", "--config.eval.error=None"]
-SHORT += ["--config.eval.probes=None", "--config.eval.health=None", "--config.eval.pictures=None"]
-SHORT += [f"--config.method.encoder.{k}" for k in ("width=16", "depth=1", "heads=2")]
+TUNE = ["--protocols=fine_tune"]
 QUICK = ["--epochs=2", "--rates=1,10", "--ks=1,3", "--count=150", "--batch_size=32"]
 QUICK += ["--protocols=knn,ep", "--rows=pretrained,raw_pixels", "--queries=4"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A workdir of one update on digits."""
-    workdir = tmp_path_factory.mktemp("evaluated")
-    words = "--config=configs/mae.py:demo", *SHORT, f"--workdir={workdir}"
-    helpers.answer("train", *words, check=True, devices=1)
-    return workdir
+def run(tiny_run):
+    return tiny_run
 
 
 def features(count=77, classes=3, seed=0):
@@ -302,6 +295,17 @@ def test_augmented_training_images(run, tmp_path):
         (["--rates=nan"], "--rates: 'nan'; allowed: numbers above 0"),
         (["--epochs=0"], "--epochs: 0; allowed: 1 or more"),
         (["--protocols=knn", "--epochs=3"], "--epochs: no protocol of knn reads it"),
+        (["--protocols=knn", "--fine_tune=steps=3"], "--fine_tune: no protocol of knn reads it"),
+        ([*TUNE, "--fine_tune=method.no=1"], "--fine_tune: config.method.no: unknown; allowed: "),
+        ([*TUNE, "--fine_tune=accum"], "--fine_tune: config.accum: no value; allowed: "),
+        ([*TUNE, "--fine_tune=seed=1"], "--fine_tune: seed: the evaluation decides it; allowed: "),
+        ([*TUNE, "--fine_tune=steps=9", "--epochs=2"], "steps: beside --epochs=2; allowed: one"),
+        ([*TUNE, "--fine_tune=batch_size=99", "--count=60"], "99, but 50 labeled images are l"),
+        (
+            [*TUNE, "--fine_tune=method.mixing.mixup=0.5", "--fine_tune=batch_size=15"],
+            "--fine_tune: batch_size: 15 with method.mixing; allowed: even numbers",
+        ),
+        ([*TUNE, "--rows=raw_pixels"], "--rows: fine-tuned has a number for none"),
         (["--seeds=a"], "--seeds: 'a'"),
         (["--count=-1"], "--count: -1; allowed: 0 (all) or more"),
         (["--source=no_such"], "data.source"),
@@ -311,7 +315,7 @@ def test_augmented_training_images(run, tmp_path):
 )
 def test_bad_input(run, tmp_path, words, answer):
     out = tmp_path / "none"
-    made = helpers.answer("evaluate", f"--model={run}", f"--output={out}", *words)
+    made = helpers.answer("evaluate", f"--model={run}", f"--output={out}", *words, devices=1)
     assert made.returncode == 2, made.stderr
     (line,) = [x for x in made.stderr.splitlines() if x.startswith("error: ")]
     assert answer in line
