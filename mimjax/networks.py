@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -269,6 +270,22 @@ class Reader(NamedTuple):
     network: Any = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+
+class Classified(NamedTuple):
+    """A head that a task trains, and the encoder that it reads.
+
+    Attributes:
+      head: sized; its parameters are `params["head"]`, its statistics `model_state["head"]`.
+      reader: the encoder, and the statistics of its images.
+      encoder: (params, frozen) -> the encoder's parameters, without those that nothing reads.
+      complete: fills these in, with values that do nothing.
+    """
+
+    head: Any
+    reader: Reader
+    encoder: Callable[[Any, Any], Any]
+    complete: Callable[[Any], Any]
 
 
 class Frozen(NamedTuple):

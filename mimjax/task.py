@@ -24,6 +24,7 @@ from flax import struct
 from mimjax.errors import ConfigError as ConfigError  # data sources import it from here
 from mimjax.networks import PLACES as PLACES
 from mimjax.networks import ByPlace as ByPlace
+from mimjax.networks import Classified as Classified
 from mimjax.networks import Encoded as Encoded
 from mimjax.networks import Encoder as Encoder
 from mimjax.networks import EncoderNetwork as EncoderNetwork
@@ -88,8 +89,7 @@ class Prepared:
       weight: weights of the masked patches, float32 [b m]; 0 = a patch that only fills the shape.
       attention: where a teacher looks, float32 [b n], if the masking reads it.
       targets: by term and place, what the term's loss compares: [b k d], codes [b k].
-      rows: by term and place, the patches of the place that the target is known at, [b k]; see
-        `Known`.
+      rows: by term and place, the patches at which the target is known, [b k]; see `Known`.
       shown: by target and place, its values before any normalization; {} in training.
       shown_rows: by target and place, as `rows`.
       sequences: the masked patches are so many sets, each predicted apart.
@@ -137,8 +137,7 @@ class Seen(NamedTuple):
       ids: ids of the patches by place, [b k]; {} before the masking chose.
       state: of the run, before the step.
       key: for random numbers of this target.
-      train: whether the step trains.
-      pieces: as many pieces as the step has micro-batches.
+      train, pieces: whether the step trains, and its number of micro-batches.
       network: a network of the method by the name of its field, for targets that apply one.
       hidden: what `Target.attention` computed already, or None.
     """
@@ -195,7 +194,7 @@ class LossOutput(NamedTuple):
       total: float32 scalar, the value that is minimized.
       metrics: float32 scalars, logged under these very names ("loss/pixel", "weight/pixel").
       model_state: the new non-gradient state (BatchNorm statistics); {} for most methods.
-      predictions: by term, for evaluators and pictures; dead code inside the compiled train step.
+      predictions: by term, for evaluators and pictures; dead code in the compiled train step.
     """
 
     total: jax.Array
@@ -291,6 +290,11 @@ class Task:
         """Return the loss of a prepared (micro-)batch; this part is differentiated."""
         raise NotImplementedError(type(self).__name__)
 
+    @property
+    def classified(self) -> Classified | None:
+        """The head that it trains, with the encoder that it reads; None = it trains none."""
+        return None
+
     def classify(self, state: TrainState, frozen: PyTree, batch: Batch) -> jax.Array:
         """Return logits in evaluation, float32 [b c]; only where labels are learned."""
         raise NotImplementedError(type(self).__name__)
@@ -298,11 +302,7 @@ class Task:
     def lr_scale(self, params: PyTree) -> PyTree | None:
         """Return a factor of every parameter's learning rate, which joins those of the config.
 
-        Args:
-          params: the parameters or their shapes.
-
-        Returns:
-          Numbers in a tree like `params`; None = 1 everywhere.
+        `params` are the parameters or their shapes; the factors are a tree like them. None = 1.
         """
         return None
 

@@ -42,7 +42,8 @@ def head_of(
                 "load(..., head_pool='token'), timm's default, or 'avg'"
             ),
         )
-    classes, width = file.shape(CLASSIFIER)
+    shape = file.shape(CLASSIFIER)
+    width, classes = shape if file.layout == detect.OWN else shape[::-1]
     probe = BATCH_NORM in file
     shapes = {k: file.shape(k) for k in file.keys if k.startswith("classifier/")}
     mean = not norm and pool == "avg"
@@ -52,6 +53,8 @@ def head_of(
 
 def unfit_head(file: sizes.FileTensors) -> str:
     """Return why the file's linear layer is none on what pooling gives; "" = it is one."""
+    if file.layout == detect.OWN:
+        return ""  # the export compared the logits
     (key,), shape = file.keys[CLASSIFIER], file.shape(CLASSIFIER)
     stems = [f"{root}/patch_embed/kernel" for root in detect.ROOTS]
     stem = next((p for p in stems if p in file), detect.CONV)

@@ -31,7 +31,7 @@ from mimjax.inference import (
 from mimjax.inference.model import Model
 from mimjax.inference.reconstruction import Reconstructor
 from mimjax.rng import step_key
-from mimjax.task import Pretraining, TrainState, initial
+from mimjax.task import Pretraining, TrainState, initial, pretraining
 from mimjax.torch_io.read import files
 from mimjax.torch_io.read.sizes import FileTensors
 
@@ -208,24 +208,23 @@ def of_run(run: SavedRun, path: str, ema: bool | None = None) -> Model:
       ConfigError: it has no encoder of images, or no average of it.
     """
     from mimjax.inference import tuned  # what no file needs
-    from mimjax.transfer.fine_tune import FineTune
-    from mimjax.transfer.tuning import Tuning
 
     c, task = run.config, run.task
-    if not isinstance(task, Pretraining):
+    if task.classified is None and not isinstance(task, Pretraining):
         raise ConfigError(f"path: {path} is a run of {c.task}, which has no encoder of images")
     averaged = run.takes_average(ema)
-    if isinstance(task, FineTune):  # its head is the model's
+    reconstruct: Any = f"{path} is a run of {c.task}, which predicts no patches"
+    if task.classified is not None:
         state = run.state()
-        weights = state.ema if averaged else state.params
-        network, params = tuned.network(task, weights, state.model_state, run.workdir)
+        params = state.ema if averaged else state.params
+        weights = tuned.Weights(params, state.model_state, run.frozen() if task.frozen else {})
+        resample = task.views["image"].resample
+        network, params = tuned.network(task.classified, resample, weights, run.workdir)
     else:
-        network, params = encoders.Network.of(task), {"encoder": run.encoder(ema)}
+        network, params = encoders.Network.of(pretraining(task)), {"encoder": run.encoder(ema)}
+        reconstruct = Reconstructor(pretraining(task), run.state, run.frozen, c.seed)
     augment = schema.build(Augment, c.data.augment, "data.augment")
     reader = Reader(augment, run.decoding, c.data.threads)
-    reconstruct: Any = Reconstructor(task, run.state, run.frozen, c.seed)
-    if isinstance(task, Tuning):
-        reconstruct = f"{path} is a run of {c.task}, which predicts no patches"
     line = f"from {path}: {run.title}" + (", moving average" if averaged else "")
     return Model(c, network, params, [line], reader, reconstruct, run.dtype)
 

@@ -1,8 +1,7 @@
-"""The model of a fine-tuning run: its encoder with the head that it trained."""
+"""The model of a run that trained a head: this with its encoder, tuned or frozen."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +9,24 @@ import jax
 from mimjax.inference.encoders import Network
 from mimjax.storage.classes import Classes
 from mimjax.storage.files import Workdir
-from mimjax.task import Features, PyTree
-from mimjax.transfer.fine_tune import FineTune
+from mimjax.task import Classified, Features, PyTree
+
+
+class Weights(NamedTuple):
+    """The arrays of a run.
+
+    Attributes:
+      params, stats: the task's parameters and model_state.
+      frozen: its frozen networks.
+    """
+
+    params: PyTree
+    stats: PyTree
+    frozen: PyTree
 
 
 class RunHead(NamedTuple):
-    """The head that a run trained with its encoder, with the interface of a `Classifier`.
+    """The head that a run trained, with the interface of a `Classifier`.
 
     Attributes:
       head: the network, which reads vectors or tokens.
@@ -39,21 +50,28 @@ class RunHead(NamedTuple):
 
 
 def network(
-    task: FineTune, params: PyTree, stats: PyTree, workdir: Workdir
+    classified: Classified, resample: str, weights: Weights, workdir: Workdir
 ) -> tuple[Network, PyTree]:
-    """Return encoder and head of a task that trains both, and the parameters.
+    """Return a head with the encoder that it reads, and the parameters.
 
     Args:
-      params, stats: the task's parameters and model_state.
+      resample: filter with which images are brought to the encoder's size.
       workdir: says the names of the classes.
     """
-    head, trained, known = task.sized, params["encoder"], Classes.read(workdir)
-    made = dataclasses.replace(
-        Network.of(task),
-        head=RunHead(head),
+    params, stats, frozen = weights
+    head, (module, mean, std), of, complete = classified
+    trained, known = of(params, frozen), Classes.read(workdir)
+    alone = f"its head {type(head).__name__} takes statistics of the other images of a batch"
+    made = Network(
+        module,
+        tuple(mean or ()),
+        tuple(std or ()),
+        head=None if head.of_batch else RunHead(head),
+        no_head=alone if head.of_batch else "",
         pooled=head.reading.pool == "mean" and "norm" in params["head"],
         normed="norm" in trained,
         names=known.names if known else None,
+        resample=resample,
     )
     classifier = {"params": params["head"]} | ({"stats": stats["head"]} if stats else {})
-    return made, {"encoder": task.complete(trained), "classifier": classifier}
+    return made, {"encoder": complete(trained), "classifier": classifier}

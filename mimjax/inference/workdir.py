@@ -33,7 +33,6 @@ from mimjax.storage import outputs, settings
 from mimjax.storage.checkpoints import Checkpoints
 from mimjax.storage.files import Workdir
 from mimjax.task import Clock, Pretraining, Task, TrainState, init_state
-from mimjax.transfer.tuning import Tuning
 
 PyTree = Any
 
@@ -130,7 +129,8 @@ class SavedRun:
         else:
             like = {"encoder": self.abstract_encoder}
             params = self.checkpoints.params(like, self.step)["encoder"]
-        return self.task.complete(params) if isinstance(self.task, Tuning) else params
+        head = self.task.classified
+        return head.complete(params) if head else params
 
     def bench(self, path: str | None, seed: int | None = None) -> Bench:
         """Return the images at `path`, or of the run's test split, as its evaluators crop them.

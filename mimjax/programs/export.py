@@ -94,35 +94,41 @@ def make_export():
     import numpy as np
 
     from mimjax.inference import own_files
+    from mimjax.inference.encoders import EncoderAlone
     from mimjax.storage.classes import Classes
     from mimjax.task import Pretraining
     from mimjax.torch_io.write import classifier, export
-    from mimjax.transfer.fine_tune import FineTune
 
     f = flags.FLAGS
     run = opening.read_run()
     options, head = (f.format, f.pool, f.decoder, image_size(f.image_size)), None
-    tuned = run.task if isinstance(run.task, FineTune) else None
-    classes = Classes.read(run.workdir) if tuned else None
+    found, task = run.task.classified, run.task
+    if found and not isinstance(task, Pretraining):  # the encoder is none of its own
+        module, mean, std = found.reader
+        task = EncoderAlone(encoder=module, mean=mean or (), std=std or ())
+    classes = Classes.read(run.workdir) if found else None
     blank = lambda x: np.broadcast_to(np.float32(0), x.shape)
     shapes = jax.tree.map(blank, run.abstract_state.params)
-    if tuned:
-        shapes, head = classifier.blank(tuned, run.abstract_state, classes)
-    export.Export(run.task, shapes, *options, head=head).check()  # before anything is read
-    whole = f.decoder or not isinstance(run.task, Pretraining)
-    if tuned:
-        averaged = run.takes_average(opening.asked_average())
-        params, head = classifier.of_run(tuned, run.state(), averaged, classes)
+    if found:
+        shapes, head = classifier.blank(found, run.abstract_state, run.abstract_frozen, classes)
+    export.Export(task, shapes, *options, head=head).check()  # before anything is read
+    whole = f.decoder or not isinstance(task, Pretraining)
+    if found:
+        averaged, state = run.takes_average(opening.asked_average()), run.state()
+        params, frozen = state.ema if averaged else state.params, {}
+        frozen = run.frozen() if task is not run.task else frozen
+        params, head = classifier.of_run(found, params, state.model_state, frozen, classes)
         weights = "ema" if averaged else "online"
     else:
         params, weights = parameters(run, opening.asked_average(), whole)
     text = run.workdir.read_text("config.json")
     described = {"settings": own_files.describe(run.config)} if whole else {}
     return export.Export(
-        run.task,
+        task,
         jax.tree.map(np.asarray, params),
         *options,
         {
+            "method": type(run.task).__name__.lower(),
             "step": str(run.step),
             "weights": weights,
             "config_sha256": hashlib.sha256(text.encode()).hexdigest(),

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from mimjax import patches, values
 from mimjax.errors import ConfigError
 from mimjax.models.layers import LayerNorm
-from mimjax.networks import Features, Network
+from mimjax.networks import Classified, Features, Network, Reader
 from mimjax.rng import named
 from mimjax.task import Batch, Key, LossOutput, PyTree, TrainState
 from mimjax.transfer.head import POOLS, Affine, Head
@@ -108,6 +108,13 @@ class FineTune(Tuning):
     def sized(self) -> Any:
         """The head for the encoder and the classes, of which there are none as long as no data."""
         return self.head.sized(self.network, self.classes or 0)
+
+    @property
+    def classified(self) -> Classified:
+        of_params = lambda params, frozen: params["encoder"]
+        return Classified(
+            self.sized, Reader(self.network, *self.statistics), of_params, self.complete
+        )
 
     @property
     def unread(self) -> tuple[str, ...]:

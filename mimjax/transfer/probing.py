@@ -21,6 +21,7 @@ import optax
 from einops import rearrange
 
 from mimjax import values
+from mimjax.networks import Classified, Reader
 from mimjax.rng import named
 from mimjax.task import Batch, Frozen, Key, LossOutput, PyTree, Task, TrainState, View
 from mimjax.transfer.frozen import FrozenEncoder
@@ -244,6 +245,12 @@ class Probing(Task):
         }
         shape = *tokens.get(pool, ()), width
         return Heads(self.clock, {"head": Member(head)}, {head.reading: shape})
+
+    @property
+    def classified(self) -> Classified:
+        of_frozen = lambda params, frozen: frozen["encoder"]["encoder"]
+        reader = Reader(self.encoder.module, *self.encoder.statistics)
+        return Classified(self.sized, reader, of_frozen, lambda encoder: encoder)
 
     @property
     def views(self) -> dict[str, View]:

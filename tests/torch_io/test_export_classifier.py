@@ -62,7 +62,8 @@ def run(encoder, head):
 
 def export(encoder, head, name, names=NAMES, **options):
     made, state = run(encoder, head)
-    params, learned = classifier.of_run(made, state, False, Classes(3, names))
+    arrays = state.params, state.model_state, {}
+    params, learned = classifier.of_run(made.classified, *arrays, Classes(3, names))
     return Export(made, params, name, about=exports.ABOUT, head=learned, **options)
 
 
@@ -91,10 +92,12 @@ CASES = [
     ("beit", "mean", "beit"),
     ("mcmae", "mean", "convmae"),
     ("mcmae", "first", "convmae"),
+    ("mcmae", "mean", "safetensors"),
+    ("bootmae", "probe", "safetensors"),
 ]
 
 
-KEPT = [CASES[i] for i in (1, 3, 6, 8, 9, 12)]
+KEPT = [CASES[i] for i in (1, 3, 6, 8, 9, 12, 16)]
 
 
 @pytest.mark.parametrize("case", helpers.gated(CASES, KEPT), ids="-".join)
@@ -105,7 +108,7 @@ def test_a_file_classifies_as_the_run(case, tmp_path):
     job = export(*case)
     job.check()
     folder = job.kind.folder
-    output = str(tmp_path / ("out" if folder else "out.pth"))
+    output = str(tmp_path / ("out" if folder else f"out{job.kind.suffixes[0]}"))
     lines = program.write(job, output)
     said = next(x for x in lines if x.startswith("verified: "))
     assert ("logits of timm" in said, "logits of transformers" in said) == (
@@ -189,11 +192,13 @@ def test_a_head_that_no_format_has_is_refused():
         shapes = jax.eval_shape(made.init, jax.random.key(0))
         state = TrainState(np.int32(0), *shapes, {}, ())
         with pytest.raises(ConfigError, match=text):
-            classifier.blank(made, state, None)
+            classifier.blank(made.classified, state, {}, None)
 
 
 def test_the_table_says_where_classifiers_go():
     lines = [line.split("  ", 1) for line in formats.table().splitlines() if "  " in line]
     found = {text: cells.strip() for text, *cells in lines for cells in cells}
-    assert found["a norm of the patches' mean"] == "timm, hf, mae, bootmae, beit, convmae"
-    assert found["the mean of the normed patches"] == "timm"
+    assert (
+        found["a norm of the patches' mean"] == "timm, hf, mae, bootmae, beit, convmae, safetensors"
+    )
+    assert found["the mean of the normed patches"] == "timm, safetensors"

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import flax.linen as nn
 import helpers
@@ -152,6 +153,15 @@ def test_a_run_becomes_a_classifier_of_transformers(tuned, tmp_path):
         assert file.class_names == run.class_names
         np.testing.assert_allclose(file.classify(images), run.classify(images), atol=1e-5)
         np.testing.assert_allclose(file.encode(images), run.encode(images), atol=1e-5)
+    own = tmp_path / "own.safetensors"
+    words = f"--model={place}", "--format=safetensors", f"--output={own}", "--weights=online"
+    helpers.answer("export", *words, check=True)
+    run, file = mimjax.load(place, ema=False), mimjax.load(own)
+    assert file.class_names == run.class_names
+    np.testing.assert_array_equal(file.classify(images), run.classify(images))
+    again, trained = begun(tmp_path / "again", own), flat(run.params["encoder"])
+    for key, x in again.items():
+        np.testing.assert_array_equal(x, trained[key], err_msg=key)
     said = helpers.answer("export", f"--model={place}", "--format=mmseg", "--output=a.pth")
     assert said.returncode == 2
     assert "--format: mmseg has no place for a classifier that reads a norm of" in said.stderr
@@ -173,6 +183,25 @@ def test_a_run_in_parts_is_the_run_and_so_is_one_on_eight_devices(tuned, model, 
     assert helpers.losses(place) == helpers.losses(tmp_path / "parts")
     for name, value in measured(place).items():
         assert abs(measured(tmp_path / "eight")[name] - value) < 0.3  # an image of 359
+
+
+def test_what_may_change_in_a_run_that_has_begun(tuned, model, tmp_path, capsys):
+    """What changes no parameter is said; labels that mean other classes are refused."""
+    place = shutil.copytree(tuned[0], tmp_path / "copy")
+    new = {"drop_path": 0.3, "layer_decay": 0.5, "smoothing": 0.1, "mixing": Mixing(group=16)}
+    run = helpers.begun(recipe(model, **{f"method.{k}": v for k, v in new.items()}), place)
+    said = capsys.readouterr().out
+    assert "weights: continued from step 4" in said
+    for name, before in (("drop_path", 0.1), ("layer_decay", 0.65), ("smoothing", 0.0)):
+        line = f"changed since the last start: method.{name}: {before} -> {new[name]}"
+        assert line in said
+    task = run.setup.task
+    assert (task.network.drop_path, task.mixing, task.smoothing) == (0.3, new["mixing"], 0.1)
+    content = json.loads((place / "classes.json").read_text())
+    content["names"][3] = "three"
+    (place / "classes.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"^data: a class of another name: class 3 is '3', it wa"):
+        helpers.begun(recipe(model), place)
 
 
 # ------------------------------------------------------------------ where a run begins
@@ -431,11 +460,14 @@ def test_a_class_folder_without_images_is_refused(model, tmp_path):
 
 def test_every_method_and_size_has_a_recipe():
     config = helpers.ALL["fine_tune"]
+    groups = {"mae": 32, "bootmae": 256, "beit": 128, "cae": 128}
     for method in ("mae", "bootmae", "beit", "cae", "caev2", "mcmae", "mrmae"):
         for size in ("ti", "s", "b", "l", "h"):
             c = config.get_config(f"method={method},size={size}")
             schema.make_task(c, Clock(10, 900))
             assert c.epochs in (50, 100, 200)
         assert method in config.__doc__
+        mixed = config.get_config(f"method={method}").method.mixing.group
+        assert mixed == groups.get(method)
         for more in ("", ",scratch"):
             schema.make_task(config.get_config(f"method={method},demo{more}"), Clock(10, 600))

@@ -109,6 +109,18 @@ def test_accuracy_is_that_of_every_test_image_on_one_and_on_eight_devices(probed
         right = 100 * (order[:, :n] == labels).any(1).mean()
         assert ours[name][-1] == pytest.approx(right)
         np.testing.assert_allclose(other[name], ours[name], atol=100.1 / len(source))
+    # the run as a model, and that as a file in which the BatchNorm is part of the linear layer
+    images = [np.asarray(source.image(i)) for i in range(8)]
+    run, file = mimjax.load(place), tmp_path / "probe.safetensors"
+    assert run.class_names == tuple("0123456789")
+    np.testing.assert_allclose(run.classify(images), logits[:8], atol=1e-4)
+    np.testing.assert_array_equal(run.encode(images, "cls"), encoder.encode(images, "cls"))
+    words = f"--model={place}", "--format=timm", f"--output={file}"
+    said = helpers.answer("export", *words, check=True).stdout
+    assert "(probing, step 4, online weights)" in said
+    read = mimjax.load(file)
+    assert read.class_names == run.class_names
+    np.testing.assert_allclose(read.classify(images), logits[:8], atol=1e-4)
 
 
 def test_a_file_of_the_encoder_is_probed_like_the_run(probed, model, tmp_path):

@@ -33,7 +33,7 @@ OPTIONAL = re.compile(
     r"encoder/(norm/(scale|bias)|mask_token|cls_token|projection/.+|stage\d_fuse/.+)"
 )
 # keys of files that may lack the final norm: norms after pooling, feature pyramids
-NORMLESS = r"(beit\.)?(fc_norm|pooler\.layernorm)\.|fpn\d?\."
+NORMLESS = r"(beit\.)?(fc_norm|pooler\.layernorm)\.|fpn\d?\.|classifier/params/norm/"
 
 
 def from_torch(

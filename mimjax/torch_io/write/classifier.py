@@ -1,4 +1,4 @@
-"""The classifier of a fine-tuned run as files have it: one vector, one norm, one linear layer.
+"""The classifier of a run as files have it: one vector, one norm, one linear layer.
 
 A file says where that norm stands: behind the mean of the patch tokens, or as the encoder's own.
 """
@@ -16,8 +16,7 @@ import numpy as np
 from mimjax.errors import ConfigError
 from mimjax.models.heads import Classifier
 from mimjax.storage.classes import Classes
-from mimjax.task import Features, TrainState
-from mimjax.transfer.fine_tune import FineTune
+from mimjax.task import Classified, Features, TrainState
 from mimjax.transfer.head import Affine, Head
 
 PyTree = Any
@@ -45,7 +44,7 @@ def reading(head: Classifier) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """A head that a run trained with its encoder.
+    """A head that a run trained on an encoder, or with it.
 
     Attributes:
       head: the network.
@@ -132,25 +131,31 @@ class Learned:
 
 
 def of_run(
-    task: FineTune, state: TrainState, averaged: bool, classes: Classes | None
+    classified: Classified,
+    params: PyTree,
+    stats: PyTree,
+    frozen: PyTree,
+    classes: Classes | None,
 ) -> tuple[PyTree, Learned]:
-    """Return the encoder's parameters and the head of a task that trains both.
+    """Return the parameters of the encoder that a head reads, and the head.
 
     Args:
-      averaged: whether they are those of the moving average.
+      params, stats, frozen: the task's parameters, model_state and frozen networks.
       classes: of the run's labels, if they are known.
     """
-    params, head = (state.ema if averaged else state.params), task.sized
-    stats = state.model_state.get("head", {})
+    head, depth = classified.head, classified.reader.network.depth
     names = classes.names if classes else None
-    learned = Learned(head, numbers(params["head"]), numbers(stats), task.network.depth, names)
-    return {"encoder": task.complete(params["encoder"])}, learned
+    learned = Learned(head, numbers(params["head"]), numbers(stats.get("head", {})), depth, names)
+    return {"encoder": classified.complete(classified.encoder(params, frozen))}, learned
 
 
-def blank(task: FineTune, state: TrainState, classes: Classes | None) -> tuple[PyTree, Learned]:
+def blank(
+    classified: Classified, state: TrainState, frozen: PyTree, classes: Classes | None
+) -> tuple[PyTree, Learned]:
     """Return what `of_run` returns of a state's shapes, with zeros that take no memory."""
-    zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), state)
-    return of_run(task, zeros, False, classes)
+    zeros = lambda tree: jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), tree)
+    params, stats = zeros(state.params), zeros(state.model_state)
+    return of_run(classified, params, stats, zeros(frozen), classes)
 
 
 def numbers(tree: PyTree) -> PyTree:

@@ -71,7 +71,7 @@ class Export:
     @property
     def method(self) -> str:
         """The method's name, as the file says it."""
-        return type(self.task).__name__.lower()
+        return self.about.get("method", type(self.task).__name__.lower())
 
     @property
     def is_encoder(self) -> bool:

@@ -214,7 +214,10 @@ FORMATS: dict[str, Format] = {
     "detectron2": Format(
         (Place("detectron2", steps=("folded",), relative=False),), PICKLES, final_norm=False
     ),
-    "safetensors": Format((Place(OWN, full=OWN, any=True),), TENSORS),
+    "safetensors": Format(
+        (Place(OWN, full=OWN, heads=Heads(OWN, OWN, OWN), any=True),),
+        TENSORS,
+    ),
 }
 # settings by which an encoder is known to be a ViT
 OF_VIT = {"rel_pos", "bias", "layer_scale", "pos_embed", "mlp_ratio", "heads"}
