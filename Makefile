@@ -81,6 +81,7 @@ docs: $(VENV)/docs
 
 # a release's file in dist/, and what it does in an empty folder with nothing else of this checkout
 wheel:
+	rm -f dist/*.whl
 	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 test-wheel: wheel
@@ -88,7 +89,7 @@ test-wheel: wheel
 	dist/empty/.venv/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt dist/mimjax-*.whl
 	cd dist/empty && .venv/bin/mimjax train --config=mae:demo --workdir=run \
-	  --config.steps=100 --config.eval.every=0 && test -s run/table.md && test -s run/report.html
+	  --config.steps=200 --config.eval.every=0 && test -s run/table.md && test -s run/report.html
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

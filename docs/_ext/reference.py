@@ -85,18 +85,14 @@ def composition(name: str) -> str:
 
 
 def methods() -> str:
-    """Return a table of the pages of methods: what is predicted, config, its arguments."""
+    """Return a table of the pages of methods: config, encoder, and what is predicted."""
     body = []
     for page in sorted((ROOT / "docs/methods").glob("*.md")):
-        if page.stem not in shipped():
-            continue
-        text = page.read_text()
-        doc = inspect.cleandoc(import_config(page.stem).__doc__ or "")
-        arguments = re.search(r"arguments: (?:configs/\S+\s+)?(.*?)(?:\n\S|\n\n|\Z)", doc, re.S)
-        rest = " ".join(arguments[1].split()) if arguments else ""
-        link = f"[{text.splitlines()[0].removeprefix('# ')}]({page.name})"
-        body.append((link, task(page.stem).story, f"`{page.stem}`", rest))
-    return table(("method", "what is predicted", "config", "arguments"), body)
+        if page.stem in shipped():
+            made = task(page.stem)
+            link = f"[{page.read_text().splitlines()[0].removeprefix('# ')}]({page.name})"
+            body.append((link, f"`{page.stem}`", type(made.encoder).__name__, made.story))
+    return table(("method", "config", "encoder", "what is predicted"), body)
 
 
 def method(name: str) -> str:
@@ -200,13 +196,7 @@ def ablations(*words: str) -> str:
     found = next((s for s in sections if s.startswith(head)), "")
     if not found:
         raise ValueError(f"configs/ablations.md has no section {head}...)")
-    return apart(found.partition("\n")[2].strip())
-
-
-def apart(text: str) -> str:
-    """Return a text whose commands are code word by word, so that lines break between settings."""
-    words = lambda m: " ".join(f"`{word}`" for word in m[1].split())
-    return re.sub(r"`(--config[^`]*)`", words, text)
+    return found.partition("\n")[2].strip()
 
 
 # ------------------------------------------------------------------ what fits where
@@ -283,7 +273,7 @@ def included(path: str) -> str:
       path: relative to the root.
     """
     text = (ROOT / path).read_text().partition("\n")[2].strip()
-    return apart(text.replace("](docs/", "]("))
+    return text.replace("](docs/", "](")
 
 
 def names() -> Iterator[str]:
