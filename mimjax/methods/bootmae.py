@@ -1,7 +1,7 @@
 """BootMAE: bootstrapped masked autoencoders (Dong et al. 2022, arXiv:2207.07116).
 
-The encoder sees the visible patches. At the masked ones, a decoder fed its first block predicts
-pixels, another, fed its last, what a moving average of it computes from all patches (3.3, 3.4).
+The encoder sees the visible patches. One decoder, fed its first block, predicts the masked pixels.
+Another, fed its last block, predicts what its moving average makes of the image (3.3 and 3.4).
 
   loss = mean_m w |pixel - norm(x)|^2  +  lambda(t) mean_m w |LN(feature) - LN(average(x))|^2   (6)
 
