@@ -18,6 +18,7 @@ from mimjax.train.loop import train
 
 WHOLE = {
     "small_data": ["", ":size=s,res=64,patch=4,labels"],
+    "small_labels": ["", ":method=bootmae,size=b"],
     "one_gpu": ["", ":method=bootmae,size=l,images=64", ":method=cae,path=random", ":method=mcmae"],
     "multi_channel": ["", ":channels=1,bits=12,flip"],
     "continued": [":path=a.pth", ":path=a.pth,method=bootmae,size=l,epochs=20"],

@@ -49,7 +49,8 @@ def run(program: Program, words: Sequence[str]) -> None:
       words: the command line after the program's name.
     """
     stopping.install()
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells where it keeps its fonts
+    for name in ("matplotlib", "jax._src.xla_bridge"):  # where fonts lie, which chips are not there
+        logging.getLogger(name).setLevel(logging.WARNING)
     with defined(program) as names:
         if {"--help", "-help", "-h", "--helpshort"} & set(words):
             print(usage.text(program, names, FLAGS))
@@ -182,7 +183,10 @@ def start(program: Program, rest: list[str]) -> None:
       ConfigError: there are such words, a flag is missing, or a place cannot be used.
     """
     if rest:
-        raise ConfigError(f"{rest[0]!r}: no flag; allowed: flags alone, --name=value (see --help)")
+        raise ConfigError(
+            f"{rest[0]!r}: no flag; allowed: flags alone, --name=value, quoted where the value has "
+            "spaces (see --help)"
+        )
     for name in program.REQUIRED:
         if FLAGS[name].value is None:
             raise ConfigError(f"--{name}: missing; allowed: see --help")

@@ -137,6 +137,7 @@ def about(
     return {
         **opened.about,
         "title": opened.title,
+        "begun": opened.run is not None and opened.run.step == 0,
         "images": train.name,
         "train_images": len(train),
         "test_images": len(test),

@@ -80,9 +80,9 @@ def write(job, output: str, overwrite: bool = False) -> list[str]:
         lines.append(f"verified: {found}")
     else:
         library = job.kind.library
+        needed = f"install {LIBRARIES.get(library, library)} to load it in {library}"
         lines.append(
-            f"written, not verified: install {LIBRARIES.get(library, library)} to load it in "
-            f"{library} (read back by mimjax alone: {found})"
+            f"written, not verified: {found.why or needed} (read back by mimjax alone: {found})"
         )
     lines += [f"note: {line}" for line in notes(job)]
     return [*lines, "next:", next_step(job, output)]

@@ -28,7 +28,6 @@ from mimjax.storage import confusions
 from mimjax.task import Pretraining, Task, View
 from mimjax.train.optimizers import OptimizerConfig, factors
 from mimjax.train.program import Program
-from mimjax.transfer.tuning import Tuning
 
 if TYPE_CHECKING:
     from mimjax.storage.files import Workdir
@@ -205,8 +204,10 @@ def commands(run: Run, reconstructs: bool) -> list[str]:
         if num_blocks(run.setup.program.abstract_state.params["encoder"]):
             out.append(program("attention", f"--images={FOLDER}"))
         out.append(program("features", f"--images={FOLDER} --output=features.npz"))
-    if isinstance(task, Tuning):
-        return out
+    if task.classified is not None:
+        found = export.formats_of(task.classified, run.setup.program.abstract_state)
+        shown = [f"--format={name} --output=exported/classifier" for name in found[:1]]
+        return [*out, *(program("export", words) for words in shown)]
     name = next(iter(formats.places_of(export.kind_of(task))))
     suffixes = formats.FORMATS[name].suffixes
     suffix = ".safetensors" if ".safetensors" in suffixes else suffixes[0]  # needs no torch

@@ -102,6 +102,8 @@ def notes(evaluation: Evaluation, results: Results) -> list[str]:
         "Settings were chosen on a tenth of the training images of each class, which nothing is "
         "learned from (the database of k-NN holds them at the end); test images chose nothing.",
     ]
+    if evaluation.about.get("begun"):
+        lines.append("The checkpoint is that of step 0: the weights that the run began with.")
     if len(evaluation.seeds) > 1:
         lines.append(f"Seeds {seeds}: mean ± standard deviation of the training.")
     for name, protocol in evaluation.chosen.items():

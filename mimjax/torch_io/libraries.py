@@ -8,6 +8,7 @@ not load completely. The outputs are compared in `verify.py`.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -42,6 +43,20 @@ def read_back(export: Export, path: str) -> PyTree:
     return read
 
 
+def imported(name: str) -> Any:
+    """Return a library.
+
+    Raises:
+      ImportError: it is missing, or fails while it is imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise
+    except Exception as error:  # as where torchvision is of another build than torch
+        raise ImportError(f"{name} cannot be imported here: {error}") from error
+
+
 def channels_first(images: np.ndarray) -> Any:
     """Return images [b h w c] as a tensor [b c h w]."""
     import torch
@@ -51,9 +66,9 @@ def channels_first(images: np.ndarray) -> Any:
 
 def read_timm(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
     """Read a file by timm's `checkpoint_path`, or a folder by "local-dir:"; all keys must fit."""
-    import timm
     import torch
 
+    timm = imported("timm")
     name, args = export.timm
     try:
         if path.endswith(export.kind.suffixes):
@@ -79,8 +94,8 @@ def read_timm(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
 def read_transformers(export: Export, path: str, images: np.ndarray, noise: np.ndarray):
     """Read a folder by transformers; no key may be missing or unused."""
     import torch
-    import transformers
 
+    transformers = imported("transformers")
     layout = export.layout
     known = {
         "vitmae_transformers": (transformers.AutoModelForPreTraining, {}),

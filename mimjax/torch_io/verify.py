@@ -42,7 +42,8 @@ class Proof:
       reader: library that read the file, with its version.
       difference, bound: largest absolute difference of all compared outputs, and the allowed one.
       outputs: names of the compared outputs.
-      verified: False if the library that the file is for is not installed, and mimjax read it.
+      verified: False if the library that the file is for cannot be imported, and mimjax read it.
+      why: why it cannot, where it is installed.
     """
 
     reader: str
@@ -50,6 +51,7 @@ class Proof:
     bound: float = 0.0
     outputs: tuple[str, ...] = ()
     verified: bool = True
+    why: str = ""
 
     @property
     def ok(self) -> bool:
@@ -225,15 +227,15 @@ def prove(export: Export, path: str) -> Proof:
     # its module is an encoder
     alone = export.format == "convmae" and (export.decoder or export.head)
     reader = None if alone else libraries.READERS.get(export.kind.library)
-    name, verified, theirs = "the file read back", True, None
+    name, verified, theirs, why = "the file read back", True, None, ""
     if reader:
         try:
             name, theirs = reader(export, path, images, noise)
-        except ImportError:
-            verified = False
+        except ImportError as error:
+            verified, why = False, str(error) if error.__cause__ else ""
     if theirs is None:
         theirs = reread(export, trees, images)
-    proof = dataclasses.replace(compare(ours, theirs, name), verified=verified)
+    proof = dataclasses.replace(compare(ours, theirs, name), verified=verified, why=why)
     if not proof.ok:
         raise ConfigError(f"--format: {export.format}: the file is wrong and was not kept: {proof}")
     return proof

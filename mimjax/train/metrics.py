@@ -298,7 +298,8 @@ def progress(step: int, total: int, values: dict[str, Any]) -> str:
             f"ETA {datetime.timedelta(seconds=round(values['eta_s']))}",
         ]
     if "bad_files" in values:
-        parts.append(f"{values['bad_files']} bad files skipped")
+        count = values["bad_files"]
+        parts.append(f"{count} bad file{'s' * (count != 1)} skipped")
     if "clip_share" in values:
         parts.insert(4, f"clipped {100 * values['clip_share']:.0f} % of steps")
     if "mfu" in values:

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import re
 import shlex
+import sys
 import types
 
 import exports
@@ -73,6 +74,18 @@ def test_as_a_real_process(run):
     out = helpers.run("export", workdir, "--format=timm", output, "--overwrite")
     said = "verified: " if real_torchvision() else "written, not verified: install mimjax[timm] to "
     assert f"\n{said}" in out.stdout
+
+
+def test_a_library_that_fails_while_it_is_imported(run, tmp_path, monkeypatch, capsys):
+    """As timm does where torchvision is of another build than torch: the file is kept."""
+    (tmp_path / "timm.py").write_text("raise RuntimeError('torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.chdir(run)
+    call("--model=runs/bootmae_digits_0", "--format=timm", f"--output={tmp_path / 'a.safetensors'}")
+    said = "not verified: timm cannot be imported here: torchvision::nms does not exist (read back"
+    assert said in capsys.readouterr().out
+    assert (tmp_path / "a.safetensors").exists()
 
 
 @pytest.mark.gate

@@ -143,19 +143,34 @@ def of_run(
       params, stats, frozen: the task's parameters, model_state and frozen networks.
       classes: of the run's labels, if they are known.
     """
+    learned = head_of(classified, params, stats, classes)
+    return {"encoder": classified.complete(classified.encoder(params, frozen))}, learned
+
+
+def head_of(
+    classified: Classified, params: PyTree, stats: PyTree, classes: Classes | None = None
+) -> Learned:
+    """Return the head of a task's parameters and model_state.
+
+    Raises:
+      ConfigError: files have no place for such a one.
+    """
     head, depth = classified.head, classified.reader.network.depth
     names = classes.names if classes else None
-    learned = Learned(head, numbers(params["head"]), numbers(stats.get("head", {})), depth, names)
-    return {"encoder": classified.complete(classified.encoder(params, frozen))}, learned
+    return Learned(head, numbers(params["head"]), numbers(stats.get("head", {})), depth, names)
 
 
 def blank(
     classified: Classified, state: TrainState, frozen: PyTree, classes: Classes | None
 ) -> tuple[PyTree, Learned]:
     """Return what `of_run` returns of a state's shapes, with zeros that take no memory."""
-    zeros = lambda tree: jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), tree)
     params, stats = zeros(state.params), zeros(state.model_state)
     return of_run(classified, params, stats, zeros(frozen), classes)
+
+
+def zeros(tree: PyTree) -> PyTree:
+    """Return zeros of a tree's shapes, float32, that take no memory."""
+    return jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), tree)
 
 
 def numbers(tree: PyTree) -> PyTree:

@@ -20,10 +20,10 @@ from mimjax.errors import ConfigError
 from mimjax.losses import LN_EPS
 from mimjax.models.heads import Classifier
 from mimjax.rules import paths
-from mimjax.task import Encoder, Pretraining, Task, pretraining
+from mimjax.task import Classified, Encoder, Pretraining, Task, TrainState, pretraining
 from mimjax.torch_io.read import detect
 from mimjax.torch_io.read.load import to_torch
-from mimjax.torch_io.write import files, formats, tensors
+from mimjax.torch_io.write import classifier, files, formats, tensors
 from mimjax.torch_io.write import settings as json_settings
 from mimjax.torch_io.write.classifier import Learned
 
@@ -33,6 +33,20 @@ PyTree = Any
 def kind_of(task: Task) -> formats.Kind | None:
     """Return the properties of a task's encoder; None = it has none, or one that is no ViT."""
     return formats.kind_of(task.encoder if isinstance(task, Pretraining) else None)
+
+
+def formats_of(classified: Classified, state: TrainState) -> list[str]:
+    """Return the names of the formats that take a head with its encoder; [] = none does.
+
+    Args:
+      state: the run's, or its shapes.
+    """
+    try:
+        params, stats = classifier.zeros(state.params), classifier.zeros(state.model_state)
+        head = classifier.head_of(classified, params, stats)
+    except ConfigError:
+        return []
+    return list(formats.places_of(formats.kind_of(classified.reader.network), head.network))
 
 
 @dataclasses.dataclass(frozen=True)
