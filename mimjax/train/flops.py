@@ -69,8 +69,15 @@ def count_all(jaxpr: ClosedJaxpr | Jaxpr) -> float:
             inner = [count_all(j) for j in sub_jaxprs(eqn)]
             if inner:
                 best = max(inner) if eqn.primitive.name == "cond" else sum(inner)
-                total += best * eqn.params.get("length", 1)
+                total += best * times(eqn)
     return total
+
+
+def times(eqn: JaxprEqn) -> int:
+    """Return how often the programs inside an equation run: once per iteration, or per device."""
+    if eqn.primitive.name == "shard_map":
+        return math.prod(eqn.params["mesh"].shape[axis] for axis in eqn.params["newly_manual_axes"])
+    return eqn.params.get("length", 1)
 
 
 def sub_jaxprs(eqn: JaxprEqn) -> Iterator[ClosedJaxpr | Jaxpr]:

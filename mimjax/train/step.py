@@ -7,13 +7,13 @@ functools.partial and jit the result, as `train.program` does.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import optax
 from einops import rearrange
 from jax import lax
 
 from mimjax.rng import named, step_key
 from mimjax.task import Batch, PyTree, Task, TrainState
+from mimjax.train import shares
 
 
 def train_step(
@@ -40,10 +40,13 @@ def train_step(
       The new state and float32 scalar metrics.
     """
     step, key = state.step, step_key(seed, "train", state.step)
+    read = state
+    if accum > 1:  # split parameters are gathered once for all micro-batches
+        read = state.replace(params=shares.gather(state.params), ema=shares.gather(state.ema))
     # `prepare` runs once on the whole batch: teachers stand outside the gradient, and targets do
     # not depend on accum.
     with jax.named_scope("prepare"):
-        batch, fresh = task.prepare(state, frozen, batch, named(key, "prepare"), True, accum)
+        batch, fresh = task.prepare(read, frozen, batch, named(key, "prepare"), True, accum)
 
     def loss_fn(params, model_state, micro, key):
         out = task.loss(params, model_state, micro, key, step, True)
@@ -60,15 +63,17 @@ def train_step(
 
         def one(carry, xs):
             grads, model_state = carry
-            (_, (metrics, model_state)), g = grad_fn(state.params, model_state, *xs)
-            return (jax.tree.map(jnp.add, grads, g), model_state), metrics
+            args = read.params, model_state, *xs
+            (_, (metrics, model_state)), g = shares.evaluate(grad_fn, args, images=2)
+            return (shares.add(grads, g), shares.total(model_state)), metrics
 
         # (b a) and not (a b): each device keeps its own rows, so nothing is gathered.
         micros = jax.tree.map(lambda x: rearrange(x, "(b a) ... -> a b ...", a=accum), batch)
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        zeros = shares.zeros(state.params)
         (grads, model_state), metrics = lax.scan(one, (zeros, state.model_state), (micros, keys))
-        grads = jax.tree.map(lambda g: g / accum, grads)
-        metrics = jax.tree.map(lambda m: m.mean(0), metrics)
+        # Devices exchange their sums here and nowhere before.
+        grads = jax.tree.map(lambda g: g / accum, shares.total(grads))
+        metrics = jax.tree.map(lambda m: m.mean(0), shares.total(metrics, axis=1))
 
     with jax.named_scope("optimizer"):
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -113,6 +113,9 @@ def test_types():
         hlo.collectives("nothing")
 
 
+MAE = [("mae", 1), ("mae", 4)]
+
+
 def small(config, **overrides):
     """A demo of one block per network."""
     c = config.get_config("demo")
@@ -133,9 +136,17 @@ def planned(c, monkeypatch, topology="cpu:8", limit=None):
     return report, {v["name"]: v for v in report["verdicts"]}, text
 
 
-@pytest.mark.parametrize("config", [mae, helpers.gate(bootmae)], ids=["mae", "bootmae"])
-def test_data_parallel_moves_gradients_only(config, monkeypatch):
-    report, verdicts, text = planned(small(config), monkeypatch)
+@pytest.mark.parametrize(
+    ("name", "accum"),
+    helpers.gated([("mae", 1), ("mae", 4), ("bootmae", 1), ("beit", 4), ("mcmae", 2)], MAE),
+)
+def test_data_parallel_moves_gradients_only(name, accum, monkeypatch):
+    """Once per update: micro-batches are summed on each device."""
+    c = small(import_config(name), accum=accum)
+    for section in helpers.sections(c.method):
+        if "path" in section:
+            section.path = "random"
+    report, verdicts, text = planned(c, monkeypatch)
     assert all(v["ok"] for v in verdicts.values()), verdicts
     (row,) = report["collectives"]
     assert row["kind"] == "all-reduce"
@@ -145,8 +156,9 @@ def test_data_parallel_moves_gradients_only(config, monkeypatch):
     assert text.startswith("HloModule")
 
 
-def test_fsdp_moves_gradients_and_parameters_only(monkeypatch):
-    c = small(bootmae, **{"mesh.fsdp": 4})
+@pytest.mark.parametrize("accum", [1, helpers.gate(2)])
+def test_fsdp_moves_gradients_and_parameters_only(accum, monkeypatch):
+    c = small(bootmae, **{"mesh.fsdp": 4, "accum": accum})
     report, verdicts, _ = planned(c, monkeypatch, limit=0)
     assert report["mesh"] == {"data": 2, "fsdp": 4}
     assert {r["kind"] for r in report["collectives"]} >= {"all-gather"}
