@@ -69,16 +69,17 @@ def with_bias(module: nn.Module, x, name: str):
     return x + bias.astype(x.dtype)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _attend(q, k, v, bias=None):
     """Attend with heads before tokens, [b h n d], and q scaled already.
 
     The division by the sum comes last: it touches d numbers per query instead of nk.
     """
-    return _attend_forward(q, k, v, bias)[0]
+    return _weighed(q, k, v, bias)[0]
 
 
-def _attend_forward(q, k, v, bias=None):
+def _weighed(q, k, v, bias):
+    """The output, and the weights and their sum, of which the derivative is made."""
     logits = product("bhqd,bhkd->bhqk", q, k)
     if bias is not None:
         logits = logits + bias
@@ -86,28 +87,23 @@ def _attend_forward(q, k, v, bias=None):
     total = weights.sum(-1, keepdims=True)
     weights = weights.astype(v.dtype)  # saved for the gradient: half the memory in bfloat16
     out = (product("bhqk,bhkd->bhqd", weights, v) / total).astype(v.dtype)
-    return out, (q, k, v, bias, weights, total, out)
+    return out, weights, total
 
 
-def _attend_backward(saved, g):
-    q, k, v, bias, weights, total, out = saved
-    g = g.astype(jnp.float32) / total
-    inner = (g * out).sum(-1, keepdims=True)
-    g = g.astype(v.dtype)
-    dv = product("bhqk,bhqd->bhkd", weights, g)
-    dlogits = weights * (product("bhqd,bhkd->bhqk", g, v) - inner)
-    # A bias that all examples share has one gradient, the sum over the batch.
-    dbias = None
+@_attend.defjvp
+def _attend_jvp(primals, tangents):
+    """The derivative; transposed, it never forms the probabilities nor their gradient's mean."""
+    q, k, v, bias = primals
+    dq, dk, dv, dbias = tangents
+    out, weights, total = _weighed(q, k, v, bias)
+    # Of the softmax what all keys of a query share cancels, the maximum as well.
+    dlogits = product("bhqd,bhkd->bhqk", dq, k) + product("bhqd,bhkd->bhqk", q, dk)
     if bias is not None:
-        dbias = dlogits.sum(0, keepdims=True) if bias.shape[0] == 1 else dlogits
-        dbias = dbias.astype(bias.dtype)
-    dlogits = dlogits.astype(q.dtype)
-    dq = product("bhqk,bhkd->bhqd", dlogits, k)
-    dk = product("bhqk,bhqd->bhkd", dlogits, q)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), dbias
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
+        dlogits = dlogits + dbias
+    moved = weights * dlogits
+    dout = product("bhqk,bhkd->bhqd", moved.astype(v.dtype), v)
+    dout = dout + product("bhqk,bhkd->bhqd", weights, dv) - out * moved.sum(-1, keepdims=True)
+    return out, (dout / total).astype(v.dtype)
 
 
 def relative_index(grid: tuple[int, int]) -> np.ndarray:

@@ -15,7 +15,10 @@ from mimjax.patches import patchify, unpatchify
 
 
 def both(ours, theirs, *args):
-    """Values and gradients of a random projection of two functions, the second in float64."""
+    """Values and derivatives of two functions, the second in float64.
+
+    Gradients are those of a random projection; forward mode goes along the arguments themselves.
+    """
     args = random(9, *jax.eval_shape(theirs, *args).shape), *args
     f = compiled(ours, len(args) - 1)(*args)
     with jax.enable_x64(True):
@@ -25,10 +28,11 @@ def both(ours, theirs, *args):
 
 @functools.cache
 def compiled(f, count):
-    """Value of a function and gradients of its projection."""
+    """Value of a function, its change along its arguments and gradients of its projection."""
     total = lambda weight, *a: (f(*a).astype(weight.dtype) * weight).sum()
     grads = jax.grad(total, tuple(range(1, count + 1)))
-    return jax.jit(lambda weight, *a: (f(*a), grads(weight, *a)))
+    along = lambda *a: jax.linearize(f, *a)[1](*a)
+    return jax.jit(lambda weight, *a: (f(*a), along(*a), grads(weight, *a)))
 
 
 def random(seed, *shape):
