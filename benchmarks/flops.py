@@ -231,7 +231,7 @@ def published(method: str, size: str) -> Any:
     """The published recipe of a method at 224 pixels; MR-MAE's and MCMAE's on a plain ViT."""
     width, depth, heads, patch = SIZES[size]
     made: Any = METHODS[method]()
-    sizes = {"width": width, "depth": depth, "heads": heads, "patch": patch}
+    sizes: Any = {"width": width, "depth": depth, "heads": heads, "patch": patch}
     vit = made.encoder if isinstance(made.encoder, ViT) else ViT()
     return METHODS[method](encoder=vit.clone(**sizes))
 
