@@ -61,13 +61,9 @@ def gather(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: lax.with_sharding_constraint(x, PartitionSpec()), tree)
 
 
-def total(tree: PyTree, axis: int = 0) -> PyTree:
-    """Return a tree with the sum of the shares in place of each `Shares`.
-
-    Args:
-      axis: that of the devices; 1 where a scan stacked the shares of its iterations.
-    """
-    add = lambda x: x.parts.sum(axis) if isinstance(x, Shares) else x
+def total(tree: PyTree) -> PyTree:
+    """Return a tree with the sum of the shares in place of each `Shares`."""
+    add = lambda x: x.parts.sum(0) if isinstance(x, Shares) else x
     return jax.tree.map(add, tree, is_leaf=lambda x: isinstance(x, Shares))
 
 

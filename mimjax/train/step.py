@@ -73,7 +73,7 @@ def train_step(
         (grads, model_state), metrics = lax.scan(one, (zeros, state.model_state), (micros, keys))
         # Devices exchange their sums here and nowhere before.
         grads = jax.tree.map(lambda g: g / accum, shares.total(grads))
-        metrics = jax.tree.map(lambda m: m.mean(0), shares.total(metrics, axis=1))
+        metrics = shares.total(jax.tree.map(lambda m: m.mean(0), metrics))
 
     with jax.named_scope("optimizer"):
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

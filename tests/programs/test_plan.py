@@ -149,7 +149,8 @@ def test_data_parallel_moves_gradients_only(case, monkeypatch):
     (row,) = report["collectives"]
     assert row["kind"] == "all-reduce"
     assert 4 * report["parameters"] <= row["bytes"] <= 1.02 * 4 * report["parameters"]
-    assert report["flops"]["xla_per_image"] > report["flops"]["products_per_image"] > 0
+    flops = report["flops"]  # XLA counts the body of a loop once
+    assert accum * flops["xla_per_image"] > flops["products_per_image"] > 0
     assert "all-reduce" in plan.describe(report)
     assert text.startswith("HloModule")
 
