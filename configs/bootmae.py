@@ -78,9 +78,9 @@ def demo(c, data):
     m.masking.ratio, m.feature.weight = 0.5, 0.3
     m.pixel_target.norm = "none"  # see `small_run`
     if d.mask_ratio:
-        # With blocks the linear probe gained nothing in this time (61.4 %, so 67.4); with an average
-        # as fast as above and a small weight the targets of one seed told little apart (+1.5 above
-        # the untrained encoder, so +7.7).
+        # With blocks the linear probe gained nothing in this time (61.4 %, so 67.4); with a fast
+        # average and a small weight one seed's targets told little apart: its linear probe was 1.5
+        # points above the untrained encoder's, and is 7.7 so.
         m.masking = section(Random(ratio=d.mask_ratio, weights="neighbors"))
         decay.start = decay.middle = decay.end = 0.999
         m.feature.weight = 1.0
