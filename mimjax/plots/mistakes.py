@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mimjax.data.decoding import open_image
 from mimjax.plots import page
 from mimjax.plots.reconstructions import (
     BACKGROUND,
@@ -117,7 +118,7 @@ def tiles(picture: bytes, boxes: Sequence[tuple[int, int, int, int]]) -> list[by
       ValueError: it is no such file, or too small for them.
     """
     try:
-        with Image.open(io.BytesIO(picture)) as whole:
+        with open_image(io.BytesIO(picture)) as whole:
             whole.load()
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"no picture: {error}") from None
