@@ -177,15 +177,9 @@ def tuned_steps(z, c, tuned, batch):
         losses.append(metrics["loss/class"])
     common.rel("losses", losses, z["loss/steps"], LOSS)
     start, final = tuned.official(tuned.params), common.arrays(z, "final")
-    common.check_movement("final", tuned.official(state.params), final, start, without_key_bias)
-
-
-def without_key_bias(key, size):
-    """The key bias has a true gradient of zero; Adam turns its rounding noise into steps."""
-    keep = np.ones(size, bool)
-    if key.endswith("attn.qkv.bias"):
-        keep[size // 3 : 2 * size // 3] = False
-    return keep
+    common.check_movement(
+        "final", tuned.official(state.params), final, start, common.without_key_bias
+    )
 
 
 def bootmae(z, meta):

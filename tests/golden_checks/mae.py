@@ -84,14 +84,6 @@ def pretrain(z, meta):
     common.close("decoder_norm", normed, z["out/decoder_norm"][:, 1:], 1e-4)
 
 
-def without_key_bias(key, size):
-    """The key bias has a true gradient of zero; Adam turns its rounding noise into steps."""
-    keep = np.ones(size, bool)
-    if key.endswith("attn.qkv.bias"):
-        keep[size // 3 : 2 * size // 3] = False
-    return keep
-
-
 def steps(z, meta):
     c = meta["config"]
     task = build(c, Clock(meta["steps"], meta["steps"] * c["epochs"]))
@@ -101,7 +93,7 @@ def steps(z, meta):
         load.to_torch(state.params, "mae"),
         common.arrays(z, "final"),
         load.to_torch(start, "mae"),
-        without_key_bias,
+        common.without_key_bias,
     )
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from golden_checks import common
-from golden_checks.mae import without_key_bias
 from mimjax import rules
 from mimjax.masking.base import Random
 from mimjax.masking.views import Complementary
@@ -235,7 +234,7 @@ def steps(z, meta):
         load.to_torch(state.params, "mcmae"),
         common.arrays(z, "out/final"),
         load.to_torch(start, "mcmae"),
-        without_key_bias,
+        common.without_key_bias,
     )
 
 

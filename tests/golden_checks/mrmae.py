@@ -9,7 +9,6 @@ import numpy as np
 
 from golden_checks import common
 from golden_checks.cae import gradients
-from golden_checks.mae import without_key_bias
 from mimjax import patches
 from mimjax.losses import unit
 from mimjax.masking.base import Random
@@ -191,4 +190,4 @@ def steps(z, meta):
     final = {k: v for k, v in common.arrays(z, "out/final").items() if not k.endswith("pos_embed")}
     ours = load.to_torch(state.params, layout(c))
     assert final
-    common.check_movement("final", ours, final, sd, without_key_bias)
+    common.check_movement("final", ours, final, sd, common.without_key_bias)
