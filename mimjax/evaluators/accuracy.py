@@ -24,7 +24,6 @@ from mimjax.plugs import class_path
 from mimjax.storage import confusions
 from mimjax.storage.confusions import Confusion, Mistake
 from mimjax.task import TrainState
-from mimjax.transfer.tuning import Tuning
 from mimjax.values import Count, Length, Whole
 
 AVERAGE = "_ema"  # end of the name of what the average gives
@@ -53,7 +52,7 @@ class Accuracy(Evaluator):
     def parts(self, name: str, bench: Bench) -> dict[str, Measure]:
         measure, task = self.make(bench), bench.task
         parts: dict[str, Any] = {name: functools.partial(measure, name=name)}
-        if isinstance(task, Tuning) and task.average is not None:
+        if task.init_ema({"head": jnp.zeros(())}):  # an average of all parameters has a head
             theirs = f"{name}{AVERAGE}"
             parts[theirs] = lambda state, frozen: measure(
                 state.replace(params=state.ema), frozen, theirs
