@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 COMMA := ,
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-gate test-all lint types golden pin docs wheel test-wheel clean
+.PHONY: demo test test-gate test-all lint types golden pin parity docs wheel test-wheel clean
 
 $(VENV)/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -71,6 +71,11 @@ golden: $(VENV)/dev
 # with MIMJAX_GOLDEN=FOLDER:FOLDER of the official files; KINDS="mcmae.steps clip.hf" writes these alone
 pin: $(VENV)/dev
 	PYTHONPATH=. $(BIN)/python tests/pin.py $(KINDS)
+
+# docs/parity.json, the table of docs/proofs.md, from all official files in MIMJAX_GOLDEN=FOLDER:FOLDER
+# and in the repository; KINDS as for pin
+parity: $(VENV)/dev
+	PYTHONPATH=. $(BIN)/python tests/parity.py $(KINDS)
 
 $(VENV)/docs: $(VENV)/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"

@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import itertools
+import json
 import pathlib
 import re
 import textwrap
@@ -266,6 +267,23 @@ def exits() -> str:
 
 
 # ------------------------------------------------------------------ files of the repository
+def parity() -> str:
+    """Return a table of what `make parity` measured, and when; docs/parity.json holds it."""
+    found = json.loads((ROOT / "docs/parity.json").read_text())
+    body = []
+    for kind, row in found.items():
+        kept = len(row["here"])
+        where = f"{kept} of {len(row['official'])}" if kept else "pinned"
+        away = f"{row['deviation']:.1e}, `{row['at']}`" if row["deviation"] else "none"
+        used = f"{row['bound']:.1%}" if row["deviation"] else ""
+        files = len(row["official"])
+        body.append((f"`{kind}`", row["source"], files, where, f"{row['numbers']:,}", away, used))
+    head = ("kind", "source", "files", "of these here", "numbers", "largest deviation", "of bound")
+    when = sorted({(r["date"], r["commit"], r["jax"]) for r in found.values()})
+    said = ", ".join(f"{date} at commit `{commit}` with jax {jax}" for date, commit, jax in when)
+    return f"Measured on {said}.\n\n{table(head, body)}"
+
+
 def included(path: str) -> str:
     """Return a Markdown file of the repository without its title; its links lead to the site.
 
