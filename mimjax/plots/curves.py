@@ -20,7 +20,7 @@ import numpy as np
 STYLE = importlib.resources.files("mimjax.plots").joinpath("curves.mplstyle")
 WIDTH, HEIGHT, LEGEND_LINE = 400, 215, 15  # units of the SVG; a legend's lines come below
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 40  # margins around the axes
-SHORT = 22  # letters of a legend's names up to which two stand in a line
+SHORT = 21  # letters of a legend's texts, values included, up to which two stand in a line
 DOTTED = 40  # points up to which each is a dot that tells its value
 COLORS, DASHES = 6, ("-", "--", ":")
 OTHERS = {"10": "faint", "11": "rule", "12": "axis"}  # placeholders beside those of lines
@@ -47,6 +47,11 @@ class Series(NamedTuple):
         """The last known value, as a chart shows it."""
         return f"{next(v for v in reversed(self.values) if v is not None):.4g}"
 
+    @property
+    def label(self) -> str:
+        """Its text in the legend."""
+        return f"{self.name}: {self.last}"
+
 
 def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = False) -> str:
     """Return a chart as an HTML <figure>; "" where no series has a value.
@@ -63,7 +68,7 @@ def chart(title: str, series: Sequence[Series], unit: str = "", log: bool = Fals
     import matplotlib
     from matplotlib.figure import Figure
 
-    named = [s.name for s in series if s.name] if len(series) > 1 else []
+    named = [s.label for s in series if s.name] if len(series) > 1 else []
     columns = 2 if max(map(len, named), default=0) <= SHORT else 1
     height = HEIGHT + LEGEND_LINE * -(-len(named) // columns)
     below = (height - HEIGHT + BOTTOM) / height
@@ -97,7 +102,7 @@ def _line(axes: Any, s: Series, number: int) -> Any:
     look = {"linewidth": 1, "alpha": 0.4, "markersize": 3} if s.pale else {}
     look |= {"color": f"C{color}", "linestyle": DASHES[color // COLORS % len(DASHES)]}
     look |= {"markevery": None if len(values) <= DOTTED else alone, "gid": f"line{number}"}
-    return axes.plot(s.steps, values, label=f"{s.name}: {s.last}", clip_on=False, **look)[0]
+    return axes.plot(s.steps, values, label=s.label, clip_on=False, **look)[0]
 
 
 def _scale(axes: Any, log: bool) -> None:

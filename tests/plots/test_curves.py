@@ -96,3 +96,12 @@ def test_many_lines_have_a_legend_below():
     assert height == 215 + 4 * 15
     assert "stroke-dasharray" in picture  # the seventh has the color of the first
     assert picture.count("opacity: 0.4") >= 1
+
+
+@pytest.mark.parametrize("name", ["visible mean error", "train", "weight/feature_decoder"])
+def test_a_legend_is_not_cut_off(name):
+    """A text ends inside of the picture; letters of an 11 pixel font are at most 7 wide."""
+    picture = chart("t", [Series(n, [1, 2], [0, 1.19456]) for n in ("mean image error", name)])
+    found = re.findall(rf'x="([\d.]+)" y="[\d.]+"[^>]*>({name}: [^<]*)<', picture)
+    assert [text for _, text in found] == [f"{name}: 1.195"]
+    assert float(found[0][0]) + 7 * len(found[0][1]) <= 400
