@@ -1,4 +1,4 @@
-"""The protocol of side-by-side timing: separate processes, one step in turn, order reversed.
+"""Side-by-side timing: separate processes, one step in turn, order reversed.
 
 Every contender is its own warmed-up process pinned to one core. The parent asks each in turn for
 one step, so that whatever else the machine does hits all alike; the order is reversed each round.
@@ -20,7 +20,7 @@ import numpy as np
 
 
 def serve(make: Callable[[], Callable[[], float]], core: int, warmup: int = 2) -> None:
-    """A contender's process: builds the step, warms up, answers each line with one timed step.
+    """Serve as a contender's process: build the step, warm up, answer each line with a timed step.
 
     Args:
       make: () -> step; imports its framework inside, after the process is pinned, because thread
@@ -51,7 +51,7 @@ class Contender:
 
     @classmethod
     def start(cls, name: str, arguments: Sequence[str]) -> Contender:
-        """Starts `python -m benchmarks.step` with these arguments and waits until it is warm."""
+        """Start `python -m benchmarks.step` with these arguments and wait until it is warm."""
         command = [sys.executable, "-m", "benchmarks.step", *arguments]
         pipe = subprocess.PIPE
         self = cls(name, subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
@@ -59,7 +59,7 @@ class Contender:
         return self
 
     def answer(self) -> dict:
-        """The next JSON line; frameworks print other lines too."""
+        """Return the next JSON line; frameworks print other lines too."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
@@ -67,7 +67,7 @@ class Contender:
         raise RuntimeError(f"{self.name}: ended with exit code {self.process.wait()}")
 
     def step(self) -> None:
-        """Lets the process make one step and notes its times."""
+        """Let the process make one step, and note its times."""
         assert self.process.stdin is not None
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
@@ -77,13 +77,13 @@ class Contender:
         self.loss = row["loss"]
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(30)
 
     def summary(self) -> dict[str, Any]:
-        """Medians, minima and all times in seconds, and the last loss."""
+        """Return medians, minima and all times in seconds, and the last loss."""
         out: dict[str, Any] = {"loss": self.loss}
         for name in ("wall", "cpu"):
             times = getattr(self, name)
@@ -93,14 +93,14 @@ class Contender:
 
 
 def play(contenders: Sequence[Contender], rounds: int) -> None:
-    """`rounds` steps of each, in turn, every second round backwards."""
+    """Time `rounds` steps of each contender in turn; every second round goes backwards."""
     for i in range(rounds):
         for contender in contenders if i % 2 == 0 else contenders[::-1]:
             contender.step()
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Ratio of the medians and its 95 % bootstrap interval over rounds (pairs stay together)."""
+    """Return the ratio of medians and its 95 % bootstrap interval over rounds, pair by pair."""
     a, b = np.asarray(ours), np.asarray(theirs)
     rows = np.random.default_rng(0).integers(0, len(a), (10_000, len(a)))
     draws = np.median(a[rows], axis=1) / np.median(b[rows], axis=1)

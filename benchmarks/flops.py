@@ -64,7 +64,7 @@ class Flops(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What a part is computed on.
+    """The tokens that a part is computed on.
 
     Attributes:
       vit: the method's encoder.
@@ -109,7 +109,7 @@ def block(tokens: int, width: int, ratio: float = 4.0) -> float:
 
 
 def encoder(vit: Any, patches: int, embedded: int) -> tuple[float, float]:
-    """Forward pass over `patches` and CLS; (all of it, the embedding of `embedded` patches)."""
+    """Return FLOPs over `patches` and CLS: all of it, and the embedding of `embedded` patches."""
     embed = linear(embedded, vit.channels * vit.patch**2, vit.width)
     return embed + vit.depth * block(patches + 1, vit.width, vit.mlp_ratio), embed
 
@@ -117,7 +117,7 @@ def encoder(vit: Any, patches: int, embedded: int) -> tuple[float, float]:
 # ------------------------------------------------------------------ networks that predict
 @functools.singledispatch
 def network(part: Any, c: Counts) -> float:
-    """Forward pass of a network, sized for its method."""
+    """Return FLOPs of a network, sized for its method."""
     raise NotImplementedError(f"no formula for a {type(part).__name__}")
 
 
@@ -164,7 +164,7 @@ def _(part: Any, c: Counts) -> float:
 # ------------------------------------------------------------------ targets
 @functools.singledispatch
 def target(part: Target, c: Counts) -> float:
-    """What a target computes of an image, without a gradient."""
+    """Return FLOPs of a target for an image; it has no gradient."""
     raise NotImplementedError(f"no formula for {type(part).__name__}")
 
 
@@ -237,7 +237,7 @@ def published(method: str, size: str) -> Any:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     print("GFLOP per image and train step")
     print("method   size  official code  this package  counted on the program")
     for method in METHODS:

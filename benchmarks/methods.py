@@ -21,7 +21,7 @@ SMALLEST = {"mcmae": "s", "mrmae": "s"}  # sizes that a method does not have
 
 
 def config(name: str, shape: str, batch: int) -> Any:
-    """The published configuration of a size; "tiny" = the demo's, to try the program itself."""
+    """Return the published config of a size; "tiny" = the demo's, to try the program itself."""
     size = SMALLEST.get(name, shape) if shape == "ti" else shape
     c = load(f"{name}:demo" if shape == "tiny" else f"{name}:size={size}").unlock()
     c.batch_size = batch
@@ -29,7 +29,7 @@ def config(name: str, shape: str, batch: int) -> Any:
 
 
 def prepare(name: str, shape: str, batch: int) -> tuple[Any, dict[str, Any]]:
-    """A function that makes one step and waits for it, and what is known without timing."""
+    """Return a function that makes one step and waits for it, and what is known without timing."""
     import jax
     import jax.numpy as jnp
 
@@ -70,7 +70,7 @@ def prepare(name: str, shape: str, batch: int) -> tuple[Any, dict[str, Any]]:
 
 
 def measure(names: list[str], shape: str, batch: int, rounds: int) -> list[dict[str, Any]]:
-    """One row per method: medians of `rounds` steps that were made in turns."""
+    """Return one row per method: medians of `rounds` steps that were made in turns."""
     steps, rows = [], []
     for name in names:
         step, known = prepare(name, shape, batch)
@@ -91,7 +91,7 @@ def measure(names: list[str], shape: str, batch: int, rounds: int) -> list[dict[
 
 
 def describe(rows: list[dict[str, Any]], shape: str, batch: int) -> str:
-    """The rows as a table."""
+    """Return the rows as a table."""
     import jax
 
     first = rows[0]["method"]

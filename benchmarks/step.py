@@ -143,7 +143,7 @@ CONTENDERS: dict[str, tuple[Any, dict[str, bool]]] = {
 
 
 def environment(load: tuple[float, ...]) -> dict[str, Any]:
-    """What a reader needs to judge the numbers."""
+    """Return what a reader needs to judge the numbers: versions, machine, load, commit."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -165,7 +165,7 @@ def environment(load: tuple[float, ...]) -> dict[str, Any]:
 
 
 def measure(shape: str, peers: list[str], rounds: int, core: int) -> dict[str, Any]:
-    """Runs the duel.
+    """Run the duel.
 
     Returns:
       One row: times of every contender, the ratio to the fastest peer by CPU time, the verdict
@@ -200,7 +200,7 @@ def measure(shape: str, peers: list[str], rounds: int, core: int) -> dict[str, A
 
 
 def describe(row: dict[str, Any]) -> str:
-    """The row as a person reads it."""
+    """Return the row as lines for people."""
     lines = [f"MAE train step, shape {row['shape']}, one core, {row['rounds']} rounds; seconds"]
     lines.append(f"{'':30}{'CPU median':>12}{'min':>8}{'wall median':>13}{'min':>8}")
     for name, c in row["contenders"].items():
@@ -221,7 +221,7 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Parses arguments; plays the duel, or serves as one of its processes."""
+    """Parse arguments; run the duel, or serve as one of its processes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="ti")
     parser.add_argument("--rounds", type=int, default=15)

@@ -27,7 +27,7 @@ class RunError(RuntimeError):
 
 
 class PeerError(RuntimeError):
-    """Another process of the run, or a step, did not answer in time; programs exit with code 76."""
+    """A process of the run, or a step, that did not answer in time; programs exit with code 76."""
 
 
 class UserCodeError(Exception):

@@ -90,7 +90,7 @@ class Signals:
 
     @contextlib.contextmanager
     def recorded(self, tell: Callable[[str], None]) -> Iterator[None]:
-        """Pass the line that ends the program to `tell` too, if it ends in the body."""
+        """Give the line that ends the program to `tell` as well, if it ends in the body."""
         before, self.tell = self.tell, tell
         yield  # after an error `tell` stays: the line is written when the program ends
         self.tell, self.saved = before, False

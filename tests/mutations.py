@@ -1,4 +1,4 @@
-"""Puts faults into the code one by one: the golden tests of the repository's own files catch each.
+"""Put faults into the code one by one: the golden tests of the repository's own files catch each.
 
 Run by hand, `python tests/mutations.py [--jobs=4] [NAME...]`: each fault is written into a copy of
 the files that git knows, where the named tests run without MIMJAX_GOLDEN and one of them must fail.

@@ -1,4 +1,4 @@
-"""Writes tests/golden/pinned: `make pin MIMJAX_GOLDEN=FOLDER[:FOLDER]`.
+"""Write tests/golden/pinned: `make pin MIMJAX_GOLDEN=FOLDER[:FOLDER]`.
 
 A kind is written only if every official file of it in these folders passes its check in this run.
 Arguments name kinds; without any, all that have no official file in the repository.
@@ -48,7 +48,7 @@ def make(kind):
 
 
 def pin(kind, commit):
-    """Writes one file and returns its size, or raises what keeps it from being written."""
+    """Write one file and return its size, or raise what keeps it from being written."""
     official = passed(kind)
     arrays, meta = make(kind)
     meta["pinned"] = {"commit": commit, "official": official}

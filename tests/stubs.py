@@ -27,7 +27,7 @@ class Empty(types.ModuleType):
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the packages `names` and everything below them."""
+    """A finder of the packages `names` and everything below them."""
 
     def __init__(self, names):
         self.names = names
@@ -45,7 +45,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def replace(*names):
-    """Lets `import NAME` find an empty package where there is no real one."""
+    """Let `import NAME` find an empty package where there is no real one."""
     absent = {n for n in names if n not in sys.modules and importlib.util.find_spec(n) is None}
     if absent:
         sys.meta_path.append(Finder(absent))

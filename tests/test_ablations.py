@@ -52,7 +52,7 @@ def task_of(command):
 
 
 def test_every_command_is_a_valid_run():
-    """At its published size."""
+    """Each command is checked at its published size."""
     for command in COMMANDS:
         task_of(command)
 
@@ -186,7 +186,7 @@ def test_a_table_of_each_paper_is_compared_whole():
 
 @pytest.mark.parametrize("table", EXPECTED)
 def test_rows_change_what_their_names_say(table):
-    """By what needs no program, and in a table of each paper by programs as well."""
+    """Settings are compared in all rows, programs in a table of each paper."""
     compare(table, lambda command: table in WHOLE and command in representatives())
 
 

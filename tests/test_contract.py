@@ -92,7 +92,7 @@ def test_the_loss_falls_on_eight_images_and_nothing_but_update_ema_writes_the_av
 
 @pytest.mark.parametrize("name", [QUICK.get(m) or slow(m) for m in MASKED])
 def test_micro_batches_change_nothing(name):
-    """But for noise: drop path (and the discrete VAE's) is drawn anew for each micro-batch."""
+    """Noise is left out: drop path (and the discrete VAE's) is drawn anew for each micro-batch."""
     c = helpers.small(name, batch_size=8)
     for section in helpers.sections(c.method):
         if "drop_path" in section:

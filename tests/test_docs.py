@@ -82,7 +82,7 @@ def test_commands_of_the_tutorial_parse(words, monkeypatch):
 
 @pytest.mark.slow
 def test_the_tutorial_runs(tmp_path, monkeypatch):
-    """As the site's build executes it; only the lengths of its runs are cut."""
+    """It is executed as by the site's build; only the lengths of its runs are cut."""
     nbclient, nbformat = (importlib.import_module(name) for name in ("nbclient", "nbformat"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in notebook.cells:

@@ -53,7 +53,7 @@ def test_pinned(path):
 
 
 def test_every_claimed_kind_has_numbers_in_the_repository():
-    """From an official file where it is small, else from a pinned one."""
+    """An official file holds them where it is small, else a pinned one."""
     own = {files.meta(path)["kind"] for path in files.HERE.glob("*.npz")}
     held = {KINDS[path] for path in PINNED}
     assert not CHECKS.keys() - own - held, "make pin writes what is missing"

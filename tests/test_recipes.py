@@ -149,7 +149,7 @@ def test_runs_on_bands(folder, tmp_path):
 
 # ------------------------------------------------------------------ compositions of no paper
 def test_bootmae_on_convolutions_joins_two_methods():
-    """Its encoder is MCMAE's, everything else BootMAE's but the spared class token."""
+    """The encoder is MCMAE's, everything else BootMAE's but the spared class token."""
     c, boot, conv = (load(name) for name in ("recipes/bootmae_conv", "bootmae", "mcmae"))
     assert c.method.encoder == conv.method.encoder
     same = lambda x: {k: v for k, v in x.method.to_dict().items() if k != "encoder"}
@@ -177,7 +177,7 @@ def test_three_targets_leave_each_other_out():
 
 @pytest.mark.gate
 def test_class_of_a_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
-    """Its workdir names the file as it lies in a checkout or a wheel, not where it lies here."""
+    """The workdir names the file as it lies in a checkout or a wheel, not where it lies here."""
     monkeypatch.chdir(tmp_path)
     c = load("recipes/three_targets:demo,path=random").unlock()
     assert c.task == "configs/recipes/three_targets.py:ThreeTargets"

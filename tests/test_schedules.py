@@ -135,7 +135,7 @@ def test_wsd_is_the_same_at_any_length_until_its_decay():
 
 
 def test_rsqrt_is_that_of_big_vision():
-    """Its rsqrt is lr / sqrt(1 + (step - warmup) / timescale), times the lines at both ends."""
+    """Big_vision's is lr / sqrt(1 + (step - warmup) / timescale), times the lines at both ends."""
     found = rates(RSqrt(1.0, timescale=50.0, cooldown_steps=20), 0.3)
     expected = 0.3 / np.sqrt(1 + np.maximum(STEPS - 10, 0) / 50)
     expected *= np.minimum(1.0, STEPS / 10) * np.minimum(1.0, (100 - STEPS) / 20)

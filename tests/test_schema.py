@@ -271,7 +271,7 @@ def test_learned_positions_have_any_width():
 
 
 def test_what_is_none_can_be_given_and_taken_back(monkeypatch):
-    """Of every kind, on the command line; of a setting given twice the last one counts."""
+    """Settings of every kind are given on the command line; the last of two values counts."""
     given = parse(
         monkeypatch,
         *("steps=10", "data.path=/images", "optimizer.lr=1e-3", "optimizer.clip_norm=3"),
@@ -349,7 +349,7 @@ def test_the_config_is_read_back_from_its_file():
 
 
 def test_every_32_bit_seed_begins_elsewhere():
-    """And no larger one: jax keeps 32 bits."""
+    """Larger seeds are refused: jax keeps 32 bits."""
     keys = [jax.random.key_data(jax.random.key(s)) for s in (0, 2**31, 2**32 - 1, 2**32)]
     assert len({tuple(map(int, k)) for k in keys[:3]}) == 3
     assert keys[3].tolist() == keys[0].tolist()
@@ -600,7 +600,7 @@ def test_sections_name_what_is_no_section():
 
 # ------------------------------------------------------------------ parts of a method
 def test_a_section_without_a_class_has_that_of_the_default():
-    """As sections of networks in older config.json files, and such as a user's config writes."""
+    """Networks in older config.json files have such sections, and so may a user's config."""
     beit = schema.build(BEiT, {"encoder": {"depth": 3}, "head": {"init_scheme": "mae"}}, "method")
     assert beit.encoder == BEiT().encoder.clone(depth=3)  # the rest is BEiT's, not ViT's
     assert beit.head == BEiT().head.clone(init_scheme="mae")
@@ -629,7 +629,7 @@ def test_a_name_means_a_class_of_the_base_that_stands_there():
 
 
 def test_annotations_of_parts_that_are_swapped():
-    """Of nested parts too, and of those that a section does not name."""
+    """The class that stands in a section decides, or the default's where the section names none."""
     c = load("mae:demo").unlock()
     hint = functools.partial(schema.annotation, Settings, c)
     assert schema.plug_base(hint("method.pixel.schedule")) is Schedule

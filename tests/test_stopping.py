@@ -135,7 +135,7 @@ print("as before")
     ],
 )
 def test_a_program_that_does_not_ask(body, code, out, err):
-    """It is ended within seconds, in one line."""
+    """Such a program is ended within seconds, in one line."""
     begin = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", HEAD + body],

@@ -130,7 +130,7 @@ class ShiftedDigitsSplit(Lazy):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the scans and the recipe: no start of a run renders images for it."""
+        """A digest of the scans and the recipe, so that no start of a run renders images."""
         values, labels, chosen = self._data
         recipe = (SIDE, FINE, SIZES, TURN, STRETCH, SHIFT, self._part)
         arrays = [x.tobytes() for x in (values[chosen], labels[chosen])]

@@ -79,7 +79,7 @@ def shrink(
 
 
 def write_whole(target: epath.Path, data: bytes, time: int = 0) -> None:
-    """Writes a file under its own name only when complete: an interrupted run leaves no half image.
+    """Write a file under its own name only when complete: an interrupted run leaves no half image.
 
     Args:
       time: of the last change that a local file gets, in ns; 0 = now.
@@ -116,7 +116,7 @@ def is_done(target: epath.Path, time: int) -> bool:
 
 
 def check_settings(output: epath.Path, settings: dict[str, Any]) -> None:
-    """Writes the settings into the output, or compares them with those that made what is there.
+    """Write the settings into the output, or compare them with those that made what is there.
 
     Raises:
       ConfigError: they differ, or images lie there that no settings are known of.
@@ -146,7 +146,7 @@ def check_settings(output: epath.Path, settings: dict[str, Any]) -> None:
 
 
 def check_folders(path: str, output: str) -> None:
-    """Raises ConfigError where `path` is no folder, or the output lies inside it."""
+    """Raise ConfigError where `path` is no folder, or the output lies inside it."""
     if not epath.Path(path).is_dir():
         raise ConfigError(f"path: {path!r} is no folder; allowed: a folder of images")
     if os.path.realpath(output).startswith(os.path.join(os.path.realpath(path), "")):
@@ -230,7 +230,7 @@ def prepare(
     value_range: Range | None = Decoding().value_range,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Counter[str], list[str]]:
-    """Rewrites all images below `path` into `output`.
+    """Rewrite all images below `path` into `output`.
 
     Args:
       path: folder to read, local or gs://.

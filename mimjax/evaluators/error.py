@@ -70,7 +70,7 @@ def guessed(task: Task) -> Guessed | None:
 
 
 class ErrorMeasure:
-    """Yields masked_error, mean_image_error and visible_mean_error.
+    """A measurement that yields masked_error, mean_image_error and visible_mean_error.
 
     The "mean image" predicts at each position the mean target that the training images have there.
     The "visible mean" predicts for every masked patch the mean of the image's own visible targets.

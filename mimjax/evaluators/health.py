@@ -53,7 +53,7 @@ class Health(Evaluator):
 
 
 class HealthMeasure:
-    """Yields feature_std, rankme and target_variance/<name>; what a task lacks is left out."""
+    """A measurement: feature_std, rankme, target_variance/<name>; what a task lacks is left out."""
 
     def __init__(self, bench: Bench, warn_below: float = COLLAPSED):
         self.bench, self.warn_below = bench, warn_below

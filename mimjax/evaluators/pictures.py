@@ -37,7 +37,7 @@ class Pictures(Evaluator):
 
 
 class PictureWriter:
-    """Writes reconstruction_<step>.png through `bench.write`; yields no values.
+    """A writer of reconstruction_<step>.png through `bench.write`; it yields no values.
 
     Attributes:
       images: the images that are drawn.

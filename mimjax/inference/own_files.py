@@ -81,7 +81,7 @@ def class_name(name: str, where: str) -> str:
 
 
 def method_config(file: FileTensors) -> tuple[Config | None, str]:
-    """Return task and method of a file with all networks, or None and why there are none.
+    """Return task and method of a file with all its networks, or None and why it lacks them.
 
     Without a user's class that is not imported the encoder can still be read.
 

@@ -55,7 +55,7 @@ class Shown(NamedTuple):
 
     @property
     def form(self) -> str:
-        """How it is shown: "decoded", "codes" (right and wrong ones) or "colors" of vectors."""
+        """The way it is shown: "decoded", "codes" (right and wrong ones) or "colors" of vectors."""
         if self.target.decodes:
             return "decoded"
         return "codes" if self.target.kind == "codes" else "colors"

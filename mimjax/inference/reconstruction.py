@@ -53,7 +53,7 @@ class Sheet(NamedTuple):
 
 
 class Painter:
-    """Makes the columns of a picture from a batch; see `presentation` for which these are.
+    """A maker of a picture's columns from a batch; `presentation` says which these are.
 
     Attributes:
       possible: whether the task makes pictures at all; None = not asked yet.
@@ -97,7 +97,7 @@ class Painter:
 
 
 class Reconstructor:
-    """Draws pictures of a task; frozen networks are read when the first one is asked for."""
+    """A drawer of a task's pictures, which reads frozen networks when one is asked for."""
 
     def __init__(
         self,

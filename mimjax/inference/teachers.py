@@ -143,7 +143,7 @@ def with_file_s_grid(encoder: Student, path: str) -> Any:
 
 
 def brought(owner: Owner) -> dict[str, Any]:
-    """Return the networks and statistics of the run in the workdir that an owner names.
+    """Return the fields of the task whose workdir the path of `owner` names: {name: part}.
 
     Raises:
       ConfigError: there is no such folder, or nothing of a run in it.

@@ -145,7 +145,7 @@ def relax(
 
 
 def distance(pred: Float[Array, "*s"], target: Float[Array, "*s"], kind: str) -> Float[Array, "*s"]:
-    """Per value: the square ("mse"), or half of it up to 1 and |d| - 1/2 beyond ("smooth_l1")."""
+    """Return d^2 ("mse"), or half of it up to |d| = 1 and |d| - 1/2 beyond ("smooth_l1")."""
     d = jnp.abs(pred - target)
     return d**2 if kind == "mse" else jnp.where(d < 1.0, 0.5 * d**2, d - 0.5)
 

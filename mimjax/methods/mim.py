@@ -111,7 +111,7 @@ class MIM(Pretraining):
         return used
 
     def asked(self, field: str, name: str) -> tuple[str, ...]:
-        """Return all places of the terms whose "target" or "network" is `name`."""
+        """Return the places of all terms whose `field` ("target" or "network") is `name`."""
         return split_places(
             "+".join(t.at for t in self.terms.values() if getattr(t, field) == name)
         )

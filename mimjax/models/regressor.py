@@ -177,7 +177,7 @@ class Regressor(Predictor):
 
 
 def check_heads(key: str, heads: int, width: int) -> None:
-    """Check that each head has a number at least: a head has width // heads of them.
+    """Check that the width gives each head at least one channel: a head has width // heads.
 
     Raises:
       ConfigError: there are more heads than numbers.

@@ -145,7 +145,7 @@ def publish(
 
 
 class Publisher:
-    """Writes the page of a run that trains, as `publish` does with the same arguments.
+    """A writer of the page of a run that trains; it takes the arguments of `publish`.
 
     Drawing takes about a second. A run that evaluates every few seconds writes the page at its end,
     and every EVERY seconds until then.

@@ -49,7 +49,7 @@ class Pixels(Target):
         return Known(take(x, 0, seen.ids, at))
 
     def decode(self, frozen, values, encoder, colors) -> jax.Array:
-        """With a normalization, the TRUE statistics of each patch of the image are put back."""
+        """Return pixels; with a normalization the TRUE statistics of each patch are put back."""
         true = patchify(colors.image, encoder.patch)
         return picture(
             patches.restore_patches(values, true, self.norm, encoder.channels), encoder, colors

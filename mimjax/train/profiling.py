@@ -43,7 +43,7 @@ def parse(text: str | None, total: int) -> tuple[int, int] | None:
 
 
 class Trace:
-    """Writes a trace of the updates `first` to `last`; of process 0 only.
+    """A trace of the updates `first` to `last`, written by process 0 only.
 
     The first update compiles nothing, because the train step is compiled ahead of time.
     """

@@ -1,4 +1,4 @@
-"""Sums over images that stay apart, device by device, until an update needs their total.
+"""Sums over images, kept as one share per device until an update needs the total.
 
 Under accumulation the gradients of a micro-batch are only added to others, yet the partitioner
 would add up those of all devices each time. Here the traced gradient of a micro-batch is evaluated
@@ -39,7 +39,7 @@ SUMS = ("add", "add_any", "sub", "concatenate")  # linear in all operands togeth
 
 @struct.dataclass
 class Shares:
-    """A sum over images, each device's share apart.
+    """A sum over images, kept as one share per device.
 
     Attributes:
       parts: [devices ...], split over the devices; the value is the sum over the first axis.

@@ -89,7 +89,7 @@ class Heads(Task):
 
     @property
     def readings(self) -> tuple[Reading, ...]:
-        """What the heads read, each once."""
+        """The readings of all heads, each of them once."""
         return tuple(dict.fromkeys(m.reading for m in self.members.values()))
 
     def init(self, key: Key) -> tuple[PyTree, PyTree]:

@@ -49,7 +49,7 @@ def test_random_resized_statistics():
 
 
 def test_random_resized_box_is_the_published_algorithm():
-    """Against the loop of torchvision's `get_params`, fed with the same numbers."""
+    """The box is that of the loop in torchvision's `get_params`, fed with the same numbers."""
 
     def reference(height, width, rng):
         for _ in range(10):
@@ -137,7 +137,7 @@ def test_another_crop_changes_nothing_of_the_first(crop):
 
 
 def test_a_crop_has_a_box_a_flip_and_a_jitter_of_its_own():
-    """Its views share them; they depend on its name and the example's generator alone."""
+    """Views of a crop share all three, which depend on its name and the example's generator."""
     augment, size = Augment(color_jitter=0.4), (60, 90)
     view = {"image": View((24, 24))}
 

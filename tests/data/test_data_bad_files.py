@@ -66,7 +66,7 @@ def number(pipeline, place):
 
 
 def test_others_stand_in_and_no_other_row_changes(folder, tmp_path):
-    """As if the bad files were good, but for the very rows that hold them."""
+    """All rows but those of the bad files are what they would be if these were good."""
     pipeline = make(folder)
     mended = tmp_path / "mended"
     shutil.copytree(folder, mended, symlinks=True)
@@ -184,7 +184,7 @@ def test_wrong_fraction(fraction):
 
 
 def test_a_remote_list_is_complete_in_the_end(folder, tmp_path, monkeypatch):
-    """It is written as a whole, not at every file."""
+    """The list is written as a whole, not at every file."""
     workdir, writes = Workdir(str(tmp_path)), []
     workdir.is_local = False
     monkeypatch.setattr(

@@ -73,7 +73,7 @@ def test_the_listed_formats_are_read_whatever_the_name():
 
 
 def test_no_program_opens_what_training_would_not(tmp_path, no_programs):
-    """In the source, the statistics and the program that rewrites; each names the file."""
+    """Source, statistics and `mimjax prepare` refuse such a file, and each names it."""
     folder = tmp_path / "in"
     folder.mkdir()
     PHOTO.save(folder / "b.png")
@@ -93,7 +93,7 @@ def test_no_program_opens_what_training_would_not(tmp_path, no_programs):
 
 
 def test_images_are_read_two_batches_ahead_of_who_takes_them():
-    """So that a long list needs no more memory than a short one, and in their order."""
+    """A long list needs no more memory than a short one; images keep their order."""
     taken = []
 
     def endless():

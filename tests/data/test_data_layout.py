@@ -57,7 +57,7 @@ def test_splits_go_by_many_names(tmp_path, train, test):
 
 
 def test_plain_folders_are_as_they_were(tmp_path):
-    """Neither the fingerprint nor a note: a run on them continues as before."""
+    """They have the old fingerprint and no note: a run on them continues as before."""
     two = ("train/cats/1.jpg", "train/dogs/2.png", "val/cats/3.jpg")
     for name in ("one/cats/1.jpg", "one/dogs/2.png", "three/1.jpg", "three/below/2.jpg", *two):
         path = tmp_path / (f"two/{name}" if name in two else name)

@@ -30,7 +30,7 @@ def encoded(image, kind, **options):
 
 
 def turned():
-    """As a camera on its side writes it: the EXIF block says how to see it upright."""
+    """An image as a camera on its side writes it: the EXIF block says how to see it upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return encoded(RGB.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)

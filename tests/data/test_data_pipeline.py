@@ -75,7 +75,7 @@ def several(source, epoch):
 
 @pytest.mark.parametrize("workers", [0, helpers.gate(1)])
 def test_all_that_the_sampler_makes_enters_the_batch(workers):
-    """With its own types and shapes; in training it knows the epoch, in evaluation it is 0."""
+    """Arrays keep their types and shapes; the sampler knows the epoch, which is 0 in evaluation."""
     pipeline = make(sample=several)
     with pipeline.iterate(3, 5, workers=workers) as iterator:
         last, first = list(iterator)
@@ -405,7 +405,7 @@ def test_eval_batches_do_not_depend_on_batch_size_or_hosts():
     ("code", "name"), [(-7, "SIGBUS: /dev/shm"), (-9, "SIGKILL, as the system"), (3, "exit code 3")]
 )
 def test_a_worker_that_dies_is_named_with_the_ways_out(code, name):
-    """In the words of Grain's error; the signal's number alone tells nobody of /dev/shm."""
+    """Grain's error has the signal alone, which tells nobody of /dev/shm; ours says what to do."""
 
     def grain():
         yield {"x": np.zeros(1)}

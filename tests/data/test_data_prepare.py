@@ -131,7 +131,7 @@ def test_other_settings_are_refused_and_changed_sources_made_anew(tree, capsys):
 
 
 def test_files_of_the_user_are_not_replaced(tree, capsys):
-    """Neither one that came into the output later, nor one of ours that was changed there."""
+    """Kept are files that came into the output later, and files of ours that were changed there."""
     source, output = tree / "in", tree / "out"
     (source / "train/a/wide.jpg").rename(tree / "later.jpg")
     prepare(str(source), str(output), short_side=40)

@@ -33,7 +33,7 @@ def scene(i, size=(44, 36)):
 
 
 def rotated(image, path):
-    """Stored on its side, with the orientation in EXIF."""
+    """An image stored on its side, with the orientation in EXIF."""
     exif = Image.Exif()
     exif[0x0112] = 6
     image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
@@ -133,7 +133,7 @@ def test_the_folder_has_three_hundred_files(folder):
 
 
 def test_pretrain(folder, pretrained):
-    """Exactly the bad files are listed: the steps and the evaluation meet every file."""
+    """Steps and evaluation meet every file, so that all bad ones are listed, and no other."""
     workdir, before, said = pretrained
     bad = {str(p) for p in folder.glob("3?? broken.*")}
     assert len(bad) == BAD
@@ -165,7 +165,7 @@ LOOKS = {
 
 @pytest.mark.parametrize("program", LOOKS)
 def test_look(program, folder, pretrained, tmp_path):
-    """On one file of each kind; a broken one among them is named and left out."""
+    """One file of each kind is looked at; a broken one among them is named and left out."""
     workdir, _, _ = pretrained
     args, made = LOOKS[program]
     some = tmp_path / "some"

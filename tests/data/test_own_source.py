@@ -73,7 +73,7 @@ def config_with(users_file, **settings):
 
 
 def test_a_source_of_a_user_s_own_file(users_file, monkeypatch):
-    """By its path, relative to where the program runs; the section keeps the absolute one."""
+    """The path is relative to where the program runs; the section keeps the absolute one."""
     c = config_with(users_file)
     assert c.data.source.type == f"{users_file}:Tiles"
     assert c.data.source.digest == plugs.digest_of(find_source(f"{users_file}:Tiles"))
@@ -94,7 +94,7 @@ def test_a_source_of_a_user_s_own_file(users_file, monkeypatch):
 
 @pytest.mark.gate
 def test_a_worker_process_reads_a_user_s_own_source(users_file):
-    """It starts anew, and imports the file before it unpickles what the file defines."""
+    """The worker starts anew, and imports the file before it unpickles what the file defines."""
     c = config_with(users_file, batch_size=8)
     data = configured.make_data(c, schema.make_task(c, Clock(1, 1)), "train")
     with data.iterate(0, 2, workers=1) as batches:
@@ -131,7 +131,7 @@ class Mine(MAE):
 @pytest.mark.gate
 @pytest.mark.parametrize("cls", ["Mine", None])
 def test_a_worker_process_draws_a_user_s_own_masks(tmp_path, cls):
-    """By the task itself, whose classes it imports before it unpickles them."""
+    """The worker calls the task itself, whose classes it imports before it unpickles them."""
     (tmp_path / "parts.py").write_text(PARTS)
     own = plugs.import_file(str(tmp_path / "parts.py"))
     encoder = ViT(16, 1, 2, patch=8, image_size=(32, 32))

@@ -44,11 +44,11 @@ class Fed:
 
 @pytest.fixture
 def feed(monkeypatch):
-    """Gives timm the numbers of a generator."""
+    """Give timm the numbers of a generator."""
     new = timm.ImageOps.posterize
 
     def posterize(image, bits):
-        """That of older versions of Pillow, which timm calls with 0 bits: 2 % of the recipes."""
+        """The posterize of older Pillows, which timm calls with 0 bits: 2 % of the recipes."""
         return new(image, bits) if bits > 0 else Image.new("RGB", image.size)
 
     monkeypatch.setattr(timm.ImageOps, "posterize", posterize)
@@ -70,7 +70,7 @@ def theirs(text, resample):
 @pytest.mark.parametrize("increasing", [False, True])
 @pytest.mark.parametrize("number", range(len(ra.NAMES)), ids=ra.NAMES)
 def test_each_operation_is_timms(number, increasing, feed):
-    """At all strengths, of both signs, by both filters."""
+    """Images agree at all strengths, with both signs and both filters."""
     operation, image, changed = ra.OPERATIONS[ra.NAMES[number]], picture(23, 31), 0
     amount = (increasing and operation.increasing) or operation.amount
     for resample in (Image.Resampling.BICUBIC, Image.Resampling.BILINEAR):
@@ -196,7 +196,7 @@ def test_what_it_does_not_suit():
 
 
 def test_probes_train_on_plain_crops():
-    """Those of `mimjax evaluate --augment`, whatever the encoder was trained with."""
+    """`mimjax evaluate --augment` crops plainly, whatever the encoder was trained with."""
     assert crops(Augment(rand_augment=RECIPE)) == crops(Augment())
 
 

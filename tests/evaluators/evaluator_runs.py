@@ -66,6 +66,6 @@ def measures(task, mesh, *, error=True, health=False, probes=False, pictures=8, 
 
 
 def step_later(state):
-    """Another state: what the evaluators meet after some training."""
+    """A changed state, as evaluators meet it after some training."""
     params = jax.jit(lambda p: jax.tree.map(lambda x: x * 1.1, p))(state.params)
     return state.replace(step=state.step + 10, params=params)

@@ -37,7 +37,7 @@ class Hidden(Pixels):
 
 @dataclasses.dataclass(frozen=True)
 class Perfect(MAE):
-    """Predicts the target, off by `offset` everywhere; tells nothing of visible patches."""
+    """A network that predicts the target off by `offset`; it says nothing of visible patches."""
 
     pixel_target: Target = Hidden()
     offset: float = 0.0
@@ -108,7 +108,7 @@ def brute_force(task, train, test):
     ],
 )
 def test_naive_predictors_equal_brute_force(norm, change):
-    """In the form that the term compares, with the term's own loss."""
+    """Errors are in the form that the term compares, by the term's own loss."""
     task, mesh, state = started()
     term = dataclasses.replace(task.pixel, **change)
     task = dataclasses.replace(task, pixel_target=Pixels(norm), pixel=term)
@@ -139,7 +139,7 @@ class Shades(Target):
 
 @dataclasses.dataclass(frozen=True)
 class Certain(MAE):
-    """Gives the true code `confidence` times the odds of any other, whatever its parameters are."""
+    """A network for which the true code has `confidence` times the odds of any other."""
 
     pixel_target: Target = Shades()
     pixel: Term = Term("pixel_target", "decoder", loss=CrossEntropy())

@@ -94,7 +94,7 @@ def bootmae(masked_share=None):
 
 @pytest.mark.parametrize("masked_share", [None, *map(helpers.gate, (1.0, 0.5))])
 def test_a_collapsed_average_is_named_in_a_warning(masked_share):
-    """Also where the average sees a part of the masked patches alone: the same ones in all."""
+    """It is named even where the average sees only some masked patches: the same ones in all."""
     task, mesh, state = bootmae(masked_share)
     said = []
     options = {"error": False, "pictures": 0, "health": True}
@@ -126,7 +126,7 @@ def test_no_warning_where_none_is_asked_for():
 
 
 def test_which_targets_are_a_run_s_own():
-    """Those that read its weights and are learned, of the current encoder as of an average."""
+    """These are learned targets that read the run's weights: the current ones or an average."""
     _, mesh, _ = started()
     own = lambda task: HealthMeasure(bench(task, mesh)).own
     alone = dataclasses.replace(BootMAE().feature, weight=0.0)
@@ -137,7 +137,7 @@ def test_which_targets_are_a_run_s_own():
 
 
 def test_patches_are_compared_in_raster_order():
-    """Of the first image patches 0 and 2 are masked, of the second 1 and 2."""
+    """Patches 0 and 2 of the first image are masked, and 1 and 2 of the second."""
     ids = jnp.asarray([[1, 3], [0, 3]]), jnp.asarray([[0, 2], [1, 2]])
     values = {p: 10.0 * i[..., None] for p, i in zip(("visible", "masked"), ids)}
     prepared = Prepared(jnp.zeros((2, 2, 2, 3)), *ids, shown={"x": values}, shown_rows={"x": {}})

@@ -126,7 +126,7 @@ def test_an_evaluator_without_make_and_a_name_twice_are_refused():
 # ------------------------------------------------------------------ a user's own
 @pytest.mark.gate
 def test_the_contract_s_example_runs_beside_the_shipped_ones(tmp_path, monkeypatch):
-    """By its file, with an option; the section is kept, with the file's digest, in config.json."""
+    """A file and an option name it; config.json keeps the section with the file's digest."""
     inside.quick(monkeypatch)
     cls = find_plug(Evaluator, f"{example(tmp_path)}:FeatureNorm", "eval.norm")
     c = helpers.small("mae", **inside.TINY, steps=2)
@@ -144,7 +144,7 @@ def test_the_contract_s_example_runs_beside_the_shipped_ones(tmp_path, monkeypat
 
 
 def test_each_has_its_own_interval(tmp_path, monkeypatch):
-    """And all run at the first and the last step."""
+    """All of them run at the first and the last step as well."""
     inside.quick(monkeypatch)
     path = f"{written(tmp_path, COUNT)}:Count"
     cls = find_plug(Evaluator, path, "eval.mine")

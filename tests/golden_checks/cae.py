@@ -128,7 +128,7 @@ def codes_of(z, *at):
 
 
 def gradients(theirs, grads, layout):
-    """Named gradients to 1e-4 of the tensor's maximum, and the global norm where it is stored."""
+    """Compare gradients to 1e-4 of the tensor's maximum, and the global norm if it is stored."""
     ours = load.to_torch(grads, layout)
     norm = np.sqrt(sum(np.square(v.astype(np.float64)).sum() for v in ours.values()))
     for key, value in theirs.items():

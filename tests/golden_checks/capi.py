@@ -9,7 +9,7 @@ ATOL = 5e-5
 
 
 def encoder(z, meta):
-    """Registers and patches, of every block and after the norm, which has no parameters."""
+    """Compare registers and patches of every block and after the norm, which has no parameters."""
     c = meta["config"]
     for tag, size in c["sizes"].items():
         # the frequencies in the file show the heads

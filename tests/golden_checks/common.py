@@ -197,7 +197,7 @@ def intermediates(module, params, *args, **kw):
 
 
 def check_gradients(z, grads, layout):
-    """Named gradients to 1e-4 of the tensor's maximum, and every stored norm."""
+    """Compare named gradients to 1e-4 of the tensor's maximum, and every stored norm."""
     import json
 
     theirs = load.to_torch(grads, layout)
@@ -277,7 +277,7 @@ def without_key_bias(key, size):
 
 
 def check_movement(name, ours, theirs, start, skip=None):
-    """After the steps: RMS error at most 0.2 % of the RMS movement, and 1e-4 absolute."""
+    """Allow after the steps an RMS error of 0.2 % of the RMS movement, and 1e-4 of each number."""
     for key, value in theirs.items():
         a, b, s = (np.asarray(t, np.float64) for t in (ours[key], value, start[key]))
         a, b, s = a.reshape(-1), b.reshape(-1), s.reshape(-1)
@@ -299,7 +299,7 @@ def z_scores(freq_a, n_a, freq_b, n_b):
 
 
 def neighbour_fraction(masks):
-    """Among masked patches: the mean share of their 4-neighbours that are masked."""
+    """The mean share of masked patches among the 4-neighbours of masked ones."""
     m = np.pad(masks.astype(float), ((0, 0), (1, 1), (1, 1)))
     inside = np.pad(np.ones_like(masks, float), ((0, 0), (1, 1), (1, 1)))
     shifts = [(0, 1), (0, -1), (1, 1), (1, -1)]

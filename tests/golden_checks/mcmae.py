@@ -59,7 +59,7 @@ def global_norm(grads):
 
 
 def gradients(z, theirs):
-    """Named gradients to 1e-4 of the tensor's maximum, and the global norm."""
+    """Compare named gradients to 1e-4 of the tensor's maximum, and the global norm."""
     for key, value in common.arrays(z, "grad").items():
         if key != "in_x":
             common.close(f"grad/{key}", theirs[key], value, 1e-4 * np.abs(value).max())
@@ -154,7 +154,7 @@ def fast(z, meta):
 
     @jax.jit
     def inputs(params, batch, own):
-        """In the file's order, of the task's own views, and as evaluation reads them."""
+        """Inputs in the file's order, of the task's own views, as evaluation reads them."""
         mine = jax.tree.map(lambda x: x[by_set], common.inputs(task, params, batch))
         first = common.inputs(task, params, batch, train=False)
         return mine, common.inputs(task, params, own).ids_v, first.ids_v
@@ -247,7 +247,7 @@ class Arrays(dict):
 
 
 def check_decay(meta, cfg, params):
-    """Exactly the listed parameters are spared the decay."""
+    """Check that exactly the listed parameters are spared the decay."""
     factors = jax.tree.leaves(rules.match(cfg.decay, params))
     rows = detect.rows_for("mcmae", rules.paths(params))
     spared = {k for row, factor in zip(rows, factors, strict=True) if not factor for k in row.keys}

@@ -418,7 +418,7 @@ def without_key_bias(key, x):
 
 
 def features_of(cls, maps):
-    """By reading, features [... b d] and tokens [... b n d] of CAPI's vectors and maps."""
+    """Features [... b d] and tokens [... b n d] of CAPI's vectors and maps, by reading."""
     cls, maps = jnp.asarray(cls), jnp.asarray(maps)
     patches = maps.reshape(*maps.shape[:-3], -1, maps.shape[-1])
     mean = patches.mean(-2)

@@ -40,7 +40,7 @@ class Places:
         return {key: place(key, shape).reshape(shape) for key, shape in self.shapes.items()}
 
     def take(self, ours, theirs):
-        """Puts the numbers of `ours` where `theirs` says that they belong."""
+        """Put the numbers of `ours` where `theirs` says that they belong."""
         theirs = np.asarray(theirs)
         if theirs.dtype.kind not in "fiu":
             return

@@ -115,7 +115,7 @@ def build_dino(c):
 
 
 def dino(z, meta):
-    """At the stored grid and, with `run_size`, at another."""
+    """Compare at the stored grid and, with `run_size`, at another."""
     c, target = meta["config"], build_dino(meta["config"])
     network = target.network
     frozen, _ = check(z, meta, target)

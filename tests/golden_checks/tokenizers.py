@@ -27,7 +27,7 @@ def size(c):
 
 
 def close(name, ours, theirs):
-    """To 1e-4, relative to the largest value where that is above 1."""
+    """Compare to 1e-4, relative to the largest value where that is above 1."""
     common.close(name, ours, theirs, 1e-4 * max(1.0, np.abs(theirs).max()))
 
 

@@ -21,7 +21,7 @@ FIELDS = (
 
 
 def close(name, ours, theirs):
-    """To 1e-5 of the largest value (no tighter than 2e-5): random weights make any size."""
+    """Compare to 1e-5 of the largest value (no tighter than 2e-5): random weights make any size."""
     common.close(name, ours, theirs, 1e-5 * max(2.0, np.abs(theirs).max()))
 
 

@@ -1,4 +1,4 @@
-"""What no tensor shows is read beside the file or asked for; what cannot be read is refused."""
+"""Settings that no tensor shows: read from files beside the weights, or asked for, or refused."""
 
 import json
 import re
@@ -105,7 +105,7 @@ def test_pictures_of_a_decoder_need_to_know_its_pixels(files, tmp_path):
     ],
 )
 def test_the_config_s_pixels_are_said_where_a_decoder_is_taken_over(told, words, files, tmp_path):
-    """By convert, which takes the file's over, and by a run that begins with the file."""
+    """`mimjax convert` and a run that begins with the file take its pixels over and say so."""
     full, facts = "full.safetensors", {"num_attention_heads": 4}
     path = str(
         copy(files, full, tmp_path, **facts | ({} if told is None else {"norm_pix_loss": told}))
@@ -197,7 +197,7 @@ HALF = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     ],
 )
 def test_pixels_are_scaled_as_a_processor_says(processor, mean, std, files, tmp_path):
-    """In transformers (x * rescale_factor - mean) / std; what is not whole is refused."""
+    """Transformers compute (x * rescale_factor - mean) / std; incomplete settings are refused."""
     path = copy(files, "encoder.safetensors", tmp_path, num_heads=4)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     if mean is None:
@@ -335,7 +335,7 @@ TEXT = dict(sorted((str(n), name) for n, name in enumerate(NAMES)))
     ],
 )
 def test_classes_have_their_names(settings, said, files, tmp_path):
-    """In the order of the head's outputs; names that are not the head's are none."""
+    """Names come in the order of the head's outputs; those of another head are not taken."""
     rng = np.random.default_rng(2)
     head = {"head.weight": rng.normal(size=(12, 32)).astype(np.float32)}
     head["head.bias"] = rng.normal(size=12).astype(np.float32)

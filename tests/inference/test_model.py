@@ -219,7 +219,7 @@ def test_features_are_the_evaluators(file, model, workdir):
 
 
 def test_the_features_program_reads_files(file, photos, tmp_path):
-    """And refuses what has no encoder."""
+    """Files without an encoder are refused."""
     place = tmp_path / "features.npz"
     args = f"--model={file[0]}", "--heads=4", f"--images={photos}", f"--output={place}"
     helpers.program("features", *args, "--weights=ema", "--pool=cls", "--layers=0")
@@ -293,7 +293,7 @@ def test_it_says_what_it_is(file, model):
 
 
 def test_what_cannot_be_taken_is_refused(file, workdir, encoder_alone):
-    """Of a workdir what its run knows, of a file what it says itself or has not."""
+    """Refused are for a workdir what its run knows, for a file what it says itself or lacks."""
     with_run = {
         "image_size": (16, 16),
         "mean": (0.5,) * 3,
@@ -442,7 +442,7 @@ def test_load_is_the_function_itself():
 
 @pytest.mark.gate
 def test_the_scripts_of_readme_and_page(workdir, photos, tmp_path, monkeypatch, capsys):
-    """Executed as they stand, on a run at the paths that they name."""
+    """They are executed as they stand, on a run at the paths that they name."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/bootmae_digits_0").symlink_to(workdir[0])
     (tmp_path / "runs/mine").symlink_to(workdir[0])
@@ -463,7 +463,7 @@ def test_the_scripts_of_readme_and_page(workdir, photos, tmp_path, monkeypatch, 
 
 @pytest.mark.gate
 def test_fine_tuning_as_documented(workdir, tmp_path, monkeypatch):
-    """Executed as it stands: the loss of a few images falls, and the encoder learns, too."""
+    """The block runs as it stands: the loss of a few images falls, and the encoder learns too."""
     text = (helpers.ROOT / "docs/python.md").read_text()
     script = re.findall(r"```python\n(.*?)```", text, re.S)[-1]
     (tmp_path / "runs").mkdir()

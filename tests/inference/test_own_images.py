@@ -84,7 +84,7 @@ def test_bad_files_are_listed_and_counted(folder, straight):
 
 
 def test_restart_is_bit_for_bit(folder, straight, tmp_path):
-    """Also of the lists."""
+    """The lists of files are equal too."""
     workdir = tmp_path / "copy"
     shutil.copytree(straight[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "8")
@@ -164,7 +164,7 @@ def test_too_many_bad_files_stop_the_run(folder, tmp_path):
 
 @pytest.mark.parametrize("name", helpers.gated(("mcmae", "cae", "beit", "dvae"), ("beit", "dvae")))
 def test_every_kind_of_method_reads_four_channels(name, folder):
-    """Shapes of a whole update, traced; those of MAE and BootMAE have just been trained."""
+    """A whole update is traced for each; those of MAE and BootMAE were trained above."""
     c = helpers.small(name, **FOUR | {"data.channels": 4})
     if "code_target" in c.method:  # published tokenizers read three
         c.method.code_target, c.method.code.loss = section(Pixels()), section(MSE())

@@ -180,7 +180,7 @@ def classes():
 
 @pytest.mark.parametrize("cls", [cls for cls in classes() if cls is not MIM])
 def test_every_method_has_a_picture_by_its_targets(cls):
-    """Decoded where one of its targets decodes; the caption and the error have words."""
+    """Pictures are decoded where a target can decode; the caption and the error have words."""
     task = cls()
     shown = presentation.shown_term(task)
     decodes = [task.targets[t.target].decodes for t in task.terms.values()]

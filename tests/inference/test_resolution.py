@@ -60,7 +60,7 @@ def published(encoder, layout, folder):
     ],
 )
 def test_a_fixed_table_is_interpolated(encoder, layout, tmp_path):
-    """To a grid that is no square, from one that need be none."""
+    """Neither grid need be a square."""
     file, params = published(encoder, layout, tmp_path)
     new = encoder.clone(image_size=(12, 10))
     table = sincos_table(encoder.grid, WIDTH, encoder.positions)
@@ -84,7 +84,7 @@ def test_a_fixed_table_is_interpolated(encoder, layout, tmp_path):
 
 
 def test_the_grid_of_a_file_is_written_into_the_config(tmp_path):
-    """For first weights and for a teacher, where the config does not name it; and only then."""
+    """First weights and teachers are alike, and only where the config names no grid."""
     file, _ = published(VIT, "mae", tmp_path)
     c = helpers.small("mae", **{"init_from": str(file), "method.encoder.image_size": (12, 8)})
     filled = resolution.fill(c)

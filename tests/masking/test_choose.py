@@ -174,7 +174,7 @@ NUMBER = round(120 * 64 / 196)  # patches in blocks on 8x8
 
 
 def test_all_images_of_a_batch_exchange_the_same_number():
-    """It is drawn on the device from the step's key, 0 to 3 alike; otherwise each image's own."""
+    """The device draws 0 to 3 from the step's key for all; otherwise images differ."""
     masking = BlockRandom(roll="batch")
     batch = made(masking)
     assert sorted(batch) == ["image", "order"]
@@ -198,7 +198,7 @@ def test_all_images_of_a_batch_exchange_the_same_number():
 
 
 def test_the_roll_of_a_step_follows_its_key():
-    """Through `prepare`; in evaluation every call has the same key."""
+    """`prepare` hands the key on; in evaluation every call has the same."""
     task: Any = task_of(BlockRandom(roll="batch", roll_max=30))
     batch, state = made(task.masking), TrainState(jnp.int32(0), {}, {}, {}, ())
     prepare = jax.jit(lambda key: task.prepare(state, {}, batch, key, True)[0].mask)
@@ -301,7 +301,7 @@ def test_the_largest_attention_is_visible_and_the_first_of_equals(dtype):
 
 
 def probabilities(weights, k):
-    """Of every set of k when one after the other is drawn without replacement."""
+    """Probabilities of every set of k that is drawn one after the other without replacement."""
     out = collections.Counter()
     for order in itertools.permutations(range(len(weights)), k):
         left, p = sum(weights), 1.0

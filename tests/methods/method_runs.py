@@ -33,7 +33,7 @@ def flat(images, vit):
 
 @dataclasses.dataclass(frozen=True)
 class Codes(Target):
-    """A tokenizer that is no network: a code per patch from its mean; remembers what it reads."""
+    """A tokenizer without a network: it codes a patch by its mean and remembers what it reads."""
 
     kind: ClassVar[str] = "codes"
     decodes: ClassVar[bool] = True

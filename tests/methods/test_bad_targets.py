@@ -41,7 +41,7 @@ def test_a_grid_that_is_not_the_student_s(target):
 
 @pytest.mark.parametrize("target", TOKENIZERS + TEACHERS, ids=lambda t: t.__name__)
 def test_derived_views_give_a_token_per_patch(target):
-    """Also for an image that is not square."""
+    """An image that is not square is no exception."""
     encoder = ViT(image_size=(160, 224), bias="qv", init_scheme="cae", pos_embed="sincos_yx")
     views = dict(make(target(), encoder=encoder).views)
     image = views.pop("image")

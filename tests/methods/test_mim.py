@@ -174,7 +174,7 @@ def test_several_blocks_are_standardized_and_averaged():
 
 
 def test_state_of_a_target_is_renewed_once_per_step():
-    """However many micro-batches a step has; the mean is over the whole batch."""
+    """The number of micro-batches plays no part; the mean is over the whole batch."""
 
     @dataclasses.dataclass(frozen=True)
     class Centered(runs.Teacher):

@@ -128,7 +128,7 @@ def test_two_teachers_are_read_side_by_side():
 
 
 def test_half_precision_makes_no_nan():
-    """With a teacher whose attention saturates; softmax, norms and losses stay in float32."""
+    """The teacher's attention saturates here; softmax, norms and losses stay in float32."""
     network = CLIPVision(8, 1, 2, 4, (4, 4), None, dtype=jnp.bfloat16)
     task = make(
         PLAIN.clone(dtype=jnp.bfloat16),

@@ -55,7 +55,7 @@ def test_it_weighs_the_values(name):
 
 
 def test_softmax_is_float32():
-    """In bfloat16 too: probabilities near 1/n would differ by a percent otherwise."""
+    """A bfloat16 one would make probabilities near 1/n differ by a percent."""
     q = jax.random.normal(jax.random.key(0), (2, 50, 36)).astype(jnp.bfloat16)
     attend = jax.jit(lambda x: cls_attention(x, 3))
     low, high = (attend(x) for x in (q, q.astype(jnp.float32)))

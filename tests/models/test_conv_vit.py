@@ -111,7 +111,7 @@ def test_masked_pixels_have_no_influence_at_all(skip):
 
 
 def test_the_convolution_equals_xla_s():
-    """On all positions and on those of visible cells, with its gradients."""
+    """Values and gradients agree on all positions and on those of visible cells."""
     grid, side, c = (3, 4), 2, 5
     place = (*grid, side)
     maps = jax.random.normal(jax.random.key(0), (2, 6, 8, c))

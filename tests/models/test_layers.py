@@ -36,7 +36,7 @@ def compiled(f, count):
 
 
 def random(seed, *shape):
-    """From a normal distribution, in numpy: every shape would be a program of its own."""
+    """Normal numbers made by numpy: in jax every shape would be a program of its own."""
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 

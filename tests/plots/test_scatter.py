@@ -35,7 +35,7 @@ def test_thumbnails_are_framed_and_keep_their_shape():
 
 @pytest.mark.parametrize("flat", [True, False])
 def test_one_scale_for_both_axes(flat):
-    """Also of a flat map, which is a low picture, and of a steep one."""
+    """A flat map, which is a low picture, and a steep one have it too."""
     points = np.array([[0.0, 0.0], [10.0, 1.0]])
     points = points if flat else points[:, ::-1]
     sheet = np.asarray(scatter.draw(points))

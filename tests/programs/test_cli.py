@@ -224,7 +224,7 @@ def method_of(name, *texts):
 
 
 def test_a_target_is_swapped_and_its_options_are_set():
-    """Whatever the order on the command line; options of the old target are unknown."""
+    """The order on the command line plays no part; options of the old target are unknown."""
     key = "config.method.teacher_target"
     words = [f"--{key}.network.depth=5", f"--{key}=dino"]
     c = helpers.config_of("--config=caev2", *words, f"--{key}.feature=pre_norm")
@@ -301,7 +301,7 @@ SWAPS = [
 
 @pytest.mark.parametrize(("name", "texts", "expected"), SWAPS, ids=lambda x: str(x)[:40])
 def test_parts_of_a_method_are_swapped(name, texts, expected):
-    """With their options, nested ones too; the section becomes that of the class."""
+    """Options, nested ones too, are those of the new class, as is the section."""
     task = method_of(name, *texts)
     assert {key: getattr(task, key) for key in expected} == expected
 
@@ -367,7 +367,7 @@ OWN += [("encoder", "Net", "extra", 4), ("decoder", "Deep", "layers", 5)]
 
 @pytest.mark.parametrize(("key", "name", "option", "value"), OWN)
 def test_a_part_of_a_file_of_ones_own(key, name, option, value, tmp_path, monkeypatch):
-    """Of every kind: the section holds its absolute path and its digest, and is read back."""
+    """The section of each kind holds the file's absolute path and digest, and is read back."""
     monkeypatch.syspath_prepend(helpers.ROOT)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(MINE)
@@ -444,7 +444,7 @@ def applied(monkeypatch, *texts):
 
 
 def test_plugs_of_any_section(monkeypatch):
-    """Also where there was none, and in sections that the user names."""
+    """They fill fields that were None, and sections that the user names."""
     c = applied(
         monkeypatch,
         *("rules.mine=SLOW", "rules.mine.steps=9", "rules.spare=slow", "rules.spare.clip=0.5"),
@@ -567,7 +567,7 @@ def test_every_config_can_be_printed(name, capsys):
 
 # ------------------------------------------------------------------ errors
 def test_an_unexpected_error_is_one_line(monkeypatch, capsys):
-    """It says where, and train.log has the traceback."""
+    """The line says where, and train.log has the traceback."""
     told, signals = [], stopping.Signals()
     signals.tell = told.append
     monkeypatch.setattr(stopping, "SIGNALS", signals)

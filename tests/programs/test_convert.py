@@ -25,7 +25,7 @@ ONE_BLOCK = {"depth": 1, "stage_depths": (1, 1), "fuse_layers": (0,), "inject": 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_config_has_a_first_state(name):
-    """Its warm-up is one of epochs, and nothing is known of the data that make an epoch."""
+    """Warm-ups are in epochs, although nothing is known of the data that make one."""
     c = import_config(name).get_config().unlock()
     for part in helpers.sections(c.method):
         part.update({k: v for k, v in ONE_BLOCK.items() if part.get(k)})
@@ -45,7 +45,7 @@ def test_no_warm_up_is_too_long_for_data_that_are_not_known(steps, schedule):
 
 
 def test_a_file_of_ours_says_the_heads_of_its_decoder(tmp_path):
-    """They are 2, as no published network of this width has."""
+    """The decoder has 2 heads, which no published network of this width has."""
     path, where = str(tmp_path / "out.pth"), str(tmp_path / "run")
     exports.export("mae", "mae", decoder=True).write(path)
     c = helpers.config_of("--config=configs/mae.py:demo")

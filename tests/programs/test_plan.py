@@ -138,7 +138,7 @@ def planned(c, monkeypatch, topology="cpu:8", limit=None):
 
 @pytest.mark.parametrize("case", helpers.gated(CASES, CASES[:2]), ids=str)
 def test_data_parallel_moves_gradients_only(case, monkeypatch):
-    """Once per update: micro-batches are summed on each device."""
+    """Gradients move once per update: micro-batches are summed on each device."""
     name, accum = case
     c = small(import_config(name), accum=accum)
     for section in helpers.sections(c.method):
@@ -186,7 +186,7 @@ def test_missing_libtpu(monkeypatch):
 
 
 def test_settings_of_a_workdir(tmp_path):
-    """Those of its config.json; a folder without one, or a config beside it, is refused."""
+    """config.json has them; a folder without it, or a config beside the workdir, is refused."""
     c = helpers.small("mae", seed=3)
     with pytest.raises(ConfigError, match=r"--workdir: no config.json in .*; allowed: a run's"):
         plan.wanted(None, str(tmp_path))

@@ -403,7 +403,7 @@ LAYERS = ["--layers=norm,-1,1,0", "--pool=mean,cls,all", "--batch_size=4"]
 
 
 def test_features_are_those_of_load(runs, classes, tmp_path, capsys):
-    """Whatever the batches; a bad file is no row and shifts none; labels are class folders."""
+    """Batch sizes play no part; a bad file is no row and shifts none; labels are class folders."""
     place, workdir = tmp_path / "deep/features.npz", str(runs["mae"])
     args = f"--model={workdir}", f"--images={classes}", f"--output={place}"
     helpers.program("features", *args, *LAYERS)
@@ -436,7 +436,7 @@ def test_features_are_those_of_load(runs, classes, tmp_path, capsys):
 
 
 def test_features_are_those_of_the_probes(runs, tmp_path):
-    """As a real process, of the run's own images, in Parquet."""
+    """The program is a real process here, on the run's own images, and writes Parquet."""
     parquet = pytest.importorskip("pyarrow.parquet")
     place, workdir = tmp_path / "features.parquet", runs["mae"]
     args = f"--model={workdir}", f"--output={place}", "--count=20", "--pool=mean,all"

@@ -177,7 +177,7 @@ def test_a_length_that_is_passed_is_an_error_that_names_the_cause():
 
 @pytest.mark.gate
 def test_a_restart_with_another_batch_is_told(finished, tmp_path, capsys):
-    """Through the checkpoint: what an epoch was stands in it."""
+    """The checkpoint knows what an epoch was."""
     workdir = shutil.copytree(finished, tmp_path / "copy")
     helpers.begun(config(3.0, "constant", batch_size=24), workdir)
     said = capsys.readouterr().out

@@ -154,7 +154,7 @@ def test_another_error_of_a_file_keeps_its_traceback(text, write):
 
 
 def test_a_config_builds_on_another_by_name(write):
-    """It is locked again, and a second one begins with the published settings."""
+    """The loaded config is locked, and a second one begins with the published settings."""
     text = (
         OWN
         + "def get_config(arg=None):\n    c = load('mae:size=l')\n    c.seed = 3\n    return c\n"

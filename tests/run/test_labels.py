@@ -23,7 +23,7 @@ def _quick(monkeypatch):
 
 @dataclasses.dataclass(frozen=True)
 class Labeled(MAE):
-    """It stands for a task whose loss reads labels."""
+    """A task whose loss reads labels."""
 
     learns_labels = True
 
@@ -64,7 +64,7 @@ def test_a_run_keeps_the_names_of_its_classes(finished):
 def test_other_classes_are_refused_where_labels_are_learned(
     finished, tmp_path, classes, renamed, line, resume, monkeypatch, capsys
 ):
-    """By the workdir's own run and by one that takes its state; else it is said, and goes on."""
+    """The workdir's own run and one that takes its state refuse; others say it and go on."""
     before = shutil.copytree(finished, tmp_path / "before")
     content = json.loads((before / FILE).read_text())
     content["names"] = [renamed.get(n, name) for n, name in enumerate(content["names"])]
@@ -84,7 +84,7 @@ def test_other_classes_are_refused_where_labels_are_learned(
 
 
 def test_new_weights_have_no_classes_to_keep(finished, tmp_path):
-    """Where only weights are taken, a head is another's."""
+    """A run that takes weights alone has a head of its own."""
     helpers.begun(config(11, init_from=str(finished)), tmp_path)
     assert json.loads((tmp_path / FILE).read_text())["num_classes"] == 11
 

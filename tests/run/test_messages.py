@@ -57,7 +57,7 @@ def test_the_start_block_names_the_parts_and_their_settings():
     ("key", "whole", "override"), [("warmup_steps", 8, "1"), ("warmup_epochs", 2.0, "0.25")]
 )
 def test_a_warm_up_that_is_the_whole_run_is_a_warning(key, whole, override):
-    """Of the block's eight steps in two epochs."""
+    """Here the block speaks of eight steps in two epochs."""
     c = helpers.small("mae", **{f"optimizer.schedule.{key}": whole})
     line = f"WARNING     optimizer.schedule.{key} {whole:g} is the whole run of 8 steps: "
     line += "the rate never"
@@ -91,7 +91,7 @@ def test_the_start_block_says_what_is_a_guess():
 
 
 def test_the_start_block_shows_what_is_learned_as_a_table():
-    """Of every method that has terms: a line each, aligned, with target, network, place, loss."""
+    """Each term of each method has a line, aligned, with target, network, place and loss."""
     for name in helpers.METHODS:
         task = schema.make_task(helpers.small(name), Clock(4, 8))
         rows, lines = task.describe(), messages.composition(task)

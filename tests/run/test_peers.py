@@ -70,7 +70,7 @@ def test_processes_that_differ_all_say_so():
 
 
 def test_each_run_of_several_seeds_is_compared():
-    """In one start: the second comparison reads nothing of the first."""
+    """One start trains them all, and the second comparison reads nothing of the first."""
 
     def both(p):
         p.compare({"seed": "0"})

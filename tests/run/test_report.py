@@ -28,7 +28,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(html.parser.HTMLParser):
-    """Collects text, tags and addresses; checks that every tag is closed in order."""
+    """A parser that collects text, tags and addresses, and checks that tags are closed in order."""
 
     def __init__(self, text):
         super().__init__()
@@ -240,7 +240,7 @@ def test_the_files_of_a_run_are_enough(tmp_path):
 
 
 def test_the_page_compares_with_the_config_that_made_the_run(tmp_path):
-    """Not with the nearest; one that is gone, or is another method's by now, is not compared."""
+    """The nearest config is not taken; one that is gone or of another method is not compared."""
     for name, said in (
         ("mae:size=l", "Changed against mae:size=l</h3>"),
         ("gone/mine.py", ", the nearest of the shipped configs"),

@@ -124,7 +124,7 @@ def test_random_is_said_loudly_and_recorded(tmp_path):
 
 @pytest.mark.gate
 def test_several_teachers_of_one_kind(tmp_path):
-    """Each has its file under its own field, and is named by it."""
+    """Each teacher has its file under its own field, and is named by it."""
     network = CLIPVision(**SIZES, pos_grid=(4, 4), proj_dim=4)
     files = []
     for seed in (0, 1):

@@ -103,7 +103,7 @@ def test_no_damage_is_silent(finished, program, tmp_path, pattern):
 
 
 def test_a_digest_knows_every_bit_and_every_place():
-    """On the host and on devices, whole or sharded, for every dtype."""
+    """Host and devices, whole or sharded, and all dtypes are alike in it."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
     for dtype in (jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8, jnp.bool_):
@@ -120,7 +120,7 @@ def test_a_digest_knows_every_bit_and_every_place():
 
 
 def test_a_damaged_one_is_set_aside_and_never_deleted(copy, finished):
-    """The run goes on from the one before; twice, and both are kept under names of their own."""
+    """The run goes on from the one before. Two damaged ones are kept under names of their own."""
     for count in (1, 2):
         spoil(copy / "checkpoints/3", "params/ocdbt.process_0/d/*", "flipped")
         _, state = inside.go(config(), copy)
@@ -190,7 +190,7 @@ def reseal(file, change):
 
 
 def add_a_parameter(monkeypatch, request):
-    """As a later version of the code may do."""
+    """Add a parameter, as a later version of the code may do."""
     from mimjax.methods.mae import MAE
 
     init = MAE.init
@@ -243,7 +243,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_by_itself(tmp_path):
 
 
 def test_a_refused_setting_writes_nothing(copy):
-    """Also one of an evaluator, and in a folder that did not exist."""
+    """An evaluator's setting is no exception, nor a folder that did not exist."""
     before = content(copy)
     for c in (config(**{"eval.probes": section(Probes(ks=(5000,)))}), config(steps=2)):
         with pytest.raises(ConfigError):

@@ -34,7 +34,7 @@ def test_without_names_the_numbers_are_compared():
 
 @pytest.mark.parametrize("classes", [THREE, Classes(2), Classes(1, ("ca\udcfft", "ß\n")[:1])])
 def test_a_file_gives_what_was_written(tmp_path, classes):
-    """Also of folders whose names are no UTF-8."""
+    """Folders whose names are no UTF-8 are no exception."""
     workdir = Workdir(str(tmp_path))
     assert Classes.read(workdir) is None
     classes.write(workdir)

@@ -279,7 +279,7 @@ def test_options_of_version_3_become_parts(name, changed, expected):
 
 
 def test_paths_of_version_3_go_to_their_targets():
-    """In the order of the parts; pixels own no network."""
+    """Paths go to targets in the order of the parts; pixels own no network."""
     joint = {"type": "mimjax.targets.joint:Joint", "first": CLIP_3, "second": DINO_3}
     found = from_3("mrmae", {"target": joint}, path="/a,/b").mimic_target
     dino = DINO(ViT(pos_embed="learned", depth=2), "pre_norm", path="/b")
@@ -296,7 +296,7 @@ def test_paths_of_version_3_go_to_their_targets():
 
 
 def test_codes_of_a_user_s_target(tmp_path):
-    """Its class says what it gives; what cannot be read is left to whoever reads the section."""
+    """The target's class says what it gives; one that cannot be read keeps its section."""
     file = tmp_path / "mine.py"
     file.write_text(
         "import dataclasses\nfrom mimjax.targets.dalle import DallE\n"

@@ -117,7 +117,7 @@ def test_places_on_this_machine(monkeypatch):
 
 
 def test_a_store_that_does_not_answer(monkeypatch):
-    """Whatever its client raises is one line, which names the key."""
+    """Any error of its client becomes one line, which names the key."""
 
     class Failing:
         def exists(self):
@@ -145,7 +145,7 @@ class Flags(dict):
 
 
 def test_settings_and_flags_that_name_places(monkeypatch):
-    """Expanded where they stand, before anything is opened; so is each target's own path."""
+    """`~` and variables are expanded before anything is opened, in targets' paths too."""
     monkeypatch.setenv("HOME", "/home/me")
     target = Joint(CLIP(project=False), DINO())
     config = helpers.small("mrmae", **{"method.mimic_target": target}).lock()

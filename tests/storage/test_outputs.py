@@ -45,7 +45,7 @@ def tree(folder):
 
 
 def refused(here, path, match, **options):
-    """With and without the flag, before the work and after it; nothing changes."""
+    """Check that it is refused with and without the flag, before and after the work."""
     before = tree(here)
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match=match) as error:
@@ -184,7 +184,7 @@ def test_a_failure_leaves_all_as_it_was(here, path, error):
 @pytest.mark.parametrize("path", ["out", "out.npz"])
 @pytest.mark.parametrize("number", range(5))
 def test_a_failure_at_any_rename(here, monkeypatch, path, number):
-    """Interrupted between the steps of the replacement: the old output or the new one, listed."""
+    """A replacement that is interrupted anywhere leaves the old output or the new one, listed."""
     write(path, "1")
     left = [number]
 

@@ -118,7 +118,7 @@ def test_the_whole_state_is_restored(runs):
 
 
 def test_the_run_is_continued(runs, tmp_path):
-    """Its losses are those of the uninterrupted one."""
+    """The losses are those of the uninterrupted run."""
     old, whole, half, *_ = runs
     copy = shutil.copytree(half, tmp_path / "run")
     inside.go(today(old), copy)

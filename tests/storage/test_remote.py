@@ -110,7 +110,7 @@ def test_files_on_it(shop):
 
 @pytest.mark.gate
 def test_restart_on_it(shop):
-    """Killed in mid-save, and the checkpoint before broken: the run without any of that."""
+    """A run killed in mid-save, whose last checkpoint is broken, ends like one without all that."""
     settings = {"steps": 8, "checkpoint_every": 2, "log_every": 1, "optimizer.lr": 1e-3}
     settings |= {"method.encoder.drop_path": 0.1, "keep_checkpoints": 3}
     settings |= {"eval.pictures": section(Pictures(count=2))}

@@ -44,7 +44,7 @@ def images(target):
 
 
 def values(target, at, frozen, batch, hidden=None, pieces=1):
-    """Its values at the places; one program, since the networks have many small operations."""
+    """Values of a target at the places, as one program: the networks have many small operations."""
     return looking(target, at, pieces)(frozen, batch, hidden)
 
 

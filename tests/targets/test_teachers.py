@@ -204,7 +204,7 @@ def test_an_encoder_s_layers():
 
 
 def test_an_encoder_that_nobody_described_is_the_student_s():
-    """Without what only its training needs; its tokens are as wide as before a projection."""
+    """It lacks what only training needs; its tokens are as wide as before a projection."""
     student = STUDENT.clone(use_mask_token=True, project=12, drop_path=0.5, channels=1)
     target = EncoderFeatures()
     assert student.out_width == 12

@@ -46,7 +46,7 @@ def weights(kind):
 
 @functools.cache
 def compiled(target):
-    """Its vectors, codes and pictures as programs, since they have many small operations."""
+    """Vectors, codes and pictures as programs, since they have many small operations."""
     return (
         jax.jit(lambda f, images: target.encode(f, images, ENCODER)),
         jax.jit(target.read),

@@ -81,7 +81,7 @@ def test_without_projection():
 
 
 def test_positions_of_another_grid():
-    """Up, down and to a rectangle, as torch's interpolate (without antialiasing) does it."""
+    """Torch's interpolate (without antialiasing) gives the same, up, down and to a rectangle."""
     import torch
 
     table = np.random.default_rng(0).normal(size=(1 + 16, 5)).astype(np.float32)

@@ -65,7 +65,7 @@ def compare(model, target, frozen, atol=1e-4):
 
 @pytest.mark.parametrize("eps", [1e-6, 1e-12])
 def test_dino_equals_transformers(eps, tmp_path):
-    """By a file that transformers wrote; 1e-12 is its default, 1e-6 DINO's own."""
+    """Transformers wrote the file; 1e-12 is its default epsilon, 1e-6 DINO's own."""
     model, target = live("ViT", layer_norm_eps=eps), DINO(NETWORK)
     model.save_pretrained(tmp_path)
     state = load.read_file(str(tmp_path / "model.safetensors"))
@@ -109,7 +109,7 @@ def same(a, b):
 
 
 class Unknown:
-    """Of no class that a checkpoint may hold."""
+    """A class that no checkpoint may hold."""
 
 
 def test_full_checkpoints_hold_a_teacher_and_a_student(tmp_path):
@@ -166,7 +166,7 @@ def test_the_same_keys_are_mae_s_or_dino_s():
 
 
 def test_files_that_do_not_fit(tmp_path):
-    """Through what a target's `path` goes through; one line that says what is wrong."""
+    """One line says what is wrong, on the way that a target's `path` takes."""
     target, path = DINO(NETWORK), str(tmp_path / "dino.safetensors")
     state = load.to_torch(random_weights(target), "dino")
     said = []

@@ -62,7 +62,7 @@ def real_torchvision():
 
 @pytest.mark.gate
 def test_as_a_real_process(run):
-    """Verified in transformers; without timm (there is no torchvision) it says so, and how to."""
+    """Transformers verify the file; that timm is missing is said, with the remedy."""
     workdir = f"--model={run / 'runs/bootmae_digits_0'}"
     out = helpers.run("export", workdir, "--format=hf", f"--output={run / 'real'}")
     assert re.search(r"\nverified: max \|difference\| [\d.e-]+ \(bound .* transformers", out.stdout)
@@ -77,7 +77,7 @@ def test_as_a_real_process(run):
 
 
 def test_a_library_that_fails_while_it_is_imported(run, tmp_path, monkeypatch, capsys):
-    """As timm does where torchvision is of another build than torch: the file is kept."""
+    """Timm fails so where torchvision is of another build than torch: the file is kept."""
     (tmp_path / "timm.py").write_text("raise RuntimeError('torchvision::nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "timm", raising=False)

@@ -102,7 +102,7 @@ KEPT = [CASES[i] for i in (1, 3, 6, 8, 9, 12, 16)]
 
 @pytest.mark.parametrize("case", helpers.gated(CASES, KEPT), ids="-".join)
 def test_a_file_classifies_as_the_run(case, tmp_path):
-    """In its library, whose logits are compared when it is written, and read back."""
+    """Its library's logits are compared when it is written, and ours when it is read back."""
     stubs.replace("torchvision")
     _, _, name = case
     job = export(*case)

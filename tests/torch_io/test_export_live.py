@@ -50,7 +50,7 @@ ROWS = []
 
 @pytest.fixture(scope="module", autouse=True)
 def show_table(request):
-    """Per format: the library, its version, the largest difference."""
+    """Show for each format the library, its version and the largest difference."""
     yield
     row = "{:11} {:12} {:14} {:33} {}".format
     lines = ["", row("method", "format", "variant", "reader", "largest difference")]
@@ -78,7 +78,7 @@ def test_features_are_the_runs(tmp_path, method, name, pool, decoder, suffix, si
 
 @pytest.mark.parametrize(("method", "crop"), [("mae", 1.0), ("bootmae", 0.875)])
 def test_a_photo_is_prepared_as_by_the_run(tmp_path, method, crop):
-    """Its features are those of `encode`, which crops as the evaluators do."""
+    """The photo's features are those of `encode`, which crops as the evaluators do."""
     import torch
     import transformers
     from timm.data import resolve_data_config
@@ -148,7 +148,7 @@ def test_resized_positions_are_torchs(tmp_path):
 
 
 def test_the_torch_module_serves_dense_prediction():
-    """Its maps are those of the JAX stages; another image size interpolates positions."""
+    """The module's maps are those of the JAX stages; another image size interpolates positions."""
     import torch
 
     from mimjax.torch_io.write.convmae_module import ConvMAE

@@ -189,7 +189,7 @@ def test_a_backbone_of_detection_has_no_class_token(tmp_path):
 
 @pytest.mark.parametrize("method", ["mae", "cae", "mcmae"])
 def test_a_run_at_another_resolution_than_its_positions(tmp_path, method):
-    """Its fixed positions, interpolated, are in the file of each format; `init_from` knows them."""
+    """The file of each format has interpolated fixed positions, which `init_from` knows."""
     made = exports.task(method)
     made = dataclasses.replace(made, encoder=made.encoder.clone(pos_grid=(2, 2)))
     own = exports.export(method, "safetensors", made=made)
@@ -211,7 +211,7 @@ def test_a_run_at_another_resolution_than_its_positions(tmp_path, method):
 
 
 def test_a_rectangle_is_cropped_from_photos(tmp_path):
-    """As in the run, although transformers' processor of the folder squeezes, which is said."""
+    """The run crops too; transformers' processor of the folder squeezes, which is said."""
     job = dataclasses.replace(exports.export("mae", "hf", image_size=(12, 8)), eval_crop=0.8)
     (note,) = [line for line in program.notes(job) if "squeezes images to 12x8" in line]
     assert "crop images to that shape before it, or export at a square --image_size" in note

@@ -69,7 +69,7 @@ def test_the_way_back_is_exact(codebook):
 
 
 def test_openais_names_hold_the_same_numbers(codebook):
-    """`dall_e` has no `.group` and `.path` levels and says w and b."""
+    """`dall_e` names a tensor without the levels `.group` and `.path`, and calls it w or b."""
     state, like = codebook[1], target()
     short = lambda k: re.sub(r"\.(group|path)(?=\.)", "", k)
     openai = {re.sub(r"\.(w|b)\w+$", r".\1", short(k)): v for k, v in state.items()}

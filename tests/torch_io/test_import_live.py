@@ -46,14 +46,14 @@ FOUND = {}  # test -> the largest difference
 
 @pytest.fixture(scope="module", autouse=True)
 def show_table(request):
-    """Per kind of file the largest difference."""
+    """Show the largest difference of each kind of file."""
     yield
     show(request, f"read by mimjax, written by transformers {transformers.__version__}", FOUND)
 
 
 @pytest.fixture
 def near(request):
-    """Asserts that ours is theirs, and keeps the difference for the table."""
+    """Assert that ours is theirs, and keep the difference for the table."""
 
     def check(ours, theirs, atol=1e-4):
         theirs, name = theirs.detach().numpy(), request.node.name

@@ -86,7 +86,7 @@ def test_the_other_method_s_positions_are_refused():
 
 
 def test_a_place_for_learned_positions_may_hold_the_fixed_ones_alone():
-    """As fine-tuned files of CAE do; a table that was learned is another network's."""
+    """Fine-tuned files of CAE do; a table that was learned is another network's."""
     _, params = random_params("cae")
     encoder = {k: v for k, v in params["encoder"].items() if k not in ("mask_token", "projection")}
     state = load.to_torch({"encoder": encoder}, "beit")
@@ -128,7 +128,7 @@ def test_files(tmp_path):
     "name", [pytest.param("mae", marks=pytest.mark.slow), helpers.gate("bootmae")]
 )
 def test_init_from_a_published_file_and_from_a_workdir(name, tmp_path):
-    """By the command line; an encoder-only file leaves the decoder random, and says so."""
+    """A file with the encoder alone leaves the decoder random, which is said."""
     _, params = random_params(name)
     save_file(load.to_torch(params, name), tmp_path / "full.safetensors")
     encoder = load.to_torch({"encoder": params["encoder"]}, name)

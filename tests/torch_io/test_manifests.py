@@ -76,7 +76,7 @@ def test_every_key_fits_and_every_key_is_filled(name, config, args, options, pre
 
 
 def test_fine_tuning_of_convmae_finds_all_but_its_head():
-    """Its script asserts that nothing but these is missing; the norm before it is not used."""
+    """ConvMAE's script asserts that only the head is missing; the norm before it is not used."""
     ours, theirs = exported(mcmae, "convmae"), manifest("convmae fine-tune")
     assert {k.split(".")[0] for k in theirs.keys() - ours.keys()} == {"fc_norm", "head"}
     assert ours.keys() - theirs.keys() == {"norm.weight", "norm.bias"}

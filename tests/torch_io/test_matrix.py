@@ -204,7 +204,7 @@ class Simple(MIM):
 
 
 def test_a_users_method_has_the_formats_of_its_encoder(tmp_path):
-    """Its name stands in no table."""
+    """The method's name stands in no table."""
     task = Simple()
     params = jax.tree.map(np.asarray, task.init(jax.random.key(0))[0])
     assert formats.whole(export.kind_of(task), paths(params)).keys() == {

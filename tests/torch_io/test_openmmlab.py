@@ -19,7 +19,7 @@ def openmmlab():
 @pytest.mark.parametrize("size", [None, (12, 8)])
 @pytest.mark.parametrize(("method", "name", "pool", "decoder"), CASES)
 def test_backbones_compute_the_runs_features(tmp_path, method, name, pool, decoder, size):
-    """Their classes load every tensor; a skip would prove nothing, so there is none."""
+    """The libraries' classes load every tensor; a skip would prove nothing, so there is none."""
     job = exports.export(method, name, pool, decoder, size)
     path = str(tmp_path / "out.pth")
     job.write(path)

@@ -32,7 +32,7 @@ def test_absolute_positions_equal_torch(source, target):
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize(("source", "target"), [((4, 4), (6, 6)), ((5, 5), (3, 8))], ids=str)
 def test_positions_while_running_equal_torch(source, target, traced):
-    """As DINO's code resizes them: by factors of (target + 0.1) / source; other prefixes too."""
+    """DINO's code resizes by factors of (target + 0.1) / source; other prefixes are tried too."""
     import torch
 
     pos = RNG.normal(size=(1, 2 + source[0] * source[1], 5)).astype(np.float32)

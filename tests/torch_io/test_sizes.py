@@ -53,7 +53,7 @@ def test_learned_positions_that_fill_no_square_ask_for_the_size():
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_fixed_positions_in_half_precision_are_fixed(dtype):
-    """Rounded to half, the table is no formula to 1e-4; it must not be taken for a learned one."""
+    """A table rounded to half misses the formula by over 1e-4, and still counts as fixed."""
     table = sincos_table((14, 14), 64, "yx")
     rounded = table.astype(dtype).astype(np.float32)
     assert positions.fixed(rounded) == ("sincos_yx", (14, 14))

@@ -50,7 +50,7 @@ def test_eight_bit_floats(tmp_path):
 
 
 def refused(path, data, match):
-    """Refused in one line that begins with the file, with no memory asked for."""
+    """Check that one line, which begins with the file, refuses it before memory is asked for."""
     path.write_bytes(data)
     tracemalloc.start()
     try:
@@ -130,7 +130,7 @@ OTHER = {"a": torch.zeros(2)}
     ],
 )
 def test_a_pth_file_has_one_state_dict(content, match, tmp_path):
-    """Under a known name, or the only one; of two none is taken in silence."""
+    """It has a known name, or is the only one; of two none is taken in silence."""
     torch.save(content, tmp_path / "f.pth")
     if match:
         with pytest.raises(ConfigError, match=match) as error:

@@ -98,7 +98,7 @@ def test_prefixes_that_a_layout_has_stay(tmp_path):
 
 # ------------------------------------------------------------------ SimMIM, data2vec, I-JEPA
 def test_simmim(tmp_path):
-    """Its official names are BEiT's behind `encoder.`; its decoder is one convolution."""
+    """Official names are BEiT's behind `encoder.`; the decoder is one convolution."""
     state = tensors("beit", pos_embed="none", **SIMMIM)
     official = {f"encoder.{k}": v for k, v in state.items()}
     official |= {"decoder.0.weight": np.ones((48, WIDTH, 1, 1), np.float32)}
@@ -111,7 +111,7 @@ def test_simmim(tmp_path):
 
 
 def test_data2vec_is_no_beit(tmp_path):
-    """Its head predicts a vector of the encoder's width, and no code of a tokenizer."""
+    """Data2vec's head predicts a vector of the encoder's width, and no code of a tokenizer."""
     state = tensors("beit", pos_embed="none", **SIMMIM)
     head = {"lm_head.weight": np.ones((WIDTH, WIDTH)), "lm_head.bias": np.ones(WIDTH)}
     head = {k: v.astype(np.float32) for k, v in head.items()}

@@ -44,7 +44,7 @@ FOUND = {}  # test -> the largest difference
 
 @pytest.fixture(scope="module", autouse=True)
 def show_table(request):
-    """Per kind of file the largest difference."""
+    """Show the largest difference of each kind of file."""
     yield
     show(request, f"timm {timm.__version__}, transformers {transformers.__version__}", FOUND)
 
@@ -380,7 +380,7 @@ def test_official_names(name, file_of, tmp_path):
 
 
 def test_official_dinov2_moves_the_points_of_its_positions(file_of, tmp_path):
-    """Without registers it asks torch for grid + 0.1 rows, as DINO does."""
+    """DINOv2 without registers asks torch for grid + 0.1 rows, as DINO does."""
     _, path = file_of("Dinov2")
     state = load_file(path)
     save_file(official(state, "register_tokens"), tmp_path / "dinov2.safetensors")

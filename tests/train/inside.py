@@ -28,7 +28,7 @@ AROUND += ("log_every", "on_nonfinite", "on_nonfinite_retries")
 
 
 def make_once(c, mesh, clock, small=sharding.SMALL):
-    """In place of `setup.make_length`: a program is made once for the same settings and length."""
+    """Stand in for `setup.make_length`: a program is made once for the same settings and length."""
     told = json.loads(config_json(c))
     key = json.dumps({k: v for k, v in told.items() if k not in AROUND}), mesh, clock, small
     if key not in PROGRAMS:
@@ -37,14 +37,14 @@ def make_once(c, mesh, clock, small=sharding.SMALL):
 
 
 def trace_once(self):
-    """In place of `Program.trace`; the program is kept too, so that no other gets its id."""
+    """Stand in for `Program.trace`; the program is kept too, so that no other gets its id."""
     if id(self) not in TRACED:
         TRACED[id(self)] = self, TRACE(self)
     return TRACED[id(self)][1]
 
 
 def compile_once(self, traced=None):
-    """In place of `Program.compile`: the same program text is compiled once."""
+    """Stand in for `Program.compile`: the same program text is compiled once."""
     traced = traced or self.trace()
     if id(traced) not in COMPILED:
         lowered = traced.lower()
@@ -78,7 +78,7 @@ def assert_same(a, b):
 
 @dataclasses.dataclass(frozen=True)
 class Unguarded(MAE):
-    """Divides by the spread of an image without a floor, as no method here does."""
+    """A target that divides by the spread of an image without a floor, as no method here does."""
 
     def prepare(self, state, frozen, batch, *args):
         out, fresh = super().prepare(state, frozen, batch, *args)

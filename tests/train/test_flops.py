@@ -44,7 +44,7 @@ def test_table(method):
 
 
 def test_what_the_package_saves_is_small():
-    """It embeds visible patches alone and predicts what losses read: up to 3 % less."""
+    """The package embeds visible patches alone and predicts what losses read: up to 3 % less."""
     for method in TABLE:
         task = formulas.published(method, "b")
         ours, theirs = formulas.flops(task).train, formulas.flops(task, official=True).train
@@ -93,7 +93,7 @@ def test_xla_agrees():
 
 
 def test_the_run_counts_on_the_step_that_it_compiles():
-    """Of a whole batch in micro-batches on several devices: so a run traces its step only once."""
+    """The step is traced once, for a whole batch in micro-batches on several devices."""
     task, program = helpers.make(
         helpers.small("bootmae", accum=2), sharding.make_mesh(2, 2, devices=jax.devices()[:4])
     )

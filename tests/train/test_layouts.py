@@ -42,7 +42,7 @@ def steps(c, mesh, small_tensors=sharding.SMALL, count=3):
 
 
 def assert_close(ours, theirs):
-    """To 1e-5, but for key biases (MAE's, those of CAE's key norms).
+    """Compare to 1e-5, but for key biases (MAE's, those of CAE's key norms).
 
     Their gradient is zero and Adam steps on its rounding.
     """
@@ -109,7 +109,7 @@ def test_ema_and_optimizer_slots_are_laid_out_like_their_parameters():
 
 @pytest.mark.gate
 def test_accumulation_averages_gradients():
-    """Without drop path a batch of 16 in four pieces is the batch of 16."""
+    """A batch of 16 in four pieces is the batch of 16, where there is no drop path."""
     c = helpers.small("bootmae", **{"optimizer.lr": 1e-3})
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     whole, state_whole, _ = steps(c, mesh)
@@ -170,7 +170,7 @@ def test_two_processes_equal_one(tmp_path):
 
 @pytest.mark.gate
 def test_one_of_two_processes_that_fails_ends_the_run(tmp_path):
-    """In seconds, with its line: the other waits for it in a collective, for minutes if it may."""
+    """The run ends in seconds with the line of the one that failed; the other waits for minutes."""
     (tmp_path / "images").mkdir()
     for i in range(64):
         file = tmp_path / f"images/{i:02}.png"
@@ -240,7 +240,7 @@ def two_processes(c, workdir, *flags):
 
 @pytest.mark.gate
 def test_processes_with_other_settings_are_refused(tmp_path):
-    """Each says which settings and whose, and nothing is written."""
+    """Each process says which settings differ and whose; nothing is written."""
     flags = (), ("--config.optimizer.lr=0.5", "--config.seed=3")
     processes = two_processes(helpers.small("mae"), tmp_path / "run", *flags)
     for process in processes:

@@ -47,7 +47,7 @@ def test_rates_between_two_lines(monkeypatch):
 
 
 def test_saving_and_evaluating_are_no_time_of_training(monkeypatch):
-    """Ten steps in five seconds, with a save of 30 and an evaluation of 7 among them."""
+    """Ten steps take five seconds, with a save of 30 seconds and an evaluation of 7 among them."""
     now = [100.0]
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
     meter = metrics.Meter(64, 110, flops_per_step=None)
@@ -179,7 +179,7 @@ class Lines(Board):
 
 
 def test_a_board_of_a_user_s_own_file(tmp_path):
-    """Beside the shipped ones, of which one is taken away."""
+    """The user's board stands beside the shipped ones, of which one is taken away."""
     (tmp_path / "mine.py").write_text(USERS)
     c = helpers.small("mae", seed=5)
     own = plugs.find_plug(boards.Board, f"{tmp_path}/mine.py:Lines", "boards.lines")
@@ -203,7 +203,7 @@ def test_a_board_of_a_user_s_own_file(tmp_path):
 
 
 def events(folder):
-    """By the event files' own reader: lengths, checksums, protocol buffers; oldest first."""
+    """Read event files by their own format: lengths, checksums, protocol buffers; oldest first."""
     from tensorboardX.proto.event_pb2 import Event
 
     found = []
@@ -227,7 +227,7 @@ def curve(folder):
 
 
 def test_tensorboard_goes_on_after_a_restart_and_a_rollback(tmp_path):
-    """Killed after step 5, with a checkpoint of step 2; later back to step 3."""
+    """The run is killed after step 5 with a checkpoint of step 2, and later goes back to step 3."""
     workdir = Workdir(str(tmp_path))
     for start, last in ((0, 5), (2, 4)):
         log = metrics.Log(workdir)
@@ -252,7 +252,7 @@ def test_tensorboard_goes_on_after_a_restart_and_a_rollback(tmp_path):
 
 @pytest.mark.gate
 def test_the_board_does_not_load_torch():
-    """Where torch is installed, tensorboardX alone would load it: seconds at every start."""
+    """TensorboardX would load torch where it is installed: seconds at every start."""
     code = (
         "import sys; from mimjax.train import boards; boards.summary_writer();"
         "assert 'torch' not in sys.modules; import torch; assert torch.__version__"

@@ -92,7 +92,7 @@ def test_rollback_leaves_the_batch_out_and_says_why(poisoned, black, left_out, t
 
 @pytest.mark.gate
 def test_a_restart_after_a_rollback_decides_the_same(poisoned, left_out, tmp_path):
-    """Ended right after the rollback, before the list was saved, and once more after."""
+    """The run ends right after the rollback, before the list is saved, and once more after that."""
     c = config(on_nonfinite="rollback", log_every=1)
 
     def end_at(step):

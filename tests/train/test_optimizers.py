@@ -166,7 +166,7 @@ def test_decay_and_scale_follow_the_rule_whatever_it_is():
 
 
 def test_slots_are_sharded_as_their_parameters():
-    """Also those of a chain in the chain, with a mask in it."""
+    """A chain in the chain, with a mask in it, is no exception."""
     c = helpers.small("mae", **{"optimizer.rule": optimizers.LARS()})
     mesh = sharding.make_mesh(1, 2, devices=jax.devices()[:2])
     _, program = helpers.make(c, mesh, small_tensors=0)
@@ -229,7 +229,7 @@ def learning_rate(c, clock):
 
 @pytest.mark.parametrize("name", helpers.CONFIGS)
 def test_a_run_shorter_than_its_warm_up_names_the_override_to_add(name):
-    """Of the published configs; what the error prints is taken as it stands."""
+    """What the error prints is taken as it stands, for the published configs."""
     c = helpers.CONFIGS[name].get_config().unlock()
     clock = Clock(312, 312 * 2)  # two epochs of ImageNet at batch 4096
     if c.optimizer.schedule.warmup_epochs <= 2:

@@ -59,7 +59,7 @@ def test_an_error_ends_the_trace(tmp_path):
 
 
 def test_operations_carry_the_names_of_fields():
-    """Of both decoders, which have one class."""
+    """Both decoders are named, which have one class."""
     program = helpers.make(helpers.small("bootmae"))[1]
     text = program.trace().lower().as_text(debug_info=True)
     for name in ("jvp(encoder)/ViT/block_00", "pixel_decoder", "feature_decoder", "prepare"):

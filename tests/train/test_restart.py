@@ -44,7 +44,7 @@ def straight(config, tmp_path_factory):
 
 
 def kill_when(config, workdir, condition):
-    """Starts the run and kills it, its workers notwithstanding, once `condition` holds."""
+    """Start the run and kill it once `condition` holds."""
     process = helpers.start("mimjax.main", *helpers.flags(config), f"--workdir={workdir}")
     deadline = time.time() + 240
     while not condition():
@@ -69,7 +69,7 @@ def assert_same_run(config, workdir, straight):
 
 @pytest.fixture
 def every_process_compiles(monkeypatch):
-    """As a user's restart does; the tests' compilation cache would make it easier."""
+    """Let every process compile, as a user's does; the tests' cache would make restarts easier."""
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 
@@ -94,7 +94,7 @@ def test_killed_in_mid_save(config, straight, tmp_path):
 
 
 def test_newest_checkpoint_corrupted(config, straight, tmp_path):
-    """The last good one is used, and that is said; on eight devices, to 1e-5."""
+    """The last good checkpoint is used, and that is said; eight devices agree to 1e-5."""
     assert jax.device_count() == 8
     workdir = tmp_path / "copy"
     shutil.copytree(straight, workdir)

@@ -211,7 +211,7 @@ def begun(place, path, **settings):
 
 
 def test_a_file_begins_like_the_run(model, tmp_path):
-    """Of the encoder alone, in another library's layout and without heads in its metadata."""
+    """The file has the encoder alone in another library's layout, and no heads in its metadata."""
     file, bare = tmp_path / "encoder.safetensors", tmp_path / "bare.safetensors"
     said = (f"--model={model}", "--format=timm", f"--output={file}")
     helpers.answer("export", *said, check=True)

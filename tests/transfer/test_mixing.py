@@ -134,7 +134,7 @@ def test_one_of_the_two_alone(settings, cut):
 
 @pytest.mark.gate
 def test_devices_change_nothing():
-    """Nor does a second call with the same key; the images of a batch have one draw."""
+    """A second call with the same key changes nothing either; a batch has one draw."""
     mesh = sharding.make_mesh()
     call = jax.jit(lambda x, y: Mixing()(jax.random.key(4), x, y, CLASSES, 0.1))
     alone = call(IMAGES, LABELS)

@@ -69,7 +69,7 @@ def test_a_grid_of_weighted_votes_is_one_sum_of_exponentials_each(monkeypatch):
 
 
 def test_neighbors_on_an_accelerator_are_those_of_the_host():
-    """Of equally similar rows the first one comes first; the last piece is not whole."""
+    """The first of equally similar rows comes first, too; the last piece is not whole."""
     rng = np.random.default_rng(0)
     x, other = (rng.integers(-2, 3, (n, 3)).astype(np.float32) for n in (40, 10))
     values, ids = neighbors.neighbors(x, other, 9)

@@ -124,7 +124,7 @@ def test_accuracy_is_that_of_every_test_image_on_one_and_on_eight_devices(probed
 
 
 def test_a_file_of_the_encoder_is_probed_like_the_run(probed, model, tmp_path):
-    """Without heads in its metadata: the user says them, as of any file."""
+    """Its metadata have no heads: the user gives their number, as for any file."""
     file = tmp_path / "encoder.safetensors"
     words = (f"--model={model}", "--format=timm", f"--output={file}")
     helpers.answer("export", *words, check=True)
