@@ -46,6 +46,7 @@ PLACE = re.compile(r"method\.(\w+\.)+path")
 NEUTRAL = (
     *("steps", "epochs", "log_every", "checkpoint_every", "keep_", "eval.", "boards."),
     *("on_nonfinite", "data.workers", "data.threads", "restart", "init_from", "resume"),
+    "compile_cache_dir",
 )
 
 

@@ -117,7 +117,8 @@ class FineTuned(Protocol):
 
     def identity(self, evaluation: Evaluation, cell: Cell) -> list[Any]:
         c = self.config(evaluation, cell, len(evaluation.places(cell)[0]))
-        return [json.dumps(resolved(c) | {"init_from": None}, sort_keys=True, default=str)]
+        nothing = {"init_from": None, "compile_cache_dir": None}  # in what comes out
+        return [json.dumps(resolved(c) | nothing, sort_keys=True, default=str)]
 
     # ---------------------------------------------------------------- the recipe
     def settings(self) -> list[overrides.Override]:

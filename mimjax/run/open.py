@@ -31,7 +31,7 @@ from mimjax.storage.checkpoints import Checkpoints, versions
 from mimjax.storage.classes import Classes
 from mimjax.storage.files import Workdir
 from mimjax.storage.lock import RunLock
-from mimjax.train import optimizers
+from mimjax.train import compile_cache, optimizers
 from mimjax.train.boards import open_boards
 from mimjax.train.metrics import Log
 from mimjax.train.run import Length, Run, Setup
@@ -99,6 +99,7 @@ def _begin(setup: Setup, log: Log, lock: RunLock, recipe: tuple[str, dict[str, A
     settings_before = settings.own_settings(workdir, reader, say)
     changed = changes.check_workdir(c, workdir, settings_before, say)
     say(block)
+    compile_cache.enable(c.compile_cache_dir, say)
     say_files(setup, kept_index(str(workdir.path)), say)
     decided, restored = restore.own_start(workdir, reader, program.abstract_state, c, say)
     meta = restored.meta if restored else {}

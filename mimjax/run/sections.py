@@ -187,6 +187,8 @@ class Settings:
       on_nonfinite: "rollback" = return to the last good checkpoint and leave the batch out.
       on_nonfinite_retries: rollbacks in the whole run.
       boards: where curves and pictures are shown besides the workdir's own files.
+      compile_cache_dir: a folder, local or remote, of compiled programs, which later starts read;
+        "auto" = mimjax/compiled in the user's cache folder, None = none are kept.
     """
 
     task: Annotated[str, Text("module:Class of a task")] = ""
@@ -214,6 +216,7 @@ class Settings:
     boards: Boards = Boards()
     eval: Eval = Eval()
     profile: Profile = Profile()
+    compile_cache_dir: Annotated[str, Text("auto, or a folder")] | None = "auto"
 
 
 # ------------------------------------------------------------------ what a config is written with

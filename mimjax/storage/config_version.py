@@ -21,7 +21,11 @@ VERSION = 4  # raise it and add a translation when a setting changes its name or
 
 # Settings that came after a version without changing the others, with values that do nothing: so
 # nothing seems to have changed in a run that began before them.
-LATER: dict[str, Any] = {"data.augment.rand_augment": None, "data.repeats": 1}
+LATER: dict[str, Any] = {
+    "compile_cache_dir": "auto",
+    "data.augment.rand_augment": None,
+    "data.repeats": 1,
+}
 
 Settings = dict[str, Any]
 
