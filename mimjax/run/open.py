@@ -26,12 +26,12 @@ from mimjax.run import agreement, changes, messages, report, restore
 from mimjax.run.sections import Boards
 from mimjax.run.setup import make_clock, make_length
 from mimjax.schema import Config, build
-from mimjax.storage import settings
+from mimjax.storage import compile_cache, settings
 from mimjax.storage.checkpoints import Checkpoints, versions
 from mimjax.storage.classes import Classes
 from mimjax.storage.files import Workdir
 from mimjax.storage.lock import RunLock
-from mimjax.train import compile_cache, optimizers
+from mimjax.train import optimizers
 from mimjax.train.boards import open_boards
 from mimjax.train.metrics import Log
 from mimjax.train.run import Length, Run, Setup

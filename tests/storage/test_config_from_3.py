@@ -354,6 +354,7 @@ def test_a_user_s_task_keeps_its_settings():
     assert config_version.upgrade(old | {config_version.KEY: 3}, "c") == {
         "task": "mine.py:Mine",
         "method": {"a": 1},
+        "compile_cache_dir": "auto",
     }
 
 

@@ -112,4 +112,4 @@ def test_settings_that_came_later_are_completed_and_no_others():
     chosen = {"data.augment.rand_augment": "rand"}
     made = read(data={"augment": {"rand_augment": "rand"}})
     assert made == config_version.LATER | chosen
-    assert read(seed=3) == {"seed": 3}
+    assert read(seed=3) == {"seed": 3, "compile_cache_dir": "auto"}

@@ -287,6 +287,7 @@ DELETES = {
     "storage/outputs.py",
     "storage/files.py",
     "storage/checkpoints.py",
+    "storage/compile_cache.py",
     "data/preparation.py",
 }
 OPENS = {

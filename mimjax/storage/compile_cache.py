@@ -11,9 +11,11 @@ import hashlib
 import os
 import pathlib
 import platform
+import re
 import shutil
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -22,6 +24,7 @@ AUTO = "auto"
 LIMIT = 4 * 2**30  # bytes of all programs that are kept; those read longest ago go first
 NEEDED = 2**29  # bytes that are left free on the disk
 SHORTEST = 0.1  # seconds; what compiles faster is compiled again
+ENTRY = re.compile(r".+-[0-9a-f]{64}-cache")  # a name that JAX gives
 
 
 def enable(folder: str | None, say: Callable[[str], None]) -> str | None:
@@ -60,8 +63,9 @@ def enable(folder: str | None, say: Callable[[str], None]) -> str | None:
 
 def _use(place: str | None) -> str | None:
     """Have JAX read and write here from now on; None = nowhere."""
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache
-    if (place, place is not None) != before:
+    now: Any = jax.config
+    before = [now.jax_compilation_cache_dir, now.jax_enable_compilation_cache]
+    if [place, place is not None] != before:
         jax.config.update("jax_compilation_cache_dir", place)
         jax.config.update("jax_enable_compilation_cache", place is not None)
         compilation_cache.reset_cache()  # what it decided at the first program it compiled
@@ -105,6 +109,8 @@ def _tidy(folder: str) -> None:
     """Remove the programs that were read longest ago, until `LIMIT` is kept."""
     found = []
     for path in pathlib.Path(folder).glob("*/*-cache"):
+        if not ENTRY.fullmatch(path.name):
+            continue
         with contextlib.suppress(OSError):  # another process removed it
             info = path.stat()
             found.append((max(info.st_atime, info.st_mtime), info.st_size, path))
