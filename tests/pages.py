@@ -11,6 +11,7 @@ PAGES = sorted(
     p for p in (helpers.ROOT / "docs").rglob("*.md") if not {"_build", "images"} & set(p.parts)
 )
 DOCS = [helpers.ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")] + PAGES
+PICTURES = sorted((helpers.ROOT / "docs/images").glob("*.png"))  # each with an .md beside it
 NOTEBOOK = helpers.ROOT / "docs/tutorial.ipynb"
 FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```", re.S | re.M)
 MADE = re.compile(r"^```\{made\} (.*)$", re.M)

@@ -16,7 +16,7 @@ import sys
 import helpers
 import pytest
 from absl import flags
-from pages import DOCS, FENCE, NOTEBOOK, PART, made, name
+from pages import DOCS, FENCE, NOTEBOOK, PART, PICTURES, made, name
 
 from mimjax.data.sources import SourceConfig, short_name
 from mimjax.programs import cli, usage
@@ -46,7 +46,7 @@ def python_blocks():
 def commands():
     """Commands with flags; a name alone in a sentence is none."""
     found = {}
-    for path in [*DOCS, *CONFIGS]:
+    for path in [*DOCS, *CONFIGS, *(p.with_suffix(".md") for p in PICTURES)]:
         whole = path.read_text()
         if path in CONFIGS:  # a docstring's command goes on in the next line
             whole = re.sub(r"\n +(?=--)", " ", whole)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from absl import flags
-from pages import DOCS, FENCE, PAGES, PART, blocks, made, name
+from pages import DOCS, FENCE, PAGES, PART, PICTURES, blocks, made, name
 
 from mimjax.errors import ConfigError
 from mimjax.programs import cli, usage
@@ -54,6 +54,20 @@ def test_every_method_has_a_page_with_all_its_parts():
         assert f"docs/methods/{method}.md" in readme
     for row in re.findall(r"^\| \[.*\]\(docs/methods/.*$", readme, re.M):
         assert row.split(" | ")[1].strip("`") in methods
+
+
+@pytest.mark.parametrize("path", PICTURES, ids=lambda p: p.stem)
+def test_a_picture_is_on_its_page_with_its_command(path):
+    """It is small, and its note begins with the command that made it."""
+    assert path.stat().st_size < 60_000
+    method, data = re.fullmatch(r"([a-z]+\d?)_(\w+)", path.stem).groups()
+    note = path.with_suffix(".md").read_text()
+    made_by = re.match(r"`((?:make demo|mimjax train) [^`]+)`", note)[1]
+    assert method in re.split(r"[ =:]", made_by)
+    assert data in re.split(r"[ =,]", made_by)
+    text = reference.picture(method)
+    assert f"(/images/{path.name})" in text
+    assert note.strip() in text
 
 
 def test_the_figure_has_every_part_of_a_method():

@@ -105,13 +105,13 @@ def method(name: str) -> str:
 def picture(name: str) -> str:
     """Return the pictures of a method's demos that are kept, each with its command and its table.
 
-    docs/images/NAME_DATA.png and .md are the newest picture and the `table.md` of such a run.
+    docs/images/NAME_DATA.png is the newest picture of such a run; the .md beside it holds the
+    command, and the run's `table.md`.
     """
     out = []
     for image in sorted((ROOT / "docs/images").glob(f"{name}_*.png")):
-        data = image.stem.removeprefix(f"{name}_")
-        said = f"`make demo METHOD={name} DATA={data}`: test pictures, and what the run measured."
-        out += [f"![The demo's pictures](/images/{image.name})", said]
+        data = image.stem.removeprefix(f"{name}_").replace("_", " ")
+        out.append(f"![Pictures of a demo on {data}](/images/{image.name})")
         out.append(image.with_suffix(".md").read_text().strip())
     return "\n\n".join(out or ["No picture of this method's demo is kept here."])
 
