@@ -328,6 +328,10 @@ def arguments(arg: str | None, *, default: str = "", **known: Any) -> Config:
     return ConfigDict(values | chosen)
 
 
+# how an error names what is allowed
+WORDS = {bool: "True or False", int: "a whole number", float: "a number"}
+
+
 def _typed(name: str, text: str, default: Any) -> Any:
     """Return an argument's text as a value of the default's type, or of the type itself."""
     kind = default if isinstance(default, type) else type(default)
@@ -339,5 +343,7 @@ def _typed(name: str, text: str, default: Any) -> Any:
         value = text
     value = float(value) if kind is float and type(value) is int else value
     if type(value) is not kind:
-        raise ConfigError(f"config argument {name}={text!r}: no {kind.__name__}")
+        raise ConfigError(
+            f"config argument {name}={text!r}; allowed: {WORDS.get(kind, kind.__name__)}"
+        )
     return value

@@ -35,7 +35,9 @@ def read_back(export: Export, path: str) -> PyTree:
     state, like = load.read_file(export.weights_file(path)), export.trees
     where = f"--format: {export.format}"
     if unlike := sorted(state.keys() ^ export.tensors.keys()):
-        raise ConfigError(f"{where}: {len(unlike)} keys went astray: {', '.join(unlike[:20])}")
+        raise ConfigError(
+            f"{where}: {len(unlike)} keys differ between file and run: {', '.join(unlike[:20])}"
+        )
     read = load.from_torch(state, like, export.layout, where)
     for name, a, b in zip(paths(like), jax.tree.leaves(like), jax.tree.leaves(read), strict=True):
         if not np.array_equal(np.asarray(a, np.float32), b, equal_nan=True):

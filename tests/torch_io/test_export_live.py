@@ -125,7 +125,10 @@ def test_a_wrong_file_is_not_kept(tmp_path, monkeypatch, spoil):
             write(new, path)
 
         monkeypatch.setattr(export.Export, "write", spoiled)
-        text = {"mask_token": "1 keys went astray: mask_token", "weights": "fc2/bias is not the s"}
+        text = {
+            "mask_token": "1 keys differ between file and run: mask_token",
+            "weights": "fc2/bias is not the s",
+        }
         text = text[spoil]
     with pytest.raises(ConfigError, match=text):
         program.write(job, str(tmp_path / "deep/out.safetensors"))
