@@ -444,7 +444,7 @@ def test_load_is_the_function_itself():
 def test_the_scripts_of_readme_and_page(workdir, photos, tmp_path, monkeypatch, capsys):
     """They are executed as they stand, on a run at the paths that they name."""
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs/bootmae_digits_0").symlink_to(workdir[0])
+    (tmp_path / "runs/bootmae_shifted_digits_0").symlink_to(workdir[0])
     (tmp_path / "runs/mine").symlink_to(workdir[0])
     (tmp_path / "photos").symlink_to(photos)
     monkeypatch.chdir(tmp_path)

@@ -27,6 +27,9 @@ from mimjax.torch_io.read import load
 
 STEPS = (3, 5)
 
+PLACE = "runs/bootmae_shifted_digits_0"  # what docs/export.md names
+MODEL = f"--model={PLACE}"
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -34,7 +37,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     c = helpers.CONFIGS["bootmae"].get_config("demo")
     _, trained = helpers.make(c)
-    workdir = Workdir(str(folder / "runs/bootmae_digits_0"))
+    workdir = Workdir(str(folder / PLACE))
     workdir.write_text("config.json", settings.config_json(c))
     checkpoints = Checkpoints(workdir)
     state = trained.init()
@@ -63,7 +66,7 @@ def real_torchvision():
 @pytest.mark.gate
 def test_as_a_real_process(run):
     """Transformers verify the file; that timm is missing is said, with the remedy."""
-    workdir = f"--model={run / 'runs/bootmae_digits_0'}"
+    workdir = f"--model={run / PLACE}"
     out = helpers.run("export", workdir, "--format=hf", f"--output={run / 'real'}")
     assert re.search(r"\nverified: max \|difference\| [\d.e-]+ \(bound .* transformers", out.stdout)
     assert out.stdout.endswith(f'transformers.AutoModel.from_pretrained("{run / "real"}")\n')
@@ -82,7 +85,7 @@ def test_a_library_that_fails_while_it_is_imported(run, tmp_path, monkeypatch, c
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     monkeypatch.chdir(run)
-    call("--model=runs/bootmae_digits_0", "--format=timm", f"--output={tmp_path / 'a.safetensors'}")
+    call(MODEL, "--format=timm", f"--output={tmp_path / 'a.safetensors'}")
     said = "not verified: timm cannot be imported here: torchvision::nms does not exist (read back"
     assert said in capsys.readouterr().out
     assert (tmp_path / "a.safetensors").exists()
@@ -113,7 +116,7 @@ def test_the_printed_line_is_the_next_step(run, monkeypatch, capsys):
     stubs.replace("torchvision")
     monkeypatch.chdir(run)
     for output in ("next.pth", "next_folder"):
-        call("--model=runs/bootmae_digits_0", "--format=timm", f"--output={output}")
+        call(MODEL, "--format=timm", f"--output={output}")
         lines = capsys.readouterr().out.splitlines()
         assert lines[-2] == "next:"
         scope = {}
@@ -131,7 +134,7 @@ def test_fine_tuning_from_a_folder_keeps_the_norm(run, monkeypatch):
     stubs.replace("torchvision")  # before timm is imported
     timm = pytest.importorskip("timm")
     monkeypatch.chdir(run)
-    call("--model=runs/bootmae_digits_0", "--format=timm", "--pool=avg", "--output=avg_folder")
+    call(MODEL, "--format=timm", "--pool=avg", "--output=avg_folder")
     model = timm.create_model("local-dir:avg_folder", pretrained=True, num_classes=10)
     want = load.read_file("avg_folder/model.safetensors")["fc_norm.bias"]
     assert np.abs(want).min() > 0.01
@@ -151,7 +154,7 @@ def test_a_diverged_run_is_refused(tmp_path):
 
 def test_step_weights_and_overwrite(run, monkeypatch):
     monkeypatch.chdir(run)
-    base = ["--model=runs/bootmae_digits_0", "--format=bootmae", "--output=w.safetensors"]
+    base = [MODEL, "--format=bootmae", "--output=w.safetensors"]
     read = lambda: load.read_file("w.safetensors")["norm.weight"]
     call(*base)
     new = read()
@@ -181,7 +184,7 @@ def test_step_weights_and_overwrite(run, monkeypatch):
         (["--output=runs"], "--output: .*/runs holds the run; allowed: a path wh"),
         (["--output=."], "--output: .* is the current folder; allowed: a path where nothing"),
         (["--output=mine"], "--output: .*/mine holds a.jpg, which mimjax has no record"),
-        (["--output=runs/bootmae_digits_0/config.json/x"], r"--output: cannot write .*/x \("),
+        ([f"--output={PLACE}/config.json/x"], r"--output: cannot write .*/x \("),
         (["--model=none"], "--model: none is no folder"),
     ],
 )
@@ -197,7 +200,7 @@ def test_refused_on_the_command_line(run, monkeypatch, args, text):
         output, formats = [], ["--format=timm"]
     before = sorted(run.rglob("*"))
     with pytest.raises(ConfigError, match=text):
-        call("--model=runs/bootmae_digits_0", *formats, *output, *args)
+        call(MODEL, *formats, *output, *args)
     assert sorted(run.rglob("*")) == before
 
 
