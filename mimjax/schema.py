@@ -272,23 +272,27 @@ def make_task(c: Config, clock: Clock) -> Task:
       ConfigError: the task is not found, or a setting of the method is wrong.
     """
     task = build(find_class(c.task, "task"), c.method, "method")
-    return dataclasses.replace(with_dtype(task, compute_dtype(c.dtype)), clock=clock)
+    # the config of a published file has neither `stream` nor `attention`
+    stream = jnp.dtype(jnp.float32) if c.get("stream") == "float32" else None
+    task = with_dtype(task, compute_dtype(c.dtype), stream, c.get("attention", "auto"))
+    return dataclasses.replace(task, clock=clock)
 
 
-def with_dtype(thing: Any, dtype: Any, stream: Any = None) -> Any:
+def with_dtype(thing: Any, dtype: Any, stream: Any = None, attention: str = "auto") -> Any:
     """Return a network, or a dataclass with all networks in it, that computes in `dtype`.
 
     A user's network without such a field decides by itself.
 
     Args:
       stream: the type of the tokens that an encoder's blocks add to; None = `dtype`.
+      attention: how attention is computed, see `models.attention.attend`.
     """
     if isinstance(thing, nn.Module):
-        found = {"dtype": dtype, "stream": stream}
+        found = {"dtype": dtype, "stream": stream, "attention_form": attention}
         return thing.clone(**{name: x for name, x in found.items() if hasattr(thing, name)})
     new = {}
     for field in dataclasses.fields(thing):
         value = getattr(thing, field.name)
         if dataclasses.is_dataclass(value):  # linen modules are, too
-            new[field.name] = with_dtype(value, dtype, stream)
+            new[field.name] = with_dtype(value, dtype, stream, attention)
     return dataclasses.replace(thing, **new)

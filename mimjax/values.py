@@ -24,7 +24,8 @@ from mimjax.errors import ConfigError
 from mimjax.plugs import pluggable
 
 CLOCK = {"clock"}  # of a task; the run sets it
-FLAX = {"parent", "name", "dtype", "stream"}  # of a module; set by flax, and by who computes
+# of a module; set by flax, and by who computes
+FLAX = {"parent", "name", "dtype", "stream", "attention_form"}
 
 
 @dataclasses.dataclass(frozen=True)

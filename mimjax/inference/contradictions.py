@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 # settings that change no output for full images in evaluation, or that shapes decide
 TRAINING = {"drop_path", "remat", "init_scheme", "use_mask_token", "skip_masked", "image_size"}
 TRAINING |= {"project"}  # what other networks read; exports and teachers are without it
-TRAINING |= {"parent", "name", "dtype", "stream", "channels"}
+TRAINING |= {"parent", "name", "dtype", "stream", "attention_form", "channels"}
 PRESENCE = {"layer_scale"}  # compared as present or absent: the value is where training starts
 
 

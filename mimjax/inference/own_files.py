@@ -133,7 +133,9 @@ def encoder_of(file: FileTensors) -> Any:
       ConfigError: a user's class is not imported, or another version made the file.
     """
     settings = json.loads(file.about["encoder"])
-    settings = config_version.without_sentinels(settings, "method.encoder.")  # files say no version
+    # files say no version
+    settings = config_version.without_sentinels(settings, "method.encoder.")
+    settings = config_version.with_named_remat(settings)
     known = {cls: set(schema.defaults(cls)) for cls in plugs.shipped(EncoderNetwork).values()}
     stages = "strides" in settings
     cls = next(cls for cls, names in known.items() if ("strides" in names) == stages)

@@ -1,15 +1,15 @@
 """Attention, relative position biases, and the transformer block that every encoder is made of.
 
-Training never forms the attention probabilities as an output: `attend` divides by the sum of the
-exponentials last, and its gradient is written out. `models.attention_maps` computes the
-probabilities where a picture or a teacher needs them. Linear layers, norms and the residual branch
-come from `models.layers`.
+`attend` is the one place where attention is computed, in one of three forms. Training never forms
+the attention probabilities as an output; `models.attention_maps` computes them where a picture or
+a teacher needs them. Linear layers, norms and the residual branch come from `models.layers`.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
+from mimjax.errors import ConfigError
 from mimjax.models.layers import (
     Branch,
     Dtype,
@@ -31,12 +32,14 @@ from mimjax.models.layers import (
 )
 
 Bias = Literal["full", "qv"]  # see `Attention`
+Form = Literal["auto", "manual", "xla", "dot_product"]  # how attention is computed, see `attend`
+Remat = Literal["none", "full", "dots", "attention"]  # what is recomputed, see `rematerialized`
 
 # Products of compute-type factors are summed in float32.
 product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def attend(q, k, v, bias=None):
+def attend(q, k, v, bias=None, form: Form = "auto", recompute: bool = False):
     """Return softmax(q k^T / sqrt(d) + bias) v; the softmax is float32.
 
     Args:
@@ -44,23 +47,108 @@ def attend(q, k, v, bias=None):
       k, v: keys and values, [b nk h d].
       bias: added to the logits; float32 [1 h nq nk] (the same for all examples) or [b h nq nk];
         None = zero.
+      form: "manual" has a derivative of its own that keeps the exponentials alone; "xla" is the
+        plain formula, differentiated by JAX; "dot_product" is `jax.nn.dot_product_attention`: on
+        GPUs cuDNN's kernel, which keeps nothing [nq nk] and knows no forward mode
+        (`jax.linearize`), elsewhere JAX's plain formula. "auto" = what `usual` says of the
+        platform. In float32 all are equal to 1e-5, with their gradients.
+      recompute: whether the backward pass computes all this again and keeps q, k and v alone.
 
     Returns:
       [b nq h d] in v's dtype.
+
+    Raises:
+      ConfigError: "dot_product" on a GPU for arrays that cuDNN does not take.
     """
-    q, k, v = (rearrange(t, "b n h d -> b h n d") for t in (q * q.shape[-1] ** -0.5, k, v))
-    return rearrange(_attend(q, k, v, bias), "b h n d -> b n h d")
+    run = FORMS[usual(platform())[0] if form == "auto" else form]
+    run = jax.checkpoint(run) if recompute else run
+    # All forms get scaled queries: scaled logits would be rounded otherwise (head width 42).
+    return run(q * q.shape[-1] ** -0.5, k, v, bias)
 
 
-def attend_by_heads(q, k, v, heads: int, bias=None, turn=None):
+def attend_by_heads(q, k, v, heads: int, bias=None, turn=None, **how: Any):
     """Return `attend` of queries, keys and values [b n h*d], with the heads side by side again.
 
-    `turn` is a function of queries and of keys [b n h d], by which positions turn them.
+    Args:
+      turn: function of queries and of keys [b n h d], by which positions turn them.
+      how: `form` and `recompute` of `attend`.
     """
     q, k, v = (rearrange(t, "b n (h d) -> b n h d", h=heads) for t in (q, k, v))
     if turn is not None:
         q, k = turn(q), turn(k)
-    return rearrange(attend(q, k, v, bias), "b n h d -> b n (h d)")
+    return rearrange(attend(q, k, v, bias, **how), "b n h d -> b n (h d)")
+
+
+def platform() -> str:
+    """Return the platform that is computed for: that of the mesh where one is set, as in plans."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
+WHY = {
+    "cpu": "the fastest measured there, and it keeps one array per pair of tokens for the gradient",
+}
+
+
+def usual(platform: str) -> tuple[Form, str]:
+    """Return the form that "auto" stands for on a platform ("cpu", "gpu", "tpu"), and why."""
+    return "manual", WHY.get(platform, "as on CPUs; not measured there")
+
+
+def described(form: Form, platform: str) -> str:
+    """Return in words which form computes attention on a platform, for the block at the start."""
+    if form != "auto":
+        return f"{form} (chosen)" + ", by cuDNN" * (form == "dot_product" and platform == "gpu")
+    return f"{usual(platform)[0]} (auto on {platform}: {usual(platform)[1]})"
+
+
+def _manual(q, k, v, bias):
+    q, k, v = (rearrange(t, "b n h d -> b h n d") for t in (q, k, v))
+    return rearrange(_attend(q, k, v, bias), "b h n d -> b n h d")
+
+
+def _plain(q, k, v, bias):
+    logits = product("bqhd,bkhd->bhqk", q, k)
+    weights = jax.nn.softmax(logits if bias is None else logits + bias, axis=-1)
+    return product("bhqk,bkhd->bqhd", weights.astype(v.dtype), v).astype(v.dtype)
+
+
+def _library(q, k, v, bias):
+    where = platform()
+    if where != "gpu":
+        return jax.nn.dot_product_attention(q, k, v, bias, scale=1.0, implementation="xla")
+    if why := refused(q, k, bias):
+        raise ConfigError(
+            f"attention: dot_product on {where}, which computes {why}; allowed: auto, manual, xla"
+        )
+    bias = None if bias is None else bias.astype(q.dtype)
+    return jax.nn.dot_product_attention(q, k, v, bias, scale=1.0, implementation="cudnn")
+
+
+FORMS: dict[str, Callable[..., Any]] = {
+    "manual": _manual,
+    "xla": _plain,
+    "dot_product": _library,
+}
+
+
+def refused(q, k, bias) -> str:
+    """Return what cuDNN's kernel would have to take and does not, in words; "" = it takes all.
+
+    Args:
+      q, k, bias: as in `attend`; shapes suffice.
+    """
+    width, lengths = q.shape[-1], (q.shape[1], k.shape[1])
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"bfloat16 or float16 alone, not {q.dtype}"
+    if width % 8 or width > 128:
+        return f"heads of 8, 16, ... 128 numbers alone, not of {width}"
+    if bias is not None and any(n % 2 for n in lengths):
+        return (
+            f"a position bias for even numbers of tokens alone, not for {lengths[0]} queries and "
+            f"{lengths[1]} keys"
+        )
+    return ""
 
 
 def with_bias(module: nn.Module, x, name: str):
@@ -163,6 +251,7 @@ class Attention(nn.Module):
         smaller than that of the tokens (BootMAE: 512 // 12 = 42 per head, 504 inside).
       bias: "full" (q, k and v) or "qv" (BEiT, BootMAE: no key bias; stored as q_bias and v_bias).
       init_scheme, depth: see `layers.kernel_init`.
+      attention_form, recompute: see `attend`.
     """
 
     heads: int
@@ -170,6 +259,8 @@ class Attention(nn.Module):
     init_scheme: InitScheme = "mae"
     dtype: Dtype = jnp.float32
     depth: int = 0
+    attention_form: Form = "auto"
+    recompute: bool = False
 
     @nn.compact
     def __call__(self, x, context=None, rel_bias=None, turn=None):
@@ -193,7 +284,8 @@ class Attention(nn.Module):
             k, v = jnp.split(layer(2 * inner, "kv", init=init())(context), 2, axis=-1)
         if self.bias == "qv":
             q, v = with_bias(self, q, "q_bias"), with_bias(self, v, "v_bias")
-        out = attend_by_heads(q, k, v, self.heads, rel_bias, turn)
+        how = {"form": self.attention_form, "recompute": self.recompute}
+        out = attend_by_heads(q, k, v, self.heads, rel_bias, turn, **how)
         return dense(width, "proj", self.dtype, init=init(depth=self.depth))(out)
 
 
@@ -206,6 +298,7 @@ class Block(Branch):
       heads, bias, init_scheme: see `Attention`.
       mlp_ratio: hidden width of the MLP / width.
       depth: number of this block from 1, for BEiT's initialization; 0 = weights are not rescaled.
+      attention_form, recompute: see `Attention`.
     """
 
     heads: int = 12
@@ -214,6 +307,8 @@ class Block(Branch):
     mlp_ratio: float = 4.0
     dtype: Dtype = jnp.float32
     depth: int = 0
+    attention_form: Form = "auto"
+    recompute: bool = False
 
     @nn.compact
     def __call__(self, x, context=None, train: bool = False, rel_bias=None):
@@ -226,7 +321,14 @@ class Block(Branch):
           rel_bias: bias of the self-attention's logits, see `attend`.
         """
         attention = functools.partial(
-            Attention, self.heads, self.bias, self.init_scheme, self.dtype, self.depth
+            Attention,
+            self.heads,
+            self.bias,
+            self.init_scheme,
+            self.dtype,
+            self.depth,
+            self.attention_form,
+            self.recompute,
         )
         x = shard_batch(x)
         y = attention(name="attn")(layer_norm("norm1", self.dtype)(x), None, rel_bias)
@@ -238,6 +340,27 @@ class Block(Branch):
             x = x + self.residual(y, "gamma_cross", train)
         mlp = Mlp(self.mlp_ratio, self.dtype, self.init_scheme, self.depth, name="mlp")
         return x + self.residual(mlp(layer_norm("norm2", self.dtype)(x)), "gamma_2", train)
+
+
+def rematerialized(cls: Any, remat: Remat, static: tuple[int, ...], **fields: Any) -> Any:
+    """Return a block of a class, whose backward pass computes again what `remat` names.
+
+    Args:
+      cls: a class of blocks.
+      remat: "none"; "full" = the whole block, of which its input alone is kept; "dots" = all but
+        the products of linear layers (attention, norms, GELU); "attention" = the products and the
+        softmax between queries, keys and values, in blocks with an attention.
+      static: positions of the arguments of the block's call that are no arrays, itself counted.
+      fields: of the block.
+    """
+    if remat == "attention" and "recompute" in cls.__dataclass_fields__:
+        fields["recompute"] = True
+    elif remat in POLICIES:
+        cls = nn.remat(cls, policy=POLICIES[remat], static_argnums=static)
+    return cls(**fields)
+
+
+POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 def run_blocks(x, depth: int, *args, drop_path: float = 0.0, **options):

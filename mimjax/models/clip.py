@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mimjax.models.attention import attend_by_heads
+from mimjax.models.attention import Form, attend_by_heads
 from mimjax.models.layers import Dtype, shard_batch
 from mimjax.patches import patchify
 from mimjax.task import Features, Network
@@ -67,12 +67,13 @@ class CLIPAttention(nn.Module):
 
     heads: int
     dtype: Dtype = jnp.float32
+    attention_form: Form = "auto"
 
     @nn.compact
     def __call__(self, x):
         qkv = nn.Dense(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x)
         q, k, v = jnp.split(qkv, 3, axis=-1)
-        out = attend_by_heads(q, k, v, self.heads)
+        out = attend_by_heads(q, k, v, self.heads, form=self.attention_form)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="proj")(out)
 
 
@@ -99,11 +100,12 @@ class CLIPBlock(nn.Module):
     heads: int
     mlp_ratio: float = 4.0
     dtype: Dtype = jnp.float32
+    attention_form: Form = "auto"
 
     @nn.compact
     def __call__(self, x):
         x = shard_batch(x)
-        attention = CLIPAttention(self.heads, self.dtype, name="attn")
+        attention = CLIPAttention(self.heads, self.dtype, self.attention_form, name="attn")
         x = x + attention(norm("norm1", self.dtype)(x))
         return x + CLIPMlp(self.mlp_ratio, self.dtype, name="mlp")(norm("norm2", self.dtype)(x))
 
@@ -119,6 +121,7 @@ class CLIPVision(Network):
       proj_dim: width of the joint space of images and texts; None = no projection.
       mlp_ratio: hidden width of the MLPs / width; 4 in OpenAI's models, not in all later ones.
       stream: type of the tokens that blocks add to; None = `dtype`.
+      attention_form: how attention is computed, see `attend`.
     """
 
     width: Count = 768
@@ -130,6 +133,7 @@ class CLIPVision(Network):
     mlp_ratio: Positive = 4.0
     dtype: Dtype = jnp.float32
     stream: Dtype | None = None
+    attention_form: Form = "auto"
 
     num_prefix: ClassVar[int] = 1
     class_tokens: ClassVar[int] = 1
@@ -163,7 +167,8 @@ class CLIPVision(Network):
         self.patch_embed = nn.Dense(self.width, use_bias=False, dtype=self.dtype)
         self.norm_pre = norm(None, self.dtype)
         for i in range(self.depth):
-            setattr(self, f"block_{i:02d}", CLIPBlock(self.num_heads, self.mlp_ratio, self.dtype))
+            block = CLIPBlock(self.num_heads, self.mlp_ratio, self.dtype, self.attention_form)
+            setattr(self, f"block_{i:02d}", block)
         # The outputs are regression targets, so they are float32 for any compute type.
         self.norm_post = norm(None, jnp.float32)
         if self.proj_dim:

@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
 from mimjax import errors
-from mimjax.models.attention import Block
+from mimjax.models.attention import Block, Form, Remat, rematerialized
 from mimjax.models.layers import (
     Branch,
     Dtype,
@@ -166,8 +166,9 @@ class ConvViT(Positioned, EncoderNetwork):
       skip_masked: whether the stages leave masked positions out. False computes and discards them,
         as the official code does; the result is the same function.
       drop_path: the last block's rate; it rises linearly from 0 over stages and transformer.
-      remat: recompute each block in the backward pass instead of storing its inner activations.
+      remat: what the backward pass computes again instead of keeping it, see `rematerialized`.
       stream: type of the positions that blocks add to; None = `dtype`.
+      attention_form: how attention is computed, see `attend`.
       channels: of the images; derived by the method from the length of its mean.
     """
 
@@ -186,9 +187,10 @@ class ConvViT(Positioned, EncoderNetwork):
     fuse_stages: bool = True
     skip_masked: bool = True
     drop_path: Rate = 0.0
-    remat: bool = False
+    remat: Remat = "none"
     dtype: Dtype = jnp.float32
     stream: Dtype | None = None
+    attention_form: Form = "auto"
     channels: int = 3
 
     DERIVED = ("channels",)
@@ -225,7 +227,7 @@ class ConvViT(Positioned, EncoderNetwork):
 
     def plain(self) -> ConvViT:
         """Return the encoder of whole images without fused stages and blocks and drop path."""
-        rest = {"drop_path": 0.0, "remat": False, "dtype": jnp.float32}
+        rest = {"drop_path": 0.0, "remat": "none", "dtype": jnp.float32}
         return self.clone(fuse_stages=False, fuse_layers=(-1,), **rest)
 
     @property
@@ -259,9 +261,9 @@ class ConvViT(Positioned, EncoderNetwork):
         x = x + (pos if ids is None else pos[ids]).astype(x.dtype)
         blocks = []
         for i in range(self.depth):
-            x = self.block(Block, (3,), i, heads=self.heads, mlp_ratio=self.mlp_ratio)(
-                x, None, train
-            )
+            sizes = {"heads": self.heads, "mlp_ratio": self.mlp_ratio}
+            block = self.block(Block, (3,), i, attention_form=self.attention_form, **sizes)
+            x = block(x, None, train)
             blocks.append(x)
         x = sum([blocks[i] for i in self.fuse_layers] + fused)
         return Features(layer_norm("norm", self.dtype)(x), tuple(blocks), self.num_prefix)
@@ -304,13 +306,13 @@ class ConvViT(Positioned, EncoderNetwork):
         return chosen(last(x)), fused
 
     def block(self, cls, static: tuple[int, ...], i: int, stage: int = 2, **kw) -> nn.Module:
-        """Return block `i` of a stage (2 = the transformer); with `remat` it is computed twice.
+        """Return block `i` of a stage (2 = the transformer).
 
         Args:
           static: position of `train` among the arguments of the block's call, the module counted.
         """
-        make = nn.remat(cls, static_argnums=static) if self.remat else cls
         before = sum(self.stage_depths[:stage])
         rate = drop_rate(self.drop_path, before + i, sum(self.stage_depths) + self.depth)
         name = f"block_{i:02d}" if stage == 2 else f"stage{stage + 1}_block_{i:02d}"
-        return make(drop_path=rate, dtype=self.dtype, name=name, **kw)
+        fields = {"drop_path": rate, "dtype": self.dtype, "name": name}
+        return rematerialized(cls, self.remat, static, **fields, **kw)

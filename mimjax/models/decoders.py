@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mimjax import errors
-from mimjax.models.attention import Bias, run_blocks
+from mimjax.models.attention import Bias, Form, run_blocks
 from mimjax.models.layers import Dtype, InitScheme, clipped_normal, dense, layer_norm, torch_uniform
 from mimjax.models.vit import FixedPositions, Positioned, fixed_positions
 from mimjax.task import ByPlace, Encoded, Predictor, Student, gather_rows
@@ -84,7 +84,7 @@ class MAEDecoder(Positioned, Predictor):
       width, depth, heads: sizes; 512, 8 and 16 for every size of the encoder.
       mlp_ratio: None = that of the encoder's first convolutional stage where it has some (ConvMAE's
         code), else 4.
-      pos_embed, bias, init_scheme: as in `ViT`.
+      pos_embed, bias, init_scheme, attention_form: as in `ViT`.
       out, grid, pos_grid, mask_tokens, prefix: derived. `out` is the width of a prediction, `grid`
         (height, width) in patches, `pos_grid` that of the encoder. Without `mask_tokens` the
         encoder has put tokens at the masked patches already (ablation c). `prefix` is the number
@@ -104,6 +104,7 @@ class MAEDecoder(Positioned, Predictor):
     mask_tokens: bool = True
     prefix: int = 1
     dtype: Dtype = jnp.float32
+    attention_form: Form = "auto"
 
     DERIVED = ("out", "grid", "pos_grid", "mask_tokens", "prefix")
 
@@ -170,6 +171,7 @@ class MAEDecoder(Positioned, Predictor):
             init_scheme=self.init_scheme,
             mlp_ratio=self.mlp_ratio or 4.0,
             dtype=self.dtype,
+            attention_form=self.attention_form,
         )
         norm, head = layer_norm("norm", self.dtype), dense(self.out, "head", self.dtype)
         return at_places(lambda y: head(norm(y)), x, self.prefix, ids_v.shape[1], b, at)
@@ -189,7 +191,7 @@ class InjectedDecoder(Positioned, Predictor):
         cross-attention (paper Table 2).
       head: the last layer: "linear", "pixel" = `PixelHead`, or "mlp" = two layers with a GELU
         between (the paper's "MLP head" of the predictor).
-      pos_embed, bias, init_scheme: as in `ViT`.
+      pos_embed, bias, init_scheme, attention_form: as in `ViT`.
       out, grid, pos_grid, prefix, channels: derived.
     """
 
@@ -207,6 +209,7 @@ class InjectedDecoder(Positioned, Predictor):
     prefix: int = 1
     channels: int = 3
     dtype: Dtype = jnp.float32
+    attention_form: Form = "auto"
 
     DERIVED = ("out", "grid", "pos_grid", "prefix", "channels")
 
@@ -281,6 +284,7 @@ class InjectedDecoder(Positioned, Predictor):
             bias=self.bias,
             init_scheme=self.init_scheme,
             dtype=self.dtype,
+            attention_form=self.attention_form,
         )
         norm, last = layer_norm("norm", self.dtype), self.last()
         return at_places(lambda y: last(norm(y)), x, self.prefix, ids_v.shape[1], b, at)

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from mimjax import errors
 from mimjax.errors import ConfigError
-from mimjax.models.attention import Attention, Bias
+from mimjax.models.attention import Attention, Bias, Form
 from mimjax.models.layers import Branch, Dtype, LayerNorm, dense, gelu, shard_batch
 from mimjax.models.vit import check_channels, grid_of
 from mimjax.patches import patchify
@@ -137,6 +137,7 @@ class PublishedBlock(Branch):
     eps: float = 1e-6
     own_turns: bool = False
     dtype: Dtype = jnp.float32
+    attention_form: Form = "auto"
 
     @nn.compact
     def __call__(self, x, place=None, turns=None):
@@ -155,7 +156,8 @@ class PublishedBlock(Branch):
         if place is not None and turns is not None:
             turn = lambda t, angles=angles(place, turns): turned(t, angles)
         x = shard_batch(x)
-        attention = Attention(self.heads, self.bias, dtype=self.dtype, name="attn")
+        how = {"dtype": self.dtype, "attention_form": self.attention_form}
+        attention = Attention(self.heads, self.bias, **how, name="attn")
         x = x + self.residual(attention(layer_norm("norm1")(x), turn=turn), "gamma_1", False)
         mlp = PublishedMlp(self.hidden, self.gated, self.dtype, name="mlp")
         return x + self.residual(mlp(layer_norm("norm2")(x)), "gamma_2", False)
@@ -177,6 +179,7 @@ class PublishedViT(PatchEncoder):
       bias, layer_scale: see `ViT`.
       norm, eps: kind of all norms, and what is added to their variance.
       stream: type of the tokens that blocks add to; None = `dtype`.
+      attention_form: how attention is computed, see `attend`.
       channels: of the images.
     """
 
@@ -198,6 +201,7 @@ class PublishedViT(PatchEncoder):
     eps: Positive = 1e-6
     dtype: Dtype = jnp.float32
     stream: Dtype | None = None
+    attention_form: Form = "auto"
     channels: int = 3
 
     # what other encoders may have, see `Encoder`
@@ -297,6 +301,7 @@ class PublishedViT(PatchEncoder):
                 eps=self.eps,
                 own_turns=self.own_turns,
                 dtype=self.dtype,
+                attention_form=self.attention_form,
                 name=f"block_{i:02d}",
             )(x, place, turns)
             blocks.append(x)

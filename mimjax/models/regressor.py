@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mimjax import errors
-from mimjax.models.attention import attend_by_heads, run_blocks, with_bias
+from mimjax.models.attention import Form, attend_by_heads, run_blocks, with_bias
 from mimjax.models.decoders import apart, positions
 from mimjax.models.layers import (
     Branch,
@@ -36,10 +36,15 @@ OFFICIAL_WIDTH = 768  # --decoder_embed_dim of CAE's code
 
 
 class CrossAttention(nn.Module):
-    """Attention with separate inputs for queries, keys and values, and biases on q and v alone."""
+    """Attention with separate inputs for queries, keys and values, and biases on q and v alone.
+
+    Attributes:
+      attention_form: how it is computed, see `attend`.
+    """
 
     heads: int
     dtype: Dtype = jnp.float32
+    attention_form: Form = "auto"
 
     @nn.compact
     def __call__(self, q, k, v):
@@ -48,7 +53,8 @@ class CrossAttention(nn.Module):
         layer = functools.partial(dense, inner, dtype=self.dtype, bias=False)
         q, k, v = layer(name="q")(q), layer(name="k")(k), layer(name="v")(v)
         q, v = with_bias(self, q, "q_bias"), with_bias(self, v, "v_bias")
-        return dense(width, "proj", self.dtype)(attend_by_heads(q, k, v, self.heads))
+        out = attend_by_heads(q, k, v, self.heads, form=self.attention_form)
+        return dense(width, "proj", self.dtype)(out)
 
 
 class RegressorBlock(Branch):
@@ -61,6 +67,7 @@ class RegressorBlock(Branch):
     heads: int = 12
     mlp_ratio: float = 4.0
     dtype: Dtype = jnp.float32
+    attention_form: Form = "auto"
 
     @nn.compact
     def __call__(self, x, latents, pos_m, pos_v, train: bool = False):
@@ -77,7 +84,8 @@ class RegressorBlock(Branch):
         query = layer_norm("norm1_q", self.dtype)(x + pos_m)
         key = layer_norm("norm1_k", self.dtype)(context + jnp.concatenate([pos_v, pos_m], axis=1))
         value = layer_norm("norm1_v", self.dtype)(context)
-        y = CrossAttention(self.heads, self.dtype, name="cross_attn")(query, key, value)
+        cross = CrossAttention(self.heads, self.dtype, self.attention_form, name="cross_attn")
+        y = cross(query, key, value)
         x = layer_norm("norm2_cross", self.dtype)(x + self.residual(y, "gamma_1_cross", train))
         y = Mlp(self.mlp_ratio, self.dtype, name="mlp_cross")(x)
         return x + self.residual(y, "gamma_2_cross", train)
@@ -93,6 +101,7 @@ class Regressor(Predictor):
       mlp_ratio: hidden width of the MLPs / width.
       layer_scale, drop_path: see `Branch`; the rate rises linearly over these blocks alone.
       final_norm: whether a norm stands after the last block (CAE v2 has none).
+      attention_form: see `ViT`.
       width, grid, pos_grid: derived; the grids are (height, width) in patches, see `ViT`.
     """
 
@@ -106,6 +115,7 @@ class Regressor(Predictor):
     grid: tuple[int, int] = (0, 0)
     pos_grid: tuple[int, int] | None = None
     dtype: Dtype = jnp.float32
+    attention_form: Form = "auto"
 
     DERIVED = ("width", "grid", "pos_grid")
     positions: ClassVar[str] = "yx"  # the coordinate that comes first in the fixed positions
@@ -169,6 +179,7 @@ class Regressor(Predictor):
                 layer_scale=self.layer_scale,
                 drop_path=drop_rate(self.drop_path, i, self.depth),
                 dtype=self.dtype,
+                attention_form=self.attention_form,
                 name=f"block_{i:02d}",
             )
             x = block(x, latents, pos_m, pos_v, train)
@@ -192,7 +203,7 @@ class LatentDecoder(Predictor):
     Attributes:
       depth: number of blocks; 0 = a linear head on the regressor's output (Table 2, no decoder).
       heads: 12 in the official code, for every width.
-      mlp_ratio, layer_scale, drop_path: as in `Regressor`.
+      mlp_ratio, layer_scale, drop_path, attention_form: as in `Regressor`.
       out, grid, pos_grid: derived: width of a prediction, and (height, width) in patches.
     """
 
@@ -205,6 +216,7 @@ class LatentDecoder(Predictor):
     grid: tuple[int, int] = (0, 0)
     pos_grid: tuple[int, int] | None = None
     dtype: Dtype = jnp.float32
+    attention_form: Form = "auto"
 
     DERIVED = ("out", "grid", "pos_grid")
 
@@ -240,6 +252,7 @@ class LatentDecoder(Predictor):
             bias="qv",
             layer_scale=self.layer_scale,
             dtype=self.dtype,
+            attention_form=self.attention_form,
         )
         if self.depth:
             x = layer_norm("norm", self.dtype)(x)

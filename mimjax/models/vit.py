@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mimjax import errors
-from mimjax.models.attention import Bias, Block, RelativeBias
+from mimjax.models.attention import Bias, Block, Form, RelativeBias, Remat, rematerialized
 from mimjax.models.layers import (
     Dtype,
     InitScheme,
@@ -162,8 +162,9 @@ class ViT(Positioned, EncoderNetwork):
         being left out.
       project: width of a linear layer and a norm behind the final norm; None = there is none. With
         CAE-Large they narrow the tokens that other networks read; exports and evaluators drop them.
-      remat: recompute each block in the backward pass instead of storing its inner activations.
+      remat: what the backward pass computes again instead of keeping it, see `rematerialized`.
       stream: type of the tokens that blocks add to; None = `dtype`.
+      attention_form: how attention is computed, see `attend`.
       channels: of the images; derived by the method from the length of its mean.
     """
 
@@ -183,9 +184,10 @@ class ViT(Positioned, EncoderNetwork):
     drop_path: Rate = 0.0
     use_mask_token: bool = False
     project: Count | None = None
-    remat: bool = False
+    remat: Remat = "none"
     dtype: Dtype = jnp.float32
     stream: Dtype | None = None
+    attention_form: Form = "auto"
     channels: int = 3
 
     DERIVED = ("channels",)
@@ -212,7 +214,7 @@ class ViT(Positioned, EncoderNetwork):
 
     def plain(self) -> ViT:
         """Return the encoder of whole images without mask token, fused blocks and drop path."""
-        rest = {"drop_path": 0.0, "remat": False, "dtype": jnp.float32}
+        rest = {"drop_path": 0.0, "remat": "none", "dtype": jnp.float32}
         return self.clone(use_mask_token=False, project=None, fuse_layers=(-1,), **rest)
 
     @nn.compact
@@ -257,9 +259,11 @@ class ViT(Positioned, EncoderNetwork):
         return Features(x, tuple(blocks), self.num_prefix)
 
     def block(self, i: int) -> nn.Module:
-        """Return block `i` as a module; with `remat` the backward pass computes it once more."""
-        make = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
-        return make(
+        """Return block `i` as a module."""
+        return rematerialized(
+            Block,
+            self.remat,
+            (3,),
             heads=self.heads,
             bias=self.bias,
             init_scheme=self.init_scheme,
@@ -268,6 +272,7 @@ class ViT(Positioned, EncoderNetwork):
             layer_scale=self.layer_scale,
             dtype=self.dtype,
             depth=i + 1,
+            attention_form=self.attention_form,
             name=f"block_{i:02d}",
         )
 

@@ -120,7 +120,7 @@ def compile_program(program, hbm: float | None):
         said = f"uses {used[1]} of {used[2]}" if used else errors.first_line(error)
         raise ConfigError(
             f"memory: the step does not fit: {said} per chip; allowed: a smaller batch_size, a "
-            "larger accum, mesh.fsdp, or method.encoder.remat"
+            "larger accum, mesh.fsdp, or method.encoder.remat=full"
         ) from None
     return compiled, time.perf_counter() - start
 

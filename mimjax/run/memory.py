@@ -60,7 +60,7 @@ def settings(c, notes: str) -> list[str]:
       notes: of the error; an evaluator's name there adds the batch size of evaluations.
     """
     smaller = "a smaller eval.batch_size (unset, it is batch_size / accum)"
-    remat = "method.encoder.remat=True (activations are computed twice)"
+    remat = "method.encoder.remat=full (activations are computed twice)"
     return [
         *([smaller] if "evaluator" in notes else []),
         f"accum above {c.accum} (the same update from smaller pieces)",

@@ -20,6 +20,7 @@ from clu import parameter_overview
 from mimjax import __version__, rules
 from mimjax.data.configured import source_config
 from mimjax.evaluators.pictures import PictureWriter
+from mimjax.models import attention
 from mimjax.models.attention_maps import num_blocks
 from mimjax.run import mistakes, report
 from mimjax.schedules import in_words
@@ -67,6 +68,7 @@ def start_block(setup: Setup) -> str:
         f"mesh data={mesh.shape['data']} fsdp={mesh.shape['fsdp']}",
         f"  batch       {c.batch_size} = {mesh.size} devices x {per_device} x {c.accum} "
         "accumulated",
+        f"  attention   {attention.described(c.attention, mesh.devices.flat[0].platform)}",
         f"  optimizer   {in_words(o.rule)}",
         f"  lr          {peak:.3g} ({rate}), {o.schedule.words()}",
         f"  length      {clock.total_steps} steps = {clock.epochs:,.1f} epochs of "

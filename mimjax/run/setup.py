@@ -77,6 +77,8 @@ def setup(
     clock = make_clock(c, per_epoch)
     profiling.parse(c.profile.steps, clock.total_steps)
     program, lr = make_length(c, mesh, clock, small)
+    if c.attention == "dot_product":
+        program.trace()  # the shapes of a step decide whether a kernel takes them
     if isinstance(program.task, FineTune):
         program.task.check_batch(c.batch_size)
     bench, evaluators = make_evals(c, program, data, index) if data else (None, ())

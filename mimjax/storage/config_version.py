@@ -17,7 +17,7 @@ from mimjax.storage.config_from_3 import from_3
 
 KEY = "config_version"
 FILE_KEY = "config_file"  # the words of --config, which `mimjax report` compares with; no setting
-VERSION = 4  # raise it and add a translation when a setting changes its name or its values
+VERSION = 5  # raise it and add a translation when a setting changes its name or its values
 
 # Settings that came after a version without changing the others, with values that do nothing: so
 # nothing seems to have changed in a run that began before them.
@@ -213,7 +213,38 @@ def data_from_2(old: Settings) -> Settings:
     return old | shared | {"source": {"type": place} | own}
 
 
-TRANSLATIONS: dict[int, Callable[[Settings], Settings]] = {1: from_1, 2: from_2, 3: from_3}
+def from_4(settings: Settings) -> Settings:
+    """Translate version 4: what a step computes twice was yes or no; two settings came."""
+    settings = {"stream": "compute", "attention": "auto"} | settings
+    if of_user(settings.get("task", "")):
+        return settings
+    return settings | {k: with_named_remat(v) for k, v in settings.items() if k == "method"}
+
+
+def with_named_remat(section: Any) -> Any:
+    """Return a section with `remat`, where it is True or False, by its name.
+
+    Sections in it are translated too, but for those of a user's class.
+    """
+    if not isinstance(section, dict) or of_user(section.get("type", "")):
+        return section
+    out: Settings = {name: with_named_remat(value) for name, value in section.items()}
+    if isinstance(out.get("remat"), bool):
+        out["remat"] = "full" if out["remat"] else "none"
+    return out
+
+
+def of_user(name: str) -> bool:
+    """Return whether a class is a user's own; short names are those of shipped classes."""
+    return ":" in name and not name.startswith("mimjax.")
+
+
+TRANSLATIONS: dict[int, Callable[[Settings], Settings]] = {
+    1: from_1,
+    2: from_2,
+    3: from_3,
+    4: from_4,
+}
 
 
 def completed(settings: Settings, path: list[str], value: Any) -> Settings:

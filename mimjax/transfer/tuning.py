@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from mimjax import errors, patches, rules, values
 from mimjax.errors import ConfigError
+from mimjax.models.attention import Remat
 from mimjax.models.vit import ViT, at_size
 from mimjax.task import EncoderNetwork, Pretraining, PyTree, Student, TrainState, View
 from mimjax.values import Count, Mean, Range, Rate, Size, Std, Whole
@@ -29,7 +30,7 @@ class Tuning(Pretraining):
       size: (height, width) of the images; None = those of pretraining. Positions are resized.
       heads: of a file's encoder, where neither the file nor its size shows them.
       drop_path: the last block's rate; it rises linearly from 0.
-      remat: recompute each block in the backward pass instead of storing its inner activations.
+      remat: what the backward pass computes again, see `models.attention.rematerialized`.
       train_positions: whether a fixed table of positions becomes a parameter that begins as that
         table (MAE, MCMAE) or stays fixed (BootMAE, CAE). Learned positions are trained either way.
       rel_pos: "per_block": each block has a relative position bias of its own, which begins as the
@@ -51,7 +52,7 @@ class Tuning(Pretraining):
     size: Size | None = None
     heads: Count | None = None
     drop_path: Rate = 0.1
-    remat: bool = False
+    remat: Remat = "none"
     train_positions: bool = True
     rel_pos: Literal["kept", "per_block"] = "kept"
     layer_decay: Annotated[float, Range(0, 1, low_open=True)] | None = 0.65
@@ -101,7 +102,11 @@ class Tuning(Pretraining):
           ConfigError: a setting that the network has no place for, or a size that is no whole
             number of its patches.
         """
-        kept = {k: getattr(network, k) for k in ("dtype", "stream") if hasattr(network, k)}
+        kept = {
+            k: getattr(network, k)
+            for k in ("dtype", "stream", "attention_form")
+            if hasattr(network, k)
+        }
         out = network.plain().clone(channels=len(self.statistics[0]), **kept)
         own = {f.name for f in dataclasses.fields(out)}
         if self.size is not None:
@@ -111,15 +116,15 @@ class Tuning(Pretraining):
                         f"method.size: {side}; allowed: multiples of the patch, {out.patch}"
                     )
             out = at_size(out, self.size)
-        asked = {"drop_path": self.drop_path, "remat": self.remat}
-        asked |= {"rel_pos": self.rel_pos} if self.rel_pos != "kept" else {}
-        for name, value in asked.items():
+        asked = {"drop_path": (self.drop_path, 0.0), "remat": (self.remat, "none")}
+        asked |= {"rel_pos": (self.rel_pos, "kept")} if self.rel_pos != "kept" else {}
+        for name, (value, nothing) in asked.items():
             if name in own:
                 out = out.clone(**{name: value})
-            elif value:
+            elif value != nothing:
                 raise ConfigError(
                     f"method.{name}: {value!r}, but {type(out).__name__} has no such setting; "
-                    f"allowed: {'kept' if name == 'rel_pos' else type(value)()}"
+                    f"allowed: {nothing}"
                 )
         if self.train_positions and out.positions:
             out = out.clone(pos_embed="learned", pos_grid=None)

@@ -72,7 +72,7 @@ def test_a_teacher_s_workdir_with_other_settings(tmp_path, setting, value, words
 def test_a_teacher_s_workdir_with_the_same_settings(tmp_path):
     """Settings of training alone may differ."""
     readers = readers_of(student(helpers.small("mae")))
-    path = workdir(tmp_path, **{"method.encoder.drop_path": 0.2, "method.encoder.remat": True})
+    path = workdir(tmp_path, **{"method.encoder.drop_path": 0.2, "method.encoder.remat": "full"})
     assert readers.keys() == {"encoder"}
     assert messages(path, readers) == []
 

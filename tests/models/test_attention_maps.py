@@ -26,9 +26,9 @@ def encoder(**settings):
 @pytest.mark.parametrize(
     ("bias", "rel_pos", "remat"),
     [
-        ("full", "none", False),
-        ("qv", "shared", False),
-        pytest.param("qv", "per_block", True, marks=pytest.mark.gate),
+        ("full", "none", "none"),
+        ("qv", "shared", "none"),
+        pytest.param("qv", "per_block", "full", marks=pytest.mark.gate),
     ],
 )
 def test_probabilities_give_the_blocks_own_output(bias, rel_pos, remat):

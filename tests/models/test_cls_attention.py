@@ -15,7 +15,7 @@ BEIT = {"bias": "qv", "init_scheme": "beit", "layer_scale": 0.1}
 NETWORKS = {
     "mae": ViT(**SIZES),
     "one_block": ViT(**(SIZES | {"depth": 1}), pos_embed="learned"),
-    "remat": ViT(**SIZES, remat=True),
+    "remat": ViT(**SIZES, remat="full"),
     "beit_shared": ViT(**SIZES, **BEIT, rel_pos="shared"),
     "beit_per_block": ViT(**SIZES, **BEIT, rel_pos="per_block"),
     "clip": CLIPVision(24, 2, 3, 4, (3, 3), 5),

@@ -190,7 +190,7 @@ def test_drop_path_and_recomputation():
         return grad(params, images, ids)
 
     plain = with_gradients("no cells", True)[0][0]  # of the same loss
-    dropped, again = grads(drop_path=0.5), grads(drop_path=0.5, remat=True)
+    dropped, again = grads(drop_path=0.5), grads(drop_path=0.5, remat="full")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), dropped, again)
     fc2 = lambda g: np.asarray(g["block_01"]["mlp"]["fc2"]["kernel"])
     # more than rounding

@@ -220,7 +220,7 @@ def test_resume_from_another_model_is_refused(finished, tmp_path):
     ("name", "before", "now", "may"),
     [
         ("batch_size", 16, 32, True),
-        ("method.encoder.remat", False, True, True),
+        ("method.encoder.remat", "none", "full", True),
         ("method.encoder.drop_path", 0.0, 0.1, True),
         ("method.masking.ratio", 0.75, 0.6, True),
         ("method.pixel.weight", 1.0, 0.5, True),

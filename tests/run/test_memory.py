@@ -56,7 +56,7 @@ def end(main, words, monkeypatch, capsys):
 @pytest.mark.parametrize("main", [a_step, an_evaluation, a_feature_table])
 def test_a_run_names_its_settings_and_the_planner(main, monkeypatch, capsys):
     text = end(main, TRAIN, monkeypatch, capsys)
-    for part in ("accum above 4", "method.encoder.remat=True", "mesh.fsdp above 1"):
+    for part in ("accum above 4", "method.encoder.remat=full", "mesh.fsdp above 1"):
         assert part in text, text
     assert f"mimjax plan {' '.join(TRAIN)} --topology=cpu:{jax.device_count()} " in text
     assert ("in the evaluator 'error' at step 500" in text) == (main is an_evaluation)

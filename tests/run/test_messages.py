@@ -31,6 +31,7 @@ def test_the_start_block_says_what_people_debug_from():
         "8 steps = 2.0 epochs of 4 steps",
         "digits: 1,438 images, image 8x8, 16 patches, 8 masked",
         "EMA",
+        "  attention   manual (auto on cpu: the fastest measured there, ",
     ):
         assert part in text, text
     # BootMAE's absolute min_lr of 1e-4 is above this peak

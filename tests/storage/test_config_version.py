@@ -19,8 +19,8 @@ from mimjax.train.boards import TensorBoard, WandB
 from mimjax.train.optimizers import AdamW, OptimizerConfig
 
 GOLDEN = helpers.ROOT / "tests/golden"
-OLD = {v: json.loads((GOLDEN / f"configs_version_{v}.json").read_text()) for v in (1, 2, 3)}
-PUBLISHED = [(v, name) for v in (1, 2, 3) for name in OLD[v]]
+OLD = {v: json.loads((GOLDEN / f"configs_version_{v}.json").read_text()) for v in (1, 2, 3, 4)}
+PUBLISHED = [(v, name) for v in (1, 2, 3, 4) for name in OLD[v]]
 
 
 def upgraded(name="mae", version=2, **sections):
@@ -89,6 +89,24 @@ def test_options_that_all_sources_have_go_where_these_stand():
         "none",
         0.1,
     )
+
+
+@pytest.mark.parametrize(("before", "now"), [(False, "none"), (True, "full")])
+def test_what_is_computed_twice_has_a_name(before, now):
+    """A user's class keeps what it calls so."""
+    own = {"type": "/mine.py:Own", "remat": before}
+    shipped = {"type": "mimjax.models.vit:ViT", "remat": before}
+    method = {"encoder": {"remat": before}, "target": {"network": shipped}, "mine": own}
+    read = lambda **old: config_version.upgrade({config_version.KEY: 4} | old, "config.json")
+    made = read(method=method, seed=3)
+    assert (made["attention"], made["stream"], made["seed"]) == ("auto", "compute", 3)
+    assert made["method"] == {
+        "encoder": {"remat": now},
+        "target": {"network": shipped | {"remat": now}},
+        "mine": own,
+    }
+    assert read(method=method, task="/mine.py:Task")["method"] == method
+    assert read(method={"remat": now})["method"] == {"remat": now}  # written before its version
 
 
 def test_boards_keep_what_wandb_was_told():
