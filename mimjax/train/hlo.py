@@ -1,4 +1,4 @@
-"""Parser of the collectives in a compiled program's text (optimized HLO).
+"""Parser of the collectives in a compiled program's text (optimized HLO), and of its opcodes.
 
 `plan` and the communication tests read every collective that one run of the program executes:
 those in loops are multiplied by the loop's trip count, and the two halves of an asynchronous one
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -109,6 +110,15 @@ def collectives(text: str) -> list[Collective]:
     """
     computations, entry = parse(text)
     return list(_walk(computations, entry, 1, ""))
+
+
+def opcodes(text: str) -> Counter[str]:
+    """Return how many instructions of each opcode a program has, those inside fusions too.
+
+    Raises:
+      ValueError: the text has no ENTRY computation.
+    """
+    return Counter(i.opcode for body in parse(text)[0].values() for i in body)
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
