@@ -50,9 +50,11 @@ class Contender:
     loss: float = float("nan")
 
     @classmethod
-    def start(cls, name: str, arguments: Sequence[str]) -> Contender:
-        """Start `python -m benchmarks.step` with these arguments and wait until it is warm."""
-        command = [sys.executable, "-m", "benchmarks.step", *arguments]
+    def start(
+        cls, name: str, arguments: Sequence[str], program: str = "benchmarks.step"
+    ) -> Contender:
+        """Start `python -m PROGRAM` with these arguments and wait until it is warm."""
+        command = [sys.executable, "-m", program, *arguments]
         pipe = subprocess.PIPE
         self = cls(name, subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
         self.answer()
