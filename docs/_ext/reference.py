@@ -272,13 +272,12 @@ def parity() -> str:
     found = json.loads((ROOT / "docs/parity.json").read_text())
     body = []
     for kind, row in found.items():
-        kept = len(row["here"])
-        where = f"{kept} of {len(row['official'])}" if kept else "pinned"
-        away = f"{row['deviation']:.1e}, `{row['at']}`" if row["deviation"] else "none"
-        used = f"{row['bound']:.1%}" if row["deviation"] else ""
-        files = len(row["official"])
-        body.append((f"`{kind}`", row["source"], files, where, f"{row['numbers']:,}", away, used))
-    head = ("kind", "source", "files", "of these here", "numbers", "largest deviation", "of bound")
+        files = f"{len(row['official'])}, {len(row['here']) or 'pinned'}"
+        away, used = f"{row['deviation']:.1e}", f"{row['bound']:.1%}"
+        far = (away, used) if row["deviation"] else ("none", "")
+        at = f"`{row['at']}`" if row["at"] else ""
+        body.append((f"`{kind}`", *far, f"{row['numbers']:,}", files, row["source"], at))
+    head = ("kind", "deviation", "of bound", "numbers", "files, here", "source", "array")
     when = sorted({(r["date"], r["commit"], r["jax"]) for r in found.values()})
     said = ", ".join(f"{date} at commit `{commit}` with jax {jax}" for date, commit, jax in when)
     return f"Measured on {said}.\n\n{table(head, body)}"
