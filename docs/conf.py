@@ -27,7 +27,7 @@ myst_heading_anchors = 4
 os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
 nb_execution_mode = os.environ.get("NOTEBOOKS", "cache")
 nb_execution_cache_path = str(HERE / "_build/.jupyter_cache")
-nb_execution_timeout = 1800
+nb_execution_timeout = 7200  # seconds of a cell, on a busy machine
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 

@@ -92,7 +92,7 @@ class Prepared:
       rows: by term and place, the patches at which the target is known, [b k]; see `Known`.
       shown: by target and place, its values before any normalization; {} in training.
       shown_rows: by target and place, as `rows`.
-      sequences: the masked patches are so many sets, each predicted apart.
+      sequences: number of sets of masked patches, each of which is predicted apart.
     """
 
     image: jax.Array

@@ -58,7 +58,7 @@ class Decoding:
 
     Attributes:
       channels: 3 = RGB, converted from any file; 1 = gray, converted as well. For other numbers a
-        file must have exactly so many channels: an array [h w c], a TIFF of c pages, or a picture
+        file must have this number of channels: an array [h w c], a TIFF of c pages, or a picture
         with c bands (4: RGBA, CMYK).
       max_pixels: largest allowed height x width of an image.
       value_range: (low, high) for values that are not 8 bits: low becomes 0, high 255, values

@@ -63,7 +63,7 @@ class Masking:
 
     Attributes:
       reads: name of the target whose attention decides; "" = none.
-      sequences: the masked patches are so many sets, each predicted apart.
+      sequences: number of sets of masked patches, each of which is predicted apart.
       weights: how masked patches are weighed; "none" = alike.
     """
 
@@ -133,7 +133,7 @@ def count(ratio: float, grid: Grid) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Random(Masking):
-    """Uniformly random patches, exactly so many (MAE, section 3).
+    """Uniformly random patches, of which each image has the same number (MAE, section 3).
 
     Attributes:
       ratio: share of masked patches.

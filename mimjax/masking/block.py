@@ -146,7 +146,7 @@ class _Blocks(Masking):
 
 @dataclasses.dataclass(frozen=True)
 class Block(_Blocks):
-    """Blocks alone, exactly so many patches (CAE; BEiT's default here).
+    """Blocks alone, the same number of patches in each image (CAE; BEiT's default here).
 
     Attributes:
       ratio, min_block, max_block, min_aspect: see `_Blocks`.

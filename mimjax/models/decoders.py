@@ -148,7 +148,7 @@ class MAEDecoder(Positioned, Predictor):
         Args:
           tokens: the encoder's output: prefix + v tokens, or prefix + v + m without `mask_tokens`.
           ids_v, ids_m: the visible and the masked patches.
-          sequences: the masked patches are so many sets of one size, each predicted apart.
+          sequences: number of sets of masked patches, of one size, each predicted apart.
           at: the places that are predicted.
         """
         b = len(tokens)
@@ -265,7 +265,7 @@ class InjectedDecoder(Positioned, Predictor):
           latents: the encoder's output after the final norm, prefix + v tokens.
           context: output of the encoder block that is injected.
           ids_v, ids_m: the visible and the masked patches.
-          sequences: the masked patches are so many sets of one size, each predicted apart.
+          sequences: number of sets of masked patches, of one size, each predicted apart.
           at: the places that are predicted.
         """
         assert self.width is not None, "`sized` fills in the encoder's width"

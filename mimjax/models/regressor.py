@@ -162,7 +162,7 @@ class Regressor(Predictor):
         Args:
           latents: the encoder's output for the visible patches, without CLS.
           ids_v, ids_m: the visible and the masked patches.
-          sequences: the masked patches are so many sets of one size, each predicted apart.
+          sequences: number of sets of masked patches, of one size, each predicted apart.
           train: whether branches are dropped.
         """
         b = len(ids_m)

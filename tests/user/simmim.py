@@ -45,7 +45,7 @@ from mimjax.values import Count, NonNegative, Share, Whole
 
 @dataclasses.dataclass(frozen=True)
 class Units(Masking):
-    """Random squares of patches, exactly so many (section 3.2; MaskGenerator of the code).
+    """Random squares of patches, equally many in each image (3.2; MaskGenerator of the code).
 
     Attributes:
       ratio: share of masked units, rounded up: 30 of 49 on 14x14 patches, which are 120 of 196.
