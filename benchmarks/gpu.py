@@ -2,12 +2,12 @@
 
   python -m benchmarks.gpu --output=DIR [--methods=mae,bootmae --shape=b --batch=256 --steps=20]
 
-Every contender is a process of its own, one after the other, so that each has the device to itself:
-mimjax, and PyTorch eager and compiled (bfloat16 autocast, SDPA, fused AdamW). All begin with the same
-weights, images and masks, and a loss that differs ends a contender. Times are medians of steps that
-were waited for one by one; MFU counts products (`benchmarks/flops.py`) and divides by the speed of a
-large bfloat16 product measured in the same run. Rows are added to gpu.jsonl; a trace of mimjax's
-first method lies in trace/. JAX_PLATFORMS=cpu and --shape=tiny try the program itself.
+Every contender is a process of its own, one after the other, so that each has the device to
+itself: mimjax, and PyTorch eager and compiled (bfloat16 autocast, SDPA, fused AdamW). All begin
+with the same weights, images and masks, and a loss that differs ends a contender. Times are medians
+of steps that were waited for one by one; MFU counts products (`benchmarks/flops.py`) and divides by
+the speed of a large bfloat16 product measured in the same run. Rows are added to gpu.jsonl; a trace
+of mimjax's first method lies in trace/. JAX_PLATFORMS=cpu and --shape=tiny try the program itself.
 """
 
 from __future__ import annotations

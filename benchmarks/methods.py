@@ -28,6 +28,18 @@ def config(name: str, shape: str, batch: int) -> Any:
     return c
 
 
+def batch_of(task: Any, batch: int) -> dict[str, Any]:
+    """Return random images of every view, and masks, as the data pipeline delivers them."""
+    rng, source = np.random.default_rng(0), random.Random(0)
+    data: dict[str, Any] = {
+        k: rng.integers(0, 256, (batch, *v.size, v.channels), np.uint8)
+        for k, v in task.views.items()
+    }
+    data |= {k: np.zeros(batch, np.int32) for k in ("label", "index")}
+    made = [task.sample(source, 0) for _ in range(batch)]
+    return data | {k: np.stack([x[k] for x in made]) for k in made[0]}
+
+
 def prepare(name: str, shape: str, batch: int) -> tuple[Any, dict[str, Any]]:
     """Return a function that makes one step and waits for it, and what is known without timing."""
     import jax
@@ -44,14 +56,7 @@ def prepare(name: str, shape: str, batch: int) -> tuple[Any, dict[str, Any]]:
     compiled, state = run.compile(), run.init()
     seconds = time.perf_counter() - begin
     frozen = jax.jit(task.init_frozen)(jax.random.key(1))
-    rng, source = np.random.default_rng(0), random.Random(0)
-    data: dict[str, Any] = {
-        k: rng.integers(0, 256, (batch, *v.size, 3), np.uint8) for k, v in task.views.items()
-    }
-    data |= {k: np.zeros(batch, np.int32) for k in ("label", "index")}
-    made = [task.sample(source, 0) for _ in range(batch)]
-    data |= {k: np.stack([x[k] for x in made]) for k in made[0]}
-    data = jax.tree.map(jnp.asarray, data)
+    data = jax.tree.map(jnp.asarray, batch_of(task, batch))
 
     def step():
         nonlocal state
