@@ -28,7 +28,7 @@ INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 CALLED = re.compile(r"\b(calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"(\d+)"')
+TRIPS = re.compile(r'"knowntrip_count":\s*\{"n":\s*"(\d+)"')
 SOURCE = re.compile(r'op_name="([^"]*)"')
 
 
@@ -181,7 +181,7 @@ def _walk(
         if kind in KINDS:
             yield _collective(i, kind, types, times, caller)
         elif i.opcode == "while":
-            trips = _trip_count(i, computations)
+            trips = trip_count(i, computations)
             for _, callee in CALLED.findall(i.attributes):
                 yield from _walk(computations, callee, times * trips, i.name)
         elif not i.opcode.endswith(("-done", "-update")):
@@ -210,7 +210,7 @@ def _collective(
     return Collective(kind, i.name, operands, results, times, source.group(1) if source else "")
 
 
-def _trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int:
+def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int:
     """Return the iterations of a loop: the compiler's note, else its bound, else 0 (unknown)."""
     if match := TRIPS.search(loop.attributes):
         return int(match.group(1))
