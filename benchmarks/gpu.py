@@ -121,7 +121,8 @@ def measure(method: str, args: argparse.Namespace) -> dict[str, Any]:
     load = os.getloadavg()
     with tempfile.TemporaryDirectory() as folder:
         case = str(Path(folder) / "case.npz")
-        found = {name: run_one(name, method, args, case) for name in ("mimjax", *OVER)}
+        names = ["mimjax", *args.against.split(",")]
+        found = {name: run_one(name, method, args, case) for name in names}
     medians = {k: float(np.median(x["times"])) for k, x in found.items() if "times" in x}
     row = {
         "benchmark": "train_step_gpu",
@@ -174,6 +175,7 @@ def main() -> None:
     parser.add_argument("--methods", default="mae,bootmae")
     parser.add_argument("--shape", default="b", choices=("ti", "s", "b", "tiny"))
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--against", default=",".join(OVER), help="variants of PyTorch")
     parser.add_argument("--steps", type=int, default=20)
     for name in ("serve", "case", "trace"):
         parser.add_argument(f"--{name}", default="", help=argparse.SUPPRESS)
@@ -181,6 +183,8 @@ def main() -> None:
     methods = args.methods.split(",")
     if wrong := set(methods) - set(PEERS):
         parser.error(f"--methods: {', '.join(wrong)}; allowed: {', '.join(PEERS)}")
+    if wrong := set(args.against.split(",")) - set(OVER):
+        parser.error(f"--against: {', '.join(wrong)}; allowed: {', '.join(OVER)}")
     if args.serve:
         mine = args.serve == "mimjax"
         row = ours(methods[0], args) if mine else theirs(methods[0], args.serve, args)

@@ -8,12 +8,12 @@ size; decoders, regressors and tokenizers are the methods' own.
 
 from __future__ import annotations
 
-import random
 import time
 from typing import Any
 
 import numpy as np
 
+from benchmarks.peers.exchange import make_batch
 from mimjax.run.sections import load
 
 METHODS = ("mae", "bootmae", "beit", "cae", "caev2", "mcmae", "mrmae")
@@ -26,18 +26,6 @@ def config(name: str, shape: str, batch: int) -> Any:
     c = load(f"{name}:demo" if shape == "tiny" else f"{name}:size={size}").unlock()
     c.batch_size = batch
     return c
-
-
-def batch_of(task: Any, batch: int) -> dict[str, Any]:
-    """Return random images of every view, and masks, as the data pipeline delivers them."""
-    rng, source = np.random.default_rng(0), random.Random(0)
-    data: dict[str, Any] = {
-        k: rng.integers(0, 256, (batch, *v.size, v.channels), np.uint8)
-        for k, v in task.views.items()
-    }
-    data |= {k: np.zeros(batch, np.int32) for k in ("label", "index")}
-    made = [task.sample(source, 0) for _ in range(batch)]
-    return data | {k: np.stack([x[k] for x in made]) for k in made[0]}
 
 
 def prepare(name: str, shape: str, batch: int) -> tuple[Any, dict[str, Any]]:
@@ -56,7 +44,7 @@ def prepare(name: str, shape: str, batch: int) -> tuple[Any, dict[str, Any]]:
     compiled, state = run.compile(), run.init()
     seconds = time.perf_counter() - begin
     frozen = jax.jit(task.init_frozen)(jax.random.key(1))
-    data = jax.tree.map(jnp.asarray, batch_of(task, batch))
+    data = jax.tree.map(jnp.asarray, make_batch(task, batch))
 
     def step():
         nonlocal state

@@ -38,6 +38,7 @@ def serve(method: str, batch: int, folder: str) -> dict[str, tuple[float, float]
 
     import mimjax.main  # noqa: F401
     from benchmarks import methods
+    from benchmarks.peers.exchange import make_batch
     from mimjax import sharding
     from mimjax.run.setup import setup
     from mimjax.storage import compile_cache
@@ -56,7 +57,7 @@ def serve(method: str, batch: int, folder: str) -> dict[str, tuple[float, float]
         state, frozen = run.init(), jax.jit(run.task.init_frozen)(jax.random.key(1))
         jax.block_until_ready((state, frozen))
         phase("init")
-        data = sharding.to_global(run.mesh, methods.batch_of(run.task, batch))
+        data = sharding.to_global(run.mesh, make_batch(run.task, batch))
         _, metrics = compiled(state, frozen, data)
         float(metrics["loss/total"])
     phase("step")

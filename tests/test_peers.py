@@ -135,3 +135,15 @@ def test_a_duel_is_played(tmp_path):
     losses = [c["loss"] for c in row["contenders"].values()]
     assert abs(losses[0] / losses[1] - 1) < 1e-3
     assert "mimjax / torch-fused" in text
+
+
+@pytest.mark.gate
+def test_the_program_of_an_accelerator_runs_on_a_cpu(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--methods=mae", "--shape=tiny", "--batch=2"]
+    command += ["--steps=2", "--against=eager", f"--output={tmp_path}"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    row = json.loads((tmp_path / "gpu.jsonl").read_text())
+    assert set(row["seconds"]) == {"mimjax", "eager"}
+    assert row["mfu"] > 0
+    assert "times as fast as eager PyTorch" in text
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))

@@ -21,6 +21,7 @@ from mimjax import patches, schema, sharding
 from mimjax.run.sections import load as load_config
 from mimjax.run.setup import setup
 from mimjax.torch_io.read import load
+from mimjax.train.flops import step_flops
 
 SMALLEST = {"mcmae": "s", "mrmae": "s"}  # sizes that a method does not have
 # The layouts under whose names weights are written; a peer says which one it reads.
@@ -50,15 +51,16 @@ TINY_NETWORKS = {
 }
 
 
-def config(name: str, shape: str, batch: int) -> Any:
-    """The published configuration of a method in float32, at a size and without dropped branches.
+def config(name: str, shape: str, batch: int, dtype: str = "float32") -> Any:
+    """Return the published configuration of a method at a size, without dropped branches.
 
     Args:
       shape: a size of configs/, or "tiny".
+      dtype: the type of computation.
     """
     size = SMALLEST.get(name, "ti") if shape in ("ti", "tiny") else shape
     c = load_config(f"{name}:size={size}").unlock()
-    c.batch_size, c.dtype = batch, "float32"
+    c.batch_size, c.dtype = batch, dtype
     m = c.method
     for part in (m[k] for k in m if hasattr(m[k], "keys")):
         if "drop_path" in part:
@@ -124,17 +126,18 @@ def inputs(task: Any, data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def prepare(
-    name: str, shape: str, batch: int, case: str = ""
+    name: str, shape: str, batch: int, case: str = "", dtype: str = "float32"
 ) -> tuple[Callable[[], float], dict[str, Any]]:
     """A train step of mimjax on one device, and what is known of it.
 
     Args:
       case: path to which the case is written; "" = it is not.
+      dtype: the type of computation.
 
     Returns:
-      () -> loss; {"parameters_m", "frozen_m"}.
+      () -> loss; {"parameters_m", "frozen_m", "gflop"}: the last by image, products alone.
     """
-    c = config(name, shape, batch)
+    c = config(name, shape, batch, dtype)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     run = setup(c, mesh=mesh, images=1000 * batch).program
     task: Any = run.task
@@ -143,6 +146,7 @@ def prepare(
     data = make_batch(task, batch)
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree)) / 1e6
     known = {"parameters_m": count(state.params), "frozen_m": count(frozen)}
+    known["gflop"] = step_flops(task) / 1e9
     arrays = {f"in/{k}": v for k, v in inputs(task, data).items()}
     for layout in LAYOUTS[name] if case else ():
         weights = load.to_torch(state.params, layout)
