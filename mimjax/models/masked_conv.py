@@ -114,7 +114,7 @@ def _depthwise_backward(place, saved, g):
     # One small program run 25 times: written out, it took most of a step's compilation. Examples
     # are summed after it, so that devices exchange sums once.
     part = lambda by: (shifted(around, by, cells.shape[2:4]) * cells).sum((1, 2, 3))
-    dkernel = jax.lax.map(part, jnp.asarray(SHIFTS)).sum(1).reshape(kernel.shape)
+    dkernel = jax.lax.map(part, jnp.asarray(SHIFTS)).swapaxes(0, 1).sum(0).reshape(kernel.shape)
     return _depthwise(g, kernel[::-1, ::-1], near, place), dkernel, None
 
 
