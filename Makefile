@@ -5,7 +5,7 @@ VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 METHOD ?= bootmae
 # what minutes of training proved themselves on: on shifted digits k-NN and linear probe of these methods are
 # above those of the untrained encoder by two standard errors over three seeds (docs/evaluation.md)
-SHIFTED := mae bootmae cae caev2
+SHIFTED := mae bootmae beit cae caev2 mrmae
 DATA ?= $(if $(filter $(SHIFTED),$(METHOD)),shifted_digits,digits)
 SEED ?= 0
 WORKDIR ?= runs/$(METHOD)_$(DATA)_$(SEED)
