@@ -50,7 +50,7 @@ def package_file(name: str, source: str) -> Path:
     package, _, rest = name.partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ConfigError(f"data.source: {source!r} needs {package}: pip install mimjax[demo]")
+        raise ConfigError(f"data.source: {source!r} needs {package}: pip install 'mimjax[demo]'")
     path = Path(spec.origin).parent / rest
     if not path.exists():
         raise ConfigError(

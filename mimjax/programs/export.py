@@ -20,7 +20,7 @@ from mimjax.errors import ConfigError
 from mimjax.programs import cli, opening
 
 REQUIRED = ("format",)
-LIBRARIES = {"timm": "mimjax[timm]", "transformers": "mimjax[torch]"}
+LIBRARIES = {"timm": "pip install 'mimjax[timm]'", "transformers": "pip install 'mimjax[torch]'"}
 
 
 def define_flags() -> None:
@@ -80,7 +80,7 @@ def write(job, output: str, overwrite: bool = False) -> list[str]:
         lines.append(f"verified: {found}")
     else:
         library = job.kind.library
-        needed = f"install {LIBRARIES.get(library, library)} to load it in {library}"
+        needed = f"{LIBRARIES.get(library, f'install {library}')} to load it in {library}"
         lines.append(
             f"written, not verified: {found.why or needed} (read back by mimjax alone: {found})"
         )

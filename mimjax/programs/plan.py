@@ -76,7 +76,7 @@ def find_devices(topology: str) -> tuple[list[Any], float | None]:
     try:
         import libtpu  # noqa: F401  a clearer error than jax's
     except ImportError:
-        raise ConfigError(f"topology: {topology} needs libtpu: pip install mimjax[tpu]") from None
+        raise ConfigError(f"topology: {topology} needs libtpu: pip install 'mimjax[tpu]'") from None
     # A v4 chip has two cores that train as one.
     options = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:

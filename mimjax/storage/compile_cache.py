@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import pathlib
 import platform
@@ -68,6 +69,8 @@ def _use(place: str | None) -> str | None:
     if [place, place is not None] != before:
         jax.config.update("jax_compilation_cache_dir", place)
         jax.config.update("jax_enable_compilation_cache", place is not None)
+        # INFO lines about the cache are of no use on a run's screen
+        logging.getLogger("jax._src.compilation_cache").setLevel(logging.WARNING)
         compilation_cache.reset_cache()  # what it decided at the first program it compiled
     return place
 

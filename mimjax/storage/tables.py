@@ -172,7 +172,7 @@ def import_parquet(path: str) -> tuple[Any, Any]:
         from pyarrow import parquet
     except ImportError:
         raise ConfigError(
-            f"--output: {path!r} needs pyarrow: pip install mimjax[parquet]; allowed without it: "
+            f"--output: {path!r} needs pyarrow: pip install 'mimjax[parquet]'; allowed without it: "
             "a file name that ends in .npz"
         ) from None
     return pyarrow, parquet

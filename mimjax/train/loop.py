@@ -144,6 +144,7 @@ def evaluation_due(run: Run, step: int) -> bool:
 
 def compile_step(run: Run):
     """Compile the train step ahead of time; return it and the meter that knows its FLOPs."""
+    run.log.say("compiling the train step; large networks take minutes")
     begin = time.perf_counter()
     traced = run.setup.program.trace()
     compiled = run.setup.program.compile(traced)
@@ -186,6 +187,8 @@ def report(run: Run, meter: m.Meter, step: int, values: dict[str, float]) -> Non
 def evaluate(run: Run, state: TrainState, step: int) -> None:
     """Run the evaluators that are due and write the report; errors name the evaluator."""
     values, total = {}, run.setup.clock.total_steps
+    if step == 0 and run.setup.evaluators:  # the first one compiles its programs, too
+        run.log.say("evaluating before the first update")
     for evaluator in run.setup.evaluators:
         if step > 0 and not due(step, evaluator.every, total):
             continue  # it has its own interval

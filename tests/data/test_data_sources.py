@@ -179,7 +179,7 @@ def test_photos_without_scikit_image(monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "skimage" else find(name)
     )
-    with pytest.raises(ConfigError, match=r"^data.source: .*pip install mimjax\[demo\]$"):
+    with pytest.raises(ConfigError, match=r"^data.source: .*pip install 'mimjax\[demo\]'$"):
         make_source("photos", "train")
 
 

@@ -181,7 +181,7 @@ def test_unknown_topologies(topology):
 
 def test_missing_libtpu(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "libtpu", None)
-    with pytest.raises(ConfigError, match=r"v5e:16x16 needs libtpu: pip install mimjax\[tpu\]"):
+    with pytest.raises(ConfigError, match=r"v5e:16x16 needs libtpu: pip install 'mimjax\[tpu\]'"):
         plan.find_devices("v5e:16x16")
 
 

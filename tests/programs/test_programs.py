@@ -98,6 +98,16 @@ def test_reconstruct_draws_the_runs_own_picture(runs):
     assert before == {p: after[p] for p in before}
 
 
+def test_a_run_says_what_it_waits_for_before_the_first_step(runs):
+    log = (runs["mae"] / "train.log").read_text()
+    order = [
+        *("compiling the train step", "train step compiled in"),
+        *("evaluating before the first update", "evaluation at step 0: ", "step 1/"),
+    ]
+    places = [log.index(line) for line in order]
+    assert places == sorted(places)
+
+
 def test_a_tasks_own_columns(runs):
     """CAE's columns, in this process."""
     run = trained.read_run(str(runs["cae"]))
@@ -488,7 +498,7 @@ def test_tables_are_written_in_parts(tmp_path, monkeypatch):
         *(".a.npz.mimjax.json", ".a.parquet.mimjax.json", "a.npz", "a.parquet")
     ]
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"needs pyarrow: pip install mimjax\[parquet\]"):
+    with pytest.raises(ConfigError, match=r"needs pyarrow: pip install 'mimjax\[parquet\]'"):
         tables.check("c.parquet", False)
 
 

@@ -1,5 +1,6 @@
 """Compiled programs are kept and read again; a folder that cannot be used is named, and no more."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -35,6 +36,12 @@ def compiled(number):
 
 def entries(folder):
     return sorted(p.name for p in folder.rglob("*-cache"))
+
+
+def test_the_cache_begins_without_a_line_of_jax(tmp_path, quiet, caplog):
+    caplog.set_level(logging.INFO)  # as absl sets it in programs
+    compile_cache.enable(str(tmp_path), print)
+    assert not [r for r in caplog.records if r.name.startswith("jax")]
 
 
 def test_programs_are_kept_in_a_folder_of_this_processor(tmp_path, quiet):

@@ -75,7 +75,8 @@ def test_as_a_real_process(run):
     ]
     output = f"--output={run / 'one.safetensors'}"
     out = helpers.run("export", workdir, "--format=timm", output, "--overwrite")
-    said = "verified: " if real_torchvision() else "written, not verified: install mimjax[timm] to "
+    missing = "written, not verified: pip install 'mimjax[timm]' to "
+    said = "verified: " if real_torchvision() else missing
     assert f"\n{said}" in out.stdout
 
 

@@ -242,7 +242,9 @@ def _torch_load(path: str) -> dict[str, Any]:
     try:
         import torch
     except ImportError:
-        raise ConfigError(f"{path}: reading .pth needs torch: pip install mimjax[torch]") from None
+        raise ConfigError(
+            f"{path}: reading .pth needs torch: pip install 'mimjax[torch]'"
+        ) from None
     import argparse
     import pickle
     import warnings

@@ -67,7 +67,7 @@ def import_torch(what: str) -> Any:
     try:
         import torch
     except ImportError:
-        raise ConfigError(f"{what}: needs torch: pip install mimjax[torch]") from None
+        raise ConfigError(f"{what}: needs torch: pip install 'mimjax[torch]'") from None
     return torch
 
 
