@@ -89,7 +89,10 @@ def method_config(file: FileTensors) -> tuple[Config | None, str]:
       ConfigError: another version made the file.
     """
     if "settings" not in file.about:
-        return None, f"{file.where} holds an encoder and no decoder"
+        return None, (
+            f"{file.where} holds an encoder and no decoder; allowed: the workdir of a pretraining "
+            "run, or an export of it with --decoder"
+        )
     where = f"{file.where}: its metadata"
     settings = config_version.upgrade(json.loads(file.about["settings"]), where)
     try:

@@ -93,7 +93,7 @@ def test_encoders_of_every_other_file(path, tmp_path):
     assert model.num_classes == 0
     if kind.startswith("cae."):
         assert "keys not read" in model.report[-1]
-    with pytest.raises(ConfigError, match="an encoder and no decoder"):
+    with pytest.raises(ConfigError, match="an encoder and no decoder; allowed: the workdir of"):
         model.reconstruct(images)
 
 
