@@ -255,8 +255,8 @@ FAULTS = [
     Fault(
         "softmax scale",
         f"{S}/attention.py",
-        "(q * q.shape[-1] ** -0.5, k, v)",
-        "(q * (q.shape[-1] + 1) ** -0.5, k, v)",
+        "(q * q.shape[-1] ** -0.5, k, v, bias)",
+        "(q * (q.shape[-1] + 1) ** -0.5, k, v, bias)",
         "mae_base",
     ),
     Fault(

@@ -28,7 +28,7 @@ INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
 CALLED = re.compile(r"\b(calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-TRIPS = re.compile(r'"knowntrip_count":\s*\{"n":\s*"(\d+)"')
+TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"(\d+)"')
 SOURCE = re.compile(r'op_name="([^"]*)"')
 
 

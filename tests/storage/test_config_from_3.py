@@ -355,6 +355,8 @@ def test_a_user_s_task_keeps_its_settings():
         "task": "mine.py:Mine",
         "method": {"a": 1},
         "compile_cache_dir": "auto",
+        "attention": "auto",
+        "stream": "compute",
     }
 
 
