@@ -106,6 +106,16 @@ def test_a_peer_of_another_function_is_refused():
         model.fill(weights)
 
 
+@pytest.mark.parametrize("shape", program.SHAPES)
+@pytest.mark.parametrize("method", program.PEERS)
+def test_every_method_has_settings_at_every_shape(method, shape):
+    c = exchange.config(method, shape, 4)
+    assert (c.batch_size, c.dtype, c.method.encoder.get("drop_path", 0.0)) == (4, "float32", 0.0)
+    small = method == "mae" and shape == "ti"
+    if "decoder" in c.method and "width" in c.method.decoder and shape != "tiny":
+        assert c.method.decoder.width == (256 if small else 512)
+
+
 def test_the_program_knows_the_peers():
     assert {k: tuple(v) for k, v in runner.METHODS.items()} == program.PEERS
     assert tuple(runner.VARIANTS) == program.VARIANTS

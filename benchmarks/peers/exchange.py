@@ -65,7 +65,7 @@ def config(name: str, shape: str, batch: int, dtype: str = "float32") -> Any:
     for part in (m[k] for k in m if hasattr(m[k], "keys")):
         if "drop_path" in part:
             part.drop_path = 0.0
-    if shape in DECODERS and "decoder" in m and "width" in m.decoder:
+    if size in DECODERS and "decoder" in m and "width" in m.decoder:
         m.decoder.width, m.decoder.depth, m.decoder.heads = DECODERS[size]
     if shape == "tiny":
         shrink(m)
