@@ -166,12 +166,8 @@ class CAEv2(Context):
 
     def __init__(self, s: Settings):
         super().__init__(s)
-        target = s.method["teacher_target"]
-        net = target["network"]
-        out = net["proj_dim"] if target["project"] else net["width"]
-        self.decoder = Latents(s, self.width, out)
-        side = self.encoder.grid[0] * net["patch"]
-        self.teacher = frozen.CLIP(target, side, s.sdpa)
+        self.teacher = frozen.CLIP(s.method["teacher_target"], self.encoder.grid[0], s.sdpa)
+        self.decoder = Latents(s, self.width, self.teacher.width)
 
     def targets(self, batch: Batch) -> Batch:
         if "features" in batch:

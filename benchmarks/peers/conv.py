@@ -192,11 +192,8 @@ class MRMAE(MCMAE):
 
     def __init__(self, s: Settings):
         super().__init__(s)
-        target = s.method["mimic_target"]
-        net = target["network"]
-        out = net["proj_dim"] if target["project"] else net["width"]
-        self.mimic_head = nn.Linear(s.encoder["width"], out)
-        self.teacher = frozen.CLIP(target, self.grid[0] * net["patch"], s.sdpa)
+        self.teacher = frozen.CLIP(s.method["mimic_target"], self.grid[0], s.sdpa)
+        self.mimic_head = nn.Linear(s.encoder["width"], self.teacher.width)
 
     def targets(self, batch: Batch) -> Batch:
         if "looks" in batch:

@@ -40,18 +40,27 @@ class DallE(nn.Module):
 
 
 class CLIP(nn.Module):
-    """CLIP's visual tower: features of all tokens, and where the class token looks."""
+    """CLIP's visual tower: features of all tokens, and where the class token looks.
 
-    def __init__(self, target: dict[str, Any], image_size: int, sdpa: bool):
+    Args:
+      target: the settings of mimjax's target.
+      rows: rows of patches, those of the student.
+
+    Attributes:
+      width: width of the features.
+    """
+
+    def __init__(self, target: dict[str, Any], rows: int, sdpa: bool):
         super().__init__()
         net = target["network"]
+        self.width = net["proj_dim"] if target["project"] else net["width"]
         config = CLIPVisionConfig(
             hidden_size=net["width"],
             intermediate_size=round(net["width"] * net["mlp_ratio"]),
             projection_dim=net["proj_dim"] or net["width"],
             num_hidden_layers=net["depth"],
             num_attention_heads=net["heads"] or net["width"] // 64,
-            image_size=image_size,
+            image_size=rows * net["patch"],
             patch_size=net["patch"],
             attn_implementation="sdpa" if sdpa else "eager",  # pyright: ignore[reportCallIssue]
         )
