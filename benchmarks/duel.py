@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from mimjax.programs import allocator
+
 
 def serve(make: Callable[[], Callable[[], float]], core: int, warmup: int = 2) -> None:
     """Serve as a contender's process: build the step, warm up, answer each line with a timed step.
@@ -28,6 +30,7 @@ def serve(make: Callable[[], Callable[[], float]], core: int, warmup: int = 2) -
       warmup: steps before the first answer; the first of them compiles.
     """
     os.sched_setaffinity(0, {core})
+    allocator.keep()  # as our programs do; PyTorch gains from it, too
     step = make()
     for _ in range(warmup):
         step()

@@ -3,8 +3,8 @@
 A multiply-add is 2 FLOPs; products and convolutions only. The backward pass costs twice the forward
 pass, less the gradient with respect to the images, which nobody needs; passes without a gradient
 count once. `official=True` counts the published codes, which embed all patches before they drop the
-masked ones, predict every patch and let teachers project every token; False counts what this
-package runs, to which `train.flops.step_flops` agrees by counting the program. Convolutional
+masked ones, compute and predict every patch in a decoder's last block and let teachers project
+every token; False counts what this package runs, to which `train.flops.step_flops` agrees by counting the program. Convolutional
 encoders have no formula here: the program alone is counted.
 """
 
@@ -85,6 +85,12 @@ class Counts(NamedTuple):
         sizes = {"cls": 1, "visible": self.visible, "masked": self.masked}
         return sum(sizes[place] for place in self.at)
 
+    @property
+    def first(self) -> int:
+        """The number of tokens before the first of the places."""
+        begin = {"cls": 0, "visible": 1, "masked": 1 + self.visible}
+        return min(begin[place] for place in self.at)
+
 
 # ------------------------------------------------------------------ layers
 def linear(tokens: int, width_in: int, width_out: int) -> float:
@@ -108,6 +114,11 @@ def block(tokens: int, width: int, ratio: float = 4.0) -> float:
     return attention(tokens, tokens, width, width, width) + mlp(tokens, width, ratio)
 
 
+def unread(tokens: int, total: int, width: int, inner: int) -> float:
+    """What the last block saves at tokens that nobody reads; their queries are projected."""
+    return tokens * (linear(1, inner, width) + 4.0 * total * inner) + mlp(tokens, width)
+
+
 def encoder(vit: Any, patches: int, embedded: int) -> tuple[float, float]:
     """Return FLOPs over `patches` and CLS: all of it, and the embedding of `embedded` patches."""
     embed = linear(embedded, vit.channels * vit.patch**2, vit.width)
@@ -125,8 +136,11 @@ def network(part: Any, c: Counts) -> float:
 def _(part: MAEDecoder, c: Counts) -> float:
     n = c.vit.num_patches
     down = linear(c.visible + 1, c.vit.width, part.width)
-    predicted = n if c.official else c.masked
-    return down + part.depth * block(n + 1, part.width) + linear(predicted, part.width, part.out)
+    predicted, d = n if c.official else c.tokens, part.width
+    blocks = part.depth * block(n + 1, d)
+    if not c.official and part.depth:
+        blocks -= unread(c.first, n + 1, d, d)
+    return down + blocks + linear(predicted, d, part.out)
 
 
 @network.register
@@ -138,8 +152,12 @@ def _(part: InjectedDecoder, c: Counts) -> float:
     one = attention(n, n, d, d, inner) + mlp(n, d)
     if part.inject is not None:
         one += attention(n, c.visible + 1, d, vit.width, inner)
-    predicted = n - 1 if c.official else c.masked
-    return linear(c.visible + 1, vit.width, d) + part.depth * one + linear(predicted, d, part.out)
+    predicted, blocks = n - 1 if c.official else c.tokens, part.depth * one
+    if not c.official and part.depth:
+        blocks -= unread(c.first, n, d, inner)
+        if part.inject is not None:
+            blocks -= c.first * (linear(1, d, 2 * inner) + 4.0 * (c.visible + 1) * inner)
+    return linear(c.visible + 1, vit.width, d) + blocks + linear(predicted, d, part.out)
 
 
 @network.register

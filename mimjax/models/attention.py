@@ -28,6 +28,7 @@ from mimjax.models.layers import (
     drop_rate,
     kernel_init,
     layer_norm,
+    platform,
     shard_batch,
 )
 
@@ -77,12 +78,6 @@ def attend_by_heads(q, k, v, heads: int, bias=None, turn=None, **how: Any):
     if turn is not None:
         q, k = turn(q), turn(k)
     return rearrange(attend(q, k, v, bias, **how), "b n h d -> b n (h d)")
-
-
-def platform() -> str:
-    """Return the platform that is computed for: that of the mesh where one is set, as in plans."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device is not None else jax.default_backend()
 
 
 WHY = {
@@ -263,14 +258,15 @@ class Attention(nn.Module):
     recompute: bool = False
 
     @nn.compact
-    def __call__(self, x, context=None, rel_bias=None, turn=None):
-        """Return [b t d] in `dtype`.
+    def __call__(self, x, context=None, rel_bias=None, turn=None, first: int = 0):
+        """Return [b t-first d] in `dtype`.
 
         Args:
           x: tokens that make the queries, [b t d].
           context: tokens that make keys and values, [b k d]; None = `x`.
-          rel_bias: bias of the logits, see `attend`.
-          turn: see `attend_by_heads`.
+          rel_bias: bias of the logits of all queries, see `attend`.
+          turn: see `attend_by_heads`; only where `first` is 0.
+          first: number of tokens in front that make keys and values alone.
         """
         width = x.shape[-1]
         inner = self.heads * (width // self.heads)
@@ -285,6 +281,9 @@ class Attention(nn.Module):
         if self.bias == "qv":
             q, v = with_bias(self, q, "q_bias"), with_bias(self, v, "v_bias")
         how = {"form": self.attention_form, "recompute": self.recompute}
+        if first:
+            q = q[:, first:]
+            rel_bias = None if rel_bias is None else rel_bias[:, :, first:]
         out = attend_by_heads(q, k, v, self.heads, rel_bias, turn, **how)
         return dense(width, "proj", self.dtype, init=init(depth=self.depth))(out)
 
@@ -311,14 +310,15 @@ class Block(Branch):
     recompute: bool = False
 
     @nn.compact
-    def __call__(self, x, context=None, train: bool = False, rel_bias=None):
-        """Return the tokens [b t d] after this block.
+    def __call__(self, x, context=None, train: bool = False, rel_bias=None, first: int = 0):
+        """Return the tokens [b t-first d] after this block.
 
         Args:
           x: tokens, [b t d].
           context: what the cross-attention attends to, [b k d]; None = there is no cross-attention.
           train: whether branches are dropped.
           rel_bias: bias of the self-attention's logits, see `attend`.
+          first: number of tokens in front that others attend to, and that are not returned.
         """
         attention = functools.partial(
             Attention,
@@ -331,8 +331,8 @@ class Block(Branch):
             self.recompute,
         )
         x = shard_batch(x)
-        y = attention(name="attn")(layer_norm("norm1", self.dtype)(x), None, rel_bias)
-        x = x + self.residual(y, "gamma_1", train)
+        y = attention(name="attn")(layer_norm("norm1", self.dtype)(x), None, rel_bias, first=first)
+        x = x[:, first:] + self.residual(y, "gamma_1", train)
         if context is not None:
             query = layer_norm("norm_q", self.dtype)(x)
             context = layer_norm("norm_kv", self.dtype)(context)
@@ -363,17 +363,22 @@ def rematerialized(cls: Any, remat: Remat, static: tuple[int, ...], **fields: An
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
-def run_blocks(x, depth: int, *args, drop_path: float = 0.0, **options):
+def run_blocks(x, depth: int, *args, first: int = 0, drop_path: float = 0.0, **options):
     """Apply blocks block_00, block_01, ... in turn; to be called in a module's compact method.
+
+    Returns:
+      [b t-first d].
 
     Args:
       x: tokens, [b t d].
       depth: number of blocks.
       args: further arguments of each block's call, after x.
+      first: number of tokens in front that nobody reads: the last block does not compute them.
       drop_path: the last block's rate; it rises linearly from 0.
       options: fields of every block.
     """
     for i in range(depth):
         rate, name = drop_rate(drop_path, i, depth), f"block_{i:02d}"
-        x = Block(drop_path=rate, name=name, **options)(x, *args)
-    return x
+        unread = {"first": first} if i == depth - 1 else {}
+        x = Block(drop_path=rate, name=name, **options)(x, *args, **unread)
+    return x if depth else x[:, first:]

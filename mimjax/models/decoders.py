@@ -53,6 +53,11 @@ class PixelHead(nn.Module):
         return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
+def starts(prefix: int, visible: int) -> dict[str, int]:
+    """Return where each place begins among tokens in the order [prefix, visible, masked]."""
+    return {"cls": 0, "visible": prefix, "masked": prefix + visible}
+
+
 def at_places(
     last: Any, x: jax.Array, prefix: int, visible: int, rows: int, at: tuple[str, ...]
 ) -> ByPlace:
@@ -60,16 +65,16 @@ def at_places(
 
     Args:
       last: makes predictions of tokens [b k d].
-      x: [b*s p+v+m/s d], where the masked patches of an image are s sets, one row each.
+      x: [b*s t d], where the masked patches of an image are s sets, one row each. Tokens before
+        the first of the places are not among them.
       prefix, visible: numbers of prefix tokens and of visible patches.
       rows: b, the number of images.
     """
-    bounds = {
-        "cls": slice(0, 1),
-        "visible": slice(prefix, prefix + visible),
-        "masked": slice(prefix + visible, None),
-    }
-    return {place: last(x[:, bounds[place]].reshape(rows, -1, x.shape[-1])) for place in at}
+    begin = starts(prefix, visible)
+    first = min(begin[place] for place in at)
+    end = {"cls": 1, "visible": begin["masked"], "masked": first + x.shape[1]}
+    part = lambda place: x[:, begin[place] - first : end[place] - first]
+    return {place: last(part(place).reshape(rows, -1, x.shape[-1])) for place in at}
 
 
 def apart(x: jax.Array, sequences: int) -> jax.Array:
@@ -163,6 +168,7 @@ class MAEDecoder(Positioned, Predictor):
         ids = jnp.concatenate([ids_v, ids_m], axis=1)
         pos = positions(self.grid, self.pos_grid, self.width, self.positions, ids)
         x = x + jnp.pad(pos, ((0, 0), (self.prefix, 0), (0, 0))).astype(x.dtype)  # zeros for CLS
+        begin = starts(self.prefix, ids_v.shape[1])
         x = run_blocks(
             x,
             self.depth,
@@ -172,6 +178,7 @@ class MAEDecoder(Positioned, Predictor):
             mlp_ratio=self.mlp_ratio or 4.0,
             dtype=self.dtype,
             attention_form=self.attention_form,
+            first=min(begin[place] for place in at),
         )
         norm, head = layer_norm("norm", self.dtype), dense(self.out, "head", self.dtype)
         return at_places(lambda y: head(norm(y)), x, self.prefix, ids_v.shape[1], b, at)
@@ -276,6 +283,7 @@ class InjectedDecoder(Positioned, Predictor):
         token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width), jnp.float32)
         pos = positions(self.grid, self.pos_grid, self.width, self.positions, ids_m)
         x = jnp.concatenate([x, (token + pos).astype(x.dtype)], axis=1)
+        begin = starts(self.prefix, ids_v.shape[1])
         x = run_blocks(
             x,
             self.depth,
@@ -285,6 +293,7 @@ class InjectedDecoder(Positioned, Predictor):
             init_scheme=self.init_scheme,
             dtype=self.dtype,
             attention_form=self.attention_form,
+            first=min(begin[place] for place in at),
         )
         norm, last = layer_norm("norm", self.dtype), self.last()
         return at_places(lambda y: last(norm(y)), x, self.prefix, ids_v.shape[1], b, at)

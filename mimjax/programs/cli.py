@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from mimjax import stopping
 from mimjax.errors import ConfigError, Exit, PeerError, RunError, UserCodeError, code_of
-from mimjax.programs import parser, processes, usage
+from mimjax.programs import allocator, parser, processes, usage
 
 # A module of `mimjax.programs`: its docstring is the text of --help, `define_flags()` defines its
 # flags, REQUIRED names those that must be given, `main()` runs it when they are parsed.
@@ -48,6 +48,7 @@ def run(program: Program, words: Sequence[str]) -> None:
     Args:
       words: the command line after the program's name.
     """
+    allocator.keep()
     stopping.install()
     for name in ("matplotlib", "jax._src.xla_bridge"):  # where fonts lie, which chips are not there
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -31,7 +31,7 @@ PyTree = Any
 CALLS = ("jit", "closed_call", "core_call", "remat2")
 # Linear in one operand, whatever their settings.
 LINEAR = ("neg", "transpose", "reshape", "broadcast_in_dim", "squeeze", "expand_dims", "copy")
-LINEAR += ("reduce_sum", "slice", "split", "rev")
+LINEAR += ("reduce_sum", "slice", "split", "rev", "optimization_barrier")
 PRODUCTS = ("mul", "dot_general")  # linear in each of two operands
 GROWING = ("broadcast_in_dim", "mul", "div", "dot_general")  # what they make may be images again
 SUMS = ("add", "add_any", "sub", "concatenate")  # linear in all operands together

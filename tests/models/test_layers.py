@@ -53,6 +53,27 @@ def test_gelu_is_the_erf_form():
     both(layers.gelu, plain, jnp.linspace(-6.0, 6.0, 301))
 
 
+NUMBERS = (((2,), (0,)), ((), ()))
+
+
+@pytest.mark.parametrize(("width", "out"), [(6, 24), (24, 6)])
+def test_a_product_of_tokens_is_that_of_a_linear_layer(width, out):
+    ours = lambda x, kernel: layers.product(x, kernel, NUMBERS)
+    both(ours, lambda x, kernel: x @ kernel, random(1, 4, 5, width), random(2, width, out))
+
+
+@pytest.mark.parametrize(("width", "out"), [(6, 24), (24, 6)])
+def test_on_cpu_a_kernel_s_gradient_is_a_product_of_matrices(width, out):
+    loss = lambda x, kernel: jnp.sin(layers.product(x, kernel, NUMBERS)).sum()
+    x, kernel = random(1, 4, 5, width), random(2, width, out)
+    jaxpr = jax.make_jaxpr(jax.grad(loss, 1))(x, kernel)
+    products = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
+    assert len(products) == 2
+    for eqn in products:
+        assert [v.aval.ndim for v in eqn.invars] == [2, 2]
+    assert products[1].params["dimension_numbers"][0] == ((0,), (0,))  # over 20 rows
+
+
 def test_attend_is_softmax_attention():
     def plain(q, k, v):
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5

@@ -44,11 +44,11 @@ def test_table(method):
 
 
 def test_what_the_package_saves_is_small():
-    """The package embeds visible patches alone and predicts what losses read: up to 3 % less."""
+    """It embeds visible patches alone, and last blocks compute what losses read: up to 4 % less."""
     for method in TABLE:
         task = formulas.published(method, "b")
         ours, theirs = formulas.flops(task).train, formulas.flops(task, official=True).train
-        assert 0.97 < ours / theirs <= 1, method
+        assert 0.96 < ours / theirs <= 1, method
 
 
 @pytest.mark.parametrize("method", helpers.gated(formulas.METHODS, ["mae", "cae"]))
