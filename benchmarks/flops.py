@@ -4,8 +4,8 @@ A multiply-add is 2 FLOPs; products and convolutions only. The backward pass cos
 pass, less the gradient with respect to the images, which nobody needs; passes without a gradient
 count once. `official=True` counts the published codes, which embed all patches before they drop the
 masked ones, compute and predict every patch in a decoder's last block and let teachers project
-every token; False counts what this package runs, to which `train.flops.step_flops` agrees by counting the program. Convolutional
-encoders have no formula here: the program alone is counted.
+every token; False counts what this package runs, to which `train.flops.step_flops` agrees by
+counting the program. Convolutional encoders have no formula here: the program alone is counted.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ def keep() -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    return all([libc.mallopt(setting, value) == 1 for setting, value in SETTINGS])
+    done = [libc.mallopt(setting, value) for setting, value in SETTINGS]  # 1 = taken
+    return all(done)
 
 
 def accelerated() -> bool:
