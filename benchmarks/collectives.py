@@ -1,0 +1,85 @@
+"""Numbers that devices exchange per update, beside theory: `python -m benchmarks.collectives`.
+
+  python -m benchmarks.collectives [--topology=cpu:8] [--methods=mae,dvae] [--accum=1,2,4]
+    [--fsdp=1,8] [--json=FILE]
+
+Programs of the demos are compiled for devices that need not be there, as `mimjax plan` does. A cell
+is what is reduced over what the parallelism needs (1 = each gradient once per update); with
+parameters divided, behind it, what is gathered over twice the parameters. Wrong: above 1.02.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from benchmarks import methods
+
+
+def analyze(name: str, topology: str, accum: int, fsdp: int) -> dict[str, Any]:
+    """Return one program's row."""
+    from mimjax import sharding
+    from mimjax.programs import plan
+    from mimjax.run.sections import load
+
+    c = load(f"{name}:demo").unlock()
+    for section in (c.method, *(s for s in c.method.values() if hasattr(s, "keys"))):
+        if "path" in section:
+            section.path = "random"
+    sharding.SMALL = 2**12  # arrays of a demo are small, and would all stay whole
+    devices = len(plan.find_devices(topology)[0])
+    c.batch_size, c.accum, c.mesh.fsdp = 4 * accum * devices, accum, fsdp
+    report, _ = plan.analyze(c, topology)
+    share = {"fsdp": fsdp, "method": name, "topology": topology, "accum": accum}
+    share["seconds"] = report["compile_seconds"]
+    need = report["theory"]
+    kinds = {row["kind"]: row["bytes_by_dtype"] for row in report["collectives"]}
+    width = {"bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1}
+    numbers = lambda kind: sum(b / width.get(t, 4) for t, b in kinds.get(kind, {}).items())
+    gathered = sum(kinds.get("all-gather", {}).values())
+    share["reduced"] = (numbers("all-reduce") + numbers("reduce-scatter")) / need["reduce"]
+    share["gathered"] = gathered / need["gather"] if need["gather"] else 0.0
+    share["failed"] = [v["name"] for v in report["verdicts"] if not v["ok"]]
+    return share
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return rows as a table in Markdown: a line for a method and topology."""
+    from mimjax.evaluators.table import markdown
+
+    names = {}
+    for r in rows:
+        layout = f"fsdp {r['fsdp']}" if r["fsdp"] > 1 else "whole"
+        text = f"{r['reduced']:.4f}" + (f" ({r['gathered']:.2f})" if r["fsdp"] > 1 else "")
+        text += "".join(f" {name}!" for name in r["failed"])
+        names.setdefault((r["method"], r["topology"]), {})[f"{layout}, accum {r['accum']}"] = text
+    columns = list(dict.fromkeys(k for cells in names.values() for k in cells))
+    body = [[*key, *(cells.get(k, "not run") for k in columns)] for key, cells in names.items()]
+    return "\n".join(markdown(["method", "devices", *columns], body))
+
+
+def main() -> None:
+    """Compile, print a line for each program, and the table at the end."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--methods", default=",".join((*methods.METHODS, "dvae")))
+    parser.add_argument("--topology", default="cpu:8", help="cpu:64, v5e:16x16 ...")
+    parser.add_argument("--accum", default="1,2,4")
+    parser.add_argument("--fsdp", default="1,8", help="ways in which parameters are divided")
+    parser.add_argument("--json", default="", help="a file to which one row a program is added")
+    args = parser.parse_args()
+    rows = []
+    integers = lambda text: [int(x) for x in text.split(",")]
+    layouts = [(f, a) for f in integers(args.fsdp) for a in integers(args.accum)]
+    for name in args.methods.split(","):
+        for fsdp, accum in layouts:
+            rows.append(analyze(name, args.topology, accum, fsdp))
+            print(json.dumps(rows[-1]), flush=True)
+            if args.json:
+                with open(args.json, "a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
