@@ -138,7 +138,12 @@ def network(task, params, prepared, name):
     module = task.network(name)
     args = module.inputs(encoded, PATCHES)
     out = module.apply({"params": params[name]}, *args)
-    return at_patches(out), intermediates(module, params[name], *args)
+    inside = intermediates(module, params[name], *args)
+    if "cls" in module.places(task.encoder, ("cls", *PATCHES)):
+        # the last block computes the tokens that are read: the official outputs hold all
+        whole = intermediates(module, params[name], *module.inputs(encoded, ("cls", *PATCHES)))
+        inside |= {k: v for k, v in whole.items() if k.startswith("block_")}
+    return at_patches(out), inside
 
 
 def at_patches(values):
