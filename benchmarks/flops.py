@@ -22,7 +22,7 @@ from mimjax.methods.mcmae import MCMAE
 from mimjax.methods.mim import MIM
 from mimjax.methods.mrmae import MRMAE
 from mimjax.models.dalle import GROUPS
-from mimjax.models.decoders import InjectedDecoder, MAEDecoder
+from mimjax.models.decoders import InjectedDecoder, MAEDecoder, first_read
 from mimjax.models.heads import LinearHead
 from mimjax.models.regressor import LatentDecoder, Regressor, SharedHead
 from mimjax.models.vit import SIZES, ViT
@@ -88,8 +88,7 @@ class Counts(NamedTuple):
     @property
     def first(self) -> int:
         """The number of tokens before the first of the places."""
-        begin = {"cls": 0, "visible": 1, "masked": 1 + self.visible}
-        return min(begin[place] for place in self.at)
+        return first_read(1, self.visible, self.at)
 
 
 # ------------------------------------------------------------------ layers

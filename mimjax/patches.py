@@ -100,6 +100,11 @@ def split(mask: Bool[Array, "b n"], num_masked: int) -> tuple[Int[Array, "b v"],
     return order[:, :num_visible], order[:, num_visible:]
 
 
+def mask_of(ids: Int[Array, "b m"], n: int) -> Bool[Array, "b n"]:
+    """Return the mask of n patches that is True at `ids`; devices need not communicate."""
+    return (ids[:, :, None] == jnp.arange(n)).any(axis=1)
+
+
 def patchify(images: Float[Array, "b h w c"], patch: int) -> Float[Array, "b n d"]:
     """Return images as flat patches in raster order; inside a patch (row, column, channel)."""
     return rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimjax.masking.base import Grid, Masking, Ratio, Weights, count
-from mimjax.patches import split
+from mimjax.patches import mask_of, split
 from mimjax.task import Batch, Key, Prepared, Student
 from mimjax.values import Count, Some, Whole
 
@@ -223,7 +223,5 @@ class BlockRandom(Block):
             last = jax.random.randint(key, (), 0, self.roll_max + 1)
             order = jnp.roll(batch["order"], last, axis=1)
             masked = order[:, -self.num_masked(encoder.grid) :]
-            rows = jnp.arange(len(masked))[:, None]
-            mask = jnp.zeros(order.shape, bool).at[rows, masked].set(True)
-            batch = batch | {"mask": mask}
+            batch = batch | {"mask": mask_of(masked, encoder.num_patches)}
         return super().choose(batch, encoder, attention, key)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from mimjax.errors import ConfigError
 from mimjax.masking.base import Grid, Random
+from mimjax.patches import mask_of
 from mimjax.task import Batch, Key, Prepared, Student
 from mimjax.values import Text
 
@@ -66,8 +67,7 @@ class Salient(Random):
         assert attention is not None, "the method passes that of the target"
         visible = encoder.num_patches - self.num_masked(encoder.grid)
         masked = select_visible(attention, visible, self.select, key)[1]
-        rows = jnp.arange(len(masked))[:, None]
-        mask = jnp.zeros(attention.shape, bool).at[rows, masked].set(True)
+        mask = mask_of(masked, encoder.num_patches)
         return super().choose(batch | {"mask": mask}, encoder, attention, key)
 
     def check(self, key: str, encoder: Student) -> None:

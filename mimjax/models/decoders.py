@@ -58,6 +58,11 @@ def starts(prefix: int, visible: int) -> dict[str, int]:
     return {"cls": 0, "visible": prefix, "masked": prefix + visible}
 
 
+def first_read(prefix: int, visible: int, at: tuple[str, ...]) -> int:
+    """Return the number of tokens before the first of the places, see `starts`."""
+    return min(starts(prefix, visible)[place] for place in at)
+
+
 def at_places(
     last: Any, x: jax.Array, prefix: int, visible: int, rows: int, at: tuple[str, ...]
 ) -> ByPlace:
@@ -70,8 +75,7 @@ def at_places(
       prefix, visible: numbers of prefix tokens and of visible patches.
       rows: b, the number of images.
     """
-    begin = starts(prefix, visible)
-    first = min(begin[place] for place in at)
+    begin, first = starts(prefix, visible), first_read(prefix, visible, at)
     end = {"cls": 1, "visible": begin["masked"], "masked": first + x.shape[1]}
     part = lambda place: x[:, begin[place] - first : end[place] - first]
     return {place: last(part(place).reshape(rows, -1, x.shape[-1])) for place in at}
@@ -168,7 +172,6 @@ class MAEDecoder(Positioned, Predictor):
         ids = jnp.concatenate([ids_v, ids_m], axis=1)
         pos = positions(self.grid, self.pos_grid, self.width, self.positions, ids)
         x = x + jnp.pad(pos, ((0, 0), (self.prefix, 0), (0, 0))).astype(x.dtype)  # zeros for CLS
-        begin = starts(self.prefix, ids_v.shape[1])
         x = run_blocks(
             x,
             self.depth,
@@ -178,7 +181,7 @@ class MAEDecoder(Positioned, Predictor):
             mlp_ratio=self.mlp_ratio or 4.0,
             dtype=self.dtype,
             attention_form=self.attention_form,
-            first=min(begin[place] for place in at),
+            first=first_read(self.prefix, ids_v.shape[1], at),
         )
         norm, head = layer_norm("norm", self.dtype), dense(self.out, "head", self.dtype)
         return at_places(lambda y: head(norm(y)), x, self.prefix, ids_v.shape[1], b, at)
@@ -283,7 +286,6 @@ class InjectedDecoder(Positioned, Predictor):
         token = self.param("mask_token", clipped_normal(0.02), (1, 1, self.width), jnp.float32)
         pos = positions(self.grid, self.pos_grid, self.width, self.positions, ids_m)
         x = jnp.concatenate([x, (token + pos).astype(x.dtype)], axis=1)
-        begin = starts(self.prefix, ids_v.shape[1])
         x = run_blocks(
             x,
             self.depth,
@@ -293,7 +295,7 @@ class InjectedDecoder(Positioned, Predictor):
             init_scheme=self.init_scheme,
             dtype=self.dtype,
             attention_form=self.attention_form,
-            first=min(begin[place] for place in at),
+            first=first_read(self.prefix, ids_v.shape[1], at),
         )
         norm, last = layer_norm("norm", self.dtype), self.last()
         return at_places(lambda y: last(norm(y)), x, self.prefix, ids_v.shape[1], b, at)

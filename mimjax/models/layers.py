@@ -101,8 +101,8 @@ def shard_batch(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
 def recomputed(fn):
     """Return a function of which the gradient keeps the arguments alone.
 
-    On processors it is computed again where the gradient needs it; there a small formula costs less
-    than an array that is written and read. Other compilers may share it with the forward pass.
+    On CPUs it is computed again where the gradient needs it; there a small formula costs less than
+    an array that is written and read. Other compilers may share it with the forward pass.
     """
     return lambda *args: jax.checkpoint(fn, prevent_cse=platform() == "cpu")(*args)
 
@@ -113,10 +113,10 @@ def platform() -> str:
     return device.platform if device is not None else jax.default_backend()
 
 
-def product(x, kernel, numbers, precision=None, **how):
+def matrix_product(x, kernel, numbers, precision=None, **how):
     """Return x @ kernel, [... in] and [in out]: `nn.Dense.dot_general` of our linear layers.
 
-    On processors it is one product of two matrices, not of [b t in]: the kernel's gradient sums
+    On CPUs it is one product of two matrices, not of [b t in]: the kernel's gradient sums
     over b and t, and XLA would transpose both factors first. Where a layer narrows and has many
     rows, that gradient is made as [out in] and transposed, because XLA's product is up to a third
     slower with the wider factor on the left; barriers keep the transposes apart.
@@ -231,7 +231,12 @@ def dense(
       init: initializer of the kernel; Xavier-uniform in most methods.
     """
     return nn.Dense(
-        features, use_bias=bias, dtype=dtype, kernel_init=init, dot_general=product, name=name
+        features,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=init,
+        dot_general=matrix_product,
+        name=name,
     )
 
 
@@ -239,7 +244,12 @@ def pointwise(features: int, channels: int, name: str, dtype: Dtype) -> nn.Dense
     """Return a 1x1 convolution from `channels` to `features`, initialized as PyTorch does."""
     init = torch_uniform(channels)
     return nn.Dense(
-        features, dtype=dtype, kernel_init=init, bias_init=init, dot_general=product, name=name
+        features,
+        dtype=dtype,
+        kernel_init=init,
+        bias_init=init,
+        dot_general=matrix_product,
+        name=name,
     )
 
 

@@ -1,4 +1,4 @@
-"""Memory that the C library keeps between two steps on processors.
+"""Memory that the C library keeps between two steps on CPUs.
 
 XLA asks for the temporaries of a step in one block and frees it when the step ends. By default
 glibc hands such a block to the kernel, which clears every page of the next one: a sixth of the CPU
@@ -43,7 +43,7 @@ def keep() -> bool:
 
 
 def accelerated() -> bool:
-    """Return whether jax may compute on something else than the processor."""
+    """Return whether jax may compute on something else than the CPU."""
     if chosen := os.environ.get("JAX_PLATFORMS"):
         return chosen != "cpu"
     return any(glob.glob(pattern) for pattern in ACCELERATORS)

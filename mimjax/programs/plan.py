@@ -182,6 +182,16 @@ def theory(program, dtype_bytes: int) -> dict[str, float]:
     return {"reduce": size(state.params) + again, "gather": float(dtype_bytes) * gathered}
 
 
+def exchanged(collectives: list[hlo.Collective]) -> dict[str, float]:
+    """What the program moves per step, in the units of `theory`."""
+    sums = [c for c in collectives if c.kind in ("all-reduce", "reduce-scatter")]
+    gathers = [c for c in collectives if c.kind == "all-gather"]
+    return {
+        "reduce": sum(c.times * math.prod(s.dims) for c in sums for s in c.shapes),
+        "gather": sum(c.bytes for c in gathers),
+    }
+
+
 def size(tree: Any) -> int:
     """The number of elements of a tree."""
     return sum(x.size for x in jax.tree.leaves(tree))
@@ -210,11 +220,9 @@ def activations(
 
 def judge(program, c: Config, collectives: list[hlo.Collective], mem: dict) -> list[Verdict]:
     """What the program must satisfy to scale."""
-    of = lambda *kinds: [x for x in collectives if x.kind in kinds]
-    moved = lambda *kinds: sum(x.bytes for x in of(*kinds))
-    sums = of("all-reduce", "reduce-scatter")
-    reduced = sum(x.times * math.prod(s.dims) for x in sums for s in x.shapes)
-    need, gathered = theory(program, 2 if c.dtype == "bfloat16" else 4), moved("all-gather")
+    moved = lambda *kinds: sum(x.bytes for x in collectives if x.kind in kinds)
+    need = theory(program, 2 if c.dtype == "bfloat16" else 4)
+    reduced, gathered = exchanged(collectives).values()
     shuffled, permuted = moved("all-to-all", "ragged-all-to-all"), moved("collective-permute")
     many = activations(program, c.batch_size, c.accum, collectives)
     unknown = [x.name for x in collectives if not x.times]
@@ -289,6 +297,7 @@ def analyze(c: Config, topology: str) -> tuple[dict[str, Any], str]:
         "compile_seconds": seconds,
         "collectives": table(collectives),
         "theory": theory(program, 2 if c.dtype == "bfloat16" else 4),
+        "exchanged": exchanged(collectives),
         "verdicts": [dataclasses.asdict(v) for v in judge(program, c, collectives, mem)],
         "versions": {"jax": jax.__version__, **tpu_version(devices)},
     }

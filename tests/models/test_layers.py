@@ -58,13 +58,13 @@ NUMBERS = (((2,), (0,)), ((), ()))
 
 @pytest.mark.parametrize(("width", "out"), [(6, 24), (24, 6)])
 def test_a_product_of_tokens_is_that_of_a_linear_layer(width, out):
-    ours = lambda x, kernel: layers.product(x, kernel, NUMBERS)
+    ours = lambda x, kernel: layers.matrix_product(x, kernel, NUMBERS)
     both(ours, lambda x, kernel: x @ kernel, random(1, 4, 5, width), random(2, width, out))
 
 
 @pytest.mark.parametrize(("width", "out"), [(6, 24), (24, 6)])
 def test_on_cpu_a_kernel_s_gradient_is_a_product_of_matrices(width, out):
-    loss = lambda x, kernel: jnp.sin(layers.product(x, kernel, NUMBERS)).sum()
+    loss = lambda x, kernel: jnp.sin(layers.matrix_product(x, kernel, NUMBERS)).sum()
     x, kernel = random(1, 4, 5, width), random(2, width, out)
     jaxpr = jax.make_jaxpr(jax.grad(loss, 1))(x, kernel)
     products = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]

@@ -8,6 +8,8 @@ import pytest
 
 from mimjax.programs import allocator
 
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone")
+
 # Pages that are cleared while a block of 64 MiB is taken, filled and freed ten times, in a thread
 # as XLA does it.
 PROGRAM = """
@@ -41,7 +43,6 @@ def run(**variables):
     return kept == "True", int(faults)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone")
 def test_a_block_is_cleared_once():
     kept, faults = run(JAX_PLATFORMS="cpu")
     assert kept

@@ -113,7 +113,7 @@ def test_types():
         hlo.collectives("nothing")
 
 
-CASES = [("mae", 1), ("mae", 4), ("bootmae", 1), ("beit", 4), ("mcmae", 4)]  # method, accum
+CASES = [("mae", 1), ("mae", 4), ("bootmae", 1), ("beit", 4), ("mcmae", 4), ("mrmae", 1)]  # accum
 
 
 def small(config, **overrides):
