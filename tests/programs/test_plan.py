@@ -113,13 +113,20 @@ def test_types():
         hlo.collectives("nothing")
 
 
-CASES = [("mae", 1), ("mae", 4), ("bootmae", 1), ("beit", 4), ("mcmae", 4), ("mrmae", 1)]  # accum
+CASES = [
+    ("mae", 1),
+    ("mae", 4),
+    ("bootmae", 1),
+    ("beit", 4),
+    ("mcmae", 4),
+    ("mrmae", 1),
+]  # method, accum
 
 
 def small(config, **overrides):
     """A demo of one block per network."""
     c = config.get_config("demo")
-    c.method.encoder.depth = 1
+    c.method.encoder.depth = 1 + max(0, *c.method.encoder.get("fuse_layers", [0]))
     for name in ("decoder", "pixel_decoder", "feature_decoder"):
         if name in c.method:
             c.method[name].depth = 1
