@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mimjax.models.convolution import convolution
 from mimjax.models.layers import Dtype, pointwise, torch_uniform
 from mimjax.values import Count, Range
 
@@ -22,12 +23,15 @@ GROUPS = 4  # widths 1, 2, 4 and 8 times the first
 STEP = 8  # pixels per token and side: a pooling after each group but the last
 
 
-def conv(features: int, size: int, channels: int, name: str, dtype: Dtype, stride: int = 1):
+def conv(
+    features: int, size: int, channels: int, name: str, dtype: Dtype, stride: int = 1, form=None
+):
     """Return a convolution with padding (size - stride) / 2 and PyTorch's default initialization.
 
     Args:
       features, channels: widths of the output and of the input.
       size: side of the kernel.
+      form: the function that convolves; None = `jax.lax.conv_general_dilated`.
     """
     init = torch_uniform(channels * size**2)
     pad = (size - stride) // 2
@@ -39,6 +43,7 @@ def conv(features: int, size: int, channels: int, name: str, dtype: Dtype, strid
         dtype=dtype,
         kernel_init=init,
         bias_init=init,
+        conv_general_dilated=form,
         name=name,
     )
 
@@ -62,7 +67,8 @@ class ResPath(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         inner, y = self.width // 4, x
         for i in (1, 2, 3):
-            y = conv(inner, 3, y.shape[-1], f"conv_{i}", self.dtype)(nn.relu(y))
+            layer = conv(inner, 3, y.shape[-1], f"conv_{i}", self.dtype, form=convolution)
+            y = layer(nn.relu(y))
         y = pointwise(self.width, inner, "conv_4", self.dtype)(nn.relu(y))
         if x.shape[-1] != self.width:
             x = pointwise(self.width, x.shape[-1], "id_path", self.dtype)(x)

@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from mimjax.models.attention import attend
+from mimjax.models.convolution import convolution
 from mimjax.models.layers import Dtype, shard_batch
 from mimjax.values import Count, Length
 
@@ -39,7 +40,8 @@ def group_norm(name: str, dtype: Dtype) -> nn.GroupNorm:
 
 def conv3(features: int, name: str, dtype: Dtype) -> nn.Conv:
     """Return a 3x3 convolution that keeps height and width."""
-    return nn.Conv(features, (3, 3), padding=1, dtype=dtype, name=name)
+    form = convolution
+    return nn.Conv(features, (3, 3), padding=1, dtype=dtype, conv_general_dilated=form, name=name)
 
 
 class ResnetBlock(nn.Module):
