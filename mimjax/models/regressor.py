@@ -9,6 +9,7 @@ of MAE and BootMAE do not (`models.decoders`).
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -278,4 +279,7 @@ class SharedHead(Predictor):
         """Return predictions by place from the tokens [b k w] there."""
         head, norm = dense(self.out, "head", self.dtype), layer_norm("norm", self.dtype)
         one = (lambda x: norm(head(x))) if self.order == "fc_ln" else (lambda x: head(norm(x)))
-        return {place: one(x) for place, x in tokens.items()}
+        # all places at once: devices then sum one gradient of the kernel, not one for each place
+        ends = list(itertools.accumulate(x.shape[1] for x in tokens.values()))
+        together = one(jnp.concatenate(list(tokens.values()), axis=1))
+        return dict(zip(tokens, jnp.split(together, ends[:-1], axis=1)))
