@@ -8,6 +8,7 @@ size; decoders, regressors and tokenizers are the methods' own.
 
 from __future__ import annotations
 
+import ast
 import time
 from typing import Any
 
@@ -26,6 +27,18 @@ def config(name: str, shape: str, batch: int) -> Any:
     c = load(f"{name}:demo" if shape == "tiny" else f"{name}:size={size}").unlock()
     c.batch_size = batch
     return c
+
+
+def settings(flags: list[str]) -> dict[str, Any]:
+    """Return the settings of flags KEY=VALUE; a value is a number, None, True, or text."""
+
+    def value(text: str) -> Any:
+        try:
+            return ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            return text
+
+    return {key: value(text) for key, _, text in (flag.partition("=") for flag in flags)}
 
 
 def prepare(name: str, shape: str, batch: int) -> tuple[Any, dict[str, Any]]:

@@ -13,7 +13,6 @@ an estimate, not a measurement. `tests/train/test_compiled.py` keeps such facts 
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -99,7 +98,7 @@ def analyze(name: str, args: argparse.Namespace) -> dict[str, Any]:
     from mimjax.train.flops import step_flops
 
     c = methods.config(name, args.size, args.batch)
-    c.update_from_flattened_dict(dict(args.settings))
+    c.update_from_flattened_dict(args.settings)
     devices, hbm = plan.find_devices(args.topology)
     program = plan.make(c, devices)
     compiled, seconds = plan.compile_program(program, hbm)
@@ -114,7 +113,7 @@ def analyze(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "size": args.size,
         "topology": args.topology,
         "batch": args.batch,
-        "settings": dict(args.settings),
+        "settings": args.settings,
         "images_per_chip": images,
         "gflop_per_image": products / 1e9,
         "xla_gflop_per_image": cost.get("flops", float("nan")) / images / 1e9,
@@ -128,14 +127,6 @@ def analyze(name: str, args: argparse.Namespace) -> dict[str, Any]:
     row["flops_ms"] = products * images / chip.flops * 1e3
     row["bytes_ms"] = row["gb_accessed"] * 1e9 / chip.bandwidth * 1e3
     return row | plan.tpu_version(devices)
-
-
-def value(text: str) -> Any:
-    """Return what a setting's text stands for: a number, None, True; else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
 
 
 COLUMNS = {
@@ -181,7 +172,7 @@ def main() -> None:
     kind = args.topology.partition(":")[0]
     if kind not in CHIPS:
         parser.error(f"--topology: {args.topology}; allowed: for example v5e:16x16, v6e:8x8")
-    args.settings = [(key, value(text)) for key, _, text in (x.partition("=") for x in args.set)]
+    args.settings = methods.settings(args.set)
     rows = []
     for name in args.methods.split(","):
         rows.append(analyze(name, args))

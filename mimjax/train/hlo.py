@@ -1,8 +1,9 @@
 """Parser of the collectives in a compiled program's text (optimized HLO), and of its opcodes.
 
 `plan` and the communication tests read every collective that one run of the program executes:
-those in loops are multiplied by the loop's trip count, and the two halves of an asynchronous one
-count once. This is no general HLO parser: it skips every line that it does not know.
+those in loops are multiplied by the loop's trip count. An asynchronous one counts once: its two
+halves, or the chain of fusions in which a TPU computes other things meanwhile. This is no general
+HLO parser: it skips every line that it does not know.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ CALLED = re.compile(r"\b(calls|body|condition|true_computation|false_computation
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\s*\{"n":\s*"(\d+)"')
 SOURCE = re.compile(r'op_name="([^"]*)"')
+CHAIN = re.compile(r'chain_id="([^"]*)"')
 
 
 class Shape(NamedTuple):
@@ -81,6 +83,7 @@ class Collective:
       operands, results: types on one device; a combined collective has several.
       times: how often one run of the program executes it; 0 = inside a loop of unknown length.
       source: name that JAX gave the operation which the compiler turned into this collective.
+      chain: on TPUs, the number of a collective that several fusions share; "" = one alone.
     """
 
     kind: str
@@ -89,6 +92,7 @@ class Collective:
     results: tuple[Shape, ...]
     times: int
     source: str = ""
+    chain: str = ""
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -174,7 +178,7 @@ def _walk(
     computations: dict[str, list[Instruction]], name: str, times: int, caller: str
 ) -> Iterator[Collective]:
     """Yield the collectives of computation `name`, which `caller` runs `times` times."""
-    body = computations.get(name, [])
+    body, chains = computations.get(name, []), set()
     types = {i.name: i.type for i in body}
     for i in body:
         kind = i.opcode.removesuffix("-start")
@@ -190,7 +194,10 @@ def _walk(
             for group in BRANCHES.findall(i.attributes):
                 callees += re.findall(r"[\w.\-]+", group)
             for callee in callees:
-                yield from _walk(computations, callee, times, i.name)
+                for found in _walk(computations, callee, times, i.name):
+                    if not found.chain or (found.kind, found.chain) not in chains:
+                        yield found
+                    chains.add((found.kind, found.chain))
 
 
 def _collective(
@@ -206,8 +213,11 @@ def _collective(
         results = results[len(results) // 2 :]
     if kind == "all-reduce" and caller.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"  # how TPUs write one: a fusion of all-reduce and dynamic-slice
-    source = SOURCE.search(i.attributes)
-    return Collective(kind, i.name, operands, results, times, source.group(1) if source else "")
+    source, chain = (
+        found.group(1) if (found := pattern.search(i.attributes)) else ""
+        for pattern in (SOURCE, CHAIN)
+    )
+    return Collective(kind, i.name, operands, results, times, source, chain)
 
 
 def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> int:

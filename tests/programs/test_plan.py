@@ -100,6 +100,40 @@ def test_asynchronous_pairs_count_once():
     assert len(hlo.collectives(ASYNC)) == 5
 
 
+CHAIN = """HloModule m
+
+%start (p: bf16[2,4]) -> bf16[16,4] {
+  %p = bf16[2,4]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[16,4]{1,0} all-gather(%p), frontend_attributes={chain_id="7"}
+}
+
+%middle (p: bf16[2,4]) -> bf16[16,4] {
+  %p = bf16[2,4]{1,0} parameter(0)
+  ROOT %all-gather.2 = bf16[16,4]{1,0} all-gather(%p), frontend_attributes={chain_id="7"}
+}
+
+%other (p: bf16[2,4]) -> bf16[16,4] {
+  %p = bf16[2,4]{1,0} parameter(0)
+  ROOT %all-gather.3 = bf16[16,4]{1,0} all-gather(%p), frontend_attributes={chain_id="8"}
+}
+
+ENTRY %main (x: bf16[2,4]) -> bf16[16,4] {
+  %x = bf16[2,4]{1,0} parameter(0)
+  %a = bf16[16,4]{1,0} fusion(%x), kind=kCustom, calls=%start
+  %b = bf16[16,4]{1,0} fusion(%x), kind=kCustom, calls=%middle
+  ROOT %c = bf16[16,4]{1,0} fusion(%x), kind=kCustom, calls=%other
+}
+"""
+
+
+def test_fusions_that_share_a_collective_count_it_once():
+    found = hlo.collectives(CHAIN)
+    assert [(c.name, c.chain, c.bytes) for c in found] == [
+        ("all-gather.1", "7", 128),
+        ("all-gather.3", "8", 128),
+    ]
+
+
 def test_types():
     assert [
         s.bytes for s in hlo.shapes("(pred[3], bf16[2,2]{1,0}, s4[4], f8e4m3fn[5], token[])")
