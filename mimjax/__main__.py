@@ -19,6 +19,19 @@ def main(argv: Sequence[str] | None = None) -> None:
       argv: the words after `mimjax`; None = those of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _start(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        from mimjax import stopping
+
+        if not stopping.unread():
+            raise
+        sys.exit(int(Exit.UNREAD))
+
+
+def _start(words: list[str]) -> None:
+    """Run the program that the first word names."""
     if not words or words[0] in ("--help", "-h", "-help", "help"):
         print(usage.programs())
         return

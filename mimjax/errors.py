@@ -43,6 +43,7 @@ class Exit(enum.IntEnum):
     STOPPED = 75  # SIGTERM or SIGUSR1, after saving: the same command continues
     NO_ANSWER = 76  # another process, or a step, did not answer in time
     INTERRUPTED = 130  # Ctrl-C; a run has saved
+    UNREAD = 141  # the program that read stdout has ended, as `head` does
     ENDED = 143  # SIGTERM or SIGUSR1 where there was nothing to save
 
 

@@ -336,6 +336,19 @@ def leave(code: int) -> NoReturn:
     os._exit(int(code))
 
 
+def unread() -> bool:
+    """Return whether the program that reads stdout has ended, as `head` does; then hush stdout."""
+    try:
+        poll, number = select.poll(), sys.stdout.fileno()
+        poll.register(number, 0)
+        gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # stdout is no file, or there is no poll
+        return False
+    if gone:  # what is still in the buffer would fail again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return gone
+
+
 def module_of(words: list[Any]) -> str:
     """Return the module that a command line `python -m MODULE` or `.../MODULE` runs, else ""."""
     for number, word in enumerate(map(str, words[1:]), 1):

@@ -244,6 +244,11 @@ def guard(main: Callable[[], None]) -> None:
     except BaseException as error:
         if line := _lost(error):
             _fail(line, Exit.NO_ANSWER)
+        if isinstance(error, BrokenPipeError) and stopping.unread():
+            line = "stopped: the program that read the output has ended"
+            stopping.SIGNALS.last_words(line, screen=False)
+            _end(line, Exit.UNREAD, said=True)
+            sys.exit(int(Exit.UNREAD))  # quietly, as other programs before `head` do
         if "debug" in FLAGS and FLAGS.debug:
             traceback.print_exc()
         if isinstance(error, ConfigError | RunError | PeerError | NonFiniteError):

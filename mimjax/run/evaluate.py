@@ -165,6 +165,9 @@ class Evaluation:
             self.say(f"{len(results)} of {len(cells)} results are kept from an earlier start")
         spent: dict[tuple[str, str], list[float]] = {}
         todo = [cell for cell in cells if cell not in results]
+        if todo:
+            images = f"{len(self.train):,} training and {len(self.test):,} test images"
+            self.say(f"computing {len(todo)} results from {images}; the first one encodes them")
         for done, cell in enumerate(todo, 1):
             begin = time.perf_counter()
             result = self.chosen[cell.protocol].score(self, cell)

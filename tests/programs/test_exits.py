@@ -1,5 +1,9 @@
 """The table of exit codes, and which error has which."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from mimjax.errors import ConfigError, Exit, PeerError, RunError, code_of
@@ -15,6 +19,7 @@ def test_the_table():
         "STOPPED": 75,
         "NO_ANSWER": 76,
         "INTERRUPTED": 130,
+        "UNREAD": 141,
         "ENDED": 143,
     }
 
@@ -31,3 +36,15 @@ def test_the_table():
 )
 def test_errors(error, code):
     assert code_of(error) == code
+
+
+@pytest.mark.parametrize("words", [("--help",), ("config", "--config=mae")])
+def test_a_program_before_head_ends_quietly(words):
+    read, write = os.pipe()
+    os.close(read)  # nobody reads
+    command = [sys.executable, "-m", "mimjax", *words]
+    run = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert run.returncode == 141
+    assert "roken" not in run.stderr
+    assert "Traceback" not in run.stderr
