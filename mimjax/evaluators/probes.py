@@ -114,7 +114,7 @@ class Score(NamedTuple):
       features: the chosen candidate, such as "mean of block_03".
       setting: standardization and strength, such as "standardized, k=5".
 
-    Both accuracies are NaN where a candidate holds values that are not finite; it is the one named.
+    Both accuracies are NaN where a candidate holds values that are not finite; `features` names it.
     """
 
     accuracy: float

@@ -56,7 +56,7 @@ def with_settings(c: Config, brought: dict[str, Any]) -> Config:
 
 
 def fill(c: Config, needed: bool = True) -> Config:
-    """Return the config with what the model brings.
+    """Return the config with those settings that come from its model.
 
     Args:
       needed: whether a task without a network and without a model is an error.

@@ -143,7 +143,7 @@ def with_file_s_grid(encoder: Student, path: str) -> Any:
 
 
 def brought(owner: Owner) -> dict[str, Any]:
-    """Return the fields of the task whose workdir the path of `owner` names: {name: part}.
+    """Return the parts of another run's task, {name: part}; `owner.path` is the run's workdir.
 
     Raises:
       ConfigError: there is no such folder, or nothing of a run in it.

@@ -1,4 +1,7 @@
-"""The model of a run that trained a head: this with its encoder, tuned or frozen."""
+"""Model of a run that trained a classification head: the head with its encoder.
+
+The encoder was tuned by the run, or frozen.
+"""
 
 from __future__ import annotations
 

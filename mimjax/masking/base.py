@@ -57,9 +57,10 @@ def patch_weights(mask: jax.Array, ids_m: jax.Array, grid: Grid, how: str) -> ja
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """Base class. Its attributes without an annotation are no settings; a subclass may make fields.
+    """Base class of kinds of masking.
 
-    A user's own kind defines `num_masked` and `sample`, or `choose`.
+    A kind of a user's own defines `num_masked` and `sample`, or `choose`. The attributes below are
+    fixed by the class; a subclass that annotates one makes it a setting.
 
     Attributes:
       reads: name of the target whose attention decides; "" = none.

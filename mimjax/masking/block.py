@@ -37,8 +37,8 @@ def block_mask(
 ) -> np.ndarray:
     """Block-wise mask of exactly `num_block` patches (BEiT's generator as BootMAE and CAE have it).
 
-    Rectangles are drawn until the count is reached; the remainder is filled at random should a
-    rectangle fail MAX_TRIES times.
+    Rectangles are drawn until the count is reached. If MAX_TRIES tries find no rectangle, what is
+    lacking is filled at random.
     """
     mask = block_mask_at_most(rng, grid, num_block, min_block, max_block, min_aspect, MAX_TRIES)
     if lacking := num_block - int(mask.sum()):

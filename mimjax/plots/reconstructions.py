@@ -1,6 +1,6 @@
 """Pictures as a grid of captioned columns: arrays in, Pillow images out.
 
-Reconstructions are drawn so, and other pictures too; what the columns show, the callers decide
+Reconstructions and other pictures are drawn with it. Callers decide what the columns show
 (`inference/presentation.py`). This module reads no file and runs no network.
 """
 

@@ -78,7 +78,8 @@ def with_model(config: Config, path: str | None) -> Config:
     for parent in parents:
         section = section[parent]
     if section[last] not in (None, path):
-        raise ConfigError(f"--model: {path}, beside --config.{key}={section[last]}; allowed: one")
+        given = f"--config.{key}={section[last]}"
+        raise ConfigError(f"--model: {path}, but {given} is given too; allowed: one of them")
     section[last] = path
     return config
 

@@ -74,10 +74,10 @@ Results = Mapping[Cell, dict[str, Any]]
 
 
 class Protocol:
-    """The base class of protocols, frozen dataclasses; flags may change their fields.
+    """Base class of protocols. A protocol is a frozen dataclass, whose fields flags may change.
 
     Attributes:
-      title: name in the table; declared here and no field, a subclass gives it a place.
+      title: name in the table; every protocol has a field for it.
     """
 
     title: str

@@ -137,7 +137,9 @@ class FineTuned(Protocol):
                     "as method.drop_path, optimizer.weight_decay, data.augment.scale"
                 )
             if key in ("epochs", "steps") and self.epochs is not None:
-                raise ConfigError(f"{FLAG}: {key}: beside --epochs={self.epochs}; allowed: one")
+                raise ConfigError(
+                    f"{FLAG}: {key}: --epochs={self.epochs} is given too; allowed: one of them"
+                )
         return [overrides.Override(key, value if sign else None) for key, sign, value in parts]
 
     def config(self, evaluation: Evaluation, cell: Cell, images: int) -> Config:

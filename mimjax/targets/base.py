@@ -116,7 +116,7 @@ class Target:
         return {}
 
     def readers(self) -> dict[str, Reader]:
-        """Return, by name, how each network that a run of this project can train is read."""
+        """Return {name: reader} of those networks that a run of this project can train."""
         return {}
 
     def fit(self, frozen: PyTree, encoder: Student, images: Callable[[int], jax.Array]) -> PyTree:

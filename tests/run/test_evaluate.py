@@ -299,7 +299,10 @@ def test_augmented_training_images(run, tmp_path):
         ([*TUNE, "--fine_tune=method.no=1"], "--fine_tune: config.method.no: unknown; allowed: "),
         ([*TUNE, "--fine_tune=accum"], "--fine_tune: config.accum: no value; allowed: "),
         ([*TUNE, "--fine_tune=seed=1"], "--fine_tune: seed: the evaluation decides it; allowed: "),
-        ([*TUNE, "--fine_tune=steps=9", "--epochs=2"], "steps: beside --epochs=2; allowed: one"),
+        (
+            [*TUNE, "--fine_tune=steps=9", "--epochs=2"],
+            "steps: --epochs=2 is given too; allowed: one of them",
+        ),
         ([*TUNE, "--fine_tune=batch_size=99", "--count=60"], "99, but 50 labeled images are l"),
         (
             [*TUNE, "--fine_tune=method.mixing.mixup=0.5", "--fine_tune=batch_size=15"],

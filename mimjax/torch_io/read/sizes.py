@@ -93,7 +93,7 @@ class FileTensors:
         """Return the keys of the file that nothing uses, sorted.
 
         Args:
-          read: our paths of the parameters that were read; fixed position tables are used too.
+          read: our paths of the parameters that were read. Fixed position tables count as used.
         """
         known = {k for p in read for k in self.keys.get(p, ())} | {*detect.TABLES[self.layout][1]}
         tables = [p for p in self.keys if p.endswith("/pos_embed")]
