@@ -290,7 +290,7 @@ def test_model_is_for_recipes_that_begin_with_one(model, tmp_path):
     words = (f"--model={model}", f"--workdir={tmp_path / 'new'}")
     for config, more, line in (
         ("mae:demo", (), "mimjax.methods.mae:MAE begins with no trained model; allowed: a transf"),
-        ("linear_probe:demo", ("--config.method.encoder.path=random",), "beside --config.method."),
+        ("linear_probe:demo", ("--config.method.encoder.path=random",), "but --config.method."),
     ):
         said = helpers.answer("train", f"--config={config}", *more, *words)
         assert said.returncode == 2
