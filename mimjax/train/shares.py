@@ -111,7 +111,7 @@ def _evaluate(
     """
     env: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args]))
     value = lambda v: v.val if isinstance(v, Literal) else env[v]
-    zero, images = set(), {v for v, r in zip(jaxpr.invars, read) if r}
+    zero, turned, images = set(), set(), {v for v, r in zip(jaxpr.invars, read) if r}
     seen = lambda eqn_vars: [not isinstance(v, Literal) and v in images for v in eqn_vars]
     for eqn in jaxpr.eqns:
         info, name, now = eqn.source_info, eqn.primitive.name, seen(eqn.invars)
@@ -125,12 +125,16 @@ def _evaluate(
                 program, constants = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
                 out, after = _evaluate(program, constants, values, now, rows)
             else:
-                specs = _splits(eqn, now, rows, zero)
+                specs = _splits(eqn, now, rows, zero, turned)
                 out, after = _apply(eqn, values, specs), [any(now)] * len(eqn.outvars)
         env.update(zip(eqn.outvars, out))
         images |= {v for v, r in zip(eqn.outvars, after) if r}
         if name == "broadcast_in_dim" and _is_zero(eqn.invars[0]):
             zero.add(eqn.outvars[0])
+        if name == "transpose" and eqn.params["permutation"] == (1, 0) and now[0]:
+            turned |= set(eqn.outvars) if eqn.invars[0] not in turned else set()
+        if name == "optimization_barrier":
+            turned |= {v for u, v, r in zip(eqn.invars, eqn.outvars, now) if r and u in turned}
     return [value(v) for v in jaxpr.outvars], seen(jaxpr.outvars)
 
 
@@ -181,7 +185,7 @@ def _linear(eqn: JaxprEqn, shared: list[bool]) -> bool:
 
 
 def _splits(
-    eqn: JaxprEqn, read: list[bool], rows: int, zero: set[Any]
+    eqn: JaxprEqn, read: list[bool], rows: int, zero: set[Any], turned: set[Any]
 ) -> tuple[PartitionSpec, ...] | None:
     """Return how the operands are split so that each device sums over its own images alone.
 
@@ -190,6 +194,7 @@ def _splits(
     Args:
       read: which of the operands read images.
       zero: arrays that are nothing but zeros.
+      turned: matrices of images that were transposed, so images are in their second axis.
 
     Returns:
       None = the operation does not sum over images.
@@ -201,7 +206,10 @@ def _splits(
         return (BATCH,) if read[0] and 0 in p["axes"] and many(shapes[0]) else None
     if name == "dot_general" and all(read):
         for pair in zip(*p["dimension_numbers"][0]):
-            kept = any(axis and many(shape) for axis, shape in zip(pair, shapes))
+            kept = any(
+                axis and many(shape) and v not in turned
+                for axis, shape, v in zip(pair, shapes, eqn.invars)
+            )
             if 0 in pair and many(shapes[0], pair[0]) and not kept:
                 return tuple(PartitionSpec(*[None] * axis, AXES) for axis in pair)
     if name == "conv_general_dilated" and all(read):
