@@ -212,7 +212,7 @@ class Signals:
         name = NAMES[self.asked or signal.SIGTERM]
         if self.saved:
             return f"stopped by {name}: the same command continues from the newest checkpoint"
-        return f"stopped by {name}: there was nothing to save"
+        return f"stopped by {name}: nothing more had to be saved"
 
     def code(self) -> Exit:
         """Return the exit code of the signal that was received."""

@@ -129,7 +129,7 @@ print("as before")
 @pytest.mark.parametrize(
     ("body", "code", "out", "err"),
     [
-        (BUSY, 143, "undone\n", "stopped by SIGTERM: there was nothing to save\n"),
+        (BUSY, 143, "undone\n", "stopped by SIGTERM: nothing more had to be saved\n"),
         (TWICE, 130, "the file is whole\nlog: ", "stopped at once by a second Ctrl-C"),
         (IGNORED, 0, "as before\n", ""),
     ],

@@ -168,6 +168,7 @@ class Evaluation:
         if todo:
             images = f"{len(self.train):,} training and {len(self.test):,} test images"
             self.say(f"computing {len(todo)} results from {images}; the first one encodes them")
+            self.say("the same command continues a stopped evaluation")
         for done, cell in enumerate(todo, 1):
             begin = time.perf_counter()
             result = self.chosen[cell.protocol].score(self, cell)

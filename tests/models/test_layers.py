@@ -63,15 +63,24 @@ def test_a_product_of_tokens_is_that_of_a_linear_layer(width, out):
 
 
 @pytest.mark.parametrize(("width", "out"), [(6, 24), (24, 6)])
-def test_on_cpu_a_kernel_s_gradient_is_a_product_of_matrices(width, out):
+def test_on_cpu_a_kernel_s_gradient_is_a_product_of_matrices_as_they_lie(width, out):
     loss = lambda x, kernel: jnp.sin(layers.matrix_product(x, kernel, NUMBERS)).sum()
     x, kernel = random(1, 4, 5, width), random(2, width, out)
     jaxpr = jax.make_jaxpr(jax.grad(loss, 1))(x, kernel)
-    products = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
-    assert len(products) == 2
-    for eqn in products:
-        assert [v.aval.ndim for v in eqn.invars] == [2, 2]
-    assert products[1].params["dimension_numbers"][0] == ((0,), (0,))  # over 20 rows
+    # The primal product is inside the program of the derivative; over 20 rows:
+    product = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"][-1]
+    text = jax.jit(jax.grad(loss, 1)).lower(x, kernel).compile().as_text()
+    lhs, rhs = (v.aval.shape for v in product.invars)
+    assert {lhs, rhs} == {(6, 20), (20, 24)}
+    numbers = "lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+    assert text.count(numbers) == text.count(" dot(") == 2
+
+
+def test_no_product_is_made_for_an_input_that_is_not_differentiated():
+    loss = lambda kernel, x: layers.matrix_product(x, kernel, NUMBERS).sum()
+    kernel, x = random(2, 6, 24), random(1, 4, 5, 6)
+    text = jax.jit(jax.grad(loss)).lower(kernel, x).compile().as_text()
+    assert text.count(" dot(") == 1
 
 
 def test_attend_is_softmax_attention():

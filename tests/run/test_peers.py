@@ -138,7 +138,7 @@ def test_one_that_is_gone_ends_the_others(ends):
 
 
 def test_one_that_was_asked_to_stop_takes_the_others_along(ends):
-    line = "stopped by SIGTERM: there was nothing to save"
+    line = "stopped by SIGTERM: nothing more had to be saved"
     with pytest.raises(Ended, match=f"143 {line}"):
         Peers(Store(), 0, 2).look({"left/1": f"143 {line}"}, 0.0)
     with ends.deferred():  # while this one saves
