@@ -149,7 +149,7 @@ def _multiply_jvp(precision, how, primals, tangents):
     before; barriers keep XLA from putting the transpose into the product again.
     """
     (x, kernel), (dx, dkernel) = primals, tangents
-    out, terms = _multiply(x, kernel, precision, how), []
+    out, terms = _dot(x, kernel, 1, 0, precision, how), []  # seen by policies of `remat`
     apart = jax.lax.optimization_barrier
     if not isinstance(dx, SymbolicZero):
         terms.append(_dot(dx, kernel, 1, 0, precision, how))
