@@ -230,7 +230,7 @@ def small_probe(c: Config, data: str, lr: float) -> None:
 
 
 def small_tuning(c: Config, data: str) -> None:
-    """Set minutes of fine-tuning of a demo's encoder.
+    """Set a fine-tuning of a demo's encoder that takes minutes.
 
     Args:
       data: a name of LABELED, on which the encoder was trained.

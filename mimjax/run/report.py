@@ -256,7 +256,7 @@ def tiles(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def metrics(rows: list[dict[str, Any]]) -> list[str]:
-    """Return the names of all numbers that are drawn; a loss of one term is its total."""
+    """Return the names of all numbers that are drawn; a term that is the whole loss is left out."""
     names = [k for k in dict.fromkeys(k for r in rows for k in r) if k not in SHOWN_ELSEWHERE]
     terms = [k for k in names if k.startswith("loss/") and k != "loss/total"]
     return [k for k in names if len(terms) != 1 or k not in terms]

@@ -131,8 +131,9 @@ def _evaluate(
         images |= {v for v, r in zip(eqn.outvars, after) if r}
         if name == "broadcast_in_dim" and _is_zero(eqn.invars[0]):
             zero.add(eqn.outvars[0])
-        if name == "transpose" and eqn.params["permutation"] == (1, 0) and now[0]:
-            turned |= set(eqn.outvars) if eqn.invars[0] not in turned else set()
+        turn = name == "transpose" and eqn.params["permutation"] == (1, 0)
+        if turn and now[0] and eqn.invars[0] not in turned:  # a second turn undoes the first
+            turned.add(eqn.outvars[0])
         if name == "optimization_barrier":
             turned |= {v for u, v, r in zip(eqn.invars, eqn.outvars, now) if r and u in turned}
     return [value(v) for v in jaxpr.outvars], seen(jaxpr.outvars)

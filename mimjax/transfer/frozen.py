@@ -51,7 +51,7 @@ class FrozenEncoder:
 
     @property
     def module(self) -> Any:
-        """The network for the images of the run."""
+        """The network, with the channels and the size of the run's images."""
         network: Any = DEFAULT if self.network is None else self.network
         network = network.clone(channels=len(self.statistics[0]))
         return network if self.size is None else at_size(network, self.size)

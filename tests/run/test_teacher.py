@@ -149,7 +149,7 @@ def test_several_teachers_of_one_kind(tmp_path):
 
 
 def test_a_basis_beside_a_file(codes, tmp_path):
-    """What is estimated from the data comes from no file, and needs no path."""
+    """A basis that is estimated from the data is read from no file, so it needs no path."""
     c = helpers.small("mae", **{"method.pixel_target": PCA(4)})
     made = helpers.make(c)[1]
     photos = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), np.uint8)

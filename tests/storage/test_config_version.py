@@ -93,7 +93,7 @@ def test_options_that_all_sources_have_go_where_these_stand():
 
 @pytest.mark.parametrize(("before", "now"), [(False, "none"), (True, "full")])
 def test_what_is_computed_twice_has_a_name(before, now):
-    """A user's class keeps what it calls so."""
+    """A setting `remat` of a user's own class is left as it is."""
     own = {"type": "/mine.py:Own", "remat": before}
     shipped = {"type": "mimjax.models.vit:ViT", "remat": before}
     method = {"encoder": {"remat": before}, "target": {"network": shipped}, "mine": own}
